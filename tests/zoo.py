@@ -76,6 +76,7 @@ def _image(size: int) -> dict[str, tuple[int, ...]]:
     return {"image": (3, size, size)}
 
 
+_TOKENS: tuple[dict[str, tuple[int, ...]], dict[str, int], int] = ({"tokens": (7,)}, {"tokens": 97}, 1)
 _BERT_INPUTS = {"input_ids": (7,), "token_type_ids": (7,), "attention_mask": (7,)}
 _BERT_VOCABULARY = {"input_ids": 97, "token_type_ids": 2, "attention_mask": 2}
 
@@ -93,9 +94,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("shufflenet_v2", "convolutional", "shufflenet_v2", _image(32)),
         Architecture("convnext", "convolutional", "ConvNeXt", _image(32)),
         Architecture("vgg", "convolutional", "vgg", _image(32)),
+        Architecture("unet", "dense_prediction", "UNet", _image(16)),
+        Architecture("yolo", "dense_prediction", "Detector", _image(64)),
+        Architecture("lstm", "recurrent", "Lstm", {"x": (6, 12)}, sequence_axis=1),
+        Architecture("gru_bidirectional", "recurrent", "BidirectionalGru", {"tokens": (6,)}, {"tokens": 53}, 1),
+        Architecture("rnn", "recurrent", "ElmanRnn", {"x": (6, 12)}, sequence_axis=1),
         Architecture("vit", "transformers", "ViT", _image(16)),
         Architecture("vit_mha", "transformers", "vit_mha", _image(16)),
         Architecture("bert", "transformers", "Bert", _BERT_INPUTS, _BERT_VOCABULARY, sequence_axis=1),
+        Architecture("swin", "swin", "Swin", _image(32)),
+        Architecture("gpt", "language", "Gpt", *_TOKENS),
+        Architecture("llama", "language", "llama", *_TOKENS),
+        Architecture("gqa_broadcast", "language", "gqa_broadcast", *_TOKENS),
+        Architecture("gqa_sdpa", "language", "gqa_sdpa", *_TOKENS),
+        Architecture("mixture_of_experts", "language", "mixture_of_experts", *_TOKENS),
+        Architecture("control_flow", "control_flow", "ControlFlow", {"image": (3, 16, 16), "steps": (1,)}, {"steps": 4}),
     ]
 }
 
@@ -139,6 +152,8 @@ def _serialised(name: str, exporter: str, opset: int) -> bytes:
     buffer = io.BytesIO()
     with _quiet():  # not under no_grad: nn.MultiheadAttention would take its fused inference path, which has no ONNX form
         model, inputs = architecture.build(), architecture.inputs(_EXPORT_BATCH)
+        if hasattr(model, "exportable"):
+            model = model.exportable(exporter)
         if exporter == "legacy":
             torch.onnx.export(model, inputs, buffer, dynamo=False, dynamic_axes=architecture.dynamic_axes, **arguments)
             return buffer.getvalue()

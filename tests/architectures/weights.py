@@ -32,11 +32,11 @@ def randomise(module: nn.Module, name: str) -> nn.Module:
 
 
 def _fill(path: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
-    if parameter.dim() >= 2:
+    if "bias" in path.rsplit(".", 1)[-1]:
+        parameter.normal_(0.0, 0.2, generator=generator)
+    elif parameter.dim() >= 2:
         stacked = path.rsplit(".", 1)[-1].startswith("experts")  # [expert, in, out]: the fan is not the trailing volume
         fan_in = parameter.shape[1] if stacked else parameter[0].numel()
         parameter.normal_(0.0, math.sqrt(1.6 / fan_in), generator=generator)
-    elif "bias" in path:
-        parameter.normal_(0.0, 0.2, generator=generator)
     else:  # scales of normalisations and layer scales
         parameter.uniform_(0.5, 1.5, generator=generator)
