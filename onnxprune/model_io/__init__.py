@@ -1,0 +1,37 @@
+"""Load and save ONNX models: the only part of onnxprune that touches model files.
+
+    load(path)            a file becomes an `onnx_ir.Model`, checked, functions inlined, old opsets upgraded
+    load_any(model)       the same for a path, an `onnx.ModelProto` or an `onnx_ir.Model`, never changing what came in
+    save(model, path)     the model appears at `path` whole or not at all
+    check_output(path)    what `save` would refuse, asked before the work starts
+    sha256(path)          one hash over the model file and its external data
+    to_bytes, to_proto, serialized_size   the model in memory, and how large it will be
+
+What a loaded model guarantees to everything downstream: no local functions, no sparse tensors, no training
+information, opset 7 or newer and one that ONNX Runtime runs, nodes in topological order, every value defined. Large
+weights kept in external data stay on disk, memory-mapped, until somebody reads them.
+"""
+
+from __future__ import annotations
+
+from .hashing import sha256
+from .limits import Limits
+from .loading import load, load_any
+from .saving import Saved, check_output, save
+from .serialise import serialized_size, to_bytes, to_proto
+from .source import Source, source_of
+
+__all__ = [
+    "Limits",
+    "Saved",
+    "Source",
+    "check_output",
+    "load",
+    "load_any",
+    "save",
+    "serialized_size",
+    "sha256",
+    "source_of",
+    "to_bytes",
+    "to_proto",
+]

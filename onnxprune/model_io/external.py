@@ -1,0 +1,120 @@
+"""External data: where a tensor's bytes lie outside the model file, and whether they may be read.
+
+A model is data from elsewhere, so a location is only followed inside the model's own folder: no absolute path, no
+`..`, no symbolic link that leads out, no hard link (which could be any file of the disk under an innocent name).
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+from onnx.external_data_helper import ExternalDataInfo
+
+from onnxprune.errors import ModelError
+
+from . import protobuf
+
+
+def check_external_data(proto: onnx.ModelProto, folder: Path | None) -> tuple[Path, ...]:
+    """Check every external tensor and return the data files used, resolved, in order of first use.
+
+    Args:
+        proto: The model, read without its external data.
+        folder: The folder that locations are relative to; None when the model came without a file.
+
+    Raises:
+        ModelError: A data file is missing, too short, outside the folder, or there is no folder.
+    """
+    sizes: dict[str, tuple[Path, int]] = {}
+    tensors = [*protobuf.initializers(proto), *protobuf.attribute_tensors(proto)]
+    for sparse in protobuf.sparse_tensors(proto):
+        tensors += [sparse.values, sparse.indices]
+    for tensor in tensors:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = _location(tensor)
+        if location not in sizes:
+            sizes[location] = _data_file(tensor.name, location, folder)
+        _check_extent(tensor, *sizes[location])
+    return tuple(dict.fromkeys(path for path, _ in sizes.values()))
+
+
+def embed_outside_initializers(proto: onnx.ModelProto, folder: Path) -> None:
+    """Read external attribute tensors and the parts of sparse tensors into the proto; initializers stay on disk.
+
+    onnx-ir keeps only initializers lazily and safely: its save leaves external attribute tensors dangling.
+    """
+    tensors = list(protobuf.attribute_tensors(proto))
+    for sparse in protobuf.sparse_tensors(proto):
+        tensors += [sparse.values, sparse.indices]
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def byte_size(tensor: onnx.TensorProto) -> int:
+    """Bytes that the tensor's elements take as raw data.
+
+    Raises:
+        ModelError: A negative dimension, or an element type that onnx-ir does not know.
+    """
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}.")
+    try:
+        bits = ir.DataType(tensor.data_type).bitwidth
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}.") from error
+    return (math.prod(tensor.dims) * bits + 7) // 8
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    if not location:
+        raise ModelError(f"tensor '{tensor.name}' has external data but names no file.")
+    return location
+
+
+def _data_file(name: str, location: str, folder: Path | None) -> tuple[Path, int]:
+    """The resolved data file and its size in bytes, once it has been found safe to read."""
+    if folder is None:
+        raise ModelError(
+            f"tensor '{name}' has its data in '{location}', but the model came without a folder: load it from its file."
+        )
+    where = f"the external data '{location}' of tensor '{name}'"
+    if PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive or "\0" in location:
+        raise ModelError(f"{where} is an absolute path: external data must lie in the folder of the model.")
+    root = folder.resolve()
+    path = (root / location).resolve()
+    if not path.is_relative_to(root) or ".." in PurePosixPath(location).parts:
+        raise ModelError(
+            f"{where} leads out of the model's folder: copy the data into the folder and refer to it there."
+        )
+    try:
+        status = path.stat()
+    except OSError:
+        raise ModelError(f"{where} is missing: it should be at '{path}'.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{where} is not a regular file.")
+    if status.st_nlink > 1:
+        raise ModelError(f"{where} has several hard links, so it may be a file from elsewhere: make a copy of it.")
+    return path, status.st_size
+
+
+def _check_extent(tensor: onnx.TensorProto, path: Path, size: int) -> None:
+    """Refuse a tensor whose bytes do not lie whole inside its data file."""
+    try:
+        info = ExternalDataInfo(tensor)
+        offset, length = int(info.offset or 0), int(info.length or 0)
+    except ValueError as error:
+        raise ModelError(f"tensor '{tensor.name}' has an unreadable offset or length of external data.") from error
+    need = byte_size(tensor)
+    if offset < 0 or length < 0 or (length and length != need):
+        raise ModelError(f"tensor '{tensor.name}' needs {need:,} bytes of external data but states {length:,}.")
+    if offset + need > size:
+        raise ModelError(f"'{path}' is truncated: tensor '{tensor.name}' ends at byte {offset + need:,} of {size:,}.")

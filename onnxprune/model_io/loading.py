@@ -1,0 +1,142 @@
+"""From a file, protobuf or model in memory to a checked `onnx_ir.Model`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir import external_data
+
+from onnxprune.errors import ModelError
+
+from . import protobuf
+from .densify import make_dense, refuse_training_info
+from .external import byte_size, check_external_data, embed_outside_initializers
+from .limits import Limits, runtime_refusal
+from .serialise import to_proto
+from .source import Source, set_source
+from .upgrade import inline_functions, upgrade_opset
+
+_DEFAULT_LIMITS = Limits()
+
+
+def load(path: str | os.PathLike[str], *, limits: Limits = _DEFAULT_LIMITS) -> ir.Model:
+    """Read a model file.
+
+    External data is checked, then left on disk, memory-mapped where it is read. Local functions are inlined; an
+    opset older than `limits.oldest_opset` is upgraded; sparse tensors are made dense.
+
+    Raises:
+        ModelError: The file is no model that onnxprune can work with; one sentence says which and why.
+    """
+    path = Path(path)
+    proto = protobuf.read_proto(path)
+    folder = Path(os.path.abspath(path)).parent
+    return _model(proto, str(path), folder, Path(os.path.abspath(path)), limits)
+
+
+def load_any(
+    model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, *, limits: Limits = _DEFAULT_LIMITS
+) -> ir.Model:
+    """A model from a path, an `onnx.ModelProto` or an `onnx_ir.Model`; what came in is never changed.
+
+    Raises:
+        ModelError: As `load`; a ModelProto with external data is refused, since it has no folder.
+        TypeError: `model` is something else.
+    """
+    if isinstance(model, ir.Model):
+        return _copy(model, limits)
+    if isinstance(model, onnx.ModelProto):
+        protobuf.check_is_model(model, "the model")
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+        return _model(proto, "the model", None, None, limits)
+    if isinstance(model, (str, os.PathLike)):
+        return load(model, limits=limits)
+    raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
+
+
+def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | None, limits: Limits) -> ir.Model:
+    refuse_training_info(proto, name)
+    data_files = check_external_data(proto, folder)
+    if folder is not None and data_files:
+        embed_outside_initializers(proto, folder)
+    make_dense(proto, limits)
+    proto = inline_functions(proto, name)
+    proto = upgrade_opset(proto, limits.oldest_opset, name)
+    _refuse_versions(proto.ir_version, protobuf.default_opset(proto), name)
+    _check_initializers(proto, name)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
+        raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
+    if folder is not None:
+        external_data.set_base_dir(model.graph, str(folder))
+    _check_graph(model, name)
+    if path is not None:
+        set_source(model, Source(path, data_files))
+    return model
+
+
+def _copy(model: ir.Model, limits: Limits) -> ir.Model:
+    """A model in memory that shares no mutable part with the caller's, only tensors."""
+    if model.functions:
+        # The inliner works on protobufs. Reading the weights in is the price of this rare case.
+        return _model(to_proto(model), "the model", None, None, limits)
+    _refuse_versions(model.ir_version, model.opset_imports.get(""), "the model")
+    copy = model.clone()
+    _check_graph(copy, "the model")
+    return copy
+
+
+def _refuse_versions(ir_version: int, opset: int | None, name: str) -> None:
+    refusal = runtime_refusal(ir_version, opset)
+    if refusal:
+        versions = f"IR version {ir_version}" + (f" and opset {opset}" if opset is not None else "")
+        raise ModelError(f"'{name}' has {versions}, and {refusal}.")
+
+
+def _check_initializers(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse initializers without a name, and embedded data whose length does not fit the shape."""
+    for tensor in protobuf.initializers(proto):
+        if not tensor.name:
+            raise ModelError(f"'{name}' has an initializer without a name.")
+        need = byte_size(tensor)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
+            raise ModelError(
+                f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {len(tensor.raw_data):,}."
+            )
+
+
+def _check_graph(model: ir.Model, name: str) -> None:
+    """Refuse undefined values and cycles; put nodes into topological order where they are not.
+
+    ONNX asks for sorted nodes, but ONNX Runtime sorts by itself, so that unsorted files exist.
+    """
+    unsorted = False
+    for graph in model.graphs():
+        seen: set[ir.Node] = set()
+        for node in graph:
+            for value in node.inputs:
+                if value is None:
+                    continue
+                producer = value.producer()
+                if producer is not None:
+                    unsorted |= producer.graph is graph and producer not in seen
+                elif not (value.is_graph_input() or value.is_initializer()):
+                    raise ModelError(
+                        f"'{name}' is not a valid ONNX graph: value '{value.name}', read by node '{node.name}' "
+                        f"({node.op_type}), is produced nowhere."
+                    )
+            seen.add(node)
+        for value in graph.outputs:
+            if value.producer() is None and not (value.is_graph_input() or value.is_initializer()):
+                raise ModelError(f"'{name}' is not a valid ONNX graph: output '{value.name}' is produced nowhere.")
+    if unsorted:
+        try:
+            model.graph.sort()
+        except ValueError as error:
+            raise ModelError(f"'{name}' is not a valid ONNX graph: its nodes form a cycle.") from error

@@ -1,0 +1,184 @@
+"""Write a model so that it appears whole or not at all, and never over its own source.
+
+A model that came with external data, or is near the 2 GB that a protobuf can hold, gets its weights in one data file
+beside it, `<name>.<hash>.data`. The name holds a hash of the content: two writers never write into each other's data,
+the model that is being replaced stays whole until the rename, and the same model always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError
+
+from . import protobuf
+from .atomic import publish, sync, temporary_beside
+from .external import check_external_data
+from .serialise import all_initializers, write_model
+from .source import Source, source_of
+
+EXTERNAL_THRESHOLD = 1_900_000_000
+_INLINE_BYTES = 1024  # smaller tensors stay in the model file, where shape inference reads them
+_ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    Attributes:
+        path: The model file.
+        data_file: Its external data; None when the weights are embedded.
+        size: Bytes of both together.
+        stale: Data files of the model that was replaced. They are left alone, since a copy of that model may use them.
+    """
+
+    path: Path
+    data_file: Path | None
+    size: int
+    stale: tuple[Path, ...] = ()
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool = False, source: Source | None = None) -> None:
+    """Refuse an output path that `save` would refuse, before the work starts.
+
+    Raises:
+        ModelError: The path is the input or one of its data files, exists (without `force`), is a folder, or its
+            folder is missing or cannot be written to.
+    """
+    path = Path(path)
+    for file in source.files if source else ():
+        if _same_file(path, file):
+            raise ModelError(f"the output '{path}' is the input '{file}', which is never changed: choose another name.")
+    if path.is_dir():
+        raise ModelError(f"the output '{path}' is a folder: name a file in it.")
+    if path.exists() and not force:
+        raise ModelError(f"the output '{path}' exists already: use --force to replace it, or choose another name.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise ModelError(f"the output '{path}' cannot be written: there is no folder '{folder}'.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ModelError(f"the output '{path}' cannot be written: no permission to write into '{folder}'.")
+
+
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    source: Source | None = None,
+    external: bool | None = None,
+    external_threshold: int = EXTERNAL_THRESHOLD,
+) -> Saved:
+    """Write the model; the model itself stays as it is.
+
+    Args:
+        model: The model.
+        path: Where it appears.
+        force: Replace an existing file.
+        source: Files that must not be written to; by default those the model was loaded from.
+        external: Whether weights go to external data. By default they do when they came so, and when the weights
+            take more than `external_threshold` bytes.
+        external_threshold: In bytes.
+
+    Raises:
+        ModelError: As `check_output`, or the disk is full, or some such; nothing is left behind then.
+    """
+    path = Path(path)
+    source = source or source_of(model)
+    check_output(path, force=force, source=source)
+    if external is None:
+        external = bool(source and source.data_files)
+    values = list(all_initializers(model))
+    if external or sum(value.const_value.nbytes for value in values if value.const_value) > external_threshold:
+        placed = [value for value in values if _goes_out(value)]
+    else:
+        placed = []
+    try:
+        stale = _data_files_of(path) if force else ()
+        saved = _write(model, path, placed, replace=force)
+    except FileExistsError:
+        raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
+    except OSError as error:
+        raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
+    return dataclasses.replace(saved, stale=tuple(file for file in stale if file != saved.data_file))
+
+
+def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool) -> Saved:
+    """Write the data file, then the model; publish the data first, so that no model ever lacks its data."""
+    with ExitStack() as stack:
+        data_file, data_temporary = None, None
+        placement: dict[ir.Value, ir.ExternalTensor] = {}
+        if placed:
+            data_temporary, file = stack.enter_context(temporary_beside(path))
+            extents, digest = _write_tensors(placed, file)
+            sync(file)
+            data_file = path.with_name(f"{path.name}.{digest[:12]}.data")
+            placement = {value: _reference(value, data_file.name, extents[value]) for value in placed}
+        temporary, file = stack.enter_context(temporary_beside(path))
+        write_model(model, file, placement)
+        sync(file)
+        size = file.tell() + (data_temporary.stat().st_size if data_temporary else 0)
+        if data_temporary and data_file:
+            publish(data_temporary, data_file, replace=True)
+        publish(temporary, path, replace=replace)
+    return Saved(path, data_file, size)
+
+
+def _write_tensors(values: Iterable[ir.Value], file: IO[bytes]) -> tuple[dict[ir.Value, tuple[int, int]], str]:
+    """Write tensors one after the other; returns (offset, length) in bytes of each, and the file's sha256."""
+    extents: dict[ir.Value, tuple[int, int]] = {}
+    digest = hashlib.sha256()
+    offset = 0
+    for value in values:
+        assert value.const_value is not None
+        padding = b"\0" * (-offset % _ALIGNMENT)
+        data = value.const_value.tobytes()
+        for part in (padding, data):
+            file.write(part)
+            digest.update(part)
+        extents[value] = (offset + len(padding), len(data))
+        offset += len(padding) + len(data)
+    return extents, digest.hexdigest()
+
+
+def _reference(value: ir.Value, location: str, extent: tuple[int, int]) -> ir.ExternalTensor:
+    tensor = value.const_value
+    assert tensor is not None
+    return ir.ExternalTensor(
+        location,
+        *extent,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=value.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _goes_out(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= _INLINE_BYTES
+
+
+def _data_files_of(path: Path) -> tuple[Path, ...]:
+    """The data files of the model that is about to be replaced; none if it is no model."""
+    try:
+        return check_external_data(protobuf.read_proto(path), path.resolve().parent)
+    except ModelError:
+        return ()
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)

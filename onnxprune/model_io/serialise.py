@@ -1,0 +1,216 @@
+"""From `onnx_ir.Model` to bytes, streaming the weights.
+
+Protobuf allows the fields of a message in any order, so a model is written as a skeleton (everything but the main
+graph's initializers, a few kilobytes per node) followed by one initializer after the other, each read, written and
+forgotten. Memory stays at the largest tensor, where building a ModelProto first would take the model three times.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import onnx
+import onnx_ir as ir
+from onnx_ir import serde
+
+from onnxprune.errors import ModelError
+
+_GRAPH_FIELD = 7 << 3 | 2  # ModelProto.graph
+_INITIALIZER_FIELD = 5 << 3 | 2  # GraphProto.initializer
+_RAW_DATA_FIELD = 9 << 3 | 2  # TensorProto.raw_data
+PROTOBUF_LIMIT = (1 << 31) - 1
+
+
+class Writer(Protocol):
+    """What the model is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf, external data read in.
+
+    Raises:
+        ModelError: The model is larger than a protobuf can be (2 GiB), or a value has no tensor.
+    """
+    buffer = io.BytesIO()
+    write_model(model, buffer, {})
+    return buffer.getvalue()
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as a ModelProto of its own, external data read in.
+
+    Raises:
+        ModelError: As `to_bytes`.
+    """
+    proto = onnx.ModelProto()
+    proto.ParseFromString(to_bytes(model))
+    return proto
+
+
+def serialized_size(model: ir.Model) -> int:
+    """Bytes of the saved model: model file and external data together, without writing it.
+
+    Exact for embedded weights; a few bytes per tensor off where weights are external.
+    """
+    head, graph, tensors = _parts(model, {})
+    body = len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
+    return len(head) + _framed_size(body)
+
+
+def write_model(model: ir.Model, file: Writer, placement: Mapping[ir.Value, ir.ExternalTensor]) -> None:
+    """Write the model file; initializers in `placement` as references to external data, all others embedded.
+
+    Raises:
+        ModelError: The file would exceed 2 GiB, or a value has no tensor.
+    """
+    head, graph, tensors = _parts(model, placement)
+    body = len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
+    if len(head) + _framed_size(body) > PROTOBUF_LIMIT:
+        raise ModelError("the model is larger than the 2 GiB that a protobuf can hold: save it with external data.")
+    file.write(head)
+    file.write(_varint(_GRAPH_FIELD) + _varint(body))
+    file.write(graph)
+    for header, tensor in tensors:
+        file.write(_varint(_INITIALIZER_FIELD) + _varint(_tensor_size(header, tensor)) + header)
+        if tensor is not None:
+            data = tensor.tobytes()
+            if len(data) != tensor.nbytes:
+                raise ModelError(f"tensor '{tensor.name}' has {len(data):,} bytes of data but needs {tensor.nbytes:,}.")
+            file.write(_varint(_RAW_DATA_FIELD) + _varint(len(data)))
+            file.write(data)
+
+
+def all_initializers(model: ir.Model) -> Iterator[ir.Value]:
+    """Every initializer of the model, in subgraphs and functions too."""
+    for graph in _all_graphs(model):
+        yield from graph.initializers.values()
+
+
+_Parts = list[tuple[bytes, "ir.TensorProtocol | None"]]
+
+
+def _parts(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTensor]) -> tuple[bytes, bytes, _Parts]:
+    """(model without graph, graph without its initializers, [(tensor header, tensor whose data follows)])."""
+    with _without_main_weights(model, placement):
+        proto = serde.serialize_model(model)
+    _declare_initializers(proto, model)
+    graph = onnx.GraphProto()
+    graph.CopyFrom(proto.graph)
+    proto.ClearField("graph")
+    del graph.initializer[:]
+    tensors = [_header(value, placement.get(value)) for value in model.graph.initializers.values()]
+    return proto.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True), tensors
+
+
+def _declare_initializers(proto: onnx.ModelProto, model: ir.Model) -> None:
+    """Before IR version 4 every initializer had to be an input as well; passes add some that are not."""
+    if proto.ir_version >= 4:
+        return
+    given = {value.name for value in proto.graph.input}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if value.name and value.name not in given and tensor is not None:
+            shape = list(tensor.shape.numpy())
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(value.name, tensor.dtype.value, shape))
+
+
+def _header(value: ir.Value, external: ir.ExternalTensor | None) -> tuple[bytes, ir.TensorProtocol | None]:
+    """The serialised TensorProto up to its raw data; the tensor is None when nothing is left to follow."""
+    tensor = value.const_value
+    if tensor is None:
+        raise ModelError(f"initializer '{value.name}' has no value.")
+    if external is not None:
+        return serde.serialize_tensor(external).SerializeToString(deterministic=True), None
+    proto = onnx.TensorProto(name=value.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+    if tensor.doc_string:
+        proto.doc_string = tensor.doc_string
+    for key, entry in tensor.metadata_props.items():
+        proto.metadata_props.add(key=key, value=entry)
+    if tensor.dtype == ir.DataType.STRING:
+        proto.string_data.extend(tensor.numpy().reshape(-1).tolist())
+        return proto.SerializeToString(deterministic=True), None
+    return proto.SerializeToString(deterministic=True), tensor
+
+
+@contextmanager
+def _without_main_weights(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTensor]) -> Iterator[None]:
+    """While inside, main-graph weights are empty stand-ins, and no tensor elsewhere is external by accident."""
+    values = [(value, value.const_value) for value in all_initializers(model)]
+    attributes = []
+    main = set(model.graph.initializers.values())
+    try:
+        for value, tensor in values:
+            if value in main:
+                value.const_value = ir.ExternalTensor(
+                    "", 0, 0, ir.DataType.FLOAT, shape=ir.Shape([0]), name=value.name or ""
+                )
+            elif value in placement:
+                value.const_value = placement[value]
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = _in_memory(tensor)
+        for node in _all_nodes(model):
+            for name, attribute in node.attributes.items():
+                embedded = _embedded_attribute(attribute)
+                if embedded is not None:
+                    attributes.append((node, name, attribute))
+                    node.attributes[name] = embedded
+        yield
+    finally:
+        for value, tensor in values:
+            value.const_value = tensor
+        for node, name, attribute in attributes:
+            node.attributes[name] = attribute
+
+
+def _embedded_attribute(attribute: ir.Attr) -> ir.Attr | None:
+    """The attribute with its external tensors read in; None when it has none."""
+    if attribute.is_ref():
+        return None
+    if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+        return ir.AttrTensor(attribute.name, _in_memory(attribute.value), doc_string=attribute.doc_string)
+    if attribute.type == ir.AttributeType.TENSORS:
+        tensors = attribute.as_tensors()
+        if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+            read = [_in_memory(t) if isinstance(t, ir.ExternalTensor) else t for t in tensors]
+            return ir.AttrTensors(attribute.name, read, doc_string=attribute.doc_string)
+    return None
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+
+
+def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    for graph in _all_graphs(model):
+        yield from graph
+
+
+def _tensor_size(header: bytes, tensor: ir.TensorProtocol | None) -> int:
+    return len(header) + (_framed_size(tensor.nbytes) if tensor is not None else 0)
+
+
+def _framed_size(size: int) -> int:
+    """Bytes of a length-delimited field with a payload of `size` bytes; all tags we write take one byte."""
+    return 1 + len(_varint(size)) + size
+
+
+def _varint(value: int) -> bytes:
+    """`value` >= 0 in base 128, least significant group first (https://protobuf.dev/programming-guides/encoding/)."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
