@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class ControlFlow(nn.Module):
-    """Image [batch, 3, h, w] and step counts [batch, 1] -> logits; branch and number of steps hold for the whole batch."""
+    """Image [batch, 3, h, w], steps [batch, 1] -> logits; the branch and the step count hold for the whole batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ControlFlow(nn.Module):
 
     def forward(self, image: Tensor, steps: Tensor) -> Tensor:
         x = F.relu(self.stem(image))
-        if bool(image.mean() > 0):
+        if bool(image.mean() > 0):  # noqa: SIM108 (a statement is what scripts to If)
             x = self.narrow(F.relu(self.wide(x)))
         else:
             x = self.plain(x)

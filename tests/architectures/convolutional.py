@@ -1,8 +1,8 @@
 """Small convolutional networks, structurally faithful to the published ones. Input: images [batch, 3, height, width].
 
-What each one is in the zoo for: residual adds (ResNet), grouped convolution (ResNeXt), depthwise convolution (MobileNets,
-EfficientNet, ConvNeXt), squeeze-excite, dense concats (DenseNet), parallel branches (Inception), split and channel shuffle
-(ShuffleNetV2), LayerNorm over channels (ConvNeXt), flatten of a feature map (VGG).
+What each one is in the zoo for: residual adds (ResNet), grouped convolution (ResNeXt), depthwise convolution
+(MobileNets, EfficientNet, ConvNeXt), squeeze-excite, dense concats (DenseNet), parallel branches (Inception), split and
+channel shuffle (ShuffleNetV2), LayerNorm over channels (ConvNeXt), flatten of a feature map (VGG).
 """
 
 from __future__ import annotations
@@ -90,7 +90,14 @@ class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise, (squeeze-excite), project 1x1; the MobileNetV2, V3 and EfficientNet block."""
 
     def __init__(
-        self, cin: int, inner: int, cout: int, stride: int, act: type[nn.Module], kernel: int = 3, se: nn.Module | None = None
+        self,
+        cin: int,
+        inner: int,
+        cout: int,
+        stride: int,
+        act: type[nn.Module],
+        kernel: int = 3,
+        se: nn.Module | None = None,
     ) -> None:
         super().__init__()
         expand = [conv_bn(cin, inner, 1, act=act)] if inner != cin else []
@@ -168,8 +175,8 @@ class DenseBlock(nn.Module):
 
 def densenet() -> nn.Module:
     transition = nn.Sequential(nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 24, 1, bias=False), nn.AvgPool2d(2))
-    blocks = [conv_bn(3, 24, 3, 2), DenseBlock(24, 8, 3), transition, DenseBlock(24, 8, 3), nn.BatchNorm2d(48), nn.ReLU()]
-    return PooledClassifier(nn.Sequential(*blocks), 48)
+    blocks = [conv_bn(3, 24, 3, 2), DenseBlock(24, 8, 3), transition, DenseBlock(24, 8, 3)]
+    return PooledClassifier(nn.Sequential(*blocks, nn.BatchNorm2d(48), nn.ReLU()), 48)
 
 
 class InceptionBlock(nn.Module):
@@ -202,13 +209,14 @@ def inception() -> nn.Module:
 
 
 class ShuffleUnit(nn.Module):
-    """ShuffleNetV2 unit: at stride 1 half the channels pass through, at stride 2 both branches convolve; then shuffle."""
+    """ShuffleNetV2: at stride 1 half the channels pass through, at stride 2 both branches convolve; then a shuffle."""
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.stride, half = stride, cout // 2
         entry = cin if stride == 2 else half
-        self.left = nn.Sequential(conv_bn(cin, cin, 3, 2, cin, act=None), conv_bn(cin, half, 1)) if stride == 2 else nn.Identity()
+        down = nn.Sequential(conv_bn(cin, cin, 3, 2, cin, act=None), conv_bn(cin, half, 1))
+        self.left = down if stride == 2 else nn.Identity()
         self.right = nn.Sequential(
             conv_bn(entry, half, 1), conv_bn(half, half, 3, stride, half, act=None), conv_bn(half, half, 1)
         )
@@ -225,7 +233,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def shufflenet_v2() -> nn.Module:
-    units = [ShuffleUnit(16, 48, 2), ShuffleUnit(48, 48, 1), ShuffleUnit(48, 48, 1), ShuffleUnit(48, 96, 2), ShuffleUnit(96, 96, 1)]
+    sizes = [(16, 48, 2), (48, 48, 1), (48, 48, 1), (48, 96, 2), (96, 96, 1)]  # in, out, stride
+    units = [ShuffleUnit(*size) for size in sizes]
     return PooledClassifier(nn.Sequential(conv_bn(3, 16), *units, conv_bn(96, 128, 1)), 128)
 
 

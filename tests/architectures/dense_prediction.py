@@ -1,4 +1,4 @@
-"""Small networks with feature maps as outputs: U-Net (transposed convolution, skip concats) and a YOLO-like detector."""
+"""Small networks with maps as outputs: U-Net (transposed convolution, skip concats) and a YOLO-like detector."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         act = nn.SiLU
-        self.stem = nn.Sequential(conv_bn(3, 8, 3, 2, act=act), conv_bn(8, 16, 3, 2, act=act), CrossStagePartial(16, 16))
+        self.stem = nn.Sequential(
+            conv_bn(3, 8, 3, 2, act=act), conv_bn(8, 16, 3, 2, act=act), CrossStagePartial(16, 16)
+        )
         self.stage3 = nn.Sequential(conv_bn(16, 24, 3, 2, act=act), CrossStagePartial(24, 24))
         self.stage4 = nn.Sequential(conv_bn(24, 32, 3, 2, act=act), SplitPartial(32, 32))
         self.stage5 = nn.Sequential(conv_bn(32, 48, 3, 2, act=act), SpatialPyramid(48))

@@ -16,6 +16,8 @@ from .transformers import VOCABULARY, FusedAttention, Mlp, merge_heads, split_he
 class CausalAttention(nn.Module):
     """GPT-2's: one fused projection cut by split, a stored triangular mask sliced to the sequence."""
 
+    mask: Tensor
+
     def __init__(self, width: int, heads: int, longest: int = 32) -> None:
         super().__init__()
         self.width, self.heads = width, heads
@@ -174,7 +176,7 @@ def gqa_sdpa() -> nn.Module:
 
 
 class MatMulExperts(nn.Module):
-    """Dense routing: every expert sees every token, a softmax gate weighs them. Expert weights are stacked [e, in, out]."""
+    """Dense routing: every expert sees every token, a softmax gate weighs them. Weights are [expert, in, out]."""
 
     def __init__(self, width: int, inner: int, experts: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small recurrent networks over [batch, sequence, features] or token ids [batch, sequence]; hidden sizes are prunable."""
+"""Small recurrent networks over features [batch, sequence, 12] or token ids [batch, sequence]."""
 
 from __future__ import annotations
 

@@ -41,6 +41,9 @@ def shift_mask(size: int, window: int, shift: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
+    index: Tensor
+    mask: Tensor | None
+
     def __init__(self, width: int, heads: int, window: int, mask: Tensor | None) -> None:
         super().__init__()
         self.heads, self.tokens = heads, window * window
@@ -101,7 +104,10 @@ class Swin(nn.Module):
         super().__init__()
         self.patch, self.norm = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width)
         self.blocks = nn.Sequential(
-            SwinBlock(width, 3, 8, 4, 0), SwinBlock(width, 3, 8, 4, 2), PatchMerging(width), SwinBlock(2 * width, 6, 4, 4, 0)
+            SwinBlock(width, 3, 8, 4, 0),
+            SwinBlock(width, 3, 8, 4, 2),
+            PatchMerging(width),
+            SwinBlock(2 * width, 6, 4, 4, 0),
         )
         self.norm_out, self.head = nn.LayerNorm(2 * width), nn.Linear(2 * width, 10)
 

@@ -1,7 +1,7 @@
 """Random weights that look trained: no zero bias, no unit scale, no trivial running statistics.
 
-A freshly built PyTorch module hides mistakes: BatchNorm statistics of 0 and 1, LayerNorm scales of 1 and zero biases are
-all neutral, so a tool that drops or misplaces them still gives the right output. `randomise` makes every number count.
+A freshly built PyTorch module hides mistakes: BatchNorm statistics of 0 and 1, LayerNorm scales of 1 and zero biases
+are all neutral, so a tool that drops or misplaces them still gives the right output. `randomise` makes all count.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import nn
 
 
 def randomise(module: nn.Module, name: str) -> nn.Module:
-    """Fill every float parameter and BatchNorm statistic from a generator seeded by `name`; put the module in eval mode.
+    """Fill float parameters and BatchNorm statistics from a generator seeded by `name`; put the module in eval mode.
 
-    Matrices and kernels get the standard deviation sqrt(1.6 / fan_in) (between linear and ReLU gain, so that activations
-    neither vanish nor explode), biases 0.2, scales lie in [0.5, 1.5], running variances in [0.5, 1.5].
+    Matrices and kernels get the standard deviation sqrt(1.6 / fan_in) (between linear and ReLU gain, so that
+    activations neither vanish nor explode), biases 0.2; scales and running variances lie in [0.5, 1.5].
     """
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     with torch.no_grad():
