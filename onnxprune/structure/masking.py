@@ -1,0 +1,138 @@
+"""The masked twin of a removal: the same model with every weight of the removed units set to zero.
+
+It is the oracle of the project: removing units exactly must give the same outputs as this. Where a removed unit lies
+on a mixed axis, the node that mixes is run over the surviving indices only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.structure import rules
+from onnxprune.structure.axes import Dynamic
+from onnxprune.structure.rewrite import Rewriter
+from onnxprune.structure.structure import Fill, Keep, Structure
+from onnxprune.structure.terms import Bools
+
+
+def zero_units(structure: Structure, removed: Bools) -> None:
+    """Zero all sites of the removed atoms in the structure's model, in place. Nothing changes its shape.
+
+    Args:
+        structure: The analysis of the model; it is of no further use afterwards.
+        removed: Flags by atom id, shape (number of ids,).
+    """
+    keep = structure.keep(removed)
+    lost = keep.lost()
+    rewriter = Rewriter(structure, keep)
+    _wrap_mixing_nodes(structure, keep, rewriter)
+    for value, axes in lost.items():
+        if value in structure.unmasked or not _maskable(structure, value):
+            continue
+        array = _content(value).copy()
+        zero = _zero_of(structure.fills.get(value), array)
+        for axis, flags in axes.items():
+            gone = np.flatnonzero(~flags)
+            place = (slice(None),) * axis + (gone,)
+            array[place] = zero[place]
+        _set_content(structure.model, value, array, rewriter)
+
+
+def _maskable(structure: Structure, value: ir.Value) -> bool:
+    floating = value.dtype is not None and value.dtype.is_floating_point()
+    return floating or value in structure.fills
+
+
+def _content(value: ir.Value) -> npt.NDArray[np.generic]:
+    """Return a constant's content, also where it is filled at run time."""
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    assert node is not None and node.inputs[0] is not None and node.inputs[0].const_value is not None
+    shape = [int(n) for n in node.inputs[0].const_value.numpy()]
+    fill = node.attributes.get_tensor("value")
+    return np.zeros(shape, np.float32) if fill is None else np.full(shape, fill.numpy().reshape(-1)[0])
+
+
+def _zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return what zero means at each element: 0, or a quantised weight's zero point."""
+    zero = np.zeros((), array.dtype)
+    if fill is not None and fill.zero_point is not None and fill.zero_point.const_value is not None:
+        points = fill.zero_point.const_value.numpy().astype(array.dtype)
+        if points.ndim == 1 and len(points) > 1:
+            points = points.reshape([-1 if i == fill.axis % array.ndim else 1 for i in range(array.ndim)])
+        zero = points if points.ndim == array.ndim else points.reshape(())
+    return np.broadcast_to(zero, array.shape)
+
+
+def _set_content(model: ir.Model, value: ir.Value, array: npt.NDArray[np.generic], rewriter: Rewriter) -> None:
+    if value.is_initializer() and value.const_value is not None:
+        value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
+        return
+    new = ir.Value(
+        name=rewriter.fresh(f"{value.name}_masked"),
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+    )
+    new.const_value = ir.Tensor(array, name=new.name)
+    model.graph.register_initializer(new)
+    value.replace_all_uses_with(new)
+
+
+def _wrap_mixing_nodes(structure: Structure, keep: Keep, rewriter: Rewriter) -> None:
+    for node, places in structure.mixed.items():
+        touched = [(k, i) for k, i in places if (v := node.inputs[k]) is not None and rewriter.lost(v, i)]
+        if touched:
+            _run_on_survivors(structure, keep, rewriter, node)
+
+
+def _run_on_survivors(structure: Structure, keep: Keep, rewriter: Rewriter, node: ir.Node) -> None:
+    """Let a node see only surviving indices: Gather before it, zeros put back behind it."""
+    for k, value in enumerate(node.inputs):
+        if value is None:
+            continue
+        for i, flags in _lost_axes(structure, keep, value):
+            indices = rewriter.constant(np.flatnonzero(flags), node)
+            node.replace_input_with(k, rewriter.insert("Gather", [node.inputs[k], indices], node, {"axis": i}))
+    rewrite = rules.find_rewriter(rules.key(node.domain, node.op_type))
+    if rewrite is not None:
+        rewrite(rewriter, node)
+    for out in node.outputs:
+        last = node
+        users = list(out.uses())
+        current = out
+        for i, flags in _lost_axes(structure, keep, out):
+            padded = _pad_one(rewriter, current, i, len(structure.axes[out]), last)
+            place = np.where(flags, np.cumsum(flags) - 1, int(flags.sum()))
+            last = ir.node("Gather", [padded, rewriter.constant(place, node)], attributes={"axis": i})
+            _insert_after(padded.producer(), last, rewriter)
+            current = last.outputs[0]
+        if current is not out:
+            for user, index in users:
+                user.replace_input_with(index, current)
+
+
+def _lost_axes(structure: Structure, keep: Keep, value: ir.Value) -> list[tuple[int, Bools]]:
+    axes = structure.axes.get(value, [])
+    return [(i, f) for i, a in enumerate(axes) if not isinstance(a, Dynamic) and not (f := keep.ids(a)).all()]
+
+
+def _pad_one(rewriter: Rewriter, value: ir.Value, axis: int, rank: int, after: ir.Node) -> ir.Value:
+    """Append one zero along an axis."""
+    pads = [0] * (2 * rank)
+    pads[rank + axis] = 1
+    if rewriter.opset < 11:
+        node = ir.node("Pad", [value], attributes={"pads": pads})
+    else:
+        node = ir.node("Pad", [value, rewriter.constant(np.array(pads, np.int64), after)])
+    _insert_after(after, node, rewriter)
+    return node.outputs[0]
+
+
+def _insert_after(after: ir.Node | None, node: ir.Node, rewriter: Rewriter) -> None:
+    assert after is not None and after.graph is not None
+    node.name = rewriter.fresh(f"{after.name or after.outputs[0].name}_{node.op_type}")
+    node.outputs[0].name = rewriter.fresh(f"{after.outputs[0].name}_{node.op_type}")
+    after.graph.insert_after(after, node)

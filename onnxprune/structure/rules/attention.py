@@ -1,0 +1,1 @@
+"""Attention as one operator: heads and head sizes of queries, keys and values."""

@@ -1,0 +1,112 @@
+"""If, Loop and Scan: the walk descends, and what crosses the border is tied to what it becomes inside."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.structure.analysis import RuleMismatch, View
+from onnxprune.structure.axes import Axis
+from onnxprune.structure.rules import rule
+
+
+@rule("If")
+def if_(view: View) -> None:
+    """Both branches' outputs unify with the node's."""
+    branches = [view.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    for branch in branches:
+        view.walk(branch)
+    for i, out in enumerate(view.node.outputs):
+        results = [branch.outputs[i] for branch in branches]
+        if view.facts.shape(out) is None or any(view.facts.shape(r) is None for r in results):
+            for result in results:
+                _pin_value(view, result, "its branches give shapes that differ")
+            continue
+        for axis_a, axis_b in zip(view.axes(results[0]), view.axes(results[1]), strict=True):
+            view.unify(axis_a, axis_b)
+        zero = [a and b for a, b in zip(view.zero(results[0]), view.zero(results[1]), strict=True)]
+        view.give(out, view.axes(results[0]), zero)
+
+
+@rule("Loop")
+def loop(view: View) -> None:
+    """Carried values keep their units from one turn to the next; stacked results get a leading axis."""
+    body = view.node.attributes["body"].as_graph()
+    carried = [v for v in view.node.inputs[2:]]
+    for i, value in enumerate(body.inputs):
+        outer = carried[i - 2] if i >= 2 and i - 2 < len(carried) else None
+        _enter(view, outer, value)
+    view.walk(body)
+    for i, outer in enumerate(carried):
+        _leave(view, body.inputs[i + 2], body.outputs[i + 1])
+        _result(view, view.node.outputs[i], body.outputs[i + 1], [])
+    for i in range(len(carried), len(view.node.outputs)):
+        _result(view, view.node.outputs[i], body.outputs[i + 1], [0])
+
+
+@rule("Scan")
+def scan(view: View) -> None:
+    """State is carried as in Loop; scanned inputs lose an axis inside, scanned outputs get one."""
+    if view.opset < 9:
+        raise RuleMismatch("Scan 8 has a batch axis of its own")
+    body = view.node.attributes["body"].as_graph()
+    n_scan = view.int_attr("num_scan_inputs", 0)
+    inputs = list(view.node.inputs)
+    n_state = len(inputs) - n_scan
+    in_axes = view.ints_attr("scan_input_axes") or [0] * n_scan
+    out_axes = view.ints_attr("scan_output_axes") or [0] * (len(view.node.outputs) - n_state)
+    for i, (outer, inner) in enumerate(zip(inputs, body.inputs, strict=True)):
+        if i < n_state or outer is None:
+            _enter(view, outer, inner)
+            continue
+        axis = in_axes[i - n_state] % view.rank(outer)
+        view.pin(view.axis(outer, axis), "it is scanned along this axis")
+        rest = [k for k in range(view.rank(outer)) if k != axis]
+        view.give(inner, [view.axis(outer, k) for k in rest], [view.zero(outer)[k] for k in rest])
+    view.walk(body)
+    for i, out in enumerate(view.node.outputs):
+        if i < n_state:
+            _leave(view, body.inputs[i], body.outputs[i])
+            _result(view, out, body.outputs[i], [])
+        else:
+            _result(view, out, body.outputs[i], [out_axes[i - n_state]])
+
+
+def _enter(view: View, outer: ir.Value | None, inner: ir.Value) -> None:
+    """Give a carried value inside the axes that it has outside. It is zero inside only if it stays zero."""
+    if outer is None or view.facts.shape(outer) is None or view.facts.shape(inner) is None:
+        if view.facts.shape(inner) is not None:
+            axes: list[Axis] = [view.still_axis(inner, k, "it enters a loop") for k in range(view.rank(inner))]
+            view.give(inner, axes, [False] * len(axes))
+        if outer is not None:
+            _pin_value(view, outer, "it enters a loop under another shape")
+        return
+    view.give(inner, view.axes(outer), [False] * view.rank(outer))
+
+
+def _leave(view: View, inner: ir.Value, result: ir.Value) -> None:
+    """Tie a carried value to what the body makes of it."""
+    if view.facts.shape(inner) is None or view.facts.shape(result) is None or view.rank(inner) != view.rank(result):
+        _pin_value(view, inner, "its shape changes from turn to turn")
+        _pin_value(view, result, "its shape changes from turn to turn")
+        return
+    for a, b in zip(view.axes(inner), view.axes(result), strict=True):
+        view.unify(a, b)
+
+
+def _result(view: View, out: ir.Value, result: ir.Value, new_axes: list[int]) -> None:
+    """Give a loop's output the axes of the body's, with a new axis where turns are stacked."""
+    if view.facts.shape(out) is None or view.facts.shape(result) is None:
+        _pin_value(view, result, "the shape of its result is not known")
+        return
+    axes, zero = list(view.axes(result)), [False] * view.rank(result)
+    for axis in new_axes:
+        place = axis % (len(axes) + 1)
+        axes.insert(place, view.still_axis(out, place, "one index for each turn"))
+        zero.insert(place, False)
+    view.give(out, axes, zero)
+
+
+def _pin_value(view: View, value: ir.Value, reason: str) -> None:
+    if view.facts.shape(value) is not None:
+        for axis in view.axes(value):
+            view.pin(axis, reason)

@@ -1,0 +1,1 @@
+"""Quantised operators: scales and zero points go with the channels they belong to."""

@@ -1,0 +1,102 @@
+"""Values that come from nowhere or from shapes: ConstantOfShape, Shape, Size, Range, random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.structure.analysis import View
+from onnxprune.structure.axes import Axis
+from onnxprune.structure.rewrite import Rewriter
+from onnxprune.structure.rules import rewriter, rule
+
+
+@rule("Constant")
+def constant(view: View) -> None:
+    """A constant that was not lifted to an initializer (a string, a sequence) is left alone."""
+    out = view.out()
+    if out is not None and view.facts.shape(out) is not None:
+        axes = [view.still_axis(out, i, "it is a constant") for i in range(view.rank(out))]
+        view.give(out, axes, [False] * len(axes))
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(view: View) -> None:
+    """Every fixed axis is free: a smaller constant is as good."""
+    out = view.out()
+    if out is None or view.facts.shape(out) is None:
+        return
+    value = view.node.attributes.get_tensor("value")
+    fill = 0.0 if value is None else float(value.numpy().reshape(-1)[0])
+    axes: list[Axis] = []
+    for i, n in enumerate(view.shape(out)):
+        fixed = n is not None and n > 1 and view.facts.static(out, i)
+        axes.append(view.terms.fresh(int(n or 0)) if fixed else view.still_axis(out, i, "an axis of extent 1"))
+    floating = out.dtype is None or out.dtype.is_floating_point()
+    zero = floating and (fill == 0.0 or view.is_source(out))
+    view.give(out, axes, [zero] * len(axes))
+
+
+@rewriter("ConstantOfShape")
+def rewrite_constant_of_shape(rw: Rewriter, node: ir.Node) -> None:
+    """Write the new shape."""
+    rw.patch_extents(node, 0, node.outputs[0])
+
+
+@rule("Shape")
+def shape(view: View) -> None:
+    """A shape ties nothing: what is computed from it keeps the original numbers."""
+    out = view.out()
+    if out is not None:
+        view.give(out, [view.still_axis(out, 0, "it is a shape")], [False])
+
+
+@rewriter("Shape")
+def rewrite_shape(rw: Rewriter, node: ir.Node) -> None:
+    """Put the original extents in the place of the new ones."""
+    x = node.inputs[0]
+    out = node.outputs[0]
+    assert x is not None
+    rank = len(rw.facts.shape(x) or ())
+    lost = [axis for axis in range(rank) if rw.lost(x, axis)]
+    if not lost:
+        return
+    picked = list(range(rank))[node.attributes.get_int("start", 0) : node.attributes.get_int("end", rank)]
+    mask = np.array([axis in lost for axis in picked])
+    if not mask.any():
+        return
+    original = np.array([rw.old(x, axis) if axis in lost else 0 for axis in picked], np.int64)
+    users = list(out.uses())
+    condition, numbers = rw.constant(mask, node), rw.constant(original, node)
+    patch = ir.node("Where", [condition, numbers, out])
+    patch.outputs[0].name = rw.fresh(f"{out.name}_original")
+    patch.outputs[0].dtype = ir.DataType.INT64
+    patch.name = rw.fresh(f"{node.name or out.name}_original")
+    assert node.graph is not None
+    node.graph.insert_after(node, patch)
+    for user, index in users:
+        user.replace_input_with(index, patch.outputs[0])
+
+
+@rule("Size")
+def size(view: View) -> None:
+    """The number of elements must stay, so nothing of the input can go."""
+    x = view.need(0)
+    for axis in view.axes(x):
+        view.pin(axis, "it counts the elements")
+    view.give(view.out(), [], [])
+
+
+@rule("Range", "RandomNormal", "RandomUniform", "EyeLike", "NonZero", "OneHot", "RandomNormalLike", "RandomUniformLike")
+def made_here(view: View) -> None:
+    """A position along the new axes means something, so they are pinned; so is what they are shaped after."""
+    for value in view.node.inputs:
+        if value is not None and view.facts.shape(value) is not None:
+            for axis in view.axes(value):
+                view.pin(axis, "its position has a meaning")
+    for out in view.node.outputs:
+        if view.facts.shape(out) is not None:
+            axes = [view.still_axis(out, i, "its position has a meaning") for i in range(view.rank(out))]
+            view.give(out, axes, [False] * len(axes))
+
+

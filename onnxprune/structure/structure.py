@@ -1,0 +1,175 @@
+"""What analysis found: the terms of every axis, and the groups, sites and weights that follow from them."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.structure.axes import Axis, Dynamic, parts
+from onnxprune.structure.groups import Group, Site, kind_of
+from onnxprune.structure.shapes import Facts
+from onnxprune.structure.terms import Bools, Ids, Terms
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How a quantised constant is zeroed: with its zero point, given for each index of an axis, or 0."""
+
+    zero_point: ir.Value | None
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The coupling of a model.
+
+    Attributes:
+        model: The analysed model.
+        facts: The shapes of its values.
+        terms: The store of all terms.
+        axes: The axes of every value that has a known rank.
+        zero: For each axis, whether its removed indices are exactly zero when the removed weights are.
+        fills: How quantised weights are zeroed.
+        weights: Constants that hold the weights of a Conv, Gemm, MatMul, recurrent cell, ..., with that node.
+        mixed: For each node that mixes along an axis, the (input, axis) pairs.
+        unmasked: Constants that must not be zeroed (divisors, quantisation scales).
+        unruled: Operators without a rule, with how often they occur.
+    """
+
+    model: ir.Model
+    facts: Facts
+    terms: Terms
+    axes: dict[ir.Value, list[Axis]]
+    zero: dict[ir.Value, list[bool]]
+    fills: dict[ir.Value, Fill]
+    weights: dict[ir.Value, ir.Node]
+    mixed: dict[ir.Node, list[tuple[int, int]]]
+    unmasked: set[ir.Value]
+    unruled: dict[str, int]
+
+    @functools.cached_property
+    def sources(self) -> list[ir.Value]:
+        """Constants with axes: initializers, and ConstantOfShape outputs that stand for weights."""
+        return [v for v in self.axes if v.is_initializer() or v in self.weights]
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """Every family of atoms that has at least one weight, in the order of the model."""
+        sites: list[Site] = []
+        of_atom: dict[int, list[int]] = defaultdict(list)
+        for value in self.sources:
+            for i, axis in enumerate(self.axes[value]):
+                for ids in parts(axis):
+                    _, atoms = self.terms.members(ids)
+                    if len(atoms):
+                        for atom in np.unique(atoms).tolist():
+                            of_atom[atom].append(len(sites))
+                        sites.append(Site(value, i))
+        families: dict[tuple[tuple[int, ...], int, bool], list[int]] = defaultdict(list)
+        for atom, where in of_atom.items():
+            if any(sites[s].value in self.weights for s in where):
+                families[tuple(where), int(self.terms.tags[atom]), bool(self.terms.mixed[atom])].append(atom)
+        groups = []
+        for (where, tags, _), atoms in families.items():
+            first = next((sites[s] for s in where if sites[s].value in self.weights), sites[where[0]])
+            reason = self.terms.reasons[int(self.terms.mixed[atoms[0]])]
+            kind = kind_of(tags)
+            name = f"{first.value.name}[{first.axis}]"
+            groups.append(Group(name, kind, np.array(sorted(atoms)), tuple(sites[s] for s in where), reason))
+        return groups
+
+    def ids(self, value: ir.Value, axis: int) -> Ids | None:
+        """Return the ids of a static axis, None for a dynamic one or an unknown value."""
+        found = self.axes.get(value)
+        if found is None or isinstance(found[axis], Dynamic):
+            return None
+        return found[axis]  # type: ignore[return-value]
+
+    def removable(self, value: ir.Value, axis: int, *, exact: bool = True) -> Bools:
+        """Say which indices of an axis can be removed, shape (n,)."""
+        ids = self.ids(value, axis)
+        if ids is None:
+            return np.zeros(0, bool)
+        out = np.zeros(len(ids), bool)
+        rows, atoms = self.terms.members(ids)
+        if exact:
+            rows = rows[self.terms.mixed[atoms] == 0]
+        out[rows] = True
+        return out
+
+    def prunable_share(self, *, exact: bool = True) -> tuple[int, int]:
+        """Return (prunable, all) weight parameters; a weight counts if one of its axes has a free atom there."""
+        free = total = 0
+        for value in self.weights:
+            shape = self.facts.shape(value)
+            if shape is None or value not in self.axes:
+                continue
+            extents = [int(n or 0) for n in shape]
+            size = int(np.prod(extents))
+            stuck = size
+            for axis, n in enumerate(extents):
+                stuck = stuck // max(n, 1) * int(n - self.removable(value, axis, exact=exact).sum())
+            free, total = free + size - stuck, total + size
+        return free, total
+
+    def why_pinned(self, value: ir.Value) -> list[str]:
+        """Return, for each axis of a constant that cannot be cut at all, the reason."""
+        out = []
+        for i, axis in enumerate(self.axes.get(value, [])):
+            if isinstance(axis, Dynamic) or len(axis) <= 1 or not self.terms.all_pinned(axis):
+                continue
+            reason = self.terms.reasons[self._pin_reason(int(axis[0]))]
+            out.append(f"axis {i}: {reason}")
+        return out
+
+    def _pin_reason(self, i: int) -> int:
+        top = self.terms.root(i)
+        if self.terms.bound[top]:
+            return max((self._pin_reason(p) for p in self.terms.parts[top]), default=0)
+        return int(self.terms.pinned[top])
+
+    def keep(self, removed: Bools) -> Keep:
+        """Return what survives when atoms go. ``removed`` has shape (number of ids,)."""
+        return Keep(self, removed)
+
+
+class Keep:
+    """Which indices of which axis survive a removal."""
+
+    def __init__(self, structure: Structure, removed: Bools) -> None:
+        self.structure = structure
+        self.removed = removed
+        self._cache: dict[int, Bools] = {}
+
+    def ids(self, ids: Ids) -> Bools:
+        """Return which indices of an id array survive."""
+        known = self._cache.get(id(ids))
+        if known is None:
+            known = np.ones(len(ids), bool)
+            rows, atoms = self.structure.terms.members(ids)
+            known[rows[self.removed[atoms]]] = False
+            self._cache[id(ids)] = known
+        return known
+
+    def axis(self, value: ir.Value, axis: int) -> Bools | None:
+        """Return which indices of an axis survive; None where the axis has no fixed extent or is not known."""
+        ids = self.structure.ids(value, axis)
+        return None if ids is None else self.ids(ids)
+
+    def changed(self, value: ir.Value) -> bool:
+        """Say whether a value loses any index."""
+        return any(not self.ids(ids).all() for a in self.structure.axes.get(value, ()) for ids in parts(a))
+
+    def lost(self) -> Mapping[ir.Value, dict[int, Bools]]:
+        """Return, for every constant that loses something, the kept flags of each axis that does."""
+        out: dict[ir.Value, dict[int, Bools]] = {}
+        for value in self.structure.sources:
+            for i, axis in enumerate(self.structure.axes[value]):
+                if not isinstance(axis, Dynamic) and not (flags := self.ids(axis)).all():
+                    out.setdefault(value, {})[i] = flags
+        return out

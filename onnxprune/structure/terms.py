@@ -1,0 +1,309 @@
+"""Terms, atoms and unification: what lives and dies together. Pure arithmetic on integers, no ONNX here.
+
+An *atom* is the smallest thing that can be removed. A *term* is a set of atoms; an index of an axis is removed if
+any atom of its term is removed, and the empty term is never removed. Every index of every axis carries the id of a
+term. Ids form a union-find forest whose roots are either atoms or *bound* to a product of other ids, as variables
+are in type inference.
+
+An atom can be *pinned* (never removed) or *mixed* (removing it changes what is left, so it is off by default). Both
+carry a reason that reaches the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+PINNED = 0
+"""The id of the empty term."""
+
+
+class Terms:
+    """A union-find forest of term ids with products, pins and tags.
+
+    Attributes:
+        reasons: Texts; ``pinned`` and ``mixed`` hold indices into it (0 means no).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.parent: Ids = np.zeros(1024, np.int64)
+        self.pinned: Ids = np.zeros(1024, np.int64)
+        self.mixed: Ids = np.zeros(1024, np.int64)
+        self.tags: Ids = np.zeros(1024, np.int64)
+        self.bound: Bools = np.zeros(1024, bool)
+        self.parts: dict[int, tuple[int, ...]] = {}
+        self.reasons: list[str] = [""]
+        self._reason_ids: dict[str, int] = {"": 0}
+        self._products: dict[tuple[int, ...], int] = {}
+        self.fresh(1)
+        self.pinned[PINNED] = self.reason_id("the empty term")
+
+    # -- making ids ---------------------------------------------------------------------------------------------
+
+    def fresh(self, n: int) -> Ids:
+        """Return ids of ``n`` new atoms, shape (n,)."""
+        start, self.count = self.count, self.count + n
+        if self.count > len(self.parent):
+            size = max(self.count, 2 * len(self.parent))
+            for name in ("parent", "pinned", "mixed", "tags", "bound"):
+                old = getattr(self, name)
+                new = np.zeros(size, old.dtype)
+                new[: len(old)] = old
+                setattr(self, name, new)
+        ids = np.arange(start, self.count, dtype=np.int64)
+        self.parent[ids] = ids
+        return ids
+
+    def term(self, atoms: Sequence[int]) -> int:
+        """Return the id of the term that holds ``atoms`` (the empty term is PINNED)."""
+        if not atoms:
+            return PINNED
+        if len(atoms) == 1:
+            return int(atoms[0])
+        key = tuple(int(a) for a in atoms)
+        known = self._products.get(key)
+        if known is None:
+            known = int(self.fresh(1)[0])
+            self.bound[known] = True
+            self.parts[known] = key
+            self._products[key] = known
+        return known
+
+    def product(self, factors: Sequence[Ids]) -> Ids:
+        """Return the ids of the row-major product of ``factors``: shape (prod of lengths,)."""
+        out = factors[0]
+        for factor in factors[1:]:
+            if self.all_pinned(factor):
+                out = np.repeat(out, len(factor))
+            elif self.all_pinned(out):
+                out = np.tile(factor, len(out))
+            else:
+                rows, columns = self.find(out).tolist(), self.find(factor).tolist()
+                out = np.array([self.term((r, c)) for r in rows for c in columns], np.int64)
+        return out
+
+    def split(self, ids: Ids, shape: Sequence[int]) -> list[Ids]:
+        """Split one axis into several: ids of shape (prod(shape),) become one id array for each part.
+
+        An atom that depends on one part only moves there; what is left is bound to a product of fresh atoms, so that
+        what can be removed from the axis is a box in the new shape.
+        """
+        grid = np.indices(shape).reshape(len(shape), -1)
+        rows, atoms = self.members(ids)
+        homes = self._homes(grid[:, rows], atoms, shape)
+        parts = [self._collect(grid[j][rows[homes == j]], atoms[homes == j], shape[j]) for j in range(len(shape))]
+        left = homes < 0
+        if left.any():
+            rest = self._collect(rows[left], atoms[left], len(ids))
+            fresh = [self.fresh(n) if n > 1 else np.array([PINNED], np.int64) for n in shape]
+            self.unify(rest, self.product(fresh))
+            parts = [
+                np.array([self.term((*self.atoms(p), f)) for p, f in zip(part.tolist(), new.tolist(), strict=True)])
+                for part, new in zip(parts, fresh, strict=True)
+            ]
+        elif not len(atoms):
+            reason = int(self.pinned[self.find(ids[:1])][0]) if len(ids) else 0
+            parts = [self.pinned_axis(n, self.reasons[reason]) for n in shape]
+        return parts
+
+    def pinned_axis(self, n: int, reason: str) -> Ids:
+        """Return ``n`` ids of one new pinned atom, shape (n,)."""
+        atom = self.fresh(1)
+        self.pin(atom, reason)
+        return np.full(n, atom[0], np.int64)
+
+    # -- reading ids --------------------------------------------------------------------------------------------
+
+    def find(self, ids: Ids) -> Ids:
+        """Return the roots of ``ids``, same shape."""
+        roots = self.parent[ids]
+        while True:
+            above = self.parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self.parent[ids] = roots
+        return roots
+
+    def root(self, i: int) -> int:
+        """Return the root of one id."""
+        parent = self.parent
+        top = int(parent[i])
+        while (above := int(parent[top])) != top:
+            top = above
+        parent[i] = top
+        return top
+
+    def atoms(self, i: int) -> tuple[int, ...]:
+        """Return the removable atoms of one id, in order, without repeats; pinned ones are left out."""
+        top = self.root(i)
+        if not self.bound[top]:
+            return () if self.pinned[top] else (top,)
+        out: dict[int, None] = {}
+        for part in self.parts[top]:
+            out.update(dict.fromkeys(self.atoms(part)))
+        return tuple(out)
+
+    def members(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Return all (index, removable atom) pairs of an axis as two arrays of equal length."""
+        roots = self.find(ids)
+        plain = ~self.bound[roots]
+        free = plain & (self.pinned[roots] == 0)
+        rows, atoms = np.flatnonzero(free), roots[free]
+        if plain.all():
+            return rows, atoms
+        cache: dict[int, tuple[int, ...]] = {}
+        more_rows: list[int] = []
+        more: list[int] = []
+        for row in np.flatnonzero(~plain).tolist():
+            top = int(roots[row])
+            if top not in cache:
+                cache[top] = self.atoms(top)
+            more_rows.extend([row] * len(cache[top]))
+            more.extend(cache[top])
+        return np.concatenate([rows, np.array(more_rows, np.int64)]), np.concatenate([atoms, np.array(more, np.int64)])
+
+    def all_pinned(self, ids: Ids) -> bool:
+        """Say whether no index of the axis can be removed."""
+        roots = self.find(ids)
+        if not self.bound[roots].any():
+            return bool((self.pinned[roots] != 0).all())
+        return not len(self.members(ids)[1])
+
+    # -- constraints --------------------------------------------------------------------------------------------
+
+    def unify(self, a: Ids, b: Ids) -> None:
+        """Make the terms of two axes equal, index by index. Shapes (n,) and (n,)."""
+        ra, rb = self.find(a), self.find(b)
+        differ = ra != rb
+        if not differ.any():
+            return
+        ra, rb = ra[differ], rb[differ]
+        if not self.bound[ra].any() and not self.bound[rb].any():
+            if len(np.unique(ra)) == len(ra) and not np.isin(ra, rb).any():
+                self._link(ra, rb)
+                return
+            if len(np.unique(rb)) == len(rb) and not np.isin(rb, ra).any():
+                self._link(rb, ra)
+                return
+        for x, y in zip(ra.tolist(), rb.tolist(), strict=True):
+            self._unify_pair(x, y)
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Never remove any index of the axis."""
+        self._flag(self.pinned, ids, reason)
+
+    def mix(self, ids: Ids, reason: str) -> None:
+        """Mark every index of the axis as one whose removal changes what is left."""
+        self._flag(self.mixed, ids, reason)
+
+    def tag(self, ids: Ids, bit: int) -> None:
+        """Set a tag bit on every atom of the axis, pinned or not."""
+        roots = self.find(ids)
+        for top in np.unique(roots[self.bound[roots]]).tolist():
+            roots = np.concatenate([roots, np.array(self.atoms(top), np.int64)])
+        self.tags[roots] |= bit
+
+    def reason_id(self, text: str) -> int:
+        """Return the number of a reason text."""
+        if text not in self._reason_ids:
+            self._reason_ids[text] = len(self.reasons)
+            self.reasons.append(text)
+        return self._reason_ids[text]
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _flag(self, flags: Ids, ids: Ids, reason: str) -> None:
+        roots = self.find(ids)
+        number = self.reason_id(reason)
+        if self.bound[roots].any():
+            _, inner = self.members(ids)
+            roots = np.concatenate([roots[~self.bound[roots]], inner])
+        flags[roots] = np.where(flags[roots] == 0, number, flags[roots])
+
+    def _link(self, children: Ids, roots: Ids) -> None:
+        """Hang atoms (all different) under other atoms, carrying pins and tags along."""
+        self.parent[children] = roots
+        np.maximum.at(self.pinned, roots, self.pinned[children])
+        np.maximum.at(self.mixed, roots, self.mixed[children])
+        np.bitwise_or.at(self.tags, roots, self.tags[children])
+
+    def _unify_pair(self, x: int, y: int) -> None:
+        x, y = self.root(x), self.root(y)
+        if x == y:
+            return
+        if not self.bound[x] and not self.bound[y]:
+            self._link(np.array([x]), np.array([y]))
+            return
+        left, right = self.atoms(x), self.atoms(y)
+        if set(left) == set(right):
+            return
+        self._unify_products(left, right)
+
+    def _unify_products(self, left: Sequence[int], right: Sequence[int]) -> None:
+        common = [a for a in left if a in right]
+        ours, theirs = [a for a in left if a not in common], [a for a in right if a not in common]
+        if len(ours) > len(theirs):
+            ours, theirs = theirs, ours
+        if not ours:
+            # One side holds the other: what is left over is tied to a part that both have, or nothing can go.
+            for extra in theirs:
+                if common:
+                    self._unify_pair(extra, common[-1])
+                else:
+                    self.pin(np.array([extra]), "it is tied to an index that is never removed")
+            return
+        *heads, last = ours
+        for a, b in zip(heads, theirs, strict=False):
+            self._unify_pair(a, b)
+        self._bind(last, theirs[len(heads) :])
+
+    def _bind(self, atom: int, parts: Sequence[int]) -> None:
+        atom = self.root(atom)
+        inner: dict[int, None] = {}
+        for part in parts:
+            inner.update(dict.fromkeys(self.atoms(part)))
+        if self.bound[atom] or atom in inner:  # an earlier pair of this product has tied it meanwhile
+            if set(self.atoms(atom)) != set(inner):
+                self._unify_products(self.atoms(atom), tuple(inner))
+            return
+        if len(inner) == 1:
+            self._unify_pair(atom, next(iter(inner)))
+            return
+        self.bound[atom] = True
+        self.parts[atom] = tuple(inner)
+        members = np.array(list(inner), np.int64)
+        if self.mixed[atom]:
+            self.mix(members, self.reasons[self.mixed[atom]])
+        if not inner or self.pinned[atom]:
+            self.pin(members, self.reasons[self.pinned[atom]])
+        self.tags[members] |= self.tags[atom]
+
+    def _homes(self, coordinates: Ids, atoms: Ids, shape: Sequence[int]) -> Ids:
+        """For each (index, atom) pair, the part of a split on which the atom alone depends, or -1."""
+        homes = np.full(len(atoms), -1, np.int64)
+        if not len(atoms):
+            return homes
+        _, position, sizes = np.unique(atoms, return_inverse=True, return_counts=True)
+        total = int(np.prod(shape))
+        for j, extent in enumerate(shape):
+            pairs = np.unique(position * extent + coordinates[j])
+            spread = np.bincount(pairs // extent, minlength=len(sizes))
+            fits = sizes == spread * (total // extent)
+            homes = np.where((homes < 0) & fits[position], j, homes)
+        return homes
+
+    def _collect(self, rows: Ids, atoms: Ids, n: int) -> Ids:
+        """Ids of shape (n,): at each row the term of all atoms that are paired with it."""
+        sets: list[dict[int, None]] = [{} for _ in range(n)]
+        for row, atom in zip(rows.tolist(), atoms.tolist(), strict=True):
+            sets[row][atom] = None
+        return np.array([self.term(tuple(s)) for s in sets], np.int64)
+
+
