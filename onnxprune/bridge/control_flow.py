@@ -1,0 +1,203 @@
+"""If, Loop and Scan: each body is a module of its own, called from the generated code with the values it captures."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from onnxprune.bridge import codegen
+from onnxprune.errors import ModelError
+
+
+def add_control_flow(builder: codegen.GraphBuilder, node: ir.Node) -> None:
+    """Bind the outputs of an If, Loop or Scan node. Raises ModelError for other nodes that hold graphs."""
+    add = {"If": _add_if, "Loop": _add_loop, "Scan": _add_scan}.get(node.op_type)
+    if add is None or node.domain not in ("", "ai.onnx"):
+        raise codegen.unsupported(node, builder.opsets.get(node.domain, 0))
+    call = add(builder, node)
+    builder._label(call, node, None)
+    for index, output in enumerate(node.outputs):
+        if output.name or output.uses():
+            item = builder.graph.call_function(operator.getitem, (call, index))
+            builder._label(item, node, output)
+            builder.bound[output] = codegen.Bound("tensor", item, output.dtype)
+
+
+def _body(
+    builder: codegen.GraphBuilder,
+    node: ir.Node,
+    name: str,
+    host_inputs: dict[int, ir.DataType],
+    host_outputs: tuple[int, ...] = (),
+) -> tuple[Any, tuple[Any, ...]]:
+    """The module of a body, and the outer values it captures, in the order of its last arguments."""
+    from onnxprune.bridge.module import OnnxModule
+
+    body = node.attributes[name].as_graph()
+    inner = codegen.GraphBuilder(body, builder.reached, builder.opsets, builder.own_names, builder.reserved, is_root=False)
+    for index, value in enumerate(body.inputs):
+        host = host_inputs.get(index)
+        inner.add_input(value, "tensor" if host is None else "host", host)
+    captured = _free_values(body)
+    for value in captured:
+        inner.add_capture(value, builder.lookup(value))
+    generated = inner.build(host_outputs)
+    module = builder.call_module(f"{node.name or node.op_type}_{name}", OnnxModule(generated))
+    arguments = []
+    for outer in inner.captures:
+        arguments.append(outer.ref if outer.kind in ("host", "carried") else builder.as_tensor(outer))
+    return module, tuple(arguments)
+
+
+def _free_values(body: ir.Graph) -> list[ir.Value]:
+    """Values of enclosing graphs that a body uses, also in its own subgraphs, in the order of first use."""
+    own: set[ir.Value] = set()
+    free: dict[ir.Value, None] = {}
+
+    def walk(graph: ir.Graph) -> None:
+        own.update(graph.inputs)
+        own.update(graph.initializers.values())
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and value not in own:
+                    free[value] = None
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    walk(attribute.as_graph())
+            own.update(node.outputs)
+        for value in graph.outputs:
+            if value not in own:
+                free[value] = None
+
+    walk(body)
+    return list(free)
+
+
+def _add_if(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+    condition = node.inputs[0]
+    assert condition is not None
+    then_branch, then_captures = _body(builder, node, "then_branch", {})
+    else_branch, else_captures = _body(builder, node, "else_branch", {})
+    chosen = builder.as_host(builder.lookup(condition))
+    return builder.graph.call_function(if_else, (chosen, then_branch, then_captures, else_branch, else_captures))
+
+
+def _add_loop(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+    types = {0: ir.DataType.INT64, 1: ir.DataType.BOOL}
+    body, captures = _body(builder, node, "body", types, host_outputs=(0,))
+    trips, condition = (None if v is None else builder.as_host(builder.lookup(v)) for v in (*node.inputs, None, None)[:2])
+    carried = tuple(builder.as_tensor(builder.lookup(v)) for v in node.inputs[2:] if v is not None)
+    stacked = len(node.outputs) - len(carried)
+    return builder.graph.call_function(loop, (trips, condition, carried, body, captures, stacked))
+
+
+def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+    body, captures = _body(builder, node, "body", {})
+    n_scanned = node.attributes["num_scan_inputs"].as_int()
+    inputs = [None if v is None else builder.as_tensor(builder.lookup(v)) for v in node.inputs]
+    opset = codegen.opset_of(node, builder.opsets)
+    options = {
+        name: tuple(attribute.value)
+        for name, attribute in node.attributes.items()
+        if name not in ("body", "num_scan_inputs")
+    }
+    function: Callable[..., Any] = scan
+    if opset < 9:
+        if inputs[0] is not None:
+            raise ModelError(f"Scan node {codegen.describe(node)} of opset 8 gives sequence_lens, which the bridge does not run.")
+        inputs, function = inputs[1:], scan_8
+    carried, scanned = tuple(inputs[: len(inputs) - n_scanned]), tuple(inputs[len(inputs) - n_scanned :])
+    return builder.graph.call_function(function, (carried, scanned, body, captures), options)
+
+
+def if_else(
+    condition: Any,
+    then_branch: torch.nn.Module,
+    then_captures: tuple[Any, ...],
+    else_branch: torch.nn.Module,
+    else_captures: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """Run one of two branches. `condition` may be a bool or a list that holds one."""
+    while isinstance(condition, (list, tuple)):
+        condition = condition[0]
+    results: tuple[Any, ...] = then_branch(*then_captures) if condition else else_branch(*else_captures)
+    return results
+
+
+def loop(
+    trips: Any, condition: Any, carried: tuple[Any, ...], body: torch.nn.Module, captures: tuple[Any, ...], stacked: int
+) -> tuple[Any, ...]:
+    """Run a body until `trips` steps are done or it says stop; scan outputs are stacked along a new first axis."""
+    trips, condition = _single(trips), _single(condition)
+    step, going = 0, True if condition is None else bool(condition)
+    rows: list[list[torch.Tensor]] = [[] for _ in range(stacked)]
+    while going and (trips is None or step < trips):
+        going, *results = body(step, going, *carried, *captures)
+        going = bool(_single(going))
+        carried = tuple(results[: len(carried)])
+        for row, result in zip(rows, results[len(carried) :], strict=True):
+            row.append(result)
+        step += 1
+    return (*carried, *(_stack(row) for row in rows))
+
+
+def _stack(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(rows) if rows else torch.empty(0)
+
+
+def _single(value: Any) -> Any:
+    while isinstance(value, (list, tuple)):
+        value = value[0]
+    return value
+
+
+def scan(
+    carried: tuple[Any, ...],
+    scanned: tuple[torch.Tensor, ...],
+    body: torch.nn.Module,
+    captures: tuple[Any, ...],
+    scan_input_axes: tuple[int, ...] = (),
+    scan_input_directions: tuple[int, ...] = (),
+    scan_output_axes: tuple[int, ...] = (),
+    scan_output_directions: tuple[int, ...] = (),
+) -> tuple[Any, ...]:
+    """Run a body over slices of `scanned`; its further outputs are stacked along `scan_output_axes`."""
+    axes = scan_input_axes or (0,) * len(scanned)
+    backward = scan_input_directions or (0,) * len(scanned)
+    length = scanned[0].shape[axes[0]]
+    rows: list[tuple[torch.Tensor, ...]] = []
+    for step in range(length):
+        slices = [
+            x.select(axis, length - 1 - step if reverse else step)
+            for x, axis, reverse in zip(scanned, axes, backward, strict=True)
+        ]
+        results = body(*carried, *slices, *captures)
+        rows.append(results[len(carried) :])
+        carried = tuple(results[: len(carried)])
+    stacked = []
+    for index in range(len(rows[0]) if rows else 0):
+        row = [results[index] for results in rows]
+        if scan_output_directions and scan_output_directions[index]:
+            row.reverse()
+        stacked.append(torch.stack(row, dim=scan_output_axes[index] if scan_output_axes else 0))
+    return (*carried, *stacked)
+
+
+def scan_8(
+    carried: tuple[Any, ...],
+    scanned: tuple[torch.Tensor, ...],
+    body: torch.nn.Module,
+    captures: tuple[Any, ...],
+    directions: tuple[int, ...] = (),
+) -> tuple[Any, ...]:
+    """Scan of opset 8: every value has a batch axis first, and slices run over axis 1."""
+    batch = scanned[0].shape[0]
+    results = [
+        scan(tuple(x[b] for x in carried), tuple(x[b] for x in scanned), body, captures, (), directions)
+        for b in range(batch)
+    ]
+    return tuple(torch.stack([row[index] for row in results]) for index in range(len(results[0])))

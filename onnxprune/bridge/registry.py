@@ -1,0 +1,191 @@
+"""The one table of operator functions: (domain, operator) -> functions, each valid from an opset version on.
+
+A function takes the node's inputs in order (None where one is left out) and its attributes by keyword, and returns a
+tensor, or a tuple if the operator can have several outputs. It is written once and serves the generated code, the
+interpreter and `torch.compile`. The version picked is the nearest one at or below the model's opset.
+
+Keywords that the builder supplies by itself, when a function has them in its signature:
+    training: the module's mode.   updates_statistics: whether BatchNormalization may update its running statistics.
+    n_outputs: how many outputs the node has.   device: where to create tensors.
+    input_types: the ONNX data types of the inputs as far as known (ir.DataType or None).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import onnx_ir as ir
+
+INJECTED = frozenset({"training", "updates_statistics", "n_outputs", "device", "input_types", "opset"})
+MICROSOFT = "com.microsoft"
+
+EVERY_INPUT = range(1024)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Quantizes = Callable[[dict[str, Any], "list[ir.DataType | None]"], "ir.DataType | None"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How one operator runs from one opset version on.
+
+    Attributes:
+        function: Runs the operator on tensors.
+        host: Inputs given as Python numbers or lists (shapes, axes, sizes); a runtime tensor is read back with `tolist`.
+        scalar: Inputs given as a Python number when they are constants, as tensors otherwise.
+        fixed: Inputs that are no weights: bounds, statistics, quantisation parameters. Their initializers do not train.
+        statistics: Inputs that the operator itself updates in training (they are buffers whatever else uses them).
+        quantized: Inputs that take integers carried in a float tensor, so that gradients pass.
+        carries: Inputs that only move to the output: integers carried in float there come out carried in float.
+        quantizes: Gives the ONNX type of an output whose integers are carried in a float tensor, from the attributes
+            and the input types.
+        weights: Inputs that may be quantised weights -> where their scale and zero point are. An integer initializer
+            there trains through a float parameter that is quantised in the forward pass.
+        multiple: The function returns a tuple.
+        differentiable: Gradients pass from outputs to inputs.
+        elementwise: A one-element initializer used here is taken for a constant of the formula, not for a weight.
+    """
+
+    name: str
+    domain: str
+    since: int
+    function: Callable[..., Any]
+    host: frozenset[int]
+    scalar: frozenset[int]
+    fixed: frozenset[int]
+    statistics: frozenset[int]
+    quantized: frozenset[int]
+    carries: frozenset[int]
+    quantizes: Quantizes | None
+    weights: dict[int, tuple[int, int]]
+    multiple: bool
+    differentiable: bool
+    elementwise: bool
+    parameters: tuple[str, ...]
+    variadic_keywords: bool
+
+    @property
+    def injected(self) -> frozenset[str]:
+        """The keywords the builder has to supply."""
+        return INJECTED.intersection(self.parameters)
+
+
+@dataclass(frozen=True)
+class HostOperator:
+    """How an operator runs where shapes are computed: on Python numbers and (nested) lists of them.
+
+    Attributes:
+        function: Takes the inputs in order and the attributes by keyword.
+        dtype: The ONNX type of the result: the name of a type, the name of an attribute that holds it, or the
+            position of the input that has the same type.
+        of_tensors: The input is a tensor (Shape, Size); otherwise all inputs have to be Python values.
+    """
+
+    function: Callable[..., Any]
+    dtype: str | int
+    of_tensors: bool
+
+
+_OPERATORS: dict[tuple[str, str], list[Operator]] = {}
+_HOST: dict[str, HostOperator] = {}
+_loaded = False
+
+
+def op(
+    *names: str,
+    domain: str = "",
+    since: int = 1,
+    host: Iterable[int] = (),
+    scalar: Iterable[int] = (),
+    fixed: Iterable[int] = (),
+    statistics: Iterable[int] = (),
+    quantized: Iterable[int] = (),
+    carries: Iterable[int] = (),
+    quantizes: Quantizes | None = None,
+    weights: dict[int, tuple[int, int]] | None = None,
+    multiple: bool = False,
+    differentiable: bool = True,
+    elementwise: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a function for operators `names` of `domain` from opset `since` on. See `Operator` for the flags."""
+
+    def register(function: Function) -> Function:
+        signature = inspect.signature(function).parameters
+        for name in names:
+            entry = Operator(
+                name=name,
+                domain=domain,
+                since=since,
+                function=function,
+                host=frozenset(host),
+                scalar=frozenset(scalar),
+                fixed=frozenset(fixed) | frozenset(host) | frozenset(scalar),
+                statistics=frozenset(statistics),
+                quantized=frozenset(quantized),
+                carries=frozenset(carries),
+                quantizes=quantizes,
+                weights=weights or {},
+                multiple=multiple,
+                differentiable=differentiable,
+                elementwise=elementwise,
+                parameters=tuple(signature),
+                variadic_keywords=any(p.kind is p.VAR_KEYWORD for p in signature.values()),
+            )
+            versions = _OPERATORS.setdefault((domain, name), [])
+            versions.append(entry)
+            versions.sort(key=lambda known: known.since)
+        return function
+
+    return register
+
+
+def host_op(
+    *names: str, dtype: str | int = 0, of_tensors: bool = False
+) -> Callable[[Function], Function]:
+    """Register how ai.onnx operators `names` run on plain Python numbers and lists. See `HostOperator`."""
+
+    def register(function: Function) -> Function:
+        for name in names:
+            _HOST[name] = HostOperator(function, dtype, of_tensors)
+        return function
+
+    return register
+
+
+def find_operator(domain: str, name: str, opset: int) -> Operator | None:
+    """The function for this operator at this opset, or None. The nearest version at or below `opset` wins."""
+    _load()
+    found = None
+    for candidate in _OPERATORS.get(("" if domain == "ai.onnx" else domain, name), ()):
+        if found is None or candidate.since <= opset:
+            found = candidate
+    return found
+
+
+def find_host_operator(domain: str, name: str) -> HostOperator | None:
+    """How this operator runs on Python numbers, or None if it only runs on tensors."""
+    _load()
+    return _HOST.get(name) if domain in ("", "ai.onnx") else None
+
+
+def supported_operators() -> dict[str, list[int]]:
+    """Operator name (with its domain, if not ai.onnx) -> opset versions from which a function of its own holds."""
+    _load()
+    names = {(f"{domain}::" if domain else "") + name: known for (domain, name), known in _OPERATORS.items()}
+    return {name: [entry.since for entry in names[name]] for name in sorted(names)}
+
+
+def _load() -> None:
+    """Import the operator modules and third parties' entry points (group `onnxprune.bridge`), once."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    import onnxprune.bridge.ops  # noqa: F401  (registers by being imported)
+
+    for entry in importlib.metadata.entry_points(group="onnxprune.bridge"):
+        entry.load()
