@@ -231,32 +231,53 @@ def _fingerprint() -> str:
 
 
 def _export(name: str, exporter: str, opset: int) -> bytes:
-    import torch
-
     architecture = ARCHITECTURES[name]
-    model, inputs = architecture.build(), architecture.inputs(_EXPORT_BATCH)
+    model: Any = architecture.build()
     if exporter == "hand":
         built: onnx.ModelProto = _sources(architecture.module).hand_built(model, opset)
         return built.SerializeToString()
     if hasattr(model, "exportable"):
         model = model.exportable(exporter)
-    arguments: dict[str, Any] = {"input_names": list(architecture.input_names), "opset_version": opset}
     # Not under no_grad: nn.MultiheadAttention would take its fused inference path, which has no ONNX form.
     with _quiet():
-        if exporter == "legacy":
-            training = torch.onnx.TrainingMode.PRESERVE if architecture.keep_batchnorm else torch.onnx.TrainingMode.EVAL
-            buffer = io.BytesIO()
-            axes = architecture.dynamic_axes
-            torch.onnx.export(model, inputs, buffer, dynamo=False, dynamic_axes=axes, training=training, **arguments)
-            return buffer.getvalue()
-        _forget_rnn_kernels()
-        arguments |= {
-            "dynamic_shapes": tuple(architecture.dynamic_axes.values()),
-            "optimize": not architecture.keep_batchnorm,
-        }
-        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, **arguments)
-        assert program is not None
-        return program.model_proto.SerializeToString()
+        return (_export_legacy if exporter == "legacy" else _export_dynamo)(architecture, model, opset)
+
+
+def _export_legacy(architecture: Architecture, model: torch.nn.Module, opset: int) -> bytes:
+    import torch
+
+    modes = torch.onnx.TrainingMode
+    buffer: Any = io.BytesIO()
+    torch.onnx.export(
+        model,
+        architecture.inputs(_EXPORT_BATCH),
+        buffer,
+        dynamo=False,
+        input_names=list(architecture.input_names),
+        dynamic_axes=architecture.dynamic_axes,
+        opset_version=opset,
+        training=modes.PRESERVE if architecture.keep_batchnorm else modes.EVAL,
+    )
+    model_bytes: bytes = buffer.getvalue()
+    return model_bytes
+
+
+def _export_dynamo(architecture: Architecture, model: torch.nn.Module, opset: int) -> bytes:
+    import torch
+
+    _forget_rnn_kernels()
+    program = torch.onnx.export(
+        model,
+        architecture.inputs(_EXPORT_BATCH),
+        dynamo=True,
+        input_names=list(architecture.input_names),
+        dynamic_shapes=tuple(architecture.dynamic_axes.values()),
+        opset_version=opset,
+        optimize=not architecture.keep_batchnorm,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _forget_rnn_kernels() -> None:

@@ -7,6 +7,8 @@ branches and the Loop body, which neither exporter does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
@@ -59,7 +61,8 @@ class HigherOrder(nn.Module):
         def body(step: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
             return step + 1, x + net.down(F.relu(net.up(x)))
 
-        _, x = torch.while_loop(running, body, (torch.zeros((), dtype=torch.int64), x))
+        while_loop: Any = torch.while_loop  # untyped in PyTorch 2.13
+        _, x = while_loop(running, body, (torch.zeros((), dtype=torch.int64), x))
         return net.head(x)
 
 

@@ -21,8 +21,12 @@ def conv_bn(
     act: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
     """Convolution without bias, BatchNorm, activation; 'same' padding."""
-    padding = kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
-    layers = [nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(cout)]
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (height // 2, width // 2)
+    layers = [
+        nn.Conv2d(cin, cout, (height, width), stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
+    ]
     return nn.Sequential(*layers, *([act()] if act else []))
 
 
