@@ -5,7 +5,7 @@
     save(model, path)     the model appears at `path` whole or not at all
     check_output(path)    what `save` would refuse, asked before the work starts
     sha256(path)          one hash over the model file and its external data
-    to_bytes, to_proto, serialized_size   the model in memory, and how large it will be
+    to_bytes, to_proto, to_skeleton, serialized_size   the model in memory, without its weights, how large it will be
 
 What a loaded model guarantees to everything downstream: no local functions, no sparse tensors, no training
 information, opset 7 or newer and one that ONNX Runtime runs, nodes in topological order, every value defined. Large
@@ -18,13 +18,14 @@ from .hashing import sha256
 from .limits import Limits
 from .loading import load, load_any
 from .saving import Saved, check_output, save
-from .serialise import serialized_size, to_bytes, to_proto
+from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
 from .source import Source, source_of
 
 __all__ = [
     "Limits",
     "Saved",
     "Source",
+    "all_initializers",
     "check_output",
     "load",
     "load_any",
@@ -34,4 +35,5 @@ __all__ = [
     "source_of",
     "to_bytes",
     "to_proto",
+    "to_skeleton",
 ]

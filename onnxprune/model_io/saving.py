@@ -77,6 +77,7 @@ def save(
     source: Source | None = None,
     external: bool | None = None,
     external_threshold: int = EXTERNAL_THRESHOLD,
+    durable: bool = True,
 ) -> Saved:
     """Write the model; the model itself stays as it is.
 
@@ -88,6 +89,7 @@ def save(
         external: Whether weights go to external data. By default they do when they came so, and when the weights
             take more than `external_threshold` bytes.
         external_threshold: In bytes.
+        durable: Wait until the disk has everything, so that a power cut cannot take it; not needed for scratch files.
 
     Raises:
         ModelError: As `check_output`, or the disk is full, or some such; nothing is left behind then.
@@ -104,7 +106,7 @@ def save(
         placed = []
     try:
         stale = _data_files_of(path) if force else ()
-        saved = _write(model, path, placed, replace=force)
+        saved = _write(model, path, placed, replace=force, durable=durable)
     except FileExistsError:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
     except OSError as error:
@@ -112,7 +114,7 @@ def save(
     return dataclasses.replace(saved, stale=tuple(file for file in stale if file != saved.data_file))
 
 
-def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool) -> Saved:
+def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool, durable: bool) -> Saved:
     """Write the data file, then the model; publish the data first, so that no model ever lacks its data."""
     with ExitStack() as stack:
         data_file, data_temporary = None, None
@@ -120,17 +122,24 @@ def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool
         if placed:
             data_temporary, file = stack.enter_context(temporary_beside(path))
             extents, digest = _write_tensors(placed, file)
-            sync(file)
+            _finish(file, durable)
             data_file = path.with_name(f"{path.name}.{digest[:12]}.data")
             placement = {value: _reference(value, data_file.name, extents[value]) for value in placed}
         temporary, file = stack.enter_context(temporary_beside(path))
         write_model(model, file, placement)
-        sync(file)
+        _finish(file, durable)
         size = file.tell() + (data_temporary.stat().st_size if data_temporary else 0)
         if data_temporary and data_file:
             publish(data_temporary, data_file, replace=True)
         publish(temporary, path, replace=replace)
     return Saved(path, data_file, size)
+
+
+def _finish(file: IO[bytes], durable: bool) -> None:
+    if durable:
+        sync(file)
+    else:
+        file.flush()
 
 
 def _write_tensors(values: Iterable[ir.Value], file: IO[bytes]) -> tuple[dict[ir.Value, tuple[int, int]], str]:

@@ -22,6 +22,7 @@ _GRAPH_FIELD = 7 << 3 | 2  # ModelProto.graph
 _INITIALIZER_FIELD = 5 << 3 | 2  # GraphProto.initializer
 _RAW_DATA_FIELD = 9 << 3 | 2  # TensorProto.raw_data
 PROTOBUF_LIMIT = (1 << 31) - 1
+_SKELETON_BYTES = 1024
 
 
 class Writer(Protocol):
@@ -49,6 +50,26 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """
     proto = onnx.ModelProto()
     proto.ParseFromString(to_bytes(model))
+    return proto
+
+
+def to_skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model as a small ModelProto of its own: weights over 1 KiB keep name, type and shape, but have no data.
+
+    Enough for shape inference, at any size of the model; nodes are in the same order as in `model`.
+    """
+    placement = {}
+    for value in all_initializers(model):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _SKELETON_BYTES:
+            shape = ir.Shape(tensor.shape.numpy())
+            placement[value] = ir.ExternalTensor(
+                "-", 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
+            )
+    buffer = io.BytesIO()
+    write_model(model, buffer, placement)
+    proto = onnx.ModelProto()
+    proto.ParseFromString(buffer.getvalue())
     return proto
 
 

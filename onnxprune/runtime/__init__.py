@@ -1,0 +1,45 @@
+"""ONNX Runtime: everything that is measured rather than computed.
+
+session.py   make_session, run          a model in any form becomes a session; its errors become one sentence
+inputs.py    random_inputs, ...         valid inputs for a model nobody described: ids, masks, dynamic sizes
+compare.py   compare, relative_difference   how far two models' outputs are apart
+shapes.py    probe_shapes               shapes of inner values, by running the model
+figures.py   figures                    parameters, MACs and bytes
+latency.py   alternate                  which of two models is faster, and by how much
+metrics.py   evaluate, LabelledData     accuracy, top-5, error and agreement on labelled inputs
+"""
+
+from __future__ import annotations
+
+from .compare import Agreement, OutputDifference, compare, compare_outputs, relative_difference
+from .figures import Figures, counted_values, figures
+from .inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
+from .latency import Latency, alternate
+from .metrics import LabelledData, agreement, evaluate
+from .session import make_session, run
+from .shapes import concrete_shapes, probe_shapes
+
+__all__ = [
+    "Agreement",
+    "Feeds",
+    "Figures",
+    "LabelledData",
+    "Latency",
+    "OutputDifference",
+    "agreement",
+    "alternate",
+    "candidate_sizes",
+    "compare",
+    "compare_outputs",
+    "concrete_shapes",
+    "counted_values",
+    "dynamic_dims",
+    "evaluate",
+    "figures",
+    "make_session",
+    "probe_shapes",
+    "random_inputs",
+    "relative_difference",
+    "run",
+    "working_inputs",
+]

@@ -1,0 +1,159 @@
+"""How good a model is on labelled inputs, and how often two models say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from onnxprune.errors import DataError
+
+from .session import run
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledData:
+    """Inputs and what the model should say to them.
+
+    Attributes:
+        inputs: By input name; the first axis of each counts samples.
+        label: Class numbers (integers, shape [samples]) or targets (floats, of the output's shape).
+    """
+
+    inputs: Mapping[str, Array]
+    label: Array
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.label)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], session: ort.InferenceSession) -> LabelledData:
+        """Read an .npz file with one array per input of the model, under its name, and `label`.
+
+        A model with one input also takes the one other array, whatever its name.
+
+        Raises:
+            DataError: No such file, no .npz, no `label`, an input without array, or lengths that differ.
+        """
+        arrays = _read_npz(Path(path))
+        label = arrays.pop("label", None)
+        if label is None:
+            raise DataError(f"'{path}' has no array 'label'.")
+        names = [value.name for value in session.get_inputs()]
+        if len(names) == len(arrays) == 1:
+            arrays = {names[0]: next(iter(arrays.values()))}
+        for name in names:
+            if name not in arrays:
+                raise DataError(f"'{path}' has no array for the model's input '{name}'.")
+            if len(arrays[name]) != len(label):
+                raise DataError(f"'{path}' has {len(label)} labels but {len(arrays[name])} samples of '{name}'.")
+        return cls({name: arrays[name] for name in names}, label)
+
+
+def accuracy(output: Array, label: Array) -> float:
+    """Share of samples whose largest of [samples, classes] is the label's."""
+    return top_k(output, label, 1)
+
+
+def top_k(output: Array, label: Array, k: int) -> float:
+    """Share of samples whose label is among the k largest of [samples, classes]."""
+    best = np.argsort(-output.astype(np.float32), axis=1, kind="stable")[:, :k]
+    return float((best == label.reshape(-1, 1)).any(axis=1).mean())
+
+
+def mean_squared_error(output: Array, label: Array) -> float:
+    """Mean of (output - label)^2 over all elements; shapes must agree but for axes of extent 1."""
+    difference = output.astype(np.float64) - label.reshape(output.shape).astype(np.float64)
+    return float(np.mean(difference**2))
+
+
+def agreement(a: Array, b: Array) -> float:
+    """Share of samples for which two outputs [samples, classes] have their largest at the same class."""
+    return float((a.reshape(len(a), -1).argmax(axis=1) == b.reshape(len(b), -1).argmax(axis=1)).mean())
+
+
+def predict(
+    session: ort.InferenceSession,
+    inputs: Mapping[str, Array],
+    *,
+    output: str | None = None,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
+    """One output over all samples, the first output by default; returns [samples, ...].
+
+    A model of fixed batch size is fed batches of that size, the last one filled up by repetition.
+
+    Raises:
+        DataError: The inputs do not fit the model, or there is no such output.
+    """
+    names = [value.name for value in session.get_outputs()]
+    output = output or names[0]
+    if output not in names:
+        raise DataError(f"the model has no output '{output}' (it has: {', '.join(names)}).")
+    samples = len(next(iter(inputs.values())))
+    fixed = session.get_inputs()[0].shape[0]
+    batch = fixed if isinstance(fixed, int) and fixed > 0 else batch
+    parts = []
+    for start in range(0, samples, batch):
+        chosen = np.arange(start, start + batch)
+        if not isinstance(fixed, int):
+            chosen = chosen[chosen < samples]
+        feeds = {name: np.take(array, chosen, axis=0, mode="wrap") for name, array in inputs.items()}
+        parts.append(run(session, feeds, [output])[output][: samples - start])
+        if progress is not None:
+            progress(min(start + batch, samples), samples)
+    return np.concatenate(parts)
+
+
+def evaluate(
+    session: ort.InferenceSession,
+    data: LabelledData,
+    *,
+    output: str | None = None,
+    batch: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Measure a model on labelled data.
+
+    Returns:
+        {"accuracy": ..., "top5": ...} (top5 from six classes on) for class numbers, {"mse": ...} for targets.
+
+    Raises:
+        DataError: Inputs or labels do not fit the model.
+    """
+    result = predict(session, data.inputs, output=output, batch=batch, progress=progress)
+    label = data.label
+    if np.issubdtype(label.dtype, np.integer) and result.ndim == 2 and result.shape[1] > 1:
+        if label.size != data.samples:
+            raise DataError(f"labels of shape {label.shape} are no class numbers: one per sample is needed.")
+        if label.min() < 0 or label.max() >= result.shape[1]:
+            raise DataError(f"labels reach {label.max()}, but the model tells {result.shape[1]} classes apart.")
+        scores = {"accuracy": accuracy(result, label)}
+        if result.shape[1] > 5:
+            scores["top5"] = top_k(result, label, 5)
+        return scores
+    if label.size != result.size:
+        raise DataError(f"labels of shape {label.shape} do not fit the output's shape {result.shape}.")
+    return {"mse": mean_squared_error(result, label)}
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"'{path}' does not exist.") from None
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"'{path}' is not an .npz file of plain arrays.") from error

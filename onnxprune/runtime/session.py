@@ -1,0 +1,150 @@
+"""A model in any form becomes an ONNX Runtime session. ONNX Runtime's errors become ours, one sentence each."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune import model_io
+from onnxprune.errors import DataError, ModelError, OnnxPruneError
+
+Optimize = Literal["off", "basic", "all"]
+AnyModel = ir.Model | onnx.ModelProto | str | os.PathLike | bytes
+
+_LEVELS = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_IN_MEMORY_LIMIT = 512 << 20  # larger models go through a temporary file with external data, which ORT maps
+_ERRORS_ONLY = 3
+# Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
+_EXTENDED: dict[str, tuple[type, type]] = {
+    "tensor(bfloat16)": (np.uint16, ml_dtypes.bfloat16),
+    "tensor(float8e4m3fn)": (np.uint8, ml_dtypes.float8_e4m3fn),
+    "tensor(float8e4m3fnuz)": (np.uint8, ml_dtypes.float8_e4m3fnuz),
+    "tensor(float8e5m2)": (np.uint8, ml_dtypes.float8_e5m2),
+    "tensor(float8e5m2fnuz)": (np.uint8, ml_dtypes.float8_e5m2fnuz),
+}
+
+
+def make_session(
+    model: AnyModel,
+    *,
+    optimize: Optimize = "basic",
+    threads: int = 1,
+    error: type[OnnxPruneError] = ModelError,
+) -> ort.InferenceSession:
+    """Create a session on the CPU.
+
+    Args:
+        model: A model in memory, a path, or serialised bytes.
+        optimize: ONNX Runtime's graph optimisations. Only "off" and "basic" are exact: above that it rewrites int8
+            DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency.
+        threads: Threads inside an operator. With 1 all work is done on the calling thread, so that its CPU time counts.
+        error: What to raise; ModelError blames the input, VerificationError the result.
+
+    Raises:
+        OnnxPruneError: Of type `error`: ONNX Runtime does not accept the model.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS[optimize]
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY + 1
+    if isinstance(model, onnx.ModelProto):
+        model = model_io.load_any(model)
+    try:
+        if isinstance(model, ir.Model):
+            if model_io.serialized_size(model) > _IN_MEMORY_LIMIT:
+                return _from_file(model, options)
+            model = model_io.to_bytes(model)
+        content = model if isinstance(model, bytes) else os.fspath(model)
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except OnnxPruneError:
+        raise
+    except Exception as failure:
+        raise error(f"ONNX Runtime does not load the model: {one_sentence(failure)}.") from failure
+
+
+def run(
+    session: ort.InferenceSession,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    outputs: Iterable[str] | None = None,
+    *,
+    error: type[OnnxPruneError] = DataError,
+) -> dict[str, Any]:
+    """Run a session; returns output name -> array (a list of arrays for a sequence), all outputs by default.
+
+    Raises:
+        OnnxPruneError: Of type `error`: ONNX Runtime could not run these inputs.
+    """
+    names = list(outputs) if outputs is not None else [value.name for value in session.get_outputs()]
+    try:
+        if _is_extended(session):
+            return _run_extended(session, feeds, names)
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except Exception as failure:
+        raise error(f"ONNX Runtime does not run the model: {one_sentence(failure)}.") from failure
+
+
+def one_sentence(failure: Exception) -> str:
+    """The first line of an ONNX Runtime message that tells something, without error codes and source locations."""
+    text = str(failure).strip() or type(failure).__name__
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"/\S+\.(?:cc|h|cpp):\d+ .*?\) ", "", text.splitlines()[0])
+    return text.strip().rstrip(". ")
+
+
+def _from_file(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "model.onnx"
+        model_io.save(model, path, external=True, durable=False)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _is_extended(session: ort.InferenceSession) -> bool:
+    return any(value.type in _EXTENDED for value in (*session.get_inputs(), *session.get_outputs()))
+
+
+def _run_extended(
+    session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], names: list[str]
+) -> dict[str, Any]:
+    """As `run`, for element types that ONNX Runtime's numpy interface lacks."""
+    types = {value.name: value.type for value in session.get_inputs()}
+    values = {}
+    for name, array in feeds.items():
+        if types.get(name) in _EXTENDED:
+            bits, _ = _EXTENDED[types[name]]
+            element_type = ir.DataType.from_numpy(array.dtype).value
+            array = np.ascontiguousarray(array).view(bits)
+            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element_type)
+        else:
+            values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+    results = session.run_with_ort_values(names, values)
+    return {name: _to_numpy(value) for name, value in zip(names, results, strict=True)}
+
+
+def _to_numpy(value: ort.OrtValue) -> npt.NDArray[Any]:
+    if value.data_type() not in _EXTENDED:
+        return value.numpy()
+    bits, dtype = _EXTENDED[value.data_type()]
+    shape = value.shape()
+    count = int(np.prod(shape))
+    if not count:
+        return np.zeros(shape, dtype)
+    buffer = (ctypes.c_char * (count * np.dtype(bits).itemsize)).from_address(value.data_ptr())
+    return np.frombuffer(bytes(buffer), dtype=bits).view(dtype).reshape(shape)
