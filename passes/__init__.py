@@ -1,0 +1,14 @@
+"""The graph passes, one a file. Each is an `onnx_ir` pass: model in, model out.
+
+Every pass states in ``preserves`` what its result has in common with its input: ``"exactly"`` the same function,
+or the same function ``"up to recovery"``, which training or reconstruction can give back.
+"""
+
+from onnxprune.passes.mask_units import MaskUnits
+from onnxprune.passes.mask_weights import MaskWeights
+from onnxprune.passes.normalise import Normalise
+from onnxprune.passes.remove_dead import RemoveDeadUnits
+from onnxprune.passes.remove_units import RemoveUnits
+from onnxprune.passes.tidy import Tidy
+
+__all__ = ["MaskUnits", "MaskWeights", "Normalise", "RemoveDeadUnits", "RemoveUnits", "Tidy"]

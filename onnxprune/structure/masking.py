@@ -31,13 +31,13 @@ def zero_units(structure: Structure, removed: Bools) -> None:
     for value, axes in lost.items():
         if value in structure.unmasked or not _maskable(structure, value):
             continue
-        array = _content(value).copy()
-        zero = _zero_of(structure.fills.get(value), array)
+        array = constant_content(value).copy()
+        zero = zero_of(structure.fills.get(value), array)
         for axis, flags in axes.items():
             gone = np.flatnonzero(~flags)
             place = (slice(None),) * axis + (gone,)
             array[place] = zero[place]
-        _set_content(structure.model, value, array, rewriter)
+        set_constant(structure.model, value, array)
 
 
 def _maskable(structure: Structure, value: ir.Value) -> bool:
@@ -45,7 +45,7 @@ def _maskable(structure: Structure, value: ir.Value) -> bool:
     return floating or value in structure.fills
 
 
-def _content(value: ir.Value) -> npt.NDArray[np.generic]:
+def constant_content(value: ir.Value) -> npt.NDArray[np.generic]:
     """Return a constant's content, also where it is filled at run time."""
     if value.const_value is not None:
         return value.const_value.numpy()
@@ -56,7 +56,7 @@ def _content(value: ir.Value) -> npt.NDArray[np.generic]:
     return np.zeros(shape, np.float32) if fill is None else np.full(shape, fill.numpy().reshape(-1)[0])
 
 
-def _zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """Return what zero means at each element: 0, or a quantised weight's zero point."""
     zero = np.zeros((), array.dtype)
     if fill is not None and fill.zero_point is not None and fill.zero_point.const_value is not None:
@@ -67,16 +67,18 @@ def _zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[n
     return np.broadcast_to(zero, array.shape)
 
 
-def _set_content(model: ir.Model, value: ir.Value, array: npt.NDArray[np.generic], rewriter: Rewriter) -> None:
+def set_constant(model: ir.Model, value: ir.Value, array: npt.NDArray[np.generic]) -> None:
+    """Give a constant new content; one that was filled at run time becomes an initializer."""
     if value.is_initializer() and value.const_value is not None:
-        value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
+        old = value.const_value
+        value.const_value = ir.Tensor(array, dtype=old.dtype, name=value.name, doc_string=old.doc_string)
         return
-    new = ir.Value(
-        name=rewriter.fresh(f"{value.name}_masked"),
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-    )
-    new.const_value = ir.Tensor(array, name=new.name)
+    name = f"{value.name}_filled"
+    while name in model.graph.initializers:
+        name += "_"
+    dtype = ir.DataType.from_numpy(array.dtype)
+    new = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
+    new.const_value = ir.Tensor(array, name=name)
     model.graph.register_initializer(new)
     value.replace_all_uses_with(new)
 

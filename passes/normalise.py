@@ -1,0 +1,228 @@
+"""Bring a model into the form that analysis reads. The function it computes stays exactly the same.
+
+Cases:
+1. ``Constant`` nodes become initializers (also inside subgraphs), under the same names.
+2. Local functions are inlined.
+3. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
+   layers which happen to hold equal numbers are not tied together. `Tidy` joins copies that stayed equal.
+4. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
+   leaves every channel free to go on its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+from onnxprune.structure.shapes import Facts, infer
+
+COPY_OF = "onnxprune.copy_of"
+"""Metadata key of a copied constant: the name of the constant it was copied from."""
+
+_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Gather"}
+_LONGEST_RUN = 5
+_LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves is tried
+
+
+class Normalise(ir.passes.InPlacePass):
+    """Lift constants, inline functions, untie small shared constants, write channel shuffles as Gather."""
+
+    preserves: Literal["exactly"] = "exactly"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = bool(model.functions) and InlinePass()(model).modified
+        modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= _untie_constants(model)
+        if _has_candidates(model):
+            modified |= _shuffles_to_gathers(model, infer(model))
+        return ir.passes.PassResult(model, modified=modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Check that no constant node with a tensor and no function is left."""
+        if model.functions:
+            raise ir.passes.PostconditionError("local functions are left")
+
+
+# -- shared constants -----------------------------------------------------------------------------------------------
+
+
+def _untie_constants(model: ir.Model) -> bool:
+    modified = False
+    names = {v.name for v in model.graph.initializers.values()}
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in list(graph.initializers.values()):
+            uses = list(value.uses())
+            if len(uses) < 2 or not _one_real_axis(value) or value.is_graph_output() or value.is_graph_input():
+                continue
+            for number, (node, index) in enumerate(uses[1:], start=1):
+                node.replace_input_with(index, _copy(graph, value, number, names))
+                modified = True
+    return modified
+
+
+def _one_real_axis(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return (
+        tensor is not None
+        and tensor.dtype.is_floating_point()
+        and sum(int(n) > 1 for n in tensor.shape) == 1
+    )
+
+
+def _copy(graph: ir.Graph, value: ir.Value, number: int, names: set[str | None]) -> ir.Value:
+    name = f"{value.name}_copy{number}"
+    while name in names:
+        name += "_"
+    names.add(name)
+    copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+    copy.metadata_props[COPY_OF] = str(value.name)
+    graph.register_initializer(copy)
+    return copy
+
+
+# -- channel shuffles -----------------------------------------------------------------------------------------------
+
+
+def _has_candidates(model: ir.Model) -> bool:
+    return any(node.op_type == "Transpose" and _is_run_end(user) for node in model.graph.all_nodes() for user in _users(node))
+
+
+def _users(node: ir.Node) -> list[ir.Node]:
+    return [user for user, _ in node.outputs[0].uses()]
+
+
+def _is_run_end(node: ir.Node) -> bool:
+    return node.op_type in ("Reshape", "Flatten") and _comes_from_reshape(node)
+
+
+def _comes_from_reshape(node: ir.Node) -> bool:
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is None or before.op_type != "Transpose" or before.inputs[0] is None:
+        return False
+    first = before.inputs[0].producer()
+    return first is not None and first.op_type == "Reshape"
+
+
+def _shuffles_to_gathers(model: ir.Model, facts: Facts) -> bool:
+    modified = False
+    for node in list(model.graph.all_nodes()):
+        if node.domain != "" or not _ends_shuffle(node, facts):
+            continue
+        run = _run(node)
+        for start in range(len(run)):
+            picked = _as_gather(run[start:], facts)
+            if picked is not None:
+                _replace(model, run[start:], *picked, facts)
+                modified = True
+                break
+    return modified
+
+
+def _ends_shuffle(node: ir.Node, facts: Facts) -> bool:
+    """A merging Reshape, or a Gather of one index behind one (x[0] and x[1] of older ShuffleNet exports)."""
+    if _is_run_end(node):
+        return True
+    if node.op_type == "Gather" and node.inputs[0] is not None:
+        index, before = facts.data(node.inputs[1]), node.inputs[0].producer()
+        return index is not None and index.ndim == 0 and before is not None and _is_run_end(before)
+    return False
+
+
+def _run(end: ir.Node) -> list[ir.Node]:
+    """Return the moves that lead to a node, first to last."""
+    run = [end]
+    while len(run) < _LONGEST_RUN and run[0].inputs[0] is not None:
+        before = run[0].inputs[0].producer()
+        if before is None or before.op_type not in _MOVES or before.domain != "" or before.graph is not end.graph:
+            break
+        run.insert(0, before)
+    return run
+
+
+def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.int64]] | None:
+    """Return (axis, indices) if a run of moves picks indices of one axis and does nothing else, at both settings."""
+    found: tuple[int, npt.NDArray[np.int64]] | None = None
+    source, out = run[0].inputs[0], run[-1].outputs[0]
+    if source is None:
+        return None
+    for probe in (facts.first, facts.second):
+        shape, wanted = probe.shapes.get(source), probe.shapes.get(out)
+        if shape is None or wanted is None or None in shape or None in wanted or len(shape) != len(wanted):
+            return None
+        extents = [int(n or 0) for n in shape]
+        if not 0 < math.prod(extents) <= _LABEL_LIMIT:
+            return None
+        labels = np.arange(math.prod(extents), dtype=np.int64).reshape(extents)
+        moved = _move(labels, run, facts, probe.shapes)
+        picked = None if moved is None else _picked(labels, moved)
+        if picked is None or (found is not None and not (found[0] == picked[0] and np.array_equal(found[1], picked[1]))):
+            return None
+        found = picked
+    if found is None or np.array_equal(found[1], np.arange((facts.shape(source) or ())[found[0]] or 0)):
+        return None
+    return found if facts.static(source, found[0]) else None
+
+
+def _move(
+    labels: npt.NDArray[np.int64], run: list[ir.Node], facts: Facts, shapes: dict[ir.Value, tuple[int | None, ...]]
+) -> npt.NDArray[np.int64] | None:
+    for node in run:
+        if node.op_type == "Transpose":
+            order = node.attributes.get_ints("perm")
+            labels = labels.transpose(order if order is not None else None)
+        elif node.op_type == "Gather":
+            index = facts.data(node.inputs[1])
+            if index is None:
+                return None
+            labels = np.take(labels, index.astype(np.int64), axis=node.attributes.get_int("axis", 0))
+        else:
+            shape = shapes.get(node.outputs[0])
+            if shape is None or None in shape:
+                return None
+            labels = labels.reshape([int(n or 0) for n in shape])
+    return labels
+
+
+def _picked(labels: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]) -> tuple[int, npt.NDArray[np.int64]] | None:
+    """Return the axis and indices with which ``take`` gives the moved labels."""
+    if moved.size == 0:
+        return None
+    for axis in range(labels.ndim):
+        same = [a == b for i, (a, b) in enumerate(zip(labels.shape, moved.shape, strict=True)) if i != axis]
+        if not all(same):
+            continue
+        line = moved[tuple(slice(None) if i == axis else 0 for i in range(moved.ndim))]
+        indices = (line // math.prod(labels.shape[axis + 1 :])) % labels.shape[axis]
+        if np.array_equal(np.take(labels, indices, axis=axis), moved):
+            return axis, indices
+    return None
+
+
+def _replace(
+    model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts
+) -> None:
+    """Let a Gather take the place of the last node of a run; nodes that nobody reads go with `Tidy`."""
+    end, source = run[-1], run[0].inputs[0]
+    out = end.outputs[0]
+    constant = ir.Value(
+        name=f"{out.name}_indices", shape=ir.Shape(indices.shape), type=ir.TensorType(ir.DataType.INT64)
+    )
+    constant.const_value = ir.Tensor(indices, name=constant.name)
+    model.graph.register_initializer(constant)
+    node = ir.node("Gather", [source, constant], attributes={"axis": axis}, name=f"{end.name or out.name}_as_gather")
+    new = node.outputs[0]
+    assert end.graph is not None
+    end.graph.insert_after(end, node)
+    new.type, new.shape = out.type, out.shape
+    for probe in (facts.first, facts.second):
+        probe.shapes[new], probe.dtypes[new] = probe.shapes[out], probe.dtypes.get(out, 0)
+    if out.is_graph_output():
+        return
+    out.replace_all_uses_with(new)
+    name, out.name = out.name, f"{out.name}_before_gather"
+    new.name = name

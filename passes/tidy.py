@@ -1,0 +1,49 @@
+"""Leave no traces: join copies of constants that stayed equal, drop what nobody reads.
+
+Cases:
+1. Copies that `Normalise` made of one constant and that still hold the same content become one again.
+2. Nodes and initializers that nothing reads go.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Literal
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxprune.passes.normalise import COPY_OF
+
+
+class Tidy(ir.passes.InPlacePass):
+    """Join equal copies, remove unused nodes and constants."""
+
+    preserves: Literal["exactly"] = "exactly"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for graph in (model.graph, *model.graph.subgraphs()):
+            modified |= _join_copies(graph)
+        modified |= RemoveUnusedNodesPass()(model).modified
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _join_copies(graph: ir.Graph) -> bool:
+    families: dict[str, list[ir.Value]] = defaultdict(list)
+    for value in graph.initializers.values():
+        families[value.metadata_props.get(COPY_OF, str(value.name))].append(value)
+    modified = False
+    for members in families.values():
+        if len(members) < 2:
+            continue
+        kept: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
+        for value in members:
+            assert value.const_value is not None
+            content = (value.const_value.tobytes(), tuple(int(n) for n in value.const_value.shape))
+            first = kept.setdefault(content, value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+                del graph.initializers[str(value.name)]
+                modified = True
+    return modified
