@@ -42,14 +42,16 @@ class Figures:
     Attributes:
         parameters: Elements of all weights and biases; shapes, indices and quantisation settings do not count.
         nonzero_parameters: Those that are not zero.
-        macs: Multiply-adds of one run; None when the shape of a counted operator is not known.
+        macs: Multiply-adds of one run, without the nodes in `uncounted`; None when no shape at all is known.
         file_bytes: Of the saved model, external data included.
+        uncounted: Nodes that have multiply-adds, but shapes that are not known.
     """
 
     parameters: int
     nonzero_parameters: int
     macs: int | None
     file_bytes: int
+    uncounted: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -66,11 +68,14 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
             the static shape written in the model is taken.
     """
     tensors = list(parameter_tensors(model))
+    uncounted: list[str] = []
+    macs = _graph_macs(model.graph, shapes or {}, uncounted)
     return Figures(
         parameters=sum(tensor.size for tensor in tensors),
         nonzero_parameters=sum(_nonzero(tensor) for tensor in tensors),
-        macs=_graph_macs(model.graph, shapes or {}),
+        macs=None if uncounted and not macs else macs,
         file_bytes=model_io.serialized_size(model),
+        uncounted=tuple(uncounted),
     )
 
 
@@ -133,18 +138,17 @@ def _nonzero(tensor: ir.TensorProtocol) -> int:
     return int(np.count_nonzero(array))
 
 
-def _graph_macs(graph: ir.Graph, shapes: Shapes) -> int | None:
+def _graph_macs(graph: ir.Graph, shapes: Shapes, uncounted: list[str]) -> int:
     total = 0
     for node in graph:
-        own = macs_of(node, shapes)
-        inner = _subgraph_macs(node, shapes)
-        if own is None or inner is None:
-            return None
-        total += own + inner
+        macs = macs_of(node, shapes)
+        if macs is None:
+            uncounted.append(node.name or f"{node.op_type} of '{node.outputs[0].name}'")
+        total += (macs or 0) + _subgraph_macs(node, shapes, uncounted)
     return total
 
 
-def _subgraph_macs(node: ir.Node, shapes: Shapes) -> int | None:
+def _subgraph_macs(node: ir.Node, shapes: Shapes, uncounted: list[str]) -> int:
     """If: the costlier branch. Loop and Scan: the body times the number of iterations, once where that is not known."""
     bodies = []
     for attribute in node.attributes.values():
@@ -156,11 +160,7 @@ def _subgraph_macs(node: ir.Node, shapes: Shapes) -> int | None:
             bodies.extend(attribute.as_graphs())
     if not bodies:
         return 0
-    costs = [_graph_macs(body, shapes) for body in bodies]
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs):
-        return None
-    return max(known) * _iterations(node, shapes)
+    return max(_graph_macs(body, shapes, uncounted) for body in bodies) * _iterations(node, shapes)
 
 
 def _iterations(node: ir.Node, shapes: Shapes) -> int:
