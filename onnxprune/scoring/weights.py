@@ -1,0 +1,66 @@
+"""The prunable weights of a model, with what a criterion may want to know of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.structure.masking import constant_content, zero_of
+from onnxprune.structure.structure import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One prunable tensor.
+
+    Attributes:
+        name: Its initializer's name.
+        value: Where it stands in the graph.
+        node: The Conv, Gemm, MatMul, ... that it is the weight of.
+        structure: The analysis it belongs to.
+    """
+
+    name: str
+    value: ir.Value
+    node: ir.Node
+    structure: Structure
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(int(n or 0) for n in self.structure.facts.shape(self.value) or ())
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return int(np.prod(self.shape))
+
+    def numbers(self) -> npt.NDArray[np.float32]:
+        """Return the weights as float32; quantised ones as their distance from the zero point."""
+        array = constant_content(self.value)
+        fill = self.structure.fills.get(self.value)
+        if fill is not None:
+            array = array.astype(np.float32) - zero_of(fill, array).astype(np.float32)
+        return array.astype(np.float32, copy=False)
+
+
+def prunable_weights(structure: Structure) -> list[Weight]:
+    """Return the weights of every contraction and recurrent cell, in the order of the model."""
+    return [
+        Weight(str(value.name), value, node, structure)
+        for value, node in structure.weights.items()
+        if value in structure.axes and (_is_float(value) or value in structure.fills)
+    ]
+
+
+def total_size(weights: Iterable[Weight]) -> int:
+    """Return the number of parameters of several weights."""
+    return sum(w.size for w in weights)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()

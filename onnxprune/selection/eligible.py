@@ -1,0 +1,78 @@
+"""What a recipe allows to be pruned: name patterns, kinds of units, first and last layers."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from onnxprune.errors import RecipeError
+from onnxprune.recipe import Recipe
+from onnxprune.scoring.weights import Weight, prunable_weights, total_size
+from onnxprune.structure.groups import Group
+from onnxprune.structure.structure import Structure
+
+_SMALL_END = 0.01  # share of all weights under which a first or last layer is left alone by default
+
+
+def eligible_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
+    """Return the weights that name patterns and the treatment of first and last layers leave to prune.
+
+    Raises:
+        RecipeError: A pattern matches nothing.
+    """
+    weights = prunable_weights(structure)
+    for flag, patterns in (("--exclude", recipe.exclude), ("--only", recipe.only)):
+        for pattern in patterns:
+            if not any(_matches(w, [pattern]) for w in weights):
+                raise RecipeError(f"{flag} {pattern!r} matches no weight or node; onnxprune inspect lists their names")
+    chosen = [w for w in weights if not _matches(w, recipe.exclude)]
+    if recipe.only:
+        chosen = [w for w in chosen if _matches(w, recipe.only)]
+    kept = _ends(weights, recipe)
+    return [w for w in chosen if w not in kept]
+
+
+def protected_size(structure: Structure, recipe: Recipe) -> int:
+    """Return the number of weights that stay only because their layer is small and first or last.
+
+    They count as prunable, so that the sparsity asked for is that of the model.
+    """
+    if recipe.ends != "auto" or recipe.structure != "weights" or recipe.exclude or recipe.only:
+        return 0
+    return total_size(_ends(prunable_weights(structure), recipe))
+
+
+def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:
+    """Return the groups whose units may go: of the right kind, exact unless allowed, all their weights eligible."""
+    allowed = {w.value for w in weights}
+    groups = []
+    for group in structure.groups:
+        if group.inexact and not recipe.allow_inexact:
+            continue
+        if recipe.kinds and group.kind not in recipe.kinds:
+            continue
+        of_weights = [s.value for s in group.sites if s.value in structure.weights]
+        if recipe.only:
+            fits = any(v in allowed for v in of_weights)
+        else:
+            fits = all(v in allowed for v in of_weights)
+        if fits:
+            groups.append(group)
+    return groups
+
+
+def _matches(weight: Weight, patterns: Sequence[str]) -> bool:
+    names = (weight.name, weight.node.name or "", weight.node.op_type)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _ends(weights: Sequence[Weight], recipe: Recipe) -> list[Weight]:
+    """Return the first and the last layer where the recipe leaves them alone."""
+    if recipe.ends == "prune" or len(weights) < 3:
+        return []
+    if recipe.ends == "keep":
+        return [weights[0], weights[-1]]
+    if recipe.structure != "weights":
+        return []
+    total = total_size(weights)
+    return [w for w in (weights[0], weights[-1]) if w.size < _SMALL_END * total]

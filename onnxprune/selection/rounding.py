@@ -1,0 +1,59 @@
+"""Kept counts that kernels run fast.
+
+ONNX Runtime's convolutions run in blocks of 16 channels, and a count that is no multiple of 4 leaves the fast path;
+MatMul and Gemm are smooth.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from onnxprune.structure.groups import Group
+from onnxprune.structure.structure import Structure
+
+RoundTo = int | Literal["auto", "none"]
+
+CONV_BLOCK = 16
+SMALLEST_BLOCK = 4
+
+
+def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
+    """Return the number of atoms by which the kept count of a group should step.
+
+    An atom that covers several indices of an axis (a head, a group of channels) steps by so many fewer.
+    """
+    if round_to == "none":
+        return 1
+    if round_to == "auto":
+        conv = any("Conv" in structure.weights[s.value].op_type for s in group.sites if s.value in structure.weights)
+        if not conv:
+            return 1
+        block = CONV_BLOCK
+    else:
+        block = int(round_to)
+    return block // math.gcd(block, _indices_per_atom(structure, group))
+
+
+def _indices_per_atom(structure: Structure, group: Group) -> int:
+    site = next(s for s in group.sites if s.value in structure.weights)
+    ids = structure.ids(site.value, site.axis)
+    if ids is None:
+        return 1
+    _, atoms = structure.terms.members(ids)
+    return max(1, int(np.count_nonzero(atoms == group.atoms[0])))
+
+
+def kept_counts(n: int, step: int, floor: int) -> list[int]:
+    """Return the counts to which a group of ``n`` units may shrink, largest first, none below ``floor``.
+
+    Multiples of the step; below one step multiples of 4; a group of up to 4 units goes one by one.
+    """
+    counts = set(range(step, n, step))
+    if step > SMALLEST_BLOCK:
+        counts |= {k for k in range(SMALLEST_BLOCK, min(step, n), SMALLEST_BLOCK)}
+    if n <= SMALLEST_BLOCK:
+        counts |= set(range(1, n))
+    return [n, *sorted((k for k in counts if k >= max(1, floor)), reverse=True)]

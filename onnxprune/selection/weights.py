@@ -1,0 +1,97 @@
+"""Which single weights go: the least salient share, of the whole model or of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.scoring.registry import Criterion
+from onnxprune.scoring.weights import Weight
+from onnxprune.structure.terms import Bools
+
+Scope = Literal["global", "layer"]
+_BUCKET_BITS = 16
+
+
+def select_weights(
+    weights: Sequence[Weight], criterion: Criterion, sparsity: float, *, scope: Scope = "global", seed: int = 0
+) -> Mapping[ir.Value, Bools]:
+    """Choose the weights that stay.
+
+    Args:
+        weights: The prunable tensors.
+        criterion: How saliency is measured; it is computed once or twice per tensor and never held for all at once.
+        sparsity: The share to zero, 0 to 1. Exactly ``round(sparsity * size)`` weights go; ties go in order.
+        scope: ``global`` ranks all tensors together, ``layer`` takes the same share of each.
+        seed: For criteria that draw at random.
+
+    Returns:
+        For each tensor a mask of its shape, True where the weight stays.
+    """
+    if scope == "layer":
+        return {
+            w.value: _least(criterion.saliency(w, _rng(seed, i)), round(sparsity * w.size))
+            for i, w in enumerate(weights)
+        }
+    count = round(sparsity * sum(w.size for w in weights))
+    threshold, ties = _global_threshold(weights, criterion, count, seed)
+    masks: dict[ir.Value, Bools] = {}
+    for i, weight in enumerate(weights):
+        bits = _bits(criterion.saliency(weight, _rng(seed, i)))
+        mask = bits > threshold
+        equal = np.flatnonzero(bits.reshape(-1) == threshold)
+        mask.reshape(-1)[equal[ties:]] = True
+        ties = max(0, ties - len(equal))
+        masks[weight.value] = mask
+    return masks
+
+
+def _rng(seed: int, i: int) -> np.random.Generator:
+    return np.random.default_rng([seed, i])
+
+
+def _bits(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Non-negative floats in the order of their bit patterns; NaN counts as most salient."""
+    clean = np.nan_to_num(np.ascontiguousarray(saliency, np.float32), nan=np.inf, posinf=np.inf)
+    return (clean + np.float32(0)).view(np.uint32)
+
+
+def _least(saliency: npt.NDArray[np.float32], count: int) -> Bools:
+    """Return a mask that drops the ``count`` least salient entries; ties go in order."""
+    mask = np.ones(saliency.size, bool)
+    if count:
+        bits = _bits(saliency).reshape(-1)
+        threshold = np.partition(bits, count - 1)[count - 1]
+        below = bits < threshold
+        mask[below] = False
+        mask[np.flatnonzero(bits == threshold)[: count - int(below.sum())]] = False
+    return mask.reshape(saliency.shape)
+
+
+def _global_threshold(
+    weights: Sequence[Weight], criterion: Criterion, count: int, seed: int
+) -> tuple[int, int]:
+    """Find the bit pattern of the ``count``-th least saliency by two histograms, holding one tensor at a time.
+
+    Returns:
+        The pattern, and how many that are equal to it still go.
+    """
+    if count == 0:
+        return 0, 0
+    coarse = np.zeros(1 << _BUCKET_BITS, np.int64)
+    for i, weight in enumerate(weights):
+        high = _bits(criterion.saliency(weight, _rng(seed, i))).reshape(-1) >> _BUCKET_BITS
+        coarse += np.bincount(high, minlength=len(coarse))
+    bucket = int(np.searchsorted(np.cumsum(coarse), count))
+    left = count - int(coarse[:bucket].sum())
+    fine = np.zeros(1 << _BUCKET_BITS, np.int64)
+    for i, weight in enumerate(weights):
+        bits = _bits(criterion.saliency(weight, _rng(seed, i))).reshape(-1)
+        low = bits[bits >> _BUCKET_BITS == bucket] & ((1 << _BUCKET_BITS) - 1)
+        fine += np.bincount(low, minlength=len(fine))
+    position = int(np.searchsorted(np.cumsum(fine), left))
+    return (bucket << _BUCKET_BITS) | position, left - int(fine[:position].sum())

@@ -1,0 +1,3 @@
+"""Remove dead units to the fixpoint, exactly (Han et al. 2015, section 3.5)."""
+
+class RemoveDeadUnits: ...
