@@ -87,11 +87,16 @@ def by_name(
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[int, ...]]:
     """Sort named arrays into (inputs, targets, output numbers of the targets).
 
+    The one array that is neither label nor target is the input of a model with one, whatever its name.
+
     Raises:
         DataError: An input is missing, or a name belongs to nothing.
     """
     inputs = [spec.name for spec in input_specs(model)]
     outputs = [value.name or "" for value in model.graph.outputs]
+    others = [name for name in arrays if name != LABEL and name not in outputs]
+    if len(inputs) == len(others) == 1:
+        arrays = {inputs[0] if name == others[0] else name: array for name, array in arrays.items()}
     for name in inputs:
         if name not in arrays:
             raise DataError(f"{where} has no array '{name}', which the model takes as input; it has "

@@ -74,11 +74,13 @@ def _softmax_axis(node: ir.Node, opset: int) -> int | None:
     if opset >= 13:
         return attribute.as_int() if attribute is not None else -1
     axis = attribute.as_int() if attribute is not None else 1
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None:
-        return 1 if axis == 1 else None
-    last = axis % len(shape) == len(shape) - 1 or all(d == 1 for d in list(shape)[axis % len(shape) + 1 :])
-    return axis if last else None
+    logits = node.inputs[0]
+    assert logits is not None
+    producer = logits.producer()
+    if logits.shape is None:
+        matrix = producer is not None and producer.op_type == "Gemm"
+        return axis if axis == -1 or (matrix and axis == 1) else None
+    return axis if all(d == 1 for d in list(logits.shape)[axis % len(logits.shape) + 1 :]) else None
 
 
 def _remove_dead(graph: ir.Graph, value: ir.Value) -> None:
