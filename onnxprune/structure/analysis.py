@@ -27,6 +27,17 @@ _NEVER_ZEROED = {
     ("QLinearMatMul", 6), ("DynamicQuantizeLSTM", 8), ("QGemm", 1), ("QGemm", 4),
 }  # fmt: skip
 
+# Narrow integers are taken for quantised: "zero" means their zero point. Besides the rules that know zero points, only
+# operators that move values may say so of them.
+_NARROW = {
+    ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4,
+    ir.DataType.INT2, ir.DataType.UINT2,
+}  # fmt: skip
+_KEEPS_ZERO_POINT = {
+    "Identity", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "DepthToSpace", "SpaceToDepth", "Concat",
+    "Split", "Slice", "Gather", "MaxPool", "Expand", "Tile", "If", "Loop", "Scan",
+}  # fmt: skip
+
 
 class RuleMismatch(Exception):
     """A rule met a node that it cannot describe; the node is pinned with this text as the reason."""
@@ -139,6 +150,9 @@ class View:
         self.terms = analysis.terms
         self.facts = analysis.facts
         self.opset = analysis.model.opset_imports.get(node.domain, 1)
+        self._zero_points = node.op_type in _KEEPS_ZERO_POINT or rules.knows_zero_points(
+            rules.key(node.domain, node.op_type)
+        )
 
     # -- what the node is ---------------------------------------------------------------------------------------
 
@@ -220,7 +234,11 @@ class View:
     def zero(self, value: ir.Value) -> list[bool]:
         """Return the zero flags of an operand's axes."""
         self.axes(value)
-        return self._analysis.zero[value]
+        flags = self._analysis.zero[value]
+        return flags if self._zero_points or not self._narrow(value) else [False] * len(flags)
+
+    def _narrow(self, value: ir.Value) -> bool:
+        return ir.DataType(self.facts.dtype(value)) in _NARROW
 
     def ids(self, value: ir.Value, i: int) -> Ids:
         """Return the ids of a static axis.
@@ -251,11 +269,14 @@ class View:
         for ids in parts(axis):
             self.terms.pin(ids, f"{self.name}: {reason}")
 
-    def mix(self, operand: int, i: int, reason: str) -> None:
-        """Say that removing an index of axis ``i`` of input ``operand`` changes what is left, so it is not exact."""
+    def mix(self, operand: int, i: int, reason: str, atoms: Ids | None = None) -> None:
+        """Say that removing an index of axis ``i`` of input ``operand`` changes what is left, so it is not exact.
+
+        With ``atoms`` that holds only for these, as for the members of a group and not for the group as a whole.
+        """
         value = self.need(operand)
         i %= self.rank(value)
-        for ids in parts(self.axis(value, i)):
+        for ids in parts(self.axis(value, i)) if atoms is None else (atoms,):
             self.terms.mix(ids, f"{self.name}: {reason}")
         self._analysis.mixed.setdefault(self.node, []).append((operand, i))
 
@@ -291,6 +312,8 @@ class View:
             else:
                 self.pin(axis, f"axis {i} of its output {out.name} has another extent")
                 checked.append(self.still(extent, f"axis {i} has no known origin"))
+        if self._narrow(out) and not self._zero_points:
+            zero = [False] * len(axes)
         if out in state.axes:
             for have, new in zip(state.axes[out], checked, strict=True):
                 self.unify(have, new)
@@ -354,8 +377,17 @@ class View:
             return False
         if zero_point is not None and not zero_point.is_initializer():
             return False
+        self.axes(value)
+        known = self._analysis.fills.get(value)
+        if known is not None and known != Fill(zero_point, axis):
+            return False
         self._analysis.fills[value] = Fill(zero_point, axis)
+        self._analysis.zero[value] = [True] * self.rank(value)
         return True
+
+    def filled_with(self, value: ir.Value) -> Fill | None:
+        """Return how a quantised constant is zeroed, None where it is not."""
+        return self._analysis.fills.get(value)
 
     # -- the walk -----------------------------------------------------------------------------------------------
 

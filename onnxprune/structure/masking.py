@@ -63,7 +63,10 @@ def zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np
         points = fill.zero_point.const_value.numpy().astype(array.dtype)
         if points.ndim == 1 and len(points) > 1:
             points = points.reshape([-1 if i == fill.axis % array.ndim else 1 for i in range(array.ndim)])
-        zero = points if points.ndim == array.ndim else points.reshape(())
+        elif points.ndim == array.ndim and points.shape != array.shape:  # one zero point for each block
+            axis, extent = fill.axis % array.ndim, array.shape[fill.axis]
+            points = np.repeat(points, -(-extent // points.shape[axis]), axis=axis).take(range(extent), axis=axis)
+        zero = points if points.ndim == array.ndim or points.size > 1 else points.reshape(())
     return np.broadcast_to(zero, array.shape)
 
 
@@ -83,40 +86,46 @@ def set_constant(model: ir.Model, value: ir.Value, array: npt.NDArray[np.generic
     value.replace_all_uses_with(new)
 
 
+Cuts = list[tuple[int, Bools]]
+"""Which indices survive on each axis of a value that loses some."""
+
+
 def _wrap_mixing_nodes(structure: Structure, keep: Keep, rewriter: Rewriter) -> None:
+    wrapped: list[tuple[ir.Node, list[Cuts], list[Cuts]]] = []
     for node, places in structure.mixed.items():
-        touched = [(k, i) for k, i in places if (v := node.inputs[k]) is not None and rewriter.lost(v, i)]
-        if touched:
-            _run_on_survivors(structure, keep, rewriter, node)
+        if any(v is not None and rewriter.lost(v, i) for v, i in ((node.inputs[k], i) for k, i in places)):
+            inputs = [[] if v is None else _lost_axes(structure, keep, v) for v in node.inputs]
+            wrapped.append((node, inputs, [_lost_axes(structure, keep, v) for v in node.outputs]))
+    for node, inputs, outputs in wrapped:
+        _run_on_survivors(structure, rewriter, node, inputs, outputs)
 
 
-def _run_on_survivors(structure: Structure, keep: Keep, rewriter: Rewriter, node: ir.Node) -> None:
+def _run_on_survivors(
+    structure: Structure, rewriter: Rewriter, node: ir.Node, inputs: list[Cuts], outputs: list[Cuts]
+) -> None:
     """Let a node see only surviving indices: Gather before it, zeros put back behind it."""
-    for k, value in enumerate(node.inputs):
-        if value is None:
-            continue
-        for i, flags in _lost_axes(structure, keep, value):
-            indices = rewriter.constant(np.flatnonzero(flags), node)
-            node.replace_input_with(k, rewriter.insert("Gather", [node.inputs[k], indices], node, {"axis": i}))
     rewrite = rules.find_rewriter(rules.key(node.domain, node.op_type))
+    users = {out: list(out.uses()) for out in node.outputs}
     if rewrite is not None:
         rewrite(rewriter, node)
-    for out in node.outputs:
-        last = node
-        users = list(out.uses())
-        current = out
-        for i, flags in _lost_axes(structure, keep, out):
+    for k, cuts in enumerate(inputs):
+        for i, flags in cuts:
+            indices = rewriter.constant(np.flatnonzero(flags), node)
+            node.replace_input_with(k, rewriter.insert("Gather", [node.inputs[k], indices], node, {"axis": i}))
+    for out, cuts in zip(node.outputs, outputs, strict=True):
+        last, current = node, out
+        for i, flags in cuts:
             padded = _pad_one(rewriter, current, i, len(structure.axes[out]), last)
             place = np.where(flags, np.cumsum(flags) - 1, int(flags.sum()))
             last = ir.node("Gather", [padded, rewriter.constant(place, node)], attributes={"axis": i})
             _insert_after(padded.producer(), last, rewriter)
             current = last.outputs[0]
         if current is not out:
-            for user, index in users:
+            for user, index in users[out]:
                 user.replace_input_with(index, current)
 
 
-def _lost_axes(structure: Structure, keep: Keep, value: ir.Value) -> list[tuple[int, Bools]]:
+def _lost_axes(structure: Structure, keep: Keep, value: ir.Value) -> Cuts:
     axes = structure.axes.get(value, [])
     return [(i, f) for i, a in enumerate(axes) if not isinstance(a, Dynamic) and not (f := keep.ids(a)).all()]
 

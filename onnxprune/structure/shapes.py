@@ -20,6 +20,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ops as reference_ops
 
+from onnxprune.structure import contrib_shapes
+
 Shape = tuple[int | None, ...]
 Sizes = Mapping[str, int]
 
@@ -28,9 +30,8 @@ _FLOAT_LIMIT = 1 << 10
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _SAME_SHAPE = {
     "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "LayerNormalization", "SimplifiedLayerNormalization",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding", "QLinearAdd", "QLinearMul",
-    "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "BiasAdd", "QuantizeLinear", "DequantizeLinear",
-    "BiasSoftmax", "GroupNorm", "Inverse",
+    "RotaryEmbedding", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "BiasAdd", "BiasSoftmax", "GroupNorm",
+    "Inverse",
 }  # fmt: skip
 
 
@@ -302,12 +303,8 @@ class _Walk:
         return True
 
     def _infer(self, node: ir.Node) -> None:
-        if node.op_type in _SAME_SHAPE and node.inputs and node.inputs[0] is not None:
-            shape = self.probe.shapes.get(node.inputs[0])
-            if shape is not None and node.domain != "":
-                dtype = self.probe.dtypes.get(node.inputs[0], 0)
-                self._set(node.outputs[0], shape, dtype)
-                return
+        if self._infer_contrib(node):
+            return
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
         for i, value in enumerate(node.inputs):
@@ -330,6 +327,19 @@ class _Walk:
                 self.probe.dtypes[value] = tensor.elem_type
                 if tensor.HasField("shape"):
                     self.probe.shapes[value] = shape
+
+    def _infer_contrib(self, node: ir.Node) -> bool:
+        """Infer an operator that only ONNX Runtime has; return whether it is one."""
+        shapes = [None if v is None else self.probe.shapes.get(v) for v in node.inputs]
+        dtypes = [0 if v is None else self.probe.dtypes.get(v, 0) for v in node.inputs]
+        if node.op_type in _SAME_SHAPE and (node.domain != "" or node.op_type == "SimplifiedLayerNormalization"):
+            found: list[Shape | None] | None = shapes[:1]
+        else:
+            found = contrib_shapes.output_shapes(node, shapes)
+        for out, shape in zip(node.outputs, found or [], strict=False):
+            if shape is not None:
+                self._set(out, shape, contrib_shapes.output_dtype(node, dtypes))
+        return found is not None
 
     def _infer_outputs(
         self, node: ir.Node, types: dict[str, onnx.TypeProto], data: dict[str, onnx.TensorProto]

@@ -99,6 +99,12 @@ def find_rewriter(name: str) -> NodeRewrite | None:
     return _REWRITERS.get(name)
 
 
+def knows_zero_points(name: str) -> bool:
+    """Say whether an operator's rule reads quantised integers by their zero points."""
+    function = find_rule(name)
+    return function is not None and function.__module__ == f"{__name__}.quantised"
+
+
 def registered() -> dict[str, str]:
     """Return every registered operator with the family (module) of its rule, for the generated table in docs/."""
     load_rules()

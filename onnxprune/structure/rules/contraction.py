@@ -28,13 +28,10 @@ def contract(view: View, a: int, i: int, b: int, j: int) -> None:
 # -- MatMul and Gemm ------------------------------------------------------------------------------------------------
 
 
-@rule("MatMul", "MatMulInteger", "com.microsoft::MatMulInteger16")
+@rule("MatMul")
 def matmul(view: View) -> None:
     """[..., M, K] x [..., K, N] -> [..., M, N], numpy's rules for vectors included."""
     matmul_like(view, 0, 1, trans_a=False, trans_b=False)
-    for i in (2, 3):
-        if view.x(i) is not None:
-            _zero_point_of_integer_product(view, i)
 
 
 @rule("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul")
@@ -97,29 +94,24 @@ def _batch_axis(view: View, a: ir.Value, b: ir.Value, offset: int) -> tuple[Axis
     return full[0][0], any(f[1] for f in full)
 
 
-def _zero_point_of_integer_product(view: View, i: int) -> None:
-    """A zero point for each row or column of MatMulInteger would have to be cut with it: pin instead."""
-    value = view.need(i)
-    operand = view.need(i - 2)
-    if any((n or 0) > 1 for n in view.shape(value)):
-        view.pin(view.axis(operand, -2 if i == 2 else -1), "it has a zero point for each of its rows")
-        for axis in view.axes(value):
-            view.pin(axis, "it is a zero point for each row")
-
-
 @rule("Gemm", "com.microsoft::FusedGemm", "com.microsoft::GemmFloat8")
 def gemm(view: View) -> None:
     """alpha A' B' + beta C: [M, K] x [K, N] + C -> [M, N]."""
-    a, b, out = view.need(0), view.need(1), view.out()
+    gemm_axes(view, 0, 1, 2)
+
+
+def gemm_axes(view: View, ia: int, ib: int, ic: int) -> None:
+    """Tie the axes of a Gemm whose A, B and C are these inputs."""
+    a, b, out = view.need(ia), view.need(ib), view.out()
     ta, tb = view.int_attr("transA", 0), view.int_attr("transB", 0)
-    contract(view, 0, 0 if ta else 1, 1, 1 if tb else 0)
+    contract(view, ia, 0 if ta else 1, ib, 1 if tb else 0)
     if view.weight(b) or view.weight(a):
         view.tag(view.axis(b, 0), "neurons")
         view.tag(view.axis(b, 1), "neurons")
     m, n = (1 if ta else 0), (0 if tb else 1)
     axes = [view.axis(a, m), view.axis(b, n)]
     zero = [view.zero(a)[m], view.zero(b)[n]]
-    c = view.x(2)
+    c = view.x(ic)
     if c is not None and out is not None:
         bias, bias_zero = _bias(view, c, out)
         for i in (0, 1):
@@ -147,10 +139,10 @@ def _bias(view: View, c: ir.Value, out: ir.Value) -> tuple[list[Axis | None], li
 # -- convolutions ---------------------------------------------------------------------------------------------------
 
 
-@rule("Conv", "ConvInteger", "com.microsoft::FusedConv")
+@rule("Conv", "com.microsoft::FusedConv")
 def conv(view: View) -> None:
     """[N, C, spatial...] with [O, C / groups, kernel...]; group (g, i) goes as a whole or i in every group."""
-    convolution(view, x=0, w=1, bias=2 if view.node.op_type != "ConvInteger" else None)
+    convolution(view, x=0, w=1, bias=2)
 
 
 def convolution(view: View, *, x: int, w: int, bias: int | None, transposed: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -56,8 +58,12 @@ def unsqueeze(view: View) -> None:
 def concat(view: View) -> None:
     """Indices are laid end to end along one axis; all other axes unify."""
     values = [view.need(i) for i in range(len(view.node.inputs))]
+    view.give(view.out(), *joined(view, values, view.int_attr("axis", 1) % view.rank(values[0])))
+
+
+def joined(view: View, values: Sequence[ir.Value], along: int) -> tuple[list[Axis], list[bool]]:
+    """Return the axes and zero flags of values laid end to end."""
     rank = view.rank(values[0])
-    along = view.int_attr("axis", 1) % rank
     axes: list[Axis] = []
     zero = [all(view.zero(v)[i] for v in values) for i in range(rank)]
     for i in range(rank):
@@ -68,7 +74,7 @@ def concat(view: View) -> None:
             for other in mine[1:]:
                 view.unify(mine[0], other)
             axes.append(mine[0])
-    view.give(view.out(), axes, zero)
+    return axes, zero
 
 
 def _joined(view: View, pieces: list[Axis]) -> Axis:

@@ -56,8 +56,7 @@ def group_norm(view: View) -> None:
     groups = view.int_attr("groups" if last else "num_groups", 1)
     ids = view.ids(x, c)
     group, member = view.terms.split(ids, (groups, len(ids) // groups))
-    view.mix(0, c, _STATISTICS)
-    view.terms.mix(member, f"{view.name}: {_STATISTICS}")
+    view.mix(0, c, _STATISTICS, member)
     for i in (1, 2):
         affine = view.need(i)
         view.unify(ids if view.shape(affine)[0] == len(ids) else group, view.axis(affine, 0))
@@ -147,9 +146,14 @@ def lrn(view: View) -> None:
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(view: View) -> None:
     """The axis sums to one; before opset 13 so do all axes behind it."""
+    softmax_of_opset(view, view.opset)
+
+
+def softmax_of_opset(view: View, opset: int) -> None:
+    """Tie the axes of a Softmax as that opset defines it."""
     x = view.need(0)
     rank = view.rank(x)
-    old = view.opset < 13
+    old = opset < 13
     axis = view.int_attr("axis", 1 if old else -1) % rank
     for i in range(axis, rank if old else axis + 1):
         view.mix(0, i, "it is normalised over this axis")

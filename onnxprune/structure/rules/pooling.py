@@ -21,17 +21,10 @@ def spatial(view: View, *, channels: int = 1, keep_zero: bool = True) -> None:
         view.give(out, axes, zero)
 
 
-@rule(
-    "MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool",
-    "com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool",
-)  # fmt: skip
+@rule("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
 def pool(view: View) -> None:
     """Each channel on its own."""
-    channels_last = view.node.domain != "" and bool(view.int_attr("channels_last", 0))
-    if channels_last:
-        view.opaque("its channels are the last axis")
-    else:
-        spatial(view)
+    spatial(view)
 
 
 @rule("GridSample")
