@@ -12,6 +12,7 @@ from onnxprune.errors import ModelError
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _LENGTH_DELIMITED = 2
+_IR_VERSION_TAG = 1 << 3  # the first byte of every model: writers order fields by number
 # Field number -> wire type of onnx.ModelProto: what the top level of a model file may contain.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _MISTAKEN_FOR_MODELS = (
@@ -79,13 +80,15 @@ def _why_undecodable(data: bytes) -> str:
 
     Wire format: https://protobuf.dev/programming-guides/encoding/
     """
+    if data[0] != _IR_VERSION_TAG:
+        return "is not a protobuf"
     position = 0
     while position < len(data):
         start = position
         tag, position = _varint(data, position)
         field, wire_type = tag >> 3, tag & 7
         if _MODEL_FIELDS.get(field) != wire_type:
-            return "is not a protobuf" if start == 0 else f"is damaged at byte {start}"
+            return f"is not an ONNX model, or is damaged at byte {start}"
         value, position = _varint(data, position)
         if wire_type == _LENGTH_DELIMITED:
             position += value
