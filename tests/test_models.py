@@ -1,4 +1,4 @@
-"""The trained models in models/: each file runs, is as accurate as its README states, and was not tested on what it saw."""
+"""The trained models in models/: each runs, is as accurate as its README states, and was not tested on what it saw."""
 
 from __future__ import annotations
 
