@@ -59,4 +59,4 @@ def make_recipe(**settings: Any) -> Recipe:
         name = str(first["loc"][0]) if first["loc"] else "recipe"
         message = str(first["msg"]).removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "extra_forbidden") else f" (not {first['input']!r})"
-        raise RecipeError(f"{name.replace('_', '-')}: {message[:1].lower()}{message[1:]}{given}") from None
+        raise RecipeError(f"--{name.replace('_', '-')}: {message[:1].lower()}{message[1:]}{given}") from None

@@ -87,6 +87,14 @@ class Facts:
         """Return the onnx element type, 0 where it is not known."""
         return self.first.dtypes.get(value, 0)
 
+    def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
+        """Return every fully known shape at the first setting."""
+        return {
+            v: tuple(int(n) for n in shape if n is not None)
+            for v, shape in self.first.shapes.items()
+            if shape is not None and None not in shape
+        }
+
     def unknown(self) -> list[ir.Value]:
         """Return values with a known producer whose shape is not known."""
         return [v for v, s in self.first.shapes.items() if s is None or None in s]

@@ -12,6 +12,9 @@ from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
 
 
+KERNEL_SIDE = "it is a side of the kernel"
+
+
 def contract(view: View, a: int, i: int, b: int, j: int) -> None:
     """Tie the summed axes: axis ``i`` of input ``a`` and axis ``j`` of input ``b``.
 
@@ -151,7 +154,7 @@ def convolution(view: View, *, x: int, w: int, bias: int | None, transposed: boo
     groups = view.int_attr("group", 1)
     view.weight(weight)
     for i in range(2, view.rank(weight)):
-        view.pin(view.axis(weight, i), "it is a side of the kernel")
+        view.pin(view.axis(weight, i), KERNEL_SIDE)
     outputs = _transposed_channels(view, x, w, groups) if transposed else _channels(view, x, w, groups)
     out = view.out()
     if out is None:

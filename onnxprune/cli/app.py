@@ -1,0 +1,70 @@
+"""The Typer app and the entry point: which command runs, and what an error looks like."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from onnxprune.cli.console import complain
+from onnxprune.errors import OnnxPruneError
+
+app = typer.Typer(
+    name="onnxprune",
+    help="Make an ONNX model smaller and faster: [b]onnxprune MODEL --sparsity 0.9[/b]",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_COMMAND = "prune"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("onnxprune"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def _register() -> None:
+    from onnxprune.cli import compare, inspect, prune, verify
+
+    for command in (prune, inspect, verify, compare):
+        command.register(app)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit status.
+
+    0: done and verified. 1: a stated limit or the verification failed, nothing written. 2: bad input.
+    """
+    _register()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {c.name for c in app.registered_commands}
+    if arguments and arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version"):
+        arguments.insert(0, DEFAULT_COMMAND)  # ``onnxprune MODEL`` prunes
+    try:
+        status = app(args=arguments, prog_name="onnxprune", standalone_mode=False)
+    except OnnxPruneError as error:
+        complain(str(error))
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        complain("stopped")
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        complain(f"{error.format_message()} (onnxprune --help tells more)")  # a flag that Typer could not read
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)

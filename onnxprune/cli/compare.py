@@ -1,0 +1,41 @@
+"""``onnxprune compare A B``: two models side by side, latency measured in alternation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.console import console, print_json, stages
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare", help="Compare two models: outputs, size, multiply-adds, latency.")(compare)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.onnx", help="The reference.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model compared with it.", show_default=False)],
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or agreement.")] = "accuracy",
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Compare two models."""
+    from onnxprune import model_io
+    from onnxprune.report.console import print_comparison
+    from onnxprune.verification import verify
+
+    with stages(f"{a} and {b}") as tell:
+        tell("measure")
+        found = verify(model_io.load(a), model_io.load(b), None, seed=seed, eval_data=eval_data, metric=metric)
+    if json:
+        content = found.as_dict()
+        del content["removed_vs_masked"]
+        print_json({"a": str(a), "b": str(b), **content})
+    else:
+        print_comparison(console, str(a), str(b), found)

@@ -1,0 +1,33 @@
+"""``onnxprune inspect MODEL``: what could be pruned, and what not and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.console import console, print_json, stages
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect", help="Show groups of units, what is prunable, and what is pinned and why.")(inspect)
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Show what could be pruned."""
+    from onnxprune import inspection
+
+    with stages(str(model)) as tell:
+        tell("analyse")
+        found = inspection.inspect(model)
+    if json:
+        print_json(found.as_dict())
+    else:
+        from onnxprune.report.inspection import print_inspection
+
+        print_inspection(console, str(model), found)

@@ -1,0 +1,125 @@
+"""``onnxprune MODEL``: prune, verify, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnxprune.cli.console import console, print_json, stages
+from onnxprune.errors import ModelError, RecipeError
+from onnxprune.recipe import Recipe, make_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("prune", help="Prune a model (the command that runs when none is named).")(prune)
+
+
+def _about(name: str) -> str:
+    text = Recipe.model_fields[name].description or ""
+    return text[:1].upper() + text[1:] + "."
+
+
+def prune(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)],
+    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write [MODEL.pruned.onnx].", show_default=False)
+    ] = None,
+    structure: Annotated[str, typer.Option(help=_about("structure"))] = "weights",
+    criterion: Annotated[str, typer.Option(help=_about("criterion"))] = "magnitude",
+    scope: Annotated[str, typer.Option(help=_about("scope"))] = "global",
+    kinds: Annotated[str, typer.Option(help=_about("kinds"), show_default=False)] = "",
+    allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help=_about("allow_inexact"))] = False,
+    round_to: Annotated[str, typer.Option(help=_about("round_to"))] = "auto",
+    floor: Annotated[int, typer.Option(help=_about("floor"))] = 1,
+    exclude: Annotated[list[str], typer.Option(help=_about("exclude"), show_default=False)] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help=_about("only"), show_default=False)] = [],  # noqa: B006
+    ends: Annotated[str, typer.Option(help=_about("ends"))] = "auto",
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or agreement.")] = "accuracy",
+    record: Annotated[
+        Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and measure everything, write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Prune a model, verify it in ONNX Runtime, write it."""
+    recipe = make_recipe(
+        sparsity=sparsity,
+        structure=structure,
+        criterion=criterion,
+        scope=scope,
+        kinds=_names(kinds),
+        allow_inexact=allow_inexact,
+        round_to=_round_to(round_to),
+        floor=floor,
+        exclude=exclude,
+        only=only,
+        ends=ends,
+        seed=seed,
+    )
+    run_recipe(
+        model, recipe, output, eval_data=eval_data, metric=metric, record=record, as_json=json, dry_run=dry_run, force=force
+    )
+
+
+def run_recipe(
+    model: Path,
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    eval_data: Path | None,
+    metric: str,
+    record: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    force: bool,
+) -> None:
+    """Run a recipe on a file and tell what came out."""
+    from onnxprune import pipeline
+    from onnxprune.report.console import print_result
+
+    target = output or model.with_name(f"{model.stem}.pruned.onnx")
+    if not dry_run:
+        _check_files(model, target, record, force)
+    with stages(str(model)) as tell:
+        result = pipeline.prune(model, recipe, eval_data=eval_data, metric=metric, progress=tell)
+        written: dict[str, Any] = {"output": None}
+        if not dry_run:
+            tell("save")
+            file = pipeline.save(result, target, force=force, record=record)
+            written = {"output": file.file, "sha256": file.sha256}
+        elif record is not None:
+            result.record().save(record)
+    if as_json:
+        print_json({"model": str(model), **written, "recipe": recipe.model_dump(mode="json"), **result.figures})
+    else:
+        print_result(console, str(model), None if dry_run else str(target), result)
+
+
+def _check_files(model: Path, target: Path, record: Path | None, force: bool) -> None:
+    """Refuse what cannot be written before any work is done."""
+    from onnxprune import model_io
+
+    if not model.is_file():
+        raise ModelError(f"the model '{model}' does not exist" if not model.exists() else f"'{model}' is not a file")
+    model_io.check_output(target, force=force, source=model_io.Source(model))
+    if record is not None and not record.parent.is_dir():
+        raise ModelError(f"the record '{record}' cannot be written: its folder does not exist")
+    if record is not None and record.resolve() in (model.resolve(), target.resolve()):
+        raise RecipeError(f"--record '{record}' is the model or the output itself")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _round_to(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text

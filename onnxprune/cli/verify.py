@@ -1,0 +1,38 @@
+"""``onnxprune verify ORIGINAL PRUNED``: is the one what pruning made of the other?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.console import console, print_json, stages
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify", help="Check a pruned model against its original and its record.")(verify)
+
+
+def verify(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model before.", show_default=False)],
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="The model after.", show_default=False)],
+    record: Annotated[
+        Path | None, typer.Option(help="The record of the run, to prove removed == masked.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Check a pruned model against its original."""
+    from onnxprune.checking import check
+
+    with stages(f"{original} and {pruned}") as tell:
+        tell("verify")
+        found = check(original, pruned, record, seed=seed)
+    if json:
+        print_json(asdict(found))
+        return
+    for line in found.lines():
+        console.print(line, soft_wrap=True)

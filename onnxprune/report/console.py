@@ -1,0 +1,73 @@
+"""Results as tables on the console: one short before/after table, then what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Result
+    from onnxprune.verification import Verdict
+
+NO_FASTER = (
+    "ONNX Runtime runs zeros no faster than other numbers (nor do block and 2:4 zeros on a CPU): this file compresses "
+    "well, but for speed remove whole units with --structure channels."
+)
+
+
+def print_result(console: Console, model: str, output: str | None, result: Result) -> None:
+    """Print a run's figures and verdict."""
+    verdict = result.verdict
+    if verdict is not None:
+        console.print(_figures(model, verdict))
+    zeroed = result.recipe.structure == "weights"
+    gone = "zero" if zeroed else "removed"
+    console.print(f"{result.gone:,} of {result.prunable:,} prunable weights are {gone}: sparsity {result.sparsity:.1%}")
+    if result.note:
+        console.print(f"[yellow]{escape(result.note)}[/]")
+    if verdict is not None:
+        console.print(_verdict(verdict))
+    if zeroed:
+        console.print(f"[yellow]{NO_FASTER}[/]")
+    console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
+
+
+def _figures(model: str, verdict: Verdict) -> Table:
+    table = Table(title=escape(model), title_justify="left")
+    for name in ("", "before", "after", "after / before"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, a, b in _rows(verdict):
+        table.add_row(name, f"{a:,}", f"{b:,}", f"{b / a:.3f}" if a else "")
+    if verdict.latency_ratio is not None:
+        table.add_row("latency (1 thread)", "1", f"{verdict.latency_ratio:.3f}", f"{verdict.latency_ratio:.3f}")
+    if verdict.metric is not None:
+        m = verdict.metric
+        table.add_row(f"{m.name} ({m.samples} samples)", f"{m.before:.4f}", f"{m.after:.4f}", f"{m.after - m.before:+.4f}")
+    return table
+
+
+def _rows(verdict: Verdict) -> Iterable[tuple[str, int, int]]:
+    a, b = verdict.before, verdict.after
+    yield "parameters", a.parameters, b.parameters
+    yield "not zero", a.nonzero_parameters, b.nonzero_parameters
+    if a.macs is not None and b.macs is not None:
+        yield "multiply-adds", a.macs, b.macs
+    yield "file (bytes)", a.file_bytes, b.file_bytes
+
+
+def _verdict(verdict: Verdict) -> str:
+    return (
+        f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), equals the original with "
+        f"the same weights zeroed to {verdict.removed_vs_masked:.1e}; against the original as it was, outputs differ "
+        f"by {verdict.output_change:.2g} of their largest value"
+    )
+
+
+def print_comparison(console: Console, a: str, b: str, verdict: Verdict) -> None:
+    """Print two models side by side."""
+    console.print(_figures(f"{a} and {b}", verdict))
+    console.print(f"outputs differ by {verdict.output_change:.2g} of the largest output of {escape(a)}")

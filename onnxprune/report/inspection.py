@@ -1,0 +1,45 @@
+"""What `inspect` found, as tables on the console."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxprune.inspection import Inspection
+from onnxprune.structure.rules.contraction import KERNEL_SIDE
+
+
+def print_inspection(console: Console, model: str, found: Inspection) -> None:
+    """Print groups, shares, and what is pinned and why."""
+    console.print(_groups(model, found))
+    total = max(found.weight_parameters, 1)
+    console.print(
+        f"{found.weight_parameters:,} weights; {found.unit_parameters / total:.1%} of them go with whole units exactly, "
+        f"{found.inexact_parameters / total:.1%} with --allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of "
+        f"{found.macs:,} multiply-adds"
+    )
+    reasons = [reason.split(": ", 1)[1] for w in found.weights for reason in w.pinned]
+    pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))
+    if pinned:
+        table = Table(title="axes of weights that cannot be cut", title_justify="left")
+        table.add_column("axes", justify="right")
+        table.add_column("because of")
+        for reason, count in pinned.most_common():
+            table.add_row(str(count), escape(reason))
+        console.print(table)
+    if found.unruled:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(found.unruled.items()))
+        console.print(f"[yellow]operators without a rule, all that they touch is pinned:[/] {escape(listed)}")
+
+
+def _groups(model: str, found: Inspection) -> Table:
+    table = Table(title=escape(model), title_justify="left")
+    for name in ("group", "kind", "units", "cuts", "exact"):
+        table.add_column(name, justify="right" if name == "units" else "left", overflow="fold")
+    for group in found.groups:
+        sites = group.sites[0] if len(group.sites) == 1 else f"{len(group.sites)} axes"
+        table.add_row(escape(group.name), group.kind, str(group.units), escape(sites), escape(group.inexact) or "yes")
+    return table
