@@ -109,10 +109,9 @@ def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
 
 
 @op("SwiGLU")
-def swiglu(x: torch.Tensor, axis: int = -1, alpha: float = 1.0) -> torch.Tensor:
-    """swish(first half) * second half of an axis."""
-    gate, up = torch.chunk(x, 2, dim=axis)
-    return swish(gate, alpha) * up
+def swiglu(gate: torch.Tensor, value: torch.Tensor, alpha: float = 1.0) -> torch.Tensor:
+    """Swish of the gate times the value."""
+    return swish(gate, alpha) * value
 
 
 @op("Shrink")

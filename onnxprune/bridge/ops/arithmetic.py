@@ -329,13 +329,18 @@ def bitwise_not(x: torch.Tensor) -> torch.Tensor:
 
 @op("BitShift", differentiable=False)
 def bit_shift(a: torch.Tensor, b: torch.Tensor, direction: str) -> torch.Tensor:
-    """Bits of unsigned integers moved left or right by b; zeros come in, and shifts of all bits or more give zero."""
+    """Bits moved left or right by b. Shifts of all bits or more (or of less than none) leave zero, or the sign."""
     bits = a.element_size() * 8
     wide, by = a.to(torch.int64), b.to(torch.int64)
-    amount = by.clamp(max=63)
+    beyond = (by >= bits) | (by < 0)
+    amount = torch.where(beyond, torch.zeros_like(by), by)
     if direction == "LEFT":
-        moved = torch.bitwise_left_shift(wide, amount)
+        moved, rest = torch.bitwise_left_shift(wide, amount), torch.zeros_like(wide)
     else:
-        mask = torch.where(amount > 0, torch.bitwise_left_shift(torch.ones_like(amount), 64 - amount.clamp(min=1)) - 1, -1)
-        moved = torch.bitwise_right_shift(wide, amount) & mask
-    return torch.where(by >= bits, torch.zeros_like(moved), moved).to(a.dtype)
+        moved, rest = torch.bitwise_right_shift(wide, amount), torch.zeros_like(wide)
+        if a.dtype == torch.uint64:  # what came in as the sign goes out again
+            lowest = torch.bitwise_left_shift(torch.ones_like(amount), 64 - amount.clamp(min=1)) - 1
+            moved = torch.where(amount > 0, moved & lowest, moved)
+        elif a.dtype.is_signed:
+            rest = torch.where(wide < 0, torch.full_like(wide, -1), rest)
+    return torch.where(beyond, rest, moved).to(a.dtype)

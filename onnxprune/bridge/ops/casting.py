@@ -12,6 +12,8 @@ from onnxprune.bridge.dtypes import INTEGER_RANGE, torch_dtype
 from onnxprune.bridge.registry import op
 
 _FLOAT8_NO_INFINITY = frozenset({"FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ"})
+_LAST_STEP = {"FLOAT8E4M3FN": 32.0, "FLOAT8E4M3FNUZ": 16.0, "FLOAT8E5M2": 8192.0, "FLOAT8E5M2FNUZ": 8192.0}
+"""The distance between the two largest finite values."""
 
 
 @op("Cast", quantized=(0,))
@@ -56,24 +58,18 @@ def to_small_float(x: torch.Tensor, name: str, saturate: bool, round_mode: str =
     if saturate:
         return torch.where(torch.isnan(wide), wide, clipped).to(target)
     rounded = wide.to(target)
-    step = (largest - torch.nextafter(torch.tensor(largest), torch.tensor(0.0)).item()) if False else _last_step(name)
-    overflow = wide.abs() >= largest + step / 2 if name != "FLOAT8E5M2" else wide.abs() >= largest + step / 2
+    overflow = wide.abs() >= largest + _LAST_STEP[name] / 2
     edge = math.nan if name in _FLOAT8_NO_INFINITY else math.inf
     beyond = torch.copysign(torch.full_like(wide, edge), wide).to(target)
     return torch.where(overflow, beyond.view(torch.uint8), rounded.view(torch.uint8)).view(target)
-
-
-def _last_step(name: str) -> float:
-    """The distance between the two largest finite values of a float8 type."""
-    return {"FLOAT8E4M3FN": 32.0, "FLOAT8E4M3FNUZ": 16.0, "FLOAT8E5M2": 8192.0, "FLOAT8E5M2FNUZ": 8192.0}[name]
 
 
 def _to_float4(x: torch.Tensor) -> torch.Tensor:
     """float4e2m1: 0, .5, 1, 1.5, 2, 3, 4, 6 and negatives; halves to even, saturating."""
     magnitude = x.abs().clamp(max=6.0)
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    rounded = torch.where(torch.isnan(x), torch.full_like(x, 6.0), torch.round(magnitude / step) * step)
-    return torch.copysign(rounded, x)
+    rounded = torch.copysign(torch.round(magnitude / step) * step, x)
+    return torch.where(torch.isnan(x), torch.full_like(x, -0.0), rounded)
 
 
 def _to_e8m0(x: torch.Tensor, saturate: bool, round_mode: str) -> torch.Tensor:

@@ -18,7 +18,12 @@ def _normalise(
     momentum: float,
     update: bool,
 ) -> torch.Tensor:
-    """ONNX momentum is the share of the old statistics: 1 - PyTorch's."""
+    """ONNX momentum is the share of the old statistics: 1 - PyTorch's. Statistics that the graph itself works out
+    pass gradients on, which PyTorch's own function does not do."""
+    if mean.requires_grad or var.requires_grad:
+        shape = (-1, *([1] * (x.dim() - 2)))
+        factor = scale * torch.rsqrt(var + epsilon)
+        return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
     if x.dtype == mean.dtype or x.dtype in (torch.float16, torch.bfloat16):
         return F.batch_norm(x, mean, var, scale, bias, update, 1.0 - momentum, epsilon)
     wide = F.batch_norm(x.to(mean.dtype), mean, var, scale.to(mean.dtype), bias.to(mean.dtype), update, 1.0 - momentum, epsilon)
