@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from onnxprune.bridge import to_torch, write_back
-from onnxprune.bridge.training.checks import TargetSpec, fit_target, fit_targets, fixed_batch
+from onnxprune.bridge.training.checks import (
+    InputSpec,
+    TargetSpec,
+    fit_source,
+    fit_target,
+    fit_targets,
+    fixed_batch,
+    input_specs,
+)
 from onnxprune.bridge.training.data import Batch, Source, first_batch, split
 from onnxprune.bridge.training.evaluate import as_tuple, evaluate
 from onnxprune.bridge.training.feed import Feed, batch_tensors
@@ -39,12 +47,13 @@ class Look:
     Attributes:
         heads: The outputs, as they turn out to be.
         sample: Those samples, their targets checked.
-        targets: What the targets of all other samples have to be.
+        inputs, targets: What the inputs and targets of all other samples have to be.
         fixed_batch: The only batch size that the graph runs with; None where it is free.
     """
 
     heads: Heads
     sample: Batch
+    inputs: tuple[InputSpec, ...]
     targets: tuple[TargetSpec, ...]
     fixed_batch: int | None
 
@@ -94,7 +103,7 @@ def retrain(
     source, held = _sources(data, validation, settings)
     view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks or {}, original or model))
     module = to_torch(view)
-    seen = look(module, heads, data, model)
+    seen = look(module, heads, data, view)
     check_batch(seen, settings.batch_size, source, held)
     _, targets = batch_tensors(seen.sample, torch.device("cpu"))
     loss = make_loss(settings, seen.heads, targets, data.outputs)
@@ -104,8 +113,8 @@ def retrain(
     layers = find_layers(model)
     task = Task(
         module,
-        fit_targets(source, seen.targets),
-        None if held is None else fit_targets(held, seen.targets),
+        fitted(source, seen),
+        None if held is None else fitted(held, seen),
         seen.heads,
         data.outputs,
         loss,
@@ -138,9 +147,9 @@ def measure(
     """
     view, heads = training_view(model)
     module = to_torch(view)
-    seen = look(module, heads, data, model)
+    seen = look(module, heads, data, view)
     accelerator = make_accelerator(TrainSettings())
-    source = fit_targets(data.source, seen.targets)
+    source = fitted(data.source, seen)
     check_batch(seen, seen.fixed_batch or 0, source)
     check_metric(metric, seen.sample.targets[0] if seen.sample.targets else None)
     teacher = frozen_module(original or model).to(accelerator.device) if metric.needs == "original" else None
@@ -189,22 +198,28 @@ def run_once(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
         raise DataError(f"The model cannot run on a batch of shape {shapes}: {reason}") from error
 
 
-def look(module: nn.Module, heads: Heads, data: Data, model: ir.Model) -> Look:
-    """Run a few samples through the module, on the CPU, and see what the outputs are.
+def fitted(source: Source, seen: Look) -> Source:
+    """The source with inputs and targets in the types that the view takes, all checked."""
+    return fit_targets(fit_source(source, seen.inputs), seen.targets)
+
+
+def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
+    """Run a few samples through the view's module, on the CPU, and see what the outputs are.
 
     Raises:
         DataError: There are no samples, the model cannot run on them, or their targets do not fit its outputs.
     """
-    fixed = fixed_batch(model)
-    sample = first_batch(data.source, fixed or 8)
+    fixed, specs = fixed_batch(view), input_specs(view)
+    source = fit_source(data.source, specs)
+    sample = first_batch(source, fixed or 8)
     outputs = run_once(module, sample)
     heads = recognise(heads, outputs)
     names = [heads[i].name for i in data.outputs]
     shapes = [tuple(outputs[i].shape) for i in data.outputs]
     targets = tuple(map(fit_target, sample.targets, shapes, names))
-    if fixed is not None and _runs(module, first_batch(data.source, 2 * fixed)):
+    if fixed is not None and _runs(module, first_batch(source, 2 * fixed)):
         fixed = None
-    return Look(heads, Batch(sample.inputs, targets), tuple(map(TargetSpec, names, shapes)), fixed)
+    return Look(heads, Batch(sample.inputs, targets), specs, tuple(map(TargetSpec, names, shapes)), fixed)
 
 
 def _runs(module: nn.Module, batch: Batch) -> bool:

@@ -1,9 +1,11 @@
-"""The training view: the graph as it is trained, which differs from the file's in three places.
+"""The training view: the graph as it is trained, which differs from the file's in three respects.
 
 - An output that is a Softmax or LogSoftmax is taken before it, so that the loss sees logits (a log-softmax of logits is
   exact; the logarithm of a float32 softmax is not).
 - Dropout nodes stand before fully connected layers, where asked for. They act in training mode only.
-- Nothing else: initializers keep their names, so what is trained here is written back into the file's own graph.
+- Half-precision numbers are float32 ones (see widen.py).
+
+Initializers keep their names, so what is trained here is written back into the file's own graph.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.bridge.training.layers import MOVERS, Layer, find_layers
+from onnxprune.bridge.training.widen import widen
 
 HeadKind = Literal["values", "probabilities", "softmax", "log-softmax"]
 
@@ -43,6 +46,7 @@ def training_view(model: ir.Model, dropout: Mapping[str, float] | None = None) -
         dropout: Initializer name of a fully connected weight -> dropout ratio on that layer's input.
     """
     view = model.clone()
+    widen(view)
     heads = tuple(_open_head(view, i) for i in range(len(view.graph.outputs)))
     for name, ratio in (dropout or {}).items():
         if ratio > 0:

@@ -214,6 +214,22 @@ def test_a_model_with_one_batch_size_says_so() -> None:
     assert done.result.best is not None and done.result.best > 0.6
 
 
+@pytest.mark.parametrize("half", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_half_precision_models_are_trained_in_float32_and_written_back_as_they_were(half: ir.DataType) -> None:
+    model = mlp()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.dtype = half
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(half.numpy()), name=value.name)
+    masks = random_masks(model)
+    done = retrain(model, blob_data(), FAST, masks=masks)
+    assert done.result.best is not None and done.result.best > 0.8
+    for name, mask in masks.items():
+        value = done.model.graph.initializers[name]
+        assert value.const_value is not None and value.const_value.dtype == half
+        assert not value.const_value.numpy().astype(np.float32)[~mask].any()
+
+
 # --- divergence
 
 
