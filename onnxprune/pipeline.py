@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.errors import NothingToPrune
-from onnxprune.passes import MaskUnits, MaskWeights, Normalise, RemoveUnits, Tidy
+from onnxprune.passes import MaskUnits, MaskWeights, Normalise, RemoveDeadUnits, RemoveUnits, Tidy
+from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.record import FileId, Record, renamed_copies
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
@@ -26,6 +26,7 @@ from onnxprune.scoring.weights import total_size
 from onnxprune.selection import UnitBudget, select_units, select_weights
 from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_size
 from onnxprune.structure.analysis import analyse
+from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.verification import Verdict, verify
@@ -73,7 +74,8 @@ class Result:
         kept: The kept indices, by constant and axis, of constants that were cut.
         renamed: Copies of constants that the output has, with the names of their sources.
         verdict: What was measured; None after a dry run.
-        note: Why the sparsity asked for is not reached, empty where it is.
+        dead: How many dead units went beside what was asked for.
+        notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
         seconds: Time by stage.
     """
 
@@ -82,18 +84,25 @@ class Result:
     sparsity: float
     prunable: int
     gone: int
-    kept: Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
+    kept: Kept
     renamed: Mapping[str, str]
     verdict: Verdict | None
-    note: str = ""
+    dead: int = 0
+    notes: tuple[str, ...] = ()
     source: FileId = field(default_factory=FileId)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Any]:
         """The figures as plain data."""
-        own = {"sparsity": self.sparsity, "prunable_parameters": self.prunable, "gone_parameters": self.gone}
-        return own | ({} if self.verdict is None else self.verdict.as_dict()) | ({"note": self.note} if self.note else {})
+        own = {
+            "sparsity": self.sparsity,
+            "prunable_parameters": self.prunable,
+            "gone_parameters": self.gone,
+            "dead_units": self.dead,
+            "notes": list(self.notes),
+        }
+        return own | ({} if self.verdict is None else self.verdict.as_dict())
 
     def record(self, output: FileId | None = None) -> Record:
         """Return the record of the run."""
@@ -146,11 +155,10 @@ def prune(
     structure = clock("analyse", lambda: prepare(original.clone()))
     plan = clock("select", lambda: make_plan(structure, recipe))
     pruned = structure.model
-    renamed: dict[str, str] = {}
-    kept = clock("prune", lambda: _apply(plan, renamed))
+    done = clock("prune", lambda: _apply(plan, recipe))
     verdict = None
     if verification:
-        masked = None if not plan.removed.any() else clock("mask", lambda: masked_twin(original, plan.removed))
+        masked = clock("mask", lambda: masked_twin(original, plan.removed)) if plan.removed.any() else done.masked
         verdict = clock(
             "verify",
             lambda: verify(
@@ -163,10 +171,11 @@ def prune(
         sparsity=plan.sparsity,
         prunable=plan.prunable,
         gone=plan.gone,
-        kept=kept,
-        renamed=renamed,
+        kept=done.kept,
+        renamed=done.renamed,
         verdict=verdict,
-        note=plan.note,
+        dead=done.dead,
+        notes=tuple(note for note in (plan.note, *done.left) if note),
         source=_file_id(original),
         seconds=clock.seconds,
     )
@@ -223,19 +232,37 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     return output
 
 
-def _apply(plan: Plan, renamed: dict[str, str]) -> Mapping[str, Mapping[int, npt.NDArray[np.int64]]]:
-    """Do what was planned to the plan's model; note the copies that are left in it."""
+@dataclass(frozen=True)
+class _Applied:
+    """What was done to the plan's model."""
+
+    kept: Kept
+    renamed: Mapping[str, str]
+    masked: ir.Model | None
+    dead: int
+    left: Sequence[str]
+
+
+def _apply(plan: Plan, recipe: Recipe) -> _Applied:
+    """Do what was planned to the plan's model; keep a masked twin of what only removal of dead units changed."""
     model = plan.structure.model
-    kept: Mapping[str, Mapping[int, npt.NDArray[np.int64]]] = {}
-    if plan.removed.any():
+    kept: Kept = {}
+    if recipe.structure == "channels":
         remove = RemoveUnits(plan.structure, plan.removed)
         remove(model)
         kept = remove.kept
     else:
         MaskWeights(plan.structure, plan.masks)(model)
+    renamed = renamed_copies(model)
+    masked, dead = None, RemoveDeadUnits()
+    if recipe.remove_dead:
+        masked = model.clone() if recipe.structure == "weights" else None
+        dead(model)
+        kept = compose_kept(kept, dead.kept)
     Tidy()(model)
-    renamed.update(renamed_copies(model))
-    return kept
+    left_over = renamed_copies(model)
+    renamed = {copy: source for copy, source in renamed.items() if copy in kept or copy in left_over}
+    return _Applied(kept, renamed, masked, dead.removed, dead.left)
 
 
 def _with_note(plan: Plan, recipe: Recipe) -> Plan:

@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     ends: Literal["auto", "prune", "keep"] = Field(
         "auto", description="first and last layer: auto keeps them where they hold under 1 % of the weights"
     )
+    remove_dead: bool = Field(False, description="afterwards remove units that the outputs do not depend on, exactly")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
 
     @field_validator("kinds")

@@ -38,6 +38,7 @@ def prune(
     exclude: Annotated[list[str], typer.Option(help=_about("exclude"), show_default=False)] = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help=_about("only"), show_default=False)] = [],  # noqa: B006
     ends: Annotated[str, typer.Option(help=_about("ends"))] = "auto",
+    remove_dead: Annotated[bool, typer.Option("--remove-dead", help=_about("remove_dead"))] = False,
     eval_data: Annotated[
         Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
     ] = None,
@@ -63,6 +64,7 @@ def prune(
         exclude=exclude,
         only=only,
         ends=ends,
+        remove_dead=remove_dead,
         seed=seed,
     )
     run_recipe(

@@ -27,8 +27,10 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     zeroed = result.recipe.structure == "weights"
     gone = "zero" if zeroed else "removed"
     console.print(f"{result.gone:,} of {result.prunable:,} prunable weights are {gone}: sparsity {result.sparsity:.1%}")
-    if result.note:
-        console.print(f"[yellow]{escape(result.note)}[/]")
+    if result.dead:
+        console.print(f"{result.dead:,} dead units went as well")
+    for note in result.notes:
+        console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict))
     if zeroed:

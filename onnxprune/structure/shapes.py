@@ -344,9 +344,9 @@ class _Walk:
             found: list[Shape | None] | None = shapes[:1]
         else:
             found = contrib_shapes.output_shapes(node, shapes)
-        for out, shape in zip(node.outputs, found or [], strict=False):
+        for i, (out, shape) in enumerate(zip(node.outputs, found or [], strict=False)):
             if shape is not None:
-                self._set(out, shape, contrib_shapes.output_dtype(node, dtypes))
+                self._set(out, shape, contrib_shapes.output_dtype(node, i, dtypes))
         return found is not None
 
     def _infer_outputs(
@@ -458,6 +458,13 @@ def _operator(op_type: str, version: int) -> type | None:
         return reference_ops.load_op("", op_type, version)  # type: ignore[no-any-return,attr-defined]
     except Exception:
         return None
+
+
+def evaluate_node(
+    node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int
+) -> npt.NDArray[np.generic] | None:
+    """Compute the output of one small node in onnx's reference implementation; None where that cannot be done."""
+    return _reference(node, arrays, version, 1)
 
 
 def _reference(

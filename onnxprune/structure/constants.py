@@ -1,0 +1,394 @@
+"""Channels that are constant: a unit without incoming weights puts out the same number for every input.
+
+`constant_channels` follows such numbers forward; `fold_constants` moves what they contribute into the bias of the
+node that consumes them and zeroes the weights they came through, so that nobody reads the unit any more. A padded
+convolution sees zeros beside a constant that is not zero, so nothing is folded there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.structure.shapes import evaluate_node
+from onnxprune.structure.structure import Structure
+from onnxprune.structure.dead import contraction_sites
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value's content along one axis: a number where it is the same at every other place, NaN where it is not."""
+
+    axis: int
+    numbers: Numbers
+
+
+Lines = dict[ir.Value, Line]
+_Step = Callable[[Structure, ir.Node, Lines], Line | None]
+
+_UNARY = {
+    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Erf", "Abs",
+    "Neg", "Exp", "Sqrt", "Clip", "Celu", "Mish", "Gelu", "Identity", "Dropout", "ThresholdedRelu", "Swish",
+}  # fmt: skip
+_BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Sum"}
+_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+
+
+def constant_channels(structure: Structure) -> Lines:
+    """Return, for values of which some indices are constant, their numbers."""
+    lines: Lines = {}
+    with np.errstate(all="ignore"):
+        for node in structure.model.graph:
+            step = _STEPS.get(node.op_type)
+            if step is None or node.domain != "":
+                continue
+            line = step(structure, node, lines)
+            out = node.outputs[0]
+            if line is not None and np.isfinite(line.numbers).any() and structure.ids(out, line.axis) is not None:
+                lines[out] = line
+    return lines
+
+
+def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
+    """Fold constant units that could go into the biases of all that consume them, in place.
+
+    Returns:
+        How many columns were folded, and a sentence for each node where a fold would not be exact.
+    """
+    folded, left = 0, []
+    for node in list(structure.model.graph):
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain != "":
+            continue
+        data, axis, weight, place = contraction_sites(node, set(structure.sources))[0]
+        x, w = node.inputs[data], node.inputs[weight]
+        if x is None or w is None or weight != 1 or not _owned(w) or node.attributes.get_int("group", 1) != 1:
+            continue
+        line = lines.get(x)
+        if line is None or line.axis != axis % len(structure.axes[x]):
+            continue
+        array = _array(w)
+        columns = np.flatnonzero(
+            np.isfinite(line.numbers) & structure.removable(x, line.axis) & _nonzero(array, place % array.ndim)
+        )
+        shifts = columns[line.numbers[columns] != 0]
+        if len(shifts) and _padded(node):
+            left.append(f"{node.op_type} {node.name}: {len(shifts)} constant channels stay, its padding is not constant")
+            columns = np.setdiff1d(columns, shifts)
+            shifts = shifts[:0]
+        if len(columns) and (not len(shifts) or _add_to_bias(structure, node, _shift(array, place, line, shifts))):
+            _zero_columns(w, array, place, columns)
+            folded += len(columns)
+    return folded, left
+
+
+# -- how constants pass through operators ---------------------------------------------------------------------------
+
+
+def _conv(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    w = node.inputs[1]
+    if w is None or not w.is_initializer():
+        return None
+    array = _array(w).astype(np.float64)
+    bias = _vector(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(len(array))
+    if bias is None:
+        return None
+    groups = node.attributes.get_int("group", 1)
+    sums = array.reshape(*array.shape[:2], -1).sum(axis=2)
+    used = (array != 0).reshape(*array.shape[:2], -1).any(axis=2)
+    line = _line(lines, node.inputs[0], 1)
+    inputs = np.full(groups * array.shape[1], np.nan) if line is None else line.numbers.copy()
+    if _padded(node):
+        inputs[inputs != 0] = np.nan
+    per_group = np.repeat(inputs.reshape(groups, -1), len(array) // groups, axis=0)
+    return Line(1, bias + np.where(used, sums * per_group, 0.0).sum(axis=1))
+
+
+def _gemm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    w = node.inputs[1]
+    if w is None or not w.is_initializer() or node.attributes.get_int("transA", 0):
+        return None
+    array = _array(w).astype(np.float64)
+    if node.attributes.get_int("transB", 0):
+        array = array.T
+    bias = _vector(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(array.shape[1])
+    if bias is None or bias.shape != (array.shape[1],):
+        return None
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    return Line(1, alpha * _product(lines, node.inputs[0], 1, array) + beta * bias)
+
+
+def _matmul(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    x, w = node.inputs
+    if x is None or w is None or not w.is_initializer() or x not in structure.axes:
+        return None
+    array, rank = _array(w).astype(np.float64), len(structure.axes[x])
+    return Line(rank - 1, _product(lines, x, rank - 1, array)) if array.ndim == 2 else None
+
+
+def _product(lines: Lines, x: ir.Value | None, axis: int, array: Numbers) -> Numbers:
+    line = _line(lines, x, axis)
+    inputs = np.full(len(array), np.nan) if line is None else line.numbers
+    out: Numbers = np.where(array != 0, array * inputs[:, None], 0.0).sum(axis=0)
+    return out
+
+
+def _batch_norm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    line = _line(lines, node.inputs[0], 1)
+    scale, bias, mean, var = (_vector(v) for v in node.inputs[1:5])
+    if scale is None or bias is None or mean is None or var is None or node.attributes.get_int("training_mode", 0):
+        return None
+    inputs = np.full(len(scale), np.nan) if line is None else line.numbers
+    factor = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+    return Line(1, bias + np.where(factor != 0, factor * (inputs - mean), 0.0))
+
+
+def _unary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    line = lines.get(node.inputs[0]) if node.inputs[0] is not None else None
+    if line is None:
+        return None
+    if node.op_type in ("Identity", "Dropout"):
+        return line
+    operands = [line.numbers.astype(np.float32), *(_array(v) if v is not None else None for v in node.inputs[1:])]
+    result = evaluate_node(node, operands, structure.model.opset_imports.get("", 1))
+    if result is None or result.shape != line.numbers.shape:
+        return None
+    return Line(line.axis, np.where(np.isfinite(line.numbers), result.astype(np.float64), np.nan))
+
+
+def _binary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    known = [lines[v] for v in node.inputs if v in lines]
+    out = node.outputs[0]
+    if not known or out not in structure.axes:
+        return None
+    first = next(v for v in node.inputs if v in lines)
+    assert first is not None
+    axis = lines[first].axis + len(structure.axes[out]) - len(structure.axes[first])
+    operands = [_along(structure, v, axis, len(structure.axes[out]), lines) for v in node.inputs]
+    if any(o is None for o in operands):
+        return None
+    total = operands[0]
+    assert total is not None
+    for other in operands[1:]:
+        assert other is not None
+        total = _combine(node.op_type, total, other)
+    return Line(axis, np.broadcast_to(total, len(structure.ids(out, axis)) if structure.ids(out, axis) is not None else 0))  # type: ignore[arg-type]
+
+
+def _along(structure: Structure, value: ir.Value | None, axis: int, rank: int, lines: Lines) -> Numbers | None:
+    """Return an operand's numbers along one axis of the result; unknown where it is not constant."""
+    if value is None or value not in structure.axes:
+        return None
+    mine = axis - (rank - len(structure.axes[value]))
+    if value in lines:
+        return lines[value].numbers if lines[value].axis == mine else np.array([np.nan])
+    if value.is_initializer():
+        array = _array(value).astype(np.float64)
+        if array.size == 1 or (mine >= 0 and array.size == array.shape[mine]):
+            return array.reshape(-1)
+    return np.array([np.nan])
+
+
+def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
+    match op:
+        case "Add" | "Sum":
+            return a + b
+        case "Sub":
+            return a - b
+        case "Mul":
+            return np.where((a == 0) | (b == 0), 0.0, a * b)
+        case "Div":
+            return np.where(b == 0, np.nan, a / b)
+        case "Max":
+            return np.maximum(a, b)
+        case "Min":
+            return np.minimum(a, b)
+        case _:  # PRelu
+            return np.where(a >= 0, a, a * b)
+
+
+def _pool(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    line = _line(lines, node.inputs[0], 1)
+    if line is None or (node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) and _padded(node)):
+        return None
+    return line
+
+
+def _concat(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    out = node.outputs[0]
+    if out not in structure.axes or not any(v in lines for v in node.inputs):
+        return None
+    axis = node.attributes.get_int("axis", 1) % len(structure.axes[out])
+    pieces = []
+    for value in node.inputs:
+        ids = None if value is None else structure.ids(value, axis)
+        if value is None or ids is None:
+            return None
+        line = _line(lines, value, axis)
+        pieces.append(np.full(len(ids), np.nan) if line is None else line.numbers)
+    return Line(axis, np.concatenate(pieces))
+
+
+def _transpose(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    line = lines.get(node.inputs[0]) if node.inputs[0] is not None else None
+    if line is None:
+        return None
+    rank = len(structure.axes[node.inputs[0]])  # type: ignore[index]
+    order = list(node.attributes.get_ints("perm") or list(range(rank))[::-1])
+    return Line(order.index(line.axis), line.numbers)
+
+
+def _flatten(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    """[N, C, rest...] -> [N, C rest]: every number is repeated."""
+    line = _line(lines, node.inputs[0], 1)
+    before, after = structure.facts.shape(node.inputs[0]), structure.facts.shape(node.outputs[0])  # type: ignore[arg-type]
+    if line is None or before is None or after is None or len(after) != 2 or after[0] != before[0] or None in before:
+        return None
+    rest = int(np.prod([int(n or 0) for n in before[2:]]))
+    return Line(1, np.repeat(line.numbers, rest)) if after[1] == rest * len(line.numbers) else None
+
+
+def _reduce(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    line = lines.get(node.inputs[0]) if node.inputs[0] is not None else None
+    shape = None if node.inputs[0] is None else structure.facts.shape(node.inputs[0])
+    if line is None or shape is None or node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
+        return None
+    axes = node.attributes.get_ints("axes")
+    if axes is None:
+        data = structure.facts.data(node.inputs[1]) if len(node.inputs) > 1 else None
+        axes = None if data is None else [int(i) for i in data.reshape(-1)]
+    gone = {i % len(shape) for i in axes} if axes is not None else set(range(len(shape)))
+    if line.axis in gone:
+        return None
+    shift = 0 if node.attributes.get_int("keepdims", 1) else sum(i < line.axis for i in gone)
+    return Line(line.axis - shift, line.numbers)
+
+
+_STEPS: dict[str, _Step] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "Concat": _concat,
+    "Transpose": _transpose,
+    "Flatten": _flatten,
+    "Reshape": _flatten,
+    **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin"), _reduce),
+    **dict.fromkeys(_UNARY, _unary),
+    **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(_POOLS, _pool),
+}
+
+
+# -- folding --------------------------------------------------------------------------------------------------------
+
+
+def _shift(array: npt.NDArray[np.generic], place: int, line: Line, columns: npt.NDArray[np.int64]) -> Numbers:
+    """Return what the constant columns add to each output."""
+    moved = np.moveaxis(array.astype(np.float64), place, 0)[columns]
+    if array.ndim > 2:  # a convolution's kernel: [columns, O, kernel...]
+        moved = moved.reshape(*moved.shape[:2], -1).sum(axis=2)
+    out: Numbers = line.numbers[columns] @ moved
+    return out
+
+
+def _add_to_bias(structure: Structure, node: ir.Node, shift: Numbers) -> bool:
+    """Add to a node's bias, making one where it has none; say whether that could be done."""
+    dtype = _array(node.inputs[1]).dtype
+    if node.op_type == "MatMul":
+        _insert_add(structure.model, node, shift.astype(dtype))
+        return True
+    if node.op_type == "Gemm":
+        if node.attributes.get_float("beta", 1.0) == 0:
+            return False
+        shift = shift * node.attributes.get_float("alpha", 1.0) / node.attributes.get_float("beta", 1.0)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        value = _constant(structure.model, f"{node.outputs[0].name}_bias", shift.astype(dtype))
+        node.resize_inputs(max(3, len(node.inputs)))
+        node.replace_input_with(2, value)
+        return True
+    old = _vector(bias)
+    if old is None or old.shape != shift.shape or not _owned(bias):
+        return False
+    bias.const_value = ir.Tensor((old + shift).astype(dtype), name=bias.name)
+    return True
+
+
+def _insert_add(model: ir.Model, node: ir.Node, shift: npt.NDArray[np.generic]) -> None:
+    out = node.outputs[0]
+    constant = _constant(model, f"{out.name}_bias", shift)
+    add = ir.node("Add", [out, constant], name=f"{node.name or out.name}_bias")
+    users = [(user, index) for user, index in out.uses() if user is not add]
+    new = add.outputs[0]
+    new.type, new.shape = out.type, out.shape
+    assert node.graph is not None
+    node.graph.insert_after(node, add)
+    graph = node.graph
+    for i, result in enumerate(graph.outputs):
+        if result is out:
+            graph.outputs[i] = new
+            new.name, out.name = out.name, f"{out.name}_before_bias"
+    if new.name is None:
+        new.name = f"{out.name}_biased"
+    for user, index in users:
+        user.replace_input_with(index, new)
+
+
+def _constant(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    while name in model.graph.initializers:
+        name += "_"
+    dtype = ir.DataType.from_numpy(array.dtype)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
+    value.const_value = ir.Tensor(array, name=name)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _zero_columns(
+    value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]
+) -> None:
+    changed = array.copy()
+    np.moveaxis(changed, place, 0)[columns] = 0
+    value.const_value = ir.Tensor(changed, name=value.name)
+
+
+def _owned(value: ir.Value) -> bool:
+    """Say whether a constant is read once and by nobody outside."""
+    return value.is_initializer() and len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
+def _nonzero(array: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.bool_]:
+    flags: npt.NDArray[np.bool_] = (array != 0).any(axis=tuple(i for i in range(array.ndim) if i != axis))
+    return flags
+
+
+def _padded(node: ir.Node) -> bool:
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    return mode not in ("NOTSET", "VALID") or any(_numbers(node.attributes.get_ints("pads")))
+
+
+def _numbers(found: Sequence[int] | None) -> list[int]:
+    return [int(i) for i in found] if found is not None else []
+
+
+def _line(lines: Lines, value: ir.Value | None, axis: int) -> Line | None:
+    line = None if value is None else lines.get(value)
+    return line if line is not None and line.axis == axis else None
+
+
+def _array(value: ir.Value | None) -> npt.NDArray[np.generic]:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _vector(value: ir.Value | None) -> Numbers | None:
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    array = value.const_value.numpy()
+    return array.astype(np.float64) if array.ndim == 1 else None
