@@ -44,7 +44,7 @@ _DTYPE_SOURCES: dict[str, int | None] = {
 def output_shapes(node: ir.Node, shapes: Shapes) -> list[Shape | None] | None:
     """Return the shape of each output of a contrib node, None where this module does not know the operator."""
     function = _INFER.get(node.op_type)
-    if node.domain != "com.microsoft" or node.attributes.get_int("channels_last", 0):
+    if node.domain != "com.microsoft" or node.attributes.get_int("channels_last", 0) != 0:
         return None
     try:
         if function is not None:
@@ -56,8 +56,10 @@ def output_shapes(node: ir.Node, shapes: Shapes) -> list[Shape | None] | None:
     return None
 
 
-def output_dtype(node: ir.Node, dtypes: Sequence[int]) -> int:
-    """Return the element type of a contrib node's first output, given those of its inputs."""
+def output_dtype(node: ir.Node, i: int, dtypes: Sequence[int]) -> int:
+    """Return the element type of output ``i`` of a contrib node, given those of its inputs."""
+    if node.op_type == "EmbedLayerNormalization" and i == 1:
+        return int(ir.DataType.INT32)
     if node.op_type == "QGemm":
         return dtypes[8] if len(dtypes) > 8 and dtypes[8] else int(ir.DataType.FLOAT)
     source = _DTYPE_SOURCES.get(node.op_type, 0)
@@ -222,8 +224,8 @@ def _linear_attention(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
 @_shapes_of("CausalConvWithState")
 def _causal_conv(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
     x, w = shapes[0] or (), shapes[1] or ()
-    plain = node.attributes.get_int("ndim", 1) == 1 and not node.attributes.get_int("state_window", 0)
-    if not plain or node.attributes.get_int("input_channels", 0) or node.attributes.get_int("state_length", 0):
+    unknown = ("state_window", "state_length", "input_channels")
+    if node.attributes.get_int("ndim", 1) != 1 or any(node.attributes.get_int(name, 0) for name in unknown):
         return [None, None]
     state = (int(w[2] or 1) - 1) * node.attributes.get_int("dilation", 1)
     return [x, (x[0], x[1], state)]

@@ -34,6 +34,8 @@ FAMILIES = (
     "pooling",
     "recurrent",
     "control",
+    "fused",
+    "rotary",
     "attention",
     "quantised",
     "sources",
