@@ -100,7 +100,7 @@ def test_sparse_tensors_inside_subgraphs_and_constants_become_dense() -> None:
 
 
 def test_local_functions_are_inlined_without_name_clashes() -> None:
-    """onnx-ir's own inliner calls a value of the main graph t_2 here, as one in the branch: ONNX Runtime refuses that."""
+    """onnx-ir's own inliner uses t_2 twice here, outside and inside the branch, which ONNX Runtime refuses."""
     proto = parser.parse_model("""<ir_version: 8, opset_import: ["":17,"local":1]>
         g (float[N] x, bool c) => (float[N] y) {
             a = local.f(x)

@@ -82,7 +82,9 @@ def test_external_tensors_in_subgraphs_and_attributes_do_not_dangle(tmp_path: Pa
     (tmp_path / "w.bin").write_bytes(np.ones(512, np.float32).tobytes())
 
     def tensor(name: str) -> ir.ExternalTensor:
-        return ir.ExternalTensor("w.bin", 0, 2048, ir.DataType.FLOAT, shape=ir.Shape([512]), name=name, base_dir=tmp_path)
+        return ir.ExternalTensor(
+            "w.bin", 0, 2048, ir.DataType.FLOAT, shape=ir.Shape([512]), name=name, base_dir=tmp_path
+        )
 
     proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["":17]>
         g (float[512] x, bool c) => (float[512] y) {

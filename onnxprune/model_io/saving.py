@@ -22,7 +22,7 @@ from onnxprune.errors import ModelError
 from . import protobuf
 from .atomic import publish, sync, temporary_beside
 from .external import check_external_data
-from .serialise import all_initializers, write_model
+from .serialise import all_initializers, write_data, write_model
 from .source import Source, source_of
 
 EXTERNAL_THRESHOLD = 1_900_000_000
@@ -142,21 +142,31 @@ def _finish(file: IO[bytes], durable: bool) -> None:
         file.flush()
 
 
+class _HashingWriter:
+    """Writes to a file and hashes what it writes. It has no `fileno`, so that nothing is copied past it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+
+
 def _write_tensors(values: Iterable[ir.Value], file: IO[bytes]) -> tuple[dict[ir.Value, tuple[int, int]], str]:
     """Write tensors one after the other; returns (offset, length) in bytes of each, and the file's sha256."""
     extents: dict[ir.Value, tuple[int, int]] = {}
-    digest = hashlib.sha256()
+    writer = _HashingWriter(file)
     offset = 0
     for value in values:
         assert value.const_value is not None
-        padding = b"\0" * (-offset % _ALIGNMENT)
-        data = value.const_value.tobytes()
-        for part in (padding, data):
-            file.write(part)
-            digest.update(part)
-        extents[value] = (offset + len(padding), len(data))
-        offset += len(padding) + len(data)
-    return extents, digest.hexdigest()
+        padding = -offset % _ALIGNMENT
+        writer.write(b"\0" * padding)
+        write_data(value.const_value, writer)
+        extents[value] = (offset + padding, value.const_value.nbytes)
+        offset += padding + value.const_value.nbytes
+    return extents, writer.digest.hexdigest()
 
 
 def _reference(value: ir.Value, location: str, extent: tuple[int, int]) -> ir.ExternalTensor:

@@ -99,11 +99,23 @@ def write_model(model: ir.Model, file: Writer, placement: Mapping[ir.Value, ir.E
     for header, tensor in tensors:
         file.write(_varint(_INITIALIZER_FIELD) + _varint(_tensor_size(header, tensor)) + header)
         if tensor is not None:
-            data = tensor.tobytes()
-            if len(data) != tensor.nbytes:
-                raise ModelError(f"tensor '{tensor.name}' has {len(data):,} bytes of data but needs {tensor.nbytes:,}.")
-            file.write(_varint(_RAW_DATA_FIELD) + _varint(len(data)))
-            file.write(data)
+            file.write(_varint(_RAW_DATA_FIELD) + _varint(tensor.nbytes))
+            write_data(tensor, file)
+
+
+def write_data(tensor: ir.TensorProtocol, file: Writer) -> None:
+    """Write the raw bytes of a tensor. External data go from file to file in small parts, never mapped.
+
+    Raises:
+        ModelError: The tensor holds more or fewer bytes than its shape says.
+    """
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)
+        return
+    data = tensor.tobytes()
+    if len(data) != tensor.nbytes:
+        raise ModelError(f"tensor '{tensor.name}' has {len(data):,} bytes of data but needs {tensor.nbytes:,}.")
+    file.write(data)
 
 
 def all_initializers(model: ir.Model) -> Iterator[ir.Value]:

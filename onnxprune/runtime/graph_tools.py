@@ -1,0 +1,103 @@
+"""Adds nodes that measure to a graph: small steps that work at every opset from 11 on, in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+_WINDOW_ATTRIBUTES = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
+
+
+class Builder:
+    """Appends nodes to the end of a model's main graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
+        self.by_output = {str(out.name): node for node in self.graph for out in node.outputs}
+        self._inputs = {str(v.name): v for v in self.graph.inputs}
+        self._count = 0
+
+    def value(self, name: str) -> ir.Value:
+        """Return a value of the main graph by name."""
+        node = self.by_output.get(name)
+        if node is None:
+            return self._inputs[name]
+        return next(out for out in node.outputs if out.name == name)
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"measure::{self._count}"
+
+    def node(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None) -> ir.Value:
+        """Append a node, return its output."""
+        node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}))
+        node.name = node.outputs[0].name = self._fresh()
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
+        """Add an initializer."""
+        name = self._fresh()
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        value.const_value = ir.Tensor(array, name=name)
+        self.graph.register_initializer(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        """Make a value an output of the graph, under a name."""
+        node = ir.node("Identity", [value])
+        node.name = node.outputs[0].name = name
+        node.outputs[0].type = ir.TensorType(dtype)
+        self.graph.append(node)
+        self.graph.outputs.append(node.outputs[0])
+
+    def cast(self, value: ir.Value) -> ir.Value:
+        """Return a value as float32."""
+        return self.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
+
+    def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """Reshape; 0 keeps an extent, -1 takes what is left."""
+        return self.node("Reshape", [value, self.constant(np.array(shape, np.int64))])
+
+    def total(self, value: ir.Value, axes: Sequence[int] | None = None) -> ir.Value:
+        """Sum over some axes, which vanish, or over all of them."""
+        if axes is None:
+            return self.node("ReduceSum", [value], {"keepdims": 0})
+        if not axes:
+            return value
+        if self.opset < 13:
+            return self.node("ReduceSum", [value], {"axes": list(axes), "keepdims": 0})
+        return self.node("ReduceSum", [value, self.constant(np.array(axes, np.int64))], {"keepdims": 0})
+
+    def unfold(self, node: ir.Node, weight: ir.Value, groups: int, summed: int, stride: int) -> ir.Value:
+        """Return the windows that a Conv sees, shape [groups, rows, channels of a group x kernel].
+
+        Every channel is convolved with an identity kernel: output channel (c, j) is element j of c's window.
+        """
+        assert weight.const_value is not None and node.inputs[0] is not None
+        kernel = [int(n) for n in weight.const_value.shape[2:]]  # type: ignore[index]
+        size = math.prod(kernel)
+        channels = groups * summed // size
+        identity = np.tile(np.eye(size, dtype=np.float32).reshape(size, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
+        attributes: dict[str, Any] = {k: node.attributes[k] for k in _WINDOW_ATTRIBUTES if k in node.attributes}
+        attributes = {k: a.value for k, a in attributes.items()} | {"group": channels}
+        windows = self.node("Conv", [self.cast(node.inputs[0]), self.constant(identity)], attributes)
+        return self.rows_of_map(windows, groups, summed, stride, len(kernel))
+
+    def rows_of_map(self, value: ir.Value, groups: int, width: int, stride: int, spatial: int) -> ir.Value:
+        """Turn [N, groups x width, *spatial] into [groups, rows, width], on a grid of every `stride`-th place."""
+        value = self.cast(value)
+        if stride > 1:
+            axes = np.arange(2, 2 + spatial, dtype=np.int64)
+            starts, ends = np.zeros(spatial, np.int64), np.full(spatial, np.iinfo(np.int64).max)
+            steps = np.full(spatial, stride, np.int64)
+            value = self.node("Slice", [value, *(self.constant(x) for x in (starts, ends, axes, steps))])
+        value = self.reshape(value, [0, groups, width, -1])
+        value = self.node("Transpose", [value], {"perm": [1, 0, 3, 2]})
+        return self.reshape(value, [groups, -1, width])

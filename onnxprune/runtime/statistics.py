@@ -1,0 +1,321 @@
+"""Calibration statistics, gathered inside ONNX Runtime: reductions are added to the graph, and only sums come out.
+
+    shadow(dense, pruned)          both models as one graph over the same inputs, values of `dense` behind a prefix
+    layer_moments(joined, ...)     for each contraction Z = A W^T + b: sums, A^T A and A^T Z, by fold of the inputs
+    channel_moments(model, ...)    for values: sums, squares, magnitudes and zeros by index of an axis
+    output_error(joined, ...)      how far the two models' outputs are apart
+
+A is [rows, K]: for a MatMul one row a token, for a Conv one row a window (im2col, by a Conv with an identity kernel).
+Large feature maps are sampled on a regular grid of windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxprune.errors import DataError
+
+from .graph_tools import Builder
+from .inputs import Feeds
+from .linear import Linear, Matrix
+from .session import make_session, run
+from .shapes import concrete_shapes
+
+DENSE = "dense::"
+Inputs = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over the rows of one contraction's inputs A [g, rows, K] and targets Z [g, rows, O].
+
+    Attributes:
+        rows: How many.
+        a, z: Sums, shapes [g, K] and [g, O].
+        aa: A^T A, shape [g, K, K].
+        az: A^T Z, shape [g, K, O].
+        zz: Sums of Z^2, shape [g, O].
+    """
+
+    rows: float
+    a: Matrix
+    z: Matrix
+    aa: Matrix
+    az: Matrix
+    zz: Matrix
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.rows + other.rows, self.a + other.a, self.z + other.z,
+            self.aa + other.aa, self.az + other.az, self.zz + other.zz,
+        )  # fmt: skip
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(
+            self.rows - other.rows, self.a - other.a, self.z - other.z,
+            self.aa - other.aa, self.az - other.az, self.zz - other.zz,
+        )  # fmt: skip
+
+
+def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1) -> list[Feeds]:
+    """Cut samples into batches; a model of fixed batch size gets batches of that size, and the rest is left out.
+
+    Args:
+        model: The model that will be fed.
+        inputs: By input name; the first axis counts samples.
+        batch: Samples in a batch.
+        least: So many batches at least, where there are samples enough.
+
+    Raises:
+        DataError: An input is missing, lengths differ, or there are fewer samples than one batch takes.
+    """
+    wanted = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    missing = [str(v.name) for v in wanted if v.name not in inputs]
+    if missing:
+        raise DataError(f"the calibration data have no array for the model's input '{missing[0]}'.")
+    counts = {len(inputs[str(v.name)]) for v in wanted}
+    if len(counts) != 1:
+        raise DataError("the calibration arrays hold different numbers of samples.")
+    samples = counts.pop()
+    fixed = {int(v.shape[0]) for v in wanted if v.shape is not None and len(v.shape) and isinstance(v.shape[0], int)}
+    size = max(fixed) if fixed else max(1, min(batch, samples // least or 1))
+    starts = range(0, samples - size + 1, size) if fixed else range(0, samples, size)
+    if not len(starts):
+        raise DataError(f"{samples} calibration samples are fewer than the model's batch of {size}.")
+    return [{str(v.name): np.asarray(inputs[str(v.name)][s : s + size]) for v in wanted} for s in starts]
+
+
+def shadow(dense: ir.Model, pruned: ir.Model) -> ir.Model:
+    """Join two models with the same inputs into one graph; all values of `dense` are named behind `DENSE`."""
+    joined, other = pruned.clone(), dense.clone()
+    inputs = {v.name: v for v in joined.graph.inputs}
+    for value in list(other.graph.inputs):
+        if value.name in inputs and not value.is_initializer():
+            value.replace_all_uses_with(inputs[value.name])
+    for graph in other.graphs():
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is not None:  # a tensor of its own: renaming a value renames its tensor, which clones share
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=f"{DENSE}{value.name}")
+            value.name = f"{DENSE}{value.name}"
+        for node in graph:
+            node.name = f"{DENSE}{node.name}" if node.name else node.name
+            for out in node.outputs:
+                out.name = f"{DENSE}{out.name}" if out.name else out.name
+    for value in list(other.graph.initializers.values()):
+        del other.graph.initializers[str(value.name)]
+        joined.graph.register_initializer(value)
+    nodes = list(other.graph)
+    other.graph.outputs.clear()
+    other.graph.remove(nodes)
+    joined.graph.extend(nodes)
+    for domain, version in other.opset_imports.items():
+        joined.graph.opset_imports.setdefault(domain, version)
+    return joined
+
+
+def layer_moments(
+    joined: ir.Model,
+    layers: Sequence[Linear],
+    kept: Mapping[str, npt.NDArray[np.int64]],
+    feeds: Sequence[Feeds],
+    *,
+    folds: int = 4,
+    windows: int = 256,
+    targets: bool = True,
+) -> dict[str, list[Moments]]:
+    """Gather the moments of several layers in one pass.
+
+    Args:
+        joined: From `shadow`, or a model on its own where no targets are wanted.
+        layers: Layers of the pruned model.
+        kept: By weight name, the output indices of the dense layer that the pruned one still has.
+        feeds: Batches; batch i belongs to fold i modulo `folds`.
+        folds: Into how many parts the inputs are divided.
+        windows: Largest number of windows of one sample that a Conv's statistics look at.
+        targets: Whether Z is that of the dense model; else Z is the layer's own output.
+
+    Returns:
+        By weight name, the moments of each fold.
+    """
+    model = joined.clone()
+    shapes = concrete_shapes(model, feeds[0], [v for v in _values(model, [str(x.output.name) for x in layers])])
+    by_name = {str(v.name): shape for v, shape in shapes.items()}
+    build = Builder(model)
+    model.graph.outputs.clear()
+    for number, layer in enumerate(layers):
+        stride = _stride(by_name.get(str(layer.output.name), ()), windows) if layer.is_conv else 1
+        _add_moments(build, layer, number, kept.get(layer.name), stride, DENSE if targets else "")
+    RemoveUnusedNodesPass()(model)
+    session = make_session(model)
+    sums: dict[str, list[Moments | None]] = {x.name: [None] * min(folds, len(feeds)) for x in layers}
+    for i, feed in enumerate(feeds):
+        found = run(session, feed)
+        for number, layer in enumerate(layers):
+            new = _read(found, number)
+            old = sums[layer.name][i % folds]
+            sums[layer.name][i % folds] = new if old is None else old + new
+    return {name: [m for m in parts if m is not None] for name, parts in sums.items()}
+
+
+def output_error(joined: ir.Model, feeds: Sequence[Feeds], outputs: Sequence[str]) -> float:
+    """The squared difference of both models' float outputs over the squares of the dense ones, the worst output's."""
+    model = joined.clone()
+    build = Builder(model)
+    values = {str(v.name): v for v in _values(model, [n for name in outputs for n in (name, DENSE + name)])}
+    model.graph.outputs.clear()
+    used = []
+    for number, name in enumerate(outputs):
+        ours, dense = values.get(name), values.get(DENSE + name)
+        if ours is None or dense is None or not (ours.dtype or ir.DataType.FLOAT).is_floating_point():
+            continue
+        ours, dense = build.cast(ours), build.cast(dense)
+        gap = build.node("Sub", [ours, dense])
+        build.output(build.total(build.node("Mul", [gap, gap])), f"gap{number}")
+        build.output(build.total(build.node("Mul", [dense, dense])), f"size{number}")
+        used.append(number)
+    if not used:
+        return 0.0
+    RemoveUnusedNodesPass()(model)
+    session = make_session(model)
+    sums = np.zeros((2, len(used)))
+    for feed in feeds:
+        found = run(session, feed)
+        sums += [[float(np.asarray(found[f"{part}{n}"]).sum()) for n in used] for part in ("gap", "size")]
+    return float(np.max(sums[0] / np.maximum(sums[1], np.finfo(np.float64).tiny)))
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMoments:
+    """Sums over everything but one axis of a value; arrays have that axis' extent.
+
+    Attributes:
+        count: Elements summed for each index.
+        total: Of x.
+        squares: Of x^2.
+        magnitudes: Of |x|.
+        zeros: How often x <= 0.
+    """
+
+    count: float
+    total: Matrix
+    squares: Matrix
+    magnitudes: Matrix
+    zeros: Matrix
+
+    @property
+    def mean_square(self) -> Matrix:
+        """E[x^2]."""
+        return self.squares / self.count
+
+    @property
+    def mean_magnitude(self) -> Matrix:
+        """E|x|."""
+        return self.magnitudes / self.count
+
+    @property
+    def zero_share(self) -> Matrix:
+        """How often x is zero or less: APoZ behind a ReLU."""
+        return self.zeros / self.count
+
+    @property
+    def variance(self) -> Matrix:
+        """Var[x]."""
+        return np.maximum(self.squares / self.count - np.square(self.total / self.count), 0.0)
+
+
+def channel_moments(
+    model: ir.Model, places: Sequence[tuple[str, int]], feeds: Sequence[Feeds]
+) -> dict[tuple[str, int], ChannelMoments]:
+    """Sums of values of the main graph over all axes but one, for each (value name, axis >= 0); one pass."""
+    copy = model.clone()
+    build = Builder(copy)
+    values = {str(v.name): v for v in _values(copy, [name for name, _ in places])}
+    ranks = {str(v.name): len(s) for v, s in concrete_shapes(copy, feeds[0], values.values()).items()}
+    copy.graph.outputs.clear()
+    usable = [p for p in places if p[0] in values and ranks.get(p[0], 0) > p[1]]
+    for number, (name, axis) in enumerate(usable):
+        x = build.cast(values[name])
+        zero = build.constant(np.zeros((), np.float32))
+        parts = {
+            "count": build.cast(build.node("Not", [build.node("Less", [x, x])])),
+            "total": x,
+            "squares": build.node("Mul", [x, x]),
+            "magnitudes": build.node("Abs", [x]),
+            "zeros": build.cast(build.node("Not", [build.node("Greater", [x, zero])])),
+        }
+        others = [i for i in range(ranks[name]) if i != axis]
+        for part, value in parts.items():
+            build.output(build.total(value, others), f"{part}{number}")
+    RemoveUnusedNodesPass()(copy)
+    session = make_session(copy)
+    sums: dict[tuple[str, int], dict[str, Matrix]] = {}
+    for feed in feeds:
+        found = run(session, feed)
+        for number, place in enumerate(usable):
+            own = sums.setdefault(place, {})
+            for part in ("count", "total", "squares", "magnitudes", "zeros"):
+                own[part] = own.get(part, np.zeros(())) + np.asarray(found[f"{part}{number}"], np.float64)
+    return {
+        p: ChannelMoments(float(s["count"].reshape(-1)[0]), s["total"], s["squares"], s["magnitudes"], s["zeros"])
+        for p, s in sums.items()
+    }
+
+
+# -- inside the graph -----------------------------------------------------------------------------------------------
+
+
+def _values(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Value]:
+    wanted = set(names)
+    for value in model.graph.inputs:
+        if value.name in wanted:
+            yield value
+    for node in model.graph:
+        for out in node.outputs:
+            if out.name in wanted:
+                yield out
+
+
+def _stride(shape: Sequence[int], windows: int) -> int:
+    """The step of the grid on which windows are looked at, for an output [N, O, *spatial]."""
+    spatial = list(shape[2:])
+    if not spatial:
+        return 1
+    return max(1, math.ceil((math.prod(spatial) / windows) ** (1 / len(spatial))))
+
+
+def _add_moments(
+    build: Builder, layer: Linear, number: int, kept: npt.NDArray[np.int64] | None, stride: int, prefix: str
+) -> None:
+    node = build.by_output[str(layer.output.name)]
+    assert node.inputs[0] is not None
+    target = build.value(prefix + str(layer.output.name))
+    if kept is not None and prefix:
+        axis = 1 if layer.is_conv else -1
+        target = build.node("Gather", [target, build.constant(kept)], {"axis": axis})
+    groups, width, summed = (int(n) for n in layer.matrix().shape)
+    if layer.is_conv:
+        a = build.unfold(node, layer.weight, groups, summed, stride)
+        z = build.rows_of_map(target, groups, width, stride, len(layer.weight.const_value.shape) - 2)  # type: ignore[union-attr]
+    else:
+        a = build.reshape(build.cast(node.inputs[0]), [1, -1, summed])
+        z = build.reshape(build.cast(target), [1, -1, width])
+    transposed = build.node("Transpose", [a], {"perm": [0, 2, 1]})
+    build.output(build.node("MatMul", [transposed, a]), f"aa{number}")
+    build.output(build.node("MatMul", [transposed, z]), f"az{number}")
+    build.output(build.total(a, [1]), f"a{number}")
+    build.output(build.total(z, [1]), f"z{number}")
+    build.output(build.total(build.node("Mul", [z, z]), [1]), f"zz{number}")
+    build.output(build.node("Shape", [z]), f"rows{number}", ir.DataType.INT64)
+
+
+def _read(found: Mapping[str, npt.NDArray[np.generic]], number: int) -> Moments:
+    a, z, aa, az, zz = (np.asarray(found[f"{part}{number}"], np.float64) for part in ("a", "z", "aa", "az", "zz"))
+    return Moments(float(np.asarray(found[f"rows{number}"])[1]), a, z, aa, az, zz)

@@ -1,0 +1,150 @@
+"""Inputs made up from the graph alone are valid, seeded, and come in several batch sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from model_io_models import mlp
+from onnx import helper, parser
+
+from onnxprune import model_io
+from onnxprune.errors import DataError
+from onnxprune.runtime import candidate_sizes, dynamic_dims, make_session, random_inputs, run, working_inputs
+
+
+def model(text: str, opset: int = 17) -> ir.Model:
+    return model_io.load_any(parser.parse_model(f'<ir_version: 8, opset_import: ["":{opset}]> {text}'))
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    network = model_io.load_any(mlp())
+    first, second, other = (random_inputs(network, seed=seed)["x"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any() and first.dtype == np.float32 and first.shape == (2, 8)
+
+
+def test_sizes_are_named_by_symbol_or_by_place() -> None:
+    network = model("g (float[N, T, 4] x, float[?, 3] z) => (float[N, T, 4] y) { y = Relu(x) }")
+    assert dynamic_dims(network) == {"N": True, "T": False, "z[0]": True}
+    shapes = {name: array.shape for name, array in random_inputs(network, sizes={"N": 5, "T": 7, "z[0]": 2}).items()}
+    assert shapes == {"x": (5, 7, 4), "z": (2, 3)}
+    with pytest.raises(DataError, match="'M'"):
+        random_inputs(network, sizes={"M": 1})
+
+
+def test_a_dimension_that_is_a_sum_of_others() -> None:
+    network = model("g (float[N, s] x, float[N, p] past) => (float[N, s] y) { y = Relu(x) }")
+    network.graph.inputs[1].shape = ir.Shape(["N", "past"])
+    mask = ir.Value(
+        name="mask",
+        shape=ir.Shape(["N", "past + s"]),
+        type=ir.TensorType(ir.DataType.INT64),
+    )
+    network.graph.inputs.append(mask)
+    feeds = random_inputs(network, sizes={"N": 2, "s": 3, "past": 4})
+    assert feeds["mask"].shape == (2, 7) and feeds["mask"].all()
+
+
+def test_a_model_without_dynamic_sizes_has_one_setting() -> None:
+    assert list(candidate_sizes(model("g (float[2] x) => (float[2] y) { y = Relu(x) }"))) == [{}]
+
+
+def test_ids_fit_every_embedding_they_reach() -> None:
+    network = model("""g (int64[N, T] ids, int32[N, T] kind) => (float[N, T, 2] y)
+        <float[5, 2] words = {0,1,2,3,4,5,6,7,8,9}, float[2, 2] kinds = {0,1,2,3}> {
+            flat = Cast <to = 7> (kind)
+            a = Gather(words, ids)  b = Gather(kinds, flat)  y = Add(a, b) }""")
+    feeds = random_inputs(network, sizes={"N": 50, "T": 50})
+    assert set(np.unique(feeds["ids"])) == {0, 1, 2, 3, 4}
+    assert set(np.unique(feeds["kind"])) == {0, 1}
+    assert feeds["kind"].dtype == np.int32
+
+
+def test_an_offset_before_the_embedding_counts() -> None:
+    network = model("""g (int64[N] position) => (float[N, 1] y) <float[6, 1] table = {0,1,2,3,4,5}, int64 two = {2}> {
+        shifted = Add(position, two)  y = Gather(table, shifted) }""")
+    assert random_inputs(network, sizes={"N": 200})["position"].max() == 3
+
+
+def test_an_embedding_inside_a_branch_counts() -> None:
+    network = model("""g (int64[N] ids, bool c) => (float[N, 1] y) <float[3, 1] table = {0,1,2}> {
+        y = If (c) <then_branch = a () => (float[N, 1] t) { t = Gather(table, ids) },
+                    else_branch = b () => (float[N, 1] e) { e = Gather(table, ids) }> }""")
+    assert random_inputs(network, sizes={"N": 200})["ids"].max() == 2
+
+
+def test_a_constant_that_the_graph_compares_with() -> None:
+    scalar = model("""g (int64 rate, float[2] x) => (float[2] y) <int64 expected = {16000}> {
+        same = Equal(rate, expected)
+        y = If (same) <then_branch = a () => (float[2] t) { t = Relu(x) },
+                       else_branch = b () => (float[2] e) { e = Neg(x) }> }""")
+    assert random_inputs(scalar)["rate"] == 16000
+    ids = model("""g (int64[N, T] ids) => (bool[N, T] end, float[N, T, 1] y)
+        <int64 eos = {7}, float[9, 1] table = {0,1,2,3,4,5,6,7,8}> { end = Equal(ids, eos) y = Gather(table, ids) }""")
+    drawn = random_inputs(ids, sizes={"N": 4, "T": 6})["ids"]
+    assert (drawn[:, -1] == 7).all() and drawn.max() <= 8 and len(np.unique(drawn)) > 2
+
+
+def test_masks_let_everything_through_and_bytes_are_bytes() -> None:
+    network = model("""g (int64[N, 4] attention_mask, bool[N, 4] pad_mask, uint8[N, 400] image, bool[N, 64] flag)
+        => (int64[N, 4] y) { y = Identity(attention_mask) }""")
+    feeds = random_inputs(network)
+    assert feeds["attention_mask"].all() and feeds["pad_mask"].all()
+    assert feeds["image"].max() > 200 and 0 < feeds["flag"].mean() < 1
+
+
+def test_weights_settle_the_width_of_a_dynamic_axis() -> None:
+    network = model("""g (float[N, C, H, W] image) => (float[N, 1, H, W] y) <float[1, 5, 1, 1] w = {1,1,1,1,1}> {
+        y = Conv(image, w) }""")
+    (feeds,) = working_inputs(network)
+    assert feeds["image"].shape[1] == 5
+
+
+def test_sets_of_different_batch_sizes_that_really_run() -> None:
+    network = model_io.load_any(mlp())
+    sets = working_inputs(network, count=3)
+    assert len({feeds["x"].shape[0] for feeds in sets}) == 3
+    session = make_session(network)
+    for feeds in sets:
+        run(session, feeds)
+
+
+def test_a_batch_that_is_fixed_in_truth_gives_one_set() -> None:
+    network = model("""g (float[N, 2] x) => (float[1, 4] y) <int64[2] to = {1, 4}> { y = Reshape(x, to) }""")
+    assert [feeds["x"].shape for feeds in working_inputs(network, count=2)] == [(2, 2)]
+
+
+def test_inputs_that_cannot_be_made_up() -> None:
+    text = "g (seq(float[2]) x) => (int64 y) { y = SequenceLength(x) }"
+    with pytest.raises(DataError, match="no tensor"):
+        random_inputs(model(text))
+    impossible = model("""g (float[N, 2] x) => (float[7, 5] y) <int64[2] to = {7, 5}> { y = Reshape(x, to) }""")
+    with pytest.raises(DataError, match="npz"):
+        working_inputs(impossible)
+
+
+def test_initializers_that_are_inputs_are_not_fed() -> None:
+    old = mlp(opset=8, ir_version=3)
+    for tensor in old.graph.initializer:
+        old.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert list(random_inputs(model_io.load_any(old))) == ["x"]
+
+
+def test_the_light_models_run(light_models: list[Path]) -> None:
+    path = next(path for path in light_models if "squeezenet" in path.name)
+    (feeds,) = working_inputs(model_io.load(path))
+    assert feeds["data_0"].shape == (1, 3, 224, 224)
+
+
+@pytest.mark.zoo
+def test_every_real_model_gets_inputs_that_run(shared: Path) -> None:
+    paths = sorted((shared / "zoo").glob("*.onnx"))
+    assert paths
+    for path in paths:
+        network = model_io.load(path)
+        assert working_inputs(network, count=2), path.name
+        assert onnx.load(path).graph.output[0].name in run(make_session(network), working_inputs(network)[0])

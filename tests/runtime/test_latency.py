@@ -1,0 +1,38 @@
+"""Latency as a ratio: the same model is as fast as itself, four times the work takes about four times as long."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxprune.runtime import alternate, make_session
+
+
+def product(width: int, layers: int) -> onnx.ModelProto:
+    """x [64, width] through `layers` matrix products."""
+    weight = numpy_helper.from_array(np.full((width, width), 1 / width, np.float32), "w")
+    names = ["x", *(f"h{i}" for i in range(layers - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in zip(names, names[1:], strict=False)]
+    value = [helper.make_tensor_value_info(name, 1, [64, width]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_the_ratio_follows_the_work() -> None:
+    feeds = {"x": np.ones((64, 256), np.float32)}
+    once, again, more = (make_session(product(256, layers), optimize="all") for layers in (4, 4, 16))
+    done = []
+    same = alternate(once, again, feeds, rounds=7, progress=lambda i, n: done.append((i, n)))
+    assert same.ratio == pytest.approx(1, abs=0.3)
+    assert done[-1] == (7, 7) and same.rounds == 7
+    assert 2.5 < alternate(once, more, feeds, rounds=7).ratio < 6
+
+
+def test_inputs_may_differ_and_rounds_may_not_be_zero() -> None:
+    a, b = (make_session(product(width, 2)) for width in (64, 128))
+    feeds = {"x": np.ones((64, 64), np.float32)}
+    assert alternate(a, b, feeds, feeds_b={"x": np.ones((64, 128), np.float32)}, rounds=3).ratio > 1.5
+    with pytest.raises(ValueError, match="rounds"):
+        alternate(a, a, feeds, rounds=0)

@@ -1,0 +1,66 @@
+"""Sessions: any form of model, any element type, errors in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from model_io_models import mlp, stored, stored_external
+from onnx import TensorProto, helper
+
+from onnxprune import model_io
+from onnxprune.errors import DataError, ModelError, VerificationError
+from onnxprune.runtime import make_session, run, session
+
+X = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+
+
+def test_all_forms_of_a_model_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = [mlp(), mlp().SerializeToString(), stored(tmp_path), str(stored(tmp_path)), model_io.load_any(mlp())]
+    forms.append(model_io.load(stored_external(tmp_path)))
+    results = [run(make_session(form, optimize="off"), {"x": X})["y"] for form in forms]
+    monkeypatch.setattr(session, "_IN_MEMORY_LIMIT", 0)
+    results.append(run(make_session(model_io.load_any(mlp()), optimize="off"), {"x": X})["y"])
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("optimize", ["off", "basic", "all"])
+def test_optimisation_levels(optimize: session.Optimize) -> None:
+    options = make_session(mlp(), optimize=optimize, threads=2).get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.graph_optimization_level == session._LEVELS[optimize]
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float16, np.float64, np.uint8])
+def test_element_types_that_numpy_lacks(dtype: type) -> None:
+    kind = ir.DataType.from_numpy(np.dtype(dtype)).value
+    value = [helper.make_tensor_value_info(name, kind, [2, 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    array = np.array([[0, 1], [2, -0.0]]).astype(dtype)
+    result = run(make_session(model), {"x": array})["y"]
+    assert result.dtype == array.dtype
+    np.testing.assert_array_equal(result.astype(np.float32), array.astype(np.float32))
+
+
+def test_errors_are_one_sentence_of_the_kind_asked_for() -> None:
+    broken = mlp()
+    broken.graph.node[1].op_type = "NoSuchOperator"
+    for kind in (ModelError, VerificationError):
+        with pytest.raises(kind, match="NoSuchOperator") as caught:
+            make_session(broken.SerializeToString(), error=kind)
+        assert "\n" not in str(caught.value) and "ONNXRuntimeError" not in str(caught.value)
+    with pytest.raises(DataError) as wrong:
+        run(make_session(mlp()), {"x": X[:, :3]})
+    assert "\n" not in str(wrong.value) and "/onnxruntime" not in str(wrong.value)
+
+
+def test_only_the_outputs_asked_for() -> None:
+    model = mlp()
+    model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N", 64]))
+    assert list(run(make_session(model), {"x": X}, ["r"])) == ["r"]
+    assert list(run(make_session(model), {"x": X})) == ["y", "r"]
