@@ -41,8 +41,7 @@ def zero_units(structure: Structure, removed: Bools) -> None:
 
 
 def _maskable(structure: Structure, value: ir.Value) -> bool:
-    floating = value.dtype is not None and value.dtype.is_floating_point()
-    return floating or value in structure.fills
+    return ir.DataType(structure.facts.dtype(value)).is_floating_point() or value in structure.fills
 
 
 def constant_content(value: ir.Value) -> npt.NDArray[np.generic]:

@@ -32,8 +32,7 @@ def constant_of_shape(view: View) -> None:
     for i, n in enumerate(view.shape(out)):
         fixed = n is not None and n > 1 and view.facts.static(out, i)
         axes.append(view.terms.fresh(int(n or 0)) if fixed else view.still_axis(out, i, "an axis of extent 1"))
-    floating = out.dtype is None or out.dtype.is_floating_point()
-    zero = floating and (fill == 0.0 or view.is_source(out))
+    zero = ir.DataType(view.facts.dtype(out)).is_floating_point() and (fill == 0.0 or view.is_source(out))
     view.give(out, axes, [zero] * len(axes))
 
 
