@@ -34,7 +34,9 @@ class Builder:
         self._count += 1
         return f"measure::{self._count}"
 
-    def node(self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None) -> ir.Value:
+    def node(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None
+    ) -> ir.Value:
         """Append a node, return its output."""
         node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}))
         node.name = node.outputs[0].name = self._fresh()
@@ -44,7 +46,8 @@ class Builder:
     def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
         """Add an initializer."""
         name = self._fresh()
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
+        dtype = ir.DataType.from_numpy(array.dtype)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
         value.const_value = ir.Tensor(array, name=name)
         self.graph.register_initializer(value)
         return value
@@ -81,10 +84,11 @@ class Builder:
         Every channel is convolved with an identity kernel: output channel (c, j) is element j of c's window.
         """
         assert weight.const_value is not None and node.inputs[0] is not None
-        kernel = [int(n) for n in weight.const_value.shape[2:]]  # type: ignore[index]
+        kernel = weight.const_value.shape.numpy()[2:]
         size = math.prod(kernel)
         channels = groups * summed // size
-        identity = np.tile(np.eye(size, dtype=np.float32).reshape(size, 1, *kernel), (channels, *[1] * (len(kernel) + 1)))
+        one = np.eye(size, dtype=np.float32).reshape(size, 1, *kernel)
+        identity = np.tile(one, (channels, *[1] * (len(kernel) + 1)))
         attributes: dict[str, Any] = {k: node.attributes[k] for k in _WINDOW_ATTRIBUTES if k in node.attributes}
         attributes = {k: a.value for k, a in attributes.items()} | {"group": channels}
         windows = self.node("Conv", [self.cast(node.inputs[0]), self.constant(identity)], attributes)

@@ -1,7 +1,7 @@
 """Convolutions and matrix products seen alike: Z = A W^T + b, with one row of A for each place that the weights see.
 
 A `Linear` is a Conv, Gemm or MatMul whose weight is a constant of its own. Its weight is a matrix [g, O, K]: groups,
-outputs of a group, and summed inputs of a group (for a Conv: channels x kernel). Statistics and recovery know only this.
+outputs of a group, and summed inputs of a group (for a Conv: channels x kernel). Statistics and recovery know no more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Linear:
     @property
     def groups(self) -> int:
         """The number of groups g."""
-        return int(self.node.attributes.get_int("group", 1)) if self.is_conv else 1
+        return _int(self.node, "group", 1) if self.is_conv else 1
 
     @property
     def output_axis(self) -> int:
@@ -63,7 +63,7 @@ class Linear:
 
     @property
     def _transposed(self) -> bool:
-        return bool(self.node.attributes.get_int("transB", 0))
+        return bool(_int(self.node, "transB"))
 
     @property
     def scale(self) -> float:
@@ -74,13 +74,14 @@ class Linear:
         """Return an array of the weight's shape as [g, O, K]."""
         if self.is_conv:
             return array.reshape(self.groups, array.shape[0] // self.groups, -1)
-        return (array if self._transposed else array.T)[None]
+        return np.expand_dims(array if self._transposed else array.T, 0)
 
     def from_matrix(self, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return a matrix [g, O, K] in the weight's shape."""
         if self.is_conv:
             return matrix.reshape(tensor_of(self.weight).shape.numpy())
-        return matrix[0] if self._transposed else matrix[0].T
+        (only,) = matrix
+        return np.asarray(only if self._transposed else only.T)
 
     def matrix(self) -> Matrix:
         """Return the weights as they act, shape [g, O, K]."""
@@ -135,6 +136,10 @@ def set_numbers(value: ir.Value, array: npt.NDArray[np.generic]) -> None:
     value.const_value = ir.Tensor(new, dtype=old.dtype, name=value.name, doc_string=old.doc_string)
 
 
+def _int(node: ir.Node, name: str, default: int = 0) -> int:
+    return int(node.attributes.get_int(name, default) or 0)
+
+
 def _refusal(node: ir.Node) -> str | None:
     """Why a node is no `Linear`: empty for a product of two activations."""
     data, weight = node.inputs[0], node.inputs[1]
@@ -146,7 +151,7 @@ def _refusal(node: ir.Node) -> str | None:
         return "its weight is not floating point"
     if len(list(weight.uses())) > 1 or weight.is_graph_output() or weight.is_graph_input():
         return "its weight has other uses"
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and _int(node, "transA"):
         return "its input is transposed"
     if node.op_type != "Conv" and len(tensor_of(weight).shape) != 2:
         return "its weight is no matrix"
@@ -157,7 +162,8 @@ def _shift_of(node: ir.Node) -> tuple[ir.Value, float] | None:
     """Find what moves the mean of a node's output: its bias, that of an Add behind it, or BatchNorm's running mean."""
     weight = node.inputs[1]
     assert weight is not None
-    width = int(tensor_of(weight).shape[0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1])
+    rows_first = node.op_type == "Conv" or bool(_int(node, "transB"))
+    width = tensor_of(weight).shape.numpy()[0 if rows_first else 1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
@@ -166,7 +172,7 @@ def _shift_of(node: ir.Node) -> tuple[ir.Value, float] | None:
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     after, index = uses[0]
-    if after.op_type == "BatchNormalization" and index == 0 and not after.attributes.get_int("training_mode", 0):
+    if after.op_type == "BatchNormalization" and index == 0 and not _int(after, "training_mode"):
         mean = after.inputs[3]
         return (mean, -1.0) if mean is not None and _own_vector(mean, width) else None
     if after.op_type == "Add":
@@ -181,7 +187,7 @@ def _own_vector(value: ir.Value, width: int, *, last_axis: bool = True) -> bool:
     tensor = value.const_value
     if tensor is None or not tensor.dtype.is_floating_point() or len(list(value.uses())) != 1:
         return False
-    shape = [int(n) for n in tensor.shape]
+    shape = tensor.shape.numpy()
     if tensor.size != width or not shape or value.is_graph_output() or value.is_graph_input():
         return False
     if last_axis:

@@ -24,7 +24,7 @@ from onnxprune.errors import DataError
 
 from .graph_tools import Builder
 from .inputs import Feeds
-from .linear import Linear, Matrix
+from .linear import Linear, Matrix, tensor_of
 from .session import make_session, run
 from .shapes import concrete_shapes
 
@@ -146,7 +146,7 @@ def layer_moments(
         By weight name, the moments of each fold.
     """
     model = joined.clone()
-    shapes = concrete_shapes(model, feeds[0], [v for v in _values(model, [str(x.output.name) for x in layers])])
+    shapes = concrete_shapes(model, feeds[0], list(_values(model, [str(x.output.name) for x in layers])))
     by_name = {str(v.name): shape for v, shape in shapes.items()}
     build = Builder(model)
     model.graph.outputs.clear()
@@ -288,7 +288,8 @@ def _stride(shape: Sequence[int], windows: int) -> int:
     spatial = list(shape[2:])
     if not spatial:
         return 1
-    return max(1, math.ceil((math.prod(spatial) / windows) ** (1 / len(spatial))))
+    step: float = (math.prod(spatial) / windows) ** (1 / len(spatial))
+    return max(1, math.ceil(step))
 
 
 def _add_moments(
@@ -303,7 +304,7 @@ def _add_moments(
     groups, width, summed = (int(n) for n in layer.matrix().shape)
     if layer.is_conv:
         a = build.unfold(node, layer.weight, groups, summed, stride)
-        z = build.rows_of_map(target, groups, width, stride, len(layer.weight.const_value.shape) - 2)  # type: ignore[union-attr]
+        z = build.rows_of_map(target, groups, width, stride, len(tensor_of(layer.weight).shape) - 2)
     else:
         a = build.reshape(build.cast(node.inputs[0]), [1, -1, summed])
         z = build.reshape(build.cast(target), [1, -1, width])

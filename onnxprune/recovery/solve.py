@@ -1,0 +1,117 @@
+"""The closed forms of recovery: ridge regression on the weights that are left, from Gram matrices.
+
+With centred sums G = A^T A - n m m^T and C = A^T Z - n m z^T (means m of A and z of Z), the weights of one output
+whose surviving inputs are S are
+
+    w_S = (G_SS + lambda I)^-1 (C_S + lambda w0_S),        b = z - w m
+
+the minimum of |Z - A_S w_S - b|^2 + lambda |w_S - w0_S|^2, for w0 the weights as they were left by pruning. With
+lambda -> infinity nothing changes. Where S is the same for all outputs (units are gone) that is the least-squares
+reconstruction of He et al. 2017 (Channel Pruning, eq. 4) with a bias; where it differs by output (weights are zeroed),
+and A is the dense network's, it is the update of Optimal Brain Surgeon for all zeroed weights at once (Hassibi and
+Stork 1993; Frantar and Alistarh 2022, Optimal Brain Compression, eq. 4): w0_S - H_SS^-1 H_S,rest w0_rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.runtime.linear import Matrix
+from onnxprune.runtime.statistics import Moments
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Lambda, relative to the mean of the diagonal of G."""
+
+_DIRECT = 2e12  # multiply-adds above which rows with supports of their own are solved by conjugate gradients
+_STEPS = 100
+
+Support = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """Weights [g, O, K] and biases [g, O] of a layer."""
+
+    weight: Matrix
+    bias: Matrix
+
+
+def squared_error(moments: Moments, affine: Affine) -> Matrix:
+    """|Z - A W^T - b|^2, summed over rows; shape [g, O]."""
+    w, b = affine.weight, affine.bias
+    quadratic = np.einsum("gok,gok->go", w @ moments.aa, w)
+    cross = np.einsum("gok,gko->go", w, moments.az)
+    wa = np.einsum("gok,gk->go", w, moments.a)
+    error = moments.zz - 2 * cross + quadratic + 2 * b * (wa - moments.z) + moments.rows * b**2
+    return np.asarray(np.maximum(error, 0.0))
+
+
+def best_bias(moments: Moments, weight: Matrix) -> Matrix:
+    """The bias that makes the means of A W^T + b and Z equal, shape [g, O]."""
+    return np.asarray((moments.z - np.einsum("gok,gk->go", weight, moments.a)) / moments.rows)
+
+
+def ridge_fit(moments: Moments, start: Affine, support: Support, ridge: float, *, with_bias: bool) -> Affine:
+    """Fit the weights inside `support` [g, O, K]; the others stay zero. Without a bias the old one is kept."""
+    g, c = _normal_equations(moments, start, with_bias)
+    weight = np.zeros_like(start.weight)
+    for i in range(len(g)):
+        scale = float(np.mean(np.diag(g[i]))) or 1.0
+        weight[i] = _solve(g[i], c[i], start.weight[i], support[i], ridge * scale)
+    return Affine(weight, best_bias(moments, weight) if with_bias else start.bias)
+
+
+def _normal_equations(moments: Moments, start: Affine, with_bias: bool) -> tuple[Matrix, Matrix]:
+    if with_bias:
+        outer_a = moments.a[:, :, None] * moments.a[:, None, :]
+        outer_z = moments.a[:, :, None] * moments.z[:, None, :]
+        return moments.aa - outer_a / moments.rows, moments.az - outer_z / moments.rows
+    return moments.aa, moments.az - moments.a[:, :, None] * start.bias[:, None, :]
+
+
+def _solve(g: Matrix, c: Matrix, start: Matrix, support: Support, ridge: float) -> Matrix:
+    """Rows with the same support are solved together: (G_SS + ridge I) w_S = c_S + ridge w0_S."""
+    out = np.zeros_like(start)
+    target = c.T + ridge * start
+    patterns, which = np.unique(support, axis=0, return_inverse=True)
+    if float(np.sum(patterns.sum(axis=1, dtype=np.float64) ** 3)) / 3 > _DIRECT and len(patterns) > 1:
+        return _conjugate_gradients(g, target, start, support, ridge)
+    for number, pattern in enumerate(patterns):
+        inside, rows = np.flatnonzero(pattern), np.flatnonzero(which.reshape(-1) == number)
+        if len(inside):
+            block = g[np.ix_(inside, inside)].copy()
+            block.flat[:: len(inside) + 1] += ridge
+            out[np.ix_(rows, inside)] = _positive_solve(block, target[np.ix_(rows, inside)].T).T
+    return out
+
+
+def _positive_solve(a: Matrix, b: Matrix) -> Matrix:
+    try:
+        return np.asarray(np.linalg.solve(a, b), np.float64)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0], np.float64)
+
+
+def _conjugate_gradients(g: Matrix, target: Matrix, start: Matrix, support: Support, ridge: float) -> Matrix:
+    """All rows at once, each within its own support, preconditioned by the diagonal."""
+    diagonal = np.diag(g) + ridge
+    w = np.where(support, start, 0.0)
+    residual = np.where(support, target - w @ g - ridge * w, 0.0)
+    step = residual / diagonal
+    direction, power = step.copy(), np.sum(residual * step, axis=1, keepdims=True)
+    limit = 1e-12 * np.maximum(power, np.finfo(np.float64).tiny)
+    for _ in range(_STEPS):
+        image = np.where(support, direction @ g + ridge * direction, 0.0)
+        size = power / np.maximum(np.sum(direction * image, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        w += size * direction
+        residual -= size * image
+        step = residual / diagonal
+        new = np.sum(residual * step, axis=1, keepdims=True)
+        if (new <= limit).all():
+            break
+        direction = step + new / np.maximum(power, np.finfo(np.float64).tiny) * direction
+        power = new
+    return w

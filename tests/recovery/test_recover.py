@@ -1,0 +1,169 @@
+"""Recovery: closed forms against hand-made cases, and whole networks whose error falls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune import runtime
+from onnxprune.errors import DataError, RecipeError
+from onnxprune.recovery import recover
+from onnxprune.recovery.reconstruct import stages
+from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
+from onnxprune.runtime.linear import linear_layers
+from onnxprune.runtime.statistics import Moments
+
+from .models_to_recover import (
+    CONVOLUTION_SHAPES,
+    CONVOLUTIONS,
+    MLP,
+    MLP_SHAPES,
+    PRODUCT_SHAPES,
+    PRODUCTS,
+    constant,
+    correlated,
+    cut,
+    network,
+    zeroed,
+)
+
+
+def moments_of(a: np.ndarray, z: np.ndarray) -> Moments:
+    return Moments(len(a), a.sum(0)[None], z.sum(0)[None], (a.T @ a)[None], (a.T @ z)[None], (z**2).sum(0)[None])
+
+
+def test_what_two_equal_inputs_did_one_does_alone() -> None:
+    """z = 2 a1 + 3 a2 + 1 with a1 = a2: when a2 goes, w1 becomes 5."""
+    a = np.array([[1.0], [2.0], [4.0]])
+    fit = ridge_fit(moments_of(a, 5 * a + 1), Affine(np.full((1, 1, 1), 2.0), np.ones((1, 1))),
+                    np.ones((1, 1, 1), bool), 0.0, with_bias=True)  # fmt: skip
+    assert fit.weight.item() == pytest.approx(5)
+    assert fit.bias.item() == pytest.approx(1)
+
+
+def test_zeroed_weights_are_made_up_for_as_by_optimal_brain_surgeon() -> None:
+    """OBC, eq. 4, for weight q: w - w_q / [H^-1]_qq * H^-1[:, q]."""
+    rng = np.random.default_rng(0)
+    a, w = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 5)), rng.standard_normal((2, 5))
+    support = np.ones((1, 2, 5), bool)
+    support[0, 0, 3] = support[0, 1, 1] = False
+    fit = ridge_fit(moments_of(a, a @ w.T), Affine(w[None] * support, np.zeros((1, 2))), support, 0.0, with_bias=False)
+    inverse = np.linalg.inv(a.T @ a)
+    for row, q in ((0, 3), (1, 1)):
+        expected = w[row] - w[row, q] / inverse[q, q] * inverse[:, q]
+        np.testing.assert_allclose(fit.weight[0, row], expected, atol=1e-9)
+
+
+def test_an_endless_ridge_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    a, z, w = rng.standard_normal((20, 4)), rng.standard_normal((20, 3)), rng.standard_normal((1, 3, 4))
+    fit = ridge_fit(moments_of(a, z), Affine(w, np.zeros((1, 3))), w != 0, 1e12, with_bias=False)
+    np.testing.assert_allclose(fit.weight, w, rtol=1e-6)
+
+
+def test_conjugate_gradients_solve_what_the_direct_way_solves() -> None:
+    rng = np.random.default_rng(0)
+    a, w = rng.standard_normal((60, 12)), rng.standard_normal((7, 12))
+    support = rng.random((7, 12)) < 0.6
+    moments = moments_of(a, a @ w.T)
+    start = Affine((w * support)[None], np.zeros((1, 7)))
+    direct = ridge_fit(moments, start, support[None], 0.1, with_bias=False)
+    ridge = 0.1 * float(np.mean(np.diag(moments.aa[0])))
+    target = moments.az[0].T + ridge * start.weight[0]
+    iterated = _conjugate_gradients(moments.aa[0], target, start.weight[0], support, ridge)
+    np.testing.assert_allclose(iterated, direct.weight[0], atol=1e-6)
+
+
+def test_the_error_from_sums_is_the_error_of_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    a, z, w, b = (rng.standard_normal(s) for s in ((20, 4), (20, 3), (3, 4), 3))
+    expected = np.square(z - a @ w.T - b).sum(0)
+    np.testing.assert_allclose(squared_error(moments_of(a, z), Affine(w[None], b[None]))[0], expected)
+
+
+@pytest.mark.parametrize("method", ["least-squares", "bias", "moments"])
+@pytest.mark.parametrize(
+    ("text", "shapes", "shape", "weight", "axis", "gone"),
+    [
+        (MLP, MLP_SHAPES, (6,), "w1", 0, [1, 4, 6]),
+        (PRODUCTS, PRODUCT_SHAPES, (5, 6), "w1", 1, [0, 2, 7]),
+        (CONVOLUTIONS, CONVOLUTION_SHAPES, (4, 9, 9), "w3", 1, [1, 4]),
+        (CONVOLUTIONS, CONVOLUTION_SHAPES, (4, 9, 9), "w2", 1, [0, 2]),
+    ],
+    ids=["gemm", "matmul", "conv outputs", "grouped conv inputs"],
+)
+def test_without_units_the_outputs_come_nearer(
+    text: str, shapes: dict, shape: tuple[int, ...], weight: str, axis: int, gone: list[int], method: str
+) -> None:
+    dense = network(text, shapes)
+    pruned, kept = cut(dense, weight, axis, gone)
+    x = correlated(200, shape)
+    before = {n: v.const_value.numpy().shape for n, v in pruned.graph.initializers.items()}
+    recovered = recover(dense, pruned, kept, {"x": x}, methods=(method,), batch=20)
+    assert {n: v.const_value.numpy().shape for n, v in pruned.graph.initializers.items()} == before
+    fresh = {"x": correlated(100, shape, seed=9)}
+    cut_only = cut(dense, weight, axis, gone)[0]
+    z, plain, new = (runtime.run(runtime.make_session(m), fresh)["y"] for m in (dense, cut_only, pruned))
+    error, baseline = np.square(new - z).sum(), np.square(plain - z).sum()
+    if method == "least-squares":
+        assert recovered.after < recovered.before
+        assert error < 0.6 * baseline
+    assert error <= 1.05 * baseline
+
+
+def test_zeroed_weights_stay_zero_and_what_is_not_reached_stays_bit_by_bit() -> None:
+    dense = network(MLP, MLP_SHAPES)
+    mask = np.abs(constant(dense, "w2")) > 0.7
+    pruned = zeroed(dense, {"w2": mask})
+    recovered = recover(dense, pruned, {}, {"x": correlated(120, (6,))}, batch=20)
+    assert recovered.after < 0.5 * recovered.before
+    assert ((constant(pruned, "w2") != 0) == mask).all()
+    assert (constant(pruned, "w1") == constant(dense, "w1")).all()
+    assert [s.layer for s in recovered.steps] == ["w2"]
+
+
+def test_a_step_that_does_not_help_is_taken_back() -> None:
+    """Targets that have nothing to do with the layer's inputs cannot be learnt: the held-back error rises."""
+    dense = network(MLP, MLP_SHAPES)
+    pruned = zeroed(dense, {"w1": np.zeros((8, 6), bool)})
+    weights = {n: constant(pruned, n) for n in MLP_SHAPES}
+    recovered = recover(dense, pruned, {}, {"x": correlated(64, (6,))}, methods=("moments",), batch=8)
+    for step in recovered.steps:
+        assert step.applied == (step.after < step.before)
+        if not step.applied:
+            assert (constant(pruned, step.layer) == weights[step.layer]).all()
+
+
+def test_layers_side_by_side_share_a_stage() -> None:
+    model = network(
+        """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N, 4] x) => (float[N, 2] y) {
+          a = MatMul(x, q)
+          b = MatMul(x, k)
+          c = Add(a, b)
+          y = MatMul(c, o)
+        }""",
+        {"q": (4, 4), "k": (4, 4), "o": (4, 2)},
+    )
+    assert [[x.name for x in stage] for stage in stages(model, linear_layers(model)[0])] == [["q", "k"], ["o"]]
+
+
+def test_what_is_not_reconstructed_is_said() -> None:
+    model = network(
+        """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N, 4, 5, 5] x) => (float[N, 3, 7, 7] y) {
+          y = ConvTranspose(x, w)
+        }""",
+        {"w": (4, 3, 3, 3)},
+    )
+    recovered = recover(model, model.clone(), {}, {"x": np.zeros((8, 4, 5, 5), np.float32)}, batch=2)
+    assert "ConvTranspose" in recovered.skipped["y"]
+    assert not recovered.steps
+
+
+def test_wrong_settings_are_refused() -> None:
+    model = network(MLP, MLP_SHAPES)
+    with pytest.raises(RecipeError, match="unknown recovery"):
+        recover(model, model.clone(), {}, {"x": np.zeros((8, 6), np.float32)}, methods=("magic",))
+    with pytest.raises(DataError, match="two batches"):
+        recover(model, model.clone(), {}, {"x": np.zeros((1, 6), np.float32)})
