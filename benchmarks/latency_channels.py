@@ -1,0 +1,81 @@
+"""What removing half of the inner channels buys in ONNX Runtime, rounded and unrounded.
+
+    python benchmarks/latency_channels.py --output benchmarks/results/latency_channels.json
+
+Inner channels are those between the convolutions of one block (bottleneck widths, expansions); the residual stream
+stays. Latency is thread CPU time on one thread, the median of alternating rounds, as a ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from exported import exported
+
+from onnxprune import model_io, runtime
+from onnxprune.passes import RemoveUnits, Tidy
+from onnxprune.pipeline import prepare
+from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
+from onnxprune.selection.units import select_share
+from onnxprune.structure.groups import Group
+from onnxprune.structure.structure import Structure
+
+
+def inner_groups(structure: Structure) -> list[Group]:
+    """Groups inside one block: they touch two convolutions (and a depthwise one between them), not the first layer."""
+    first = prunable_weights(structure)[0].value
+    found = []
+    for group in structure.groups:
+        touched = {s.value for s in group.sites if s.value in structure.weights}
+        depthwise = sum(w.shape is not None and w.shape[1] == 1 for w in touched)
+        convolutions = all(structure.weights[w].op_type == "Conv" for w in touched)
+        if convolutions and len(touched) - depthwise == 2 and first not in touched:
+            found.append(group)
+    return found
+
+
+def halved(path: Path, round_to: str) -> tuple[object, dict[str, object]]:
+    """Return the model with half of every inner group removed, and its figures."""
+    structure = prepare(model_io.load(path))
+    weights = prunable_weights(structure)
+    groups = inner_groups(structure)
+    scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
+    chosen = select_share(structure, weights, groups, scores, 0.5, round_to=round_to)  # type: ignore[arg-type]
+    model = structure.model
+    RemoveUnits(structure, chosen.removed)(model)
+    Tidy()(model)
+    return model, {"groups": len(groups)}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    results: dict[str, object] = {}
+    for name in ("resnet50", "mobilenet_v2"):
+        original = model_io.load(exported(name))
+        feeds = runtime.working_inputs(original)[0]
+        before = runtime.figures(original, runtime.concrete_shapes(original, feeds))
+        for round_to in ("auto", "none"):
+            model, row = halved(exported(name), round_to)
+            after = runtime.figures(model, runtime.concrete_shapes(model, feeds))  # type: ignore[arg-type]
+            sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (original, model)]  # type: ignore[arg-type]
+            latency = runtime.alternate(sessions[0], sessions[1], feeds, rounds=arguments.rounds)
+            row |= {
+                "parameters": after.parameters / before.parameters,
+                "macs": (after.macs or 0) / (before.macs or 1),
+                "latency": latency.ratio,
+                "rounds": latency.rounds,
+            }
+            results[f"{name}, round_to={round_to}"] = row
+            print(name, round_to, row)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Units are chosen by score, in steps that keep counts round, and no axis empties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_models import conv_net, two_layers
+
+from onnxprune.pipeline import prepare
+from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
+from onnxprune.selection.rounding import kept_counts
+from onnxprune.selection.units import UnitBudget, UnitSelection, select_share, select_units
+
+
+@pytest.mark.parametrize(
+    ("n", "step", "floor", "counts"),
+    [
+        (64, 16, 1, [64, 48, 32, 16, 12, 8, 4]),
+        (24, 16, 1, [24, 16, 12, 8, 4]),
+        (10, 16, 1, [10, 8, 4]),
+        (3, 16, 1, [3, 2, 1]),
+        (5, 1, 1, [5, 4, 3, 2, 1]),
+        (64, 16, 20, [64, 48, 32]),
+        (100, 32, 1, [100, 96, 64, 32, 28, 24, 20, 16, 12, 8, 4]),
+    ],
+)
+def test_allowed_counts(n: int, step: int, floor: int, counts: list[int]) -> None:
+    assert kept_counts(n, step, floor) == counts
+
+
+def choose(budget: UnitBudget, *, convolutional: bool = False) -> tuple[UnitSelection, dict[str, int]]:
+    structure = prepare(conv_net(64) if convolutional else two_layers(64))
+    weights, groups = prunable_weights(structure), structure.groups
+    scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
+    chosen = select_units(structure, weights, groups, scores, budget)
+    return chosen, {g.name: int((~chosen.removed[g.atoms]).sum()) for g in groups}
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
+def test_the_budget_is_met(sparsity: float) -> None:
+    chosen, _ = choose(UnitBudget(sparsity))
+    assert chosen.sparsity == pytest.approx(sparsity, abs=0.01)
+
+
+def test_conv_channels_go_in_blocks_of_16() -> None:
+    _, kept = choose(UnitBudget(0.5), convolutional=True)
+    assert all(n % 16 == 0 for n in kept.values())
+    assert min(kept.values()) < 64
+
+
+def test_unrounded_comes_closer() -> None:
+    chosen, _ = choose(UnitBudget(0.37, round_to="none"), convolutional=True)
+    assert chosen.sparsity == pytest.approx(0.37, abs=0.01)
+
+
+def test_layer_scope_cuts_all_groups_alike() -> None:
+    _, kept = choose(UnitBudget(0.75, scope="layer", round_to="none"), convolutional=True)
+    assert max(kept.values()) - min(kept.values()) <= 1
+
+
+def test_the_floor_holds() -> None:
+    _, kept = choose(UnitBudget(0.99, floor=10))
+    assert min(kept.values()) == 10
+
+
+def test_the_least_important_go() -> None:
+    structure = prepare(two_layers(8))
+    (group,) = structure.groups
+    weights = prunable_weights(structure)
+    scores = np.zeros(structure.terms.count)
+    scores[group.atoms] = [5, 1, 4, 0, 7, 2, 6, 3]
+    chosen = select_share(structure, weights, [group], scores, 0.5)
+    assert group.atoms[chosen.removed[group.atoms]].tolist() == group.atoms[[1, 3, 5, 7]].tolist()

@@ -1,0 +1,48 @@
+"""Exactly the asked share of single weights goes, the least salient first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import conv_net, set_array, two_layers
+
+from onnxprune.pipeline import prepare
+from onnxprune.scoring import find_criterion, prunable_weights
+from onnxprune.selection.weights import select_weights
+
+
+@given(sparsity=st.floats(0, 1), scope=st.sampled_from(["global", "layer"]))
+def test_the_share_is_exact(sparsity: float, scope: str) -> None:
+    weights = prunable_weights(prepare(conv_net(8)))
+    masks = select_weights(weights, find_criterion("magnitude"), sparsity, scope=scope)  # type: ignore[arg-type]
+    gone = sum(int((~m).sum()) for m in masks.values())
+    total = sum(w.size for w in weights)
+    assert gone == pytest.approx(sparsity * total, abs=1 if scope == "global" else len(weights))
+
+
+def test_global_magnitude_is_one_threshold() -> None:
+    weights = prunable_weights(prepare(conv_net(8)))
+    masks = select_weights(weights, find_criterion("magnitude"), 0.6)
+    kept = min(np.abs(w.numbers()[masks[w.value]]).min() for w in weights if masks[w.value].any())
+    gone = max(np.abs(w.numbers()[~masks[w.value]]).max() for w in weights if (~masks[w.value]).any())
+    assert gone <= kept
+
+
+def test_ties_are_broken_in_order_and_zeros_go_first() -> None:
+    model = two_layers(4)
+    set_array(model, "w1", np.ones((8, 4), np.float32))
+    set_array(model, "w2", np.zeros((4, 4), np.float32))
+    weights = prunable_weights(prepare(model))
+    chosen = select_weights(weights, find_criterion("magnitude"), 0.5)
+    masks = {w.name: chosen[w.value] for w in weights}
+    assert not masks["w2"].any()
+    assert masks["w1"].reshape(-1).tolist() == [False] * 8 + [True] * 24
+
+
+def test_the_seed_decides_what_chance_takes() -> None:
+    weights = prunable_weights(prepare(two_layers()))
+    one, same, other = (select_weights(weights, find_criterion("random"), 0.5, seed=s) for s in (1, 1, 2))
+    assert all(np.array_equal(one[v], same[v]) for v in one)
+    assert not all(np.array_equal(one[v], other[v]) for v in one)
