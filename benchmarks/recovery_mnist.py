@@ -1,0 +1,295 @@
+"""Recovery without training on MNIST: prune a trained network once, then give it 1,024 unlabelled images.
+
+Test error in percent of LeNet-300-100 and LeNet-5, dense, pruned, and pruned and recovered by each method, for several
+seeds. Structured cuts keep exact counts of units, by the L2 norm of what goes with each. A ResNet on Fashion-MNIST, with
+BatchNorm left in the graph and folded, is the same comparison on a network with residual connections.
+
+    python benchmarks/recovery_mnist.py --data-root DATA --seeds 0 1 2
+    python benchmarks/recovery_mnist.py --data-root DATA --train-only
+
+Models are trained once and lie in --work; results are benchmarks/results/recovery_mnist.json, written after each network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from lenets import RESULTS, LeNet5, LeNet300, Sets, load_sets, train_dense
+from torch import nn
+
+from onnxprune import model_io
+from onnxprune.bridge.training import TrainSettings
+from onnxprune.passes import MaskWeights, Normalise, RemoveUnits, Tidy
+from onnxprune.recovery import recover
+from onnxprune.recovery.reconstruct import Kept
+from onnxprune.runtime import make_session
+from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
+from onnxprune.selection import select_weights
+from onnxprune.structure.analysis import analyse
+
+METHODS = {"bias": ("bias",), "moments": ("moments",), "least-squares": ("least-squares",)}
+IMAGES = 1_024
+
+
+class SmallResNet(nn.Module):
+    """16-32-64 channels, one residual block each, BatchNorm: 77 K parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return scores
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after),
+        )  # fmt: skip
+        plain = stride == 1 and before == after
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        self.shortcut = nn.Identity() if plain else shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the cuts that are made of it.
+
+    Attributes:
+        build: Makes it.
+        data: Folder of its data.
+        settings: Its training.
+        sparsities: Shares of zeroed weights, of all weights together.
+        widths: Kept units by the number there are, for each structured cut.
+        halves: Cut every group to this share of its units, where not empty.
+        batchnorm: Export it also with BatchNorm left in the graph.
+    """
+
+    build: Callable[[], nn.Module]
+    data: str
+    settings: TrainSettings
+    sparsities: tuple[float, ...]
+    widths: tuple[Mapping[int, int], ...] = ()
+    shares: tuple[float, ...] = ()
+    batchnorm: bool = False
+
+
+NETWORKS = {
+    "lenet-300-100": Network(
+        LeNet300, "mnist", TrainSettings(epochs=20, batch_size=128, learning_rate=1e-3, schedule="cosine"),
+        (0.75, 0.9), ({300: 150, 100: 50}, {300: 75, 100: 25}),
+    ),
+    "lenet-5": Network(
+        LeNet5, "mnist", TrainSettings(epochs=4, batch_size=128, learning_rate=1e-3, schedule="cosine"),
+        (0.75, 0.9), ({20: 10, 50: 25, 500: 250}, {20: 8, 50: 15, 500: 100}),
+    ),
+    "resnet-fashion": Network(
+        SmallResNet, "fashion_mnist", TrainSettings(epochs=3, batch_size=128, learning_rate=3e-3, schedule="cosine"),
+        (0.5, 0.75), shares=(0.75, 0.5), batchnorm=True,
+    ),
+}  # fmt: skip
+
+
+# --- pruning
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model, what the dense one was before it, and what was kept."""
+
+    dense: ir.Model
+    model: ir.Model
+    kept: Kept
+
+
+def cut_units(path: Path, kept_of: Callable[[int], int]) -> Pruned:
+    """Keep so many units of every group, those of the largest L2 norm."""
+    dense = prepared(path)
+    structure = analyse(dense.clone())
+    groups = [g for g in structure.groups if not g.inexact]
+    scores = unit_scores(structure, prunable_weights(structure), groups, find_criterion("magnitude"), 0)
+    removed = np.zeros(structure.terms.count, bool)
+    for group in groups:
+        order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
+        removed[order[: len(group) - kept_of(len(group))]] = True
+    remove = RemoveUnits(structure, removed)
+    remove(structure.model)
+    Tidy()(structure.model)
+    return Pruned(dense, structure.model, remove.kept)
+
+
+def zero_weights(path: Path, sparsity: float) -> Pruned:
+    """Zero the smallest weights of the whole network."""
+    dense = prepared(path)
+    structure = analyse(dense.clone())
+    masks = select_weights(prunable_weights(structure), find_criterion("magnitude"), sparsity)
+    MaskWeights(structure, masks)(structure.model)
+    Tidy()(structure.model)
+    return Pruned(dense, structure.model, {})
+
+
+def prepared(path: Path) -> ir.Model:
+    """The model in the form that analysis reads."""
+    model = model_io.load_any(path)
+    Normalise()(model)
+    return model
+
+
+# --- measuring
+
+
+def test_error(model: ir.Model, test: tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> float:
+    """Test error in percent, in ONNX Runtime."""
+    session = make_session(model)
+    name = session.get_inputs()[0].name
+    scores = [session.run(None, {name: test[0][i : i + 500]})[0] for i in range(0, len(test[0]), 500)]
+    return 100 * float((np.concatenate(scores).argmax(1) != test[1]).mean())
+
+
+def compare(name: str, make: Callable[[], Pruned], images: npt.NDArray[Any], sets: Sets) -> dict[str, Any]:
+    """The test error of one cut, plain and recovered by each method."""
+    pruned = make()
+    entry: dict[str, Any] = {"cut": name, "dense": test_error(pruned.dense, sets.test)}
+    entry["plain"] = test_error(pruned.model, sets.test)
+    for label, methods in METHODS.items():
+        model, started = pruned.model.clone(), time.process_time()
+        done = recover(pruned.dense, model, pruned.kept, {str(model.graph.inputs[0].name): images}, methods=methods)
+        entry[label] = test_error(model, sets.test)
+        entry[f"{label} seconds"] = round(time.process_time() - started, 1)
+        entry[f"{label} output error"] = [round(done.before, 5), round(done.after, 5)]
+        entry[f"{label} applied"] = f"{sum(s.applied for s in done.steps)} of {len(done.steps)}"
+    return entry
+
+
+def cuts(network: Network, path: Path) -> list[tuple[str, Callable[[], Pruned]]]:
+    """The cuts of a network by name."""
+    made: list[tuple[str, Callable[[], Pruned]]] = []
+    for sparsity in network.sparsities:
+        made.append((f"unstructured {1 / (1 - sparsity):g}x", lambda s=sparsity: zero_weights(path, s)))
+    for widths in network.widths:
+        title = "-".join(str(n) for n in widths.values())
+        made.append((f"units {title}", lambda w=widths: cut_units(path, lambda n: w.get(n, n))))
+    for share in network.shares:
+        made.append((f"units {share:.0%} kept", lambda s=share: cut_units(path, lambda n: max(1, round(s * n)))))
+    return made
+
+
+def run_network(name: str, seed: int, root: Path, work: Path) -> list[dict[str, Any]]:
+    """All cuts of one network and seed."""
+    network = NETWORKS[name]
+    sets = load_sets(root / network.data)
+    source = sets.train.source
+    images = source.rows(np.random.default_rng(seed).permutation(source.count)[:IMAGES]).inputs[0]  # type: ignore[attr-defined]
+    entries = []
+    for path in trained(name, seed, sets, work):
+        for title, make in cuts(network, path):
+            entry = {"network": path.stem.rpartition("-seed")[0], "seed": seed, **compare(title, make, images, sets)}
+            print(json.dumps(entry), flush=True)
+            entries.append(entry)
+    return entries
+
+
+def trained(name: str, seed: int, sets: Sets, work: Path) -> list[Path]:
+    """The trained network's files: as PyTorch exports it, and with BatchNorm in the graph where that is asked for."""
+    network = NETWORKS[name]
+    path = work / f"{name}-seed{seed}.onnx"
+    kept = work / f"{name}-batchnorm-seed{seed}.onnx"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".partial")
+        started = time.process_time()
+        modules: list[nn.Module] = []
+
+        def build() -> nn.Module:
+            modules.append(network.build())
+            return modules[-1]
+
+        train_dense(build, network.settings.model_copy(update={"seed": seed}), sets, beside)
+        if network.batchnorm:
+            export_unfolded(modules[-1], kept)
+        beside.replace(path)
+        print(f"trained {path.name} in {time.process_time() - started:.0f} s of CPU time", flush=True)
+    return [path, kept] if network.batchnorm else [path]
+
+
+def export_unfolded(module: nn.Module, path: Path) -> None:
+    """Write the module with BatchNormalization nodes in inference mode."""
+    axes = {"images": {0: "N"}, "scores": {0: "N"}}
+    torch.onnx.export(
+        module.eval(), (torch.zeros(1, 1, 28, 28),), path, input_names=["images"], output_names=["scores"],
+        dynamic_axes=axes, dynamo=False, do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE,
+    )  # fmt: skip
+
+
+# --- results
+
+
+def write(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write all entries, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps({"images": IMAGES, "entries": list(entries)}, indent=1) + "\n")
+    beside.replace(path)
+
+
+def summary(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds, one line a cut."""
+    lines = []
+    for network, cut in dict.fromkeys((e["network"], e["cut"]) for e in entries):
+        own = [e for e in entries if (e["network"], e["cut"]) == (network, cut)]
+        means = {k: np.mean([e[k] for e in own]) for k in ("dense", "plain", *METHODS)}
+        lines.append(f"{network:26} {cut:22} " + "  ".join(f"{k} {v:5.2f}" for k, v in means.items()) + f"  n={len(own)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    default = os.environ.get("ONNXPRUNE_DATA")
+    parser.add_argument("--data-root", type=Path, default=Path(default) if default else None, help="holds mnist/ ...")
+    parser.add_argument("--work", type=Path, default=Path("build/recovery_mnist"), help="folder for the models")
+    parser.add_argument("--network", choices=[*NETWORKS, "all"], default="all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train-only", action="store_true", help="train what is missing and stop")
+    args = parser.parse_args()
+    if args.data_root is None:
+        parser.error("say where the data are: --data-root or ONNXPRUNE_DATA")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    path = RESULTS / "recovery_mnist.json"
+    entries = json.loads(path.read_text())["entries"] if path.exists() else []
+    for name in NETWORKS if args.network == "all" else [args.network]:
+        for seed in args.seeds:
+            if args.train_only:
+                trained(name, seed, load_sets(args.data_root / NETWORKS[name].data), args.work)
+                continue
+            new = run_network(name, seed, args.data_root, args.work)
+            done = {(e["network"], e["seed"]) for e in new}
+            entries = [e for e in entries if (e["network"], e["seed"]) not in done] + new
+            write(entries, path)
+    print(summary(entries))
+
+
+if __name__ == "__main__":
+    main()
