@@ -101,9 +101,9 @@ def _part(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def error(path: Path, data: tuple[np.ndarray, np.ndarray]) -> float:
     """Error in percent, in ONNX Runtime."""
     session = make_session(path, threads=1)
-    name = session.get_inputs()[0].name
+    (feed,), (output,) = session.get_inputs(), session.get_outputs()
     images, labels = data
-    scores = [run(session, {name: images[i : i + 500]})[0] for i in range(0, len(images), 500)]
+    scores = [run(session, {feed.name: images[i : i + 500]})[output.name] for i in range(0, len(images), 500)]
     return 100 * float((np.concatenate(scores).argmax(1) != labels).mean())
 
 

@@ -65,7 +65,9 @@ class BoundMasks:
 
 
 def apply_masks(model: ir.Model, masks: Masks) -> ir.Model:
-    """A copy of `model` whose pruned weights are exactly zero.
+    """A copy of `model` whose pruned float weights are exactly zero.
+
+    Quantised weights are left as they are: their zero is a zero point, which whoever made the mask has to write.
 
     Raises:
         RecipeError: A mask has no initializer, or another shape than it.
@@ -78,7 +80,7 @@ def apply_masks(model: ir.Model, masks: Masks) -> ir.Model:
         array = value.const_value.numpy()
         if array.shape != mask.shape:
             raise RecipeError(f"The mask of '{name}' has shape {mask.shape}, its weight {array.shape}.")
-        if not mask.all():
+        if not mask.all() and value.const_value.dtype.is_floating_point():
             value.const_value = ir.tensor(np.where(mask, array, array.dtype.type(0)), name=name)
     return masked
 
