@@ -146,9 +146,15 @@ class Terms:
         if not self.bound[top]:
             return () if self.pinned[top] else (top,)
         out: dict[int, None] = {}
-        for part in self.parts[top]:
-            out.update(dict.fromkeys(self.atoms(part)))
-        return tuple(out)
+        for part in map(self.root, self.parts[top]):
+            if self.bound[part]:
+                out.update(dict.fromkeys(self.atoms(part)))
+            elif not self.pinned[part]:
+                out[part] = None
+        flat = tuple(out)
+        if flat:  # as paths to a root are, products are kept short; an empty one keeps its parts for their reasons
+            self.parts[top] = flat
+        return flat
 
     def members(self, ids: Ids) -> tuple[Ids, Ids]:
         """Return all (index, removable atom) pairs of an axis as two arrays of equal length."""
@@ -278,12 +284,15 @@ class Terms:
             return
         self.bound[atom] = True
         self.parts[atom] = tuple(inner)
-        members = np.array(list(inner), np.int64)
-        if self.mixed[atom]:
-            self.mix(members, self.reasons[self.mixed[atom]])
-        if not inner or self.pinned[atom]:
-            self.pin(members, self.reasons[self.pinned[atom]])
-        self.tags[members] |= self.tags[atom]
+        if self.mixed[atom] or self.pinned[atom]:
+            members = np.array(list(inner), np.int64)
+            if self.mixed[atom]:
+                self.mix(members, self.reasons[self.mixed[atom]])
+            if self.pinned[atom]:
+                self.pin(members, self.reasons[self.pinned[atom]])
+        if tags := int(self.tags[atom]):
+            for member in inner:
+                self.tags[member] |= tags
 
     def _homes(self, coordinates: Ids, atoms: Ids, shape: Sequence[int]) -> Ids:
         """For each (index, atom) pair, the part of a split on which the atom alone depends, or -1."""
