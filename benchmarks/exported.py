@@ -71,7 +71,15 @@ def mobilenet_v2() -> nn.Module:
     """MobileNetV2 of width 1."""
     layers: list[nn.Module] = [*conv_bn(3, 32, 3, 2), nn.ReLU6()]
     c = 32
-    settings = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    settings = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ]
     for expand, width, count, stride in settings:
         for i in range(count):
             layers.append(Inverted(c, width, stride if i == 0 else 1, expand))

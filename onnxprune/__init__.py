@@ -1,7 +1,7 @@
 """onnxprune: make any ONNX model smaller and faster by rewriting its graph.
 
-    result = onnxprune.prune("model.onnx", sparsity=0.5, structure="channels")
-    onnxprune.save(result, "smaller.onnx")
+result = onnxprune.prune("model.onnx", sparsity=0.5, structure="channels")
+onnxprune.save(result, "smaller.onnx")
 """
 
 from onnxprune.errors import (

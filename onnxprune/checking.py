@@ -142,9 +142,7 @@ def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
     return [(name, tensor) for name, tensor in out if tensor.dtype != ir.DataType.STRING]
 
 
-def _compare_outputs(
-    before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int
-) -> tuple[float | None, float]:
+def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int) -> tuple[float | None, float]:
     session = runtime.make_session(before)
     batches = runtime.working_inputs(before, seed=seed, count=2, session=session)
     pruned = runtime.make_session(after, error=VerificationError)

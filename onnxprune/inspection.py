@@ -80,7 +80,9 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
     shapes = structure.facts.known_shapes()
     for weight in weights:
         cuttable = [structure.removable(weight.value, axis) for axis in range(len(weight.shape))]
-        stuck = int(np.prod([len(f) - int(f.sum()) if len(f) else n for f, n in zip(cuttable, weight.shape, strict=True)]))
+        stuck = int(
+            np.prod([len(f) - int(f.sum()) if len(f) else n for f, n in zip(cuttable, weight.shape, strict=True)])
+        )
         prunable = weight.size - stuck
         cost = macs_of(weight.node, shapes) or 0
         macs += cost

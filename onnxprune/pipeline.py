@@ -1,6 +1,6 @@
 """A Recipe becomes a list of passes and is run. The only place that knows the order.
 
-    load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> save
+load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> save
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def prune(
     verification: bool = True,
     latency: bool = True,
     eval_data: str | Path | None = None,
-    metric: str = "accuracy",
+    metric: str | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Result:
@@ -135,7 +135,7 @@ def prune(
         verification: Measure the result in ONNX Runtime; without it nothing is known of it.
         latency: Measure the latency ratio as part of the verification.
         eval_data: An .npz of labelled inputs, to measure a metric before and after.
-        metric: ``accuracy``, ``top5``, ``mse`` or ``agreement``.
+        metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
         progress: Called with the name of each stage.
         **settings: Fields of `Recipe`.
 
@@ -305,5 +305,3 @@ class _Clock:
         result = stage()
         self.seconds[name] = time.perf_counter() - start
         return result
-
-

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune import runtime
-from onnxprune.errors import VerificationError
+from onnxprune.errors import RecipeError, VerificationError
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
@@ -69,7 +68,7 @@ def verify(
     seed: int = 0,
     latency: bool = True,
     eval_data: str | Path | None = None,
-    metric: str = "accuracy",
+    metric: str | None = None,
 ) -> Verdict:
     """Measure a pruned model against its original and its masked twin.
 
@@ -80,7 +79,7 @@ def verify(
         seed: Of the random inputs.
         latency: Whether to measure the latency ratio.
         eval_data: An .npz with labelled inputs.
-        metric: The metric on these data.
+        metric: Which metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
 
     Raises:
         VerificationError: The pruned model does not load or run, or differs from its masked twin.
@@ -126,7 +125,10 @@ def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
     return runtime.alternate(sessions[0], sessions[1], dict(feeds), rounds=_ROUNDS).ratio
 
 
-def _metric(before: Any, after: Any, path: Path, name: str) -> Metric:
+def _metric(before: Any, after: Any, path: Path, name: str | None) -> Metric:
     data = runtime.LabelledData.load(path, before)
-    a, b = (float(np.float64(runtime.evaluate(s, data, name))) for s in (before, after))
-    return Metric(name, a, b, data.samples)
+    a, b = (runtime.evaluate(session, data) for session in (before, after))
+    name = name or next(iter(a))
+    if name not in a:
+        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(a)}")
+    return Metric(name, a[name], b[name], data.samples)

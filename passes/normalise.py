@@ -67,11 +67,7 @@ def _untie_constants(model: ir.Model) -> bool:
 
 def _one_real_axis(value: ir.Value) -> bool:
     tensor = value.const_value
-    return (
-        tensor is not None
-        and tensor.dtype.is_floating_point()
-        and sum(int(n) > 1 for n in tensor.shape) == 1
-    )
+    return tensor is not None and tensor.dtype.is_floating_point() and sum(int(n) > 1 for n in tensor.shape) == 1
 
 
 def _copy(graph: ir.Graph, value: ir.Value, number: int, names: set[str | None]) -> ir.Value:
@@ -89,7 +85,9 @@ def _copy(graph: ir.Graph, value: ir.Value, number: int, names: set[str | None])
 
 
 def _has_candidates(model: ir.Model) -> bool:
-    return any(node.op_type == "Transpose" and _is_run_end(user) for node in model.graph.all_nodes() for user in _users(node))
+    return any(
+        node.op_type == "Transpose" and _is_run_end(user) for node in model.graph.all_nodes() for user in _users(node)
+    )
 
 
 def _users(node: ir.Node) -> list[ir.Node]:
@@ -160,7 +158,9 @@ def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.in
         labels = np.arange(math.prod(extents), dtype=np.int64).reshape(extents)
         moved = _move(labels, run, facts, probe.shapes)
         picked = None if moved is None else _picked(labels, moved)
-        if picked is None or (found is not None and not (found[0] == picked[0] and np.array_equal(found[1], picked[1]))):
+        if picked is None or (
+            found is not None and not (found[0] == picked[0] and np.array_equal(found[1], picked[1]))
+        ):
             return None
         found = picked
     if found is None or np.array_equal(found[1], np.arange((facts.shape(source) or ())[found[0]] or 0)):
@@ -203,9 +203,7 @@ def _picked(labels: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]) -> tupl
     return None
 
 
-def _replace(
-    model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts
-) -> None:
+def _replace(model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts) -> None:
     """Let a Gather take the place of the last node of a run; nodes that nobody reads go with `Tidy`."""
     end, source = run[-1], run[0].inputs[0]
     out = end.outputs[0]

@@ -20,10 +20,10 @@ from onnxprune.scoring.weights import prunable_weights
 from onnxprune.selection.units import Ledger
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.constants import constant_channels, fold_constants
+from onnxprune.structure.dead import dead_atoms
 from onnxprune.structure.rewrite import Kept, remove
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.structure.dead import dead_atoms
 
 
 class RemoveDeadUnits(ir.passes.InPlacePass):

@@ -21,7 +21,9 @@ def compare(
     eval_data: Annotated[
         Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
     ] = None,
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or agreement.")] = "accuracy",
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, top5 or mse [what fits the data].", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:

@@ -23,7 +23,9 @@ def _about(name: str) -> str:
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)
+    ],
     sparsity: Annotated[float, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write [MODEL.pruned.onnx].", show_default=False)
@@ -42,10 +44,10 @@ def prune(
     eval_data: Annotated[
         Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
     ] = None,
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse or agreement.")] = "accuracy",
-    record: Annotated[
-        Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, top5 or mse [what fits the data].", show_default=False)
     ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and measure everything, write nothing.")] = False,
@@ -68,7 +70,15 @@ def prune(
         seed=seed,
     )
     run_recipe(
-        model, recipe, output, eval_data=eval_data, metric=metric, record=record, as_json=json, dry_run=dry_run, force=force
+        model,
+        recipe,
+        output,
+        eval_data=eval_data,
+        metric=metric,
+        record=record,
+        as_json=json,
+        dry_run=dry_run,
+        force=force,
     )
 
 
@@ -78,7 +88,7 @@ def run_recipe(
     output: Path | None,
     *,
     eval_data: Path | None,
-    metric: str,
+    metric: str | None,
     record: Path | None,
     as_json: bool,
     dry_run: bool,

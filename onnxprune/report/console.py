@@ -48,7 +48,9 @@ def _figures(model: str, verdict: Verdict) -> Table:
         table.add_row("latency (1 thread)", "1", f"{verdict.latency_ratio:.3f}", f"{verdict.latency_ratio:.3f}")
     if verdict.metric is not None:
         m = verdict.metric
-        table.add_row(f"{m.name} ({m.samples} samples)", f"{m.before:.4f}", f"{m.after:.4f}", f"{m.after - m.before:+.4f}")
+        table.add_row(
+            f"{m.name} ({m.samples} samples)", f"{m.before:.4f}", f"{m.after:.4f}", f"{m.after - m.before:+.4f}"
+        )
     return table
 
 

@@ -53,7 +53,7 @@ def kept_counts(n: int, step: int, floor: int) -> list[int]:
     """
     counts = set(range(step, n, step))
     if step > SMALLEST_BLOCK:
-        counts |= {k for k in range(SMALLEST_BLOCK, min(step, n), SMALLEST_BLOCK)}
+        counts |= set(range(SMALLEST_BLOCK, min(step, n), SMALLEST_BLOCK))
     if n <= SMALLEST_BLOCK:
         counts |= set(range(1, n))
     return [n, *sorted((k for k in counts if k >= max(1, floor)), reverse=True)]

@@ -72,9 +72,7 @@ def _least(saliency: npt.NDArray[np.float32], count: int) -> Bools:
     return mask.reshape(saliency.shape)
 
 
-def _global_threshold(
-    weights: Sequence[Weight], criterion: Criterion, count: int, seed: int
-) -> tuple[int, int]:
+def _global_threshold(weights: Sequence[Weight], criterion: Criterion, count: int, seed: int) -> tuple[int, int]:
     """Find the bit pattern of the ``count``-th least saliency by two histograms, holding one tensor at a time.
 
     Returns:

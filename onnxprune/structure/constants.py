@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.structure.dead import contraction_sites
 from onnxprune.structure.shapes import evaluate_node
 from onnxprune.structure.structure import Structure
-from onnxprune.structure.dead import contraction_sites
 
 Numbers = npt.NDArray[np.float64]
 
@@ -78,7 +78,9 @@ def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
         )
         shifts = columns[line.numbers[columns] != 0]
         if len(shifts) and _padded(node):
-            left.append(f"{node.op_type} {node.name}: {len(shifts)} constant channels stay, its padding is not constant")
+            left.append(
+                f"{node.op_type} {node.name}: {len(shifts)} constant channels stay, its padding is not constant"
+            )
             columns = np.setdiff1d(columns, shifts)
             shifts = shifts[:0]
         if len(columns) and (not len(shifts) or _add_to_bias(structure, node, _shift(array, place, line, shifts))):
@@ -177,7 +179,9 @@ def _binary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     for other in operands[1:]:
         assert other is not None
         total = _combine(node.op_type, total, other)
-    return Line(axis, np.broadcast_to(total, len(structure.ids(out, axis)) if structure.ids(out, axis) is not None else 0))  # type: ignore[arg-type]
+    return Line(
+        axis, np.broadcast_to(total, len(structure.ids(out, axis)) if structure.ids(out, axis) is not None else 0)
+    )  # type: ignore[arg-type]
 
 
 def _along(structure: Structure, value: ir.Value | None, axis: int, rank: int, lines: Lines) -> Numbers | None:
@@ -214,7 +218,9 @@ def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
 
 def _pool(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = _line(lines, node.inputs[0], 1)
-    if line is None or (node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) and _padded(node)):
+    if line is None or (
+        node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) and _padded(node)
+    ):
         return None
     return line
 
@@ -350,9 +356,7 @@ def _constant(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.
     return value
 
 
-def _zero_columns(
-    value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]
-) -> None:
+def _zero_columns(value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]) -> None:
     changed = array.copy()
     np.moveaxis(changed, place, 0)[columns] = 0
     value.const_value = ir.Tensor(changed, name=value.name)
