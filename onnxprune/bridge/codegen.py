@@ -7,9 +7,7 @@ graphs. Every operator function is called with the kind of argument it asks for;
 
 from __future__ import annotations
 
-import inspect
 import operator as operators
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +17,8 @@ import torch
 from torch import fx
 
 from onnxprune.bridge import convert
-from onnxprune.bridge.dtypes import INTEGER_RANGE, TRAINABLE, from_ir, from_numpy, torch_dtype
+from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, from_numpy, torch_dtype
+from onnxprune.bridge.nodes import attribute_value, check_signature, describe, unsupported
 from onnxprune.bridge.parameters import (
     Role,
     Target,
@@ -29,46 +28,22 @@ from onnxprune.bridge.parameters import (
     role_of,
 )
 from onnxprune.bridge.registry import (
-    HostOperator,
     Operator,
     find_host_operator,
     find_operator,
 )
+from onnxprune.bridge.values import (
+    HOST_INTEGERS_LIMIT,
+    HOST_TYPES,
+    Bound,
+    host_dtype,
+    host_value,
+    is_carried,
+    is_host_work,
+)
 from onnxprune.errors import ModelError
 
-HOST_INTEGERS_LIMIT = 64
-HOST_FLOATS_LIMIT = 8
-HOST_TYPES = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT})
 ANCHOR = "device_anchor"
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What an ONNX value is in the generated code.
-
-    Attributes:
-        kind: "tensor", "host" (Python numbers), "carried" (integers in a float tensor) or "constant" (not yet used).
-        ref: The fx node, or for literals the Python value itself.
-        dtype: The ONNX type, where known.
-        literal: A host value known when the code is generated.
-        constant: The numbers of an initializer or Constant node.
-        source: For constants: the ONNX value it comes from.
-    """
-
-    kind: str
-    ref: Any
-    dtype: ir.DataType | None = None
-    literal: bool = False
-    constant: ir.TensorProtocol | None = None
-    source: ir.Value | None = None
-
-    def host_literal(self) -> Any:
-        """The Python value of a small constant, or None."""
-        tensor = self.constant
-        if tensor is None or tensor.dtype not in HOST_TYPES:
-            return None
-        limit = HOST_FLOATS_LIMIT if tensor.dtype == ir.DataType.FLOAT else HOST_INTEGERS_LIMIT
-        return tensor.numpy().tolist() if tensor.size <= limit else None
 
 
 @dataclass
@@ -154,14 +129,17 @@ class GraphBuilder:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             self._add_constant(node)
             return
-        if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+        if any(
+            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
+        ):
             from onnxprune.bridge.control_flow import add_control_flow
 
             add_control_flow(self, node)
             return
         opset = opset_of(node, self.opsets)
         inputs = [None if value is None else self.lookup(value) for value in node.inputs]
-        attributes = {name: _attribute(node, attribute) for name, attribute in node.attributes.items()}
+        attributes = {name: attribute_value(node, attribute) for name, attribute in node.attributes.items()}
         if self._add_on_host(node, inputs, attributes):
             return
         operator = find_operator(node.domain, node.op_type, opset)
@@ -190,12 +168,12 @@ class GraphBuilder:
             ref = self.graph.call_function(host.function, (reference,), attributes)
             self._bind_host(node, output, ref, ir.DataType.INT64)
             return True
-        if not _is_host_work(node.op_type, inputs):
+        if not is_host_work(node.op_type, inputs):
             return False
-        dtype = _host_dtype(host, inputs, attributes)
+        dtype = host_dtype(host, inputs, attributes)
         if dtype is not None and dtype not in HOST_TYPES:
             return False
-        values = [None if bound is None else _host_value(bound) for bound in inputs]
+        values = [None if bound is None else host_value(bound) for bound in inputs]
         if all(bound is None or bound.literal or bound.constant is not None for bound in inputs):
             try:
                 result = host.function(*values, **attributes)
@@ -216,11 +194,11 @@ class GraphBuilder:
         self, node: ir.Node, operator: Operator, inputs: list[Bound | None], attributes: dict[str, Any], opset: int
     ) -> None:
         types = [None if bound is None else bound.dtype for bound in inputs]
-        carried = [index for index in operator.carries if index < len(inputs) and _is_carried(inputs[index])]
+        carried = [index for index in operator.carries if index < len(inputs) and is_carried(inputs[index])]
         arguments = [self._argument(operator, index, bound, bool(carried)) for index, bound in enumerate(inputs)]
         keywords = dict(attributes)
         keywords.update(self._injected(node, operator, types, opset, inputs))
-        _check_signature(node, operator, arguments, keywords)
+        check_signature(node, operator, arguments, keywords)
         while arguments and arguments[-1] is None and len(arguments) > 1:
             arguments.pop()
         call = self.graph.call_function(operator.function, tuple(arguments), keywords)
@@ -346,7 +324,7 @@ class GraphBuilder:
         target = self._target(value)
         if target.role is not Role.QUANTIZED:
             return None
-        node, index = value.uses()[0]
+        ((node, index),) = value.uses()
         operator = find_operator(node.domain, node.op_type, opset_of(node, self.opsets))
         assert operator is not None
         scale_at, zero_at = operator.weights[index]
@@ -357,8 +335,14 @@ class GraphBuilder:
         latent = dequantized(tensor, constant_of(scale_value), constant_of(zero_value), target)
         low, high = INTEGER_RANGE[tensor.dtype]
         return self._call(
-            convert.quantize_weight, self._register(target, latent), self.as_tensor(scale),
-            None if zero is None else self.as_tensor(zero), target.axis, target.block_size, low, high,
+            convert.quantize_weight,
+            self._register(target, latent),
+            self.as_tensor(scale),
+            None if zero is None else self.as_tensor(zero),
+            target.axis,
+            target.block_size,
+            low,
+            high,
         )
 
     def _target(self, value: ir.Value) -> Target:
@@ -411,89 +395,3 @@ def dequantized(
     scales = from_numpy(scale.numpy().astype(np.float64))
     zeros = None if zero is None else from_numpy(zero.numpy().astype(np.float64))
     return convert.dequantize(integers, scales, zeros, target.axis, target.block_size).float()
-
-
-def describe(node: ir.Node) -> str:
-    """A node for a message: its name, or what it outputs."""
-    return repr(node.name) if node.name else f"that makes {', '.join(repr(v.name) for v in node.outputs)}"
-
-
-def unsupported(node: ir.Node, opset: int) -> ModelError:
-    """The refusal for an operator the bridge does not know."""
-    domain = node.domain or "ai.onnx"
-    return ModelError(
-        f"The bridge has no operator {node.op_type} of {domain} opset {opset}, used by node {describe(node)}: "
-        f"cut the graph there and train the part that is covered, leave that part out with --exclude, or register a "
-        f"function for it with onnxprune.bridge.op({node.op_type!r}, domain={node.domain!r})."
-    )
-
-
-def _attribute(node: ir.Node, attribute: ir.Attr) -> Any:
-    """An ONNX attribute as a Python value. Raises ModelError for types no tensor operator has."""
-    kinds = ir.AttributeType
-    if attribute.type == kinds.FLOATS:
-        return tuple(_shortest(number) for number in attribute.value)
-    if attribute.type == kinds.FLOAT:
-        return _shortest(attribute.value)
-    if attribute.type in (kinds.INTS, kinds.STRINGS):
-        return tuple(attribute.value)
-    if attribute.type in (kinds.INT, kinds.STRING):
-        return attribute.value
-    if attribute.type == kinds.TENSOR:
-        tensor = attribute.as_tensor()
-        if tensor.size == 1:
-            return (tensor.numpy().reshape(-1)[0].item(), tensor.dtype.name)
-    raise ModelError(f"Attribute {attribute.name!r} of node {describe(node)} ({node.op_type}) is of type {attribute.type}, which the bridge does not read.")
-
-
-def _shortest(number: float) -> float:
-    """A float32 attribute as the shortest number that rounds to it: 0.9, not 0.8999999761581421."""
-    return float(str(np.float32(number)))
-
-
-def _check_signature(node: ir.Node, operator: Operator, arguments: list[Any], keywords: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(operator.function).bind(*arguments, **keywords)
-    except TypeError as error:
-        raise ModelError(
-            f"Node {describe(node)} ({node.op_type}, from opset {operator.since}) does not fit the bridge's function: {error}."
-        ) from None
-
-
-def _is_carried(bound: Bound | None) -> bool:
-    return bound is not None and bound.kind == "carried"
-
-
-def _host_value(bound: Bound) -> Any:
-    return bound.host_literal() if bound.constant is not None else bound.ref
-
-
-def _is_host_work(op_type: str, inputs: list[Bound | None]) -> bool:
-    """Whether all inputs are Python values, and the node works on sizes rather than on float weights."""
-    derived = False
-    integers = True
-    for bound in inputs:
-        if bound is None:
-            continue
-        if bound.kind == "host":
-            derived = derived or not bound.literal or bound.dtype != ir.DataType.FLOAT
-        elif bound.constant is None or bound.host_literal() is None:
-            return False
-        elif bound.constant.dtype in TRAINABLE:
-            integers = False
-    known = all(bound is None or bound.literal or bound.constant is not None for bound in inputs)
-    if op_type in ("ConstantOfShape", "Range", "Expand", "Tile") and not known:
-        return False
-    return derived or integers
-
-
-def _host_dtype(host: HostOperator, inputs: list[Bound | None], attributes: dict[str, Any]) -> ir.DataType | None:
-    if isinstance(host.dtype, int):
-        source = inputs[host.dtype]
-        return None if source is None else source.dtype
-    if host.dtype in ir.DataType.__members__:
-        return ir.DataType[host.dtype]
-    value = attributes.get(host.dtype)
-    if value is None:
-        return ir.DataType.FLOAT
-    return ir.DataType[value[1]] if isinstance(value, tuple) else ir.DataType(value)

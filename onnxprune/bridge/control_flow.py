@@ -10,6 +10,9 @@ import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import codegen
+from onnxprune.bridge.nodes import describe, unsupported
+from onnxprune.bridge.parameters import opset_of
+from onnxprune.bridge.values import Bound
 from onnxprune.errors import ModelError
 
 
@@ -17,14 +20,14 @@ def add_control_flow(builder: codegen.GraphBuilder, node: ir.Node) -> None:
     """Bind the outputs of an If, Loop or Scan node. Raises ModelError for other nodes that hold graphs."""
     add = {"If": _add_if, "Loop": _add_loop, "Scan": _add_scan}.get(node.op_type)
     if add is None or node.domain not in ("", "ai.onnx"):
-        raise codegen.unsupported(node, builder.opsets.get(node.domain, 0))
+        raise unsupported(node, builder.opsets.get(node.domain, 0))
     call = add(builder, node)
     builder._label(call, node, None)
     for index, output in enumerate(node.outputs):
         if output.name or output.uses():
             item = builder.graph.call_function(operator.getitem, (call, index))
             builder._label(item, node, output)
-            builder.bound[output] = codegen.Bound("tensor", item, output.dtype)
+            builder.bound[output] = Bound("tensor", item, output.dtype)
 
 
 def _body(
@@ -38,7 +41,9 @@ def _body(
     from onnxprune.bridge.module import OnnxModule
 
     body = node.attributes[name].as_graph()
-    inner = codegen.GraphBuilder(body, builder.reached, builder.opsets, builder.own_names, builder.reserved, is_root=False)
+    inner = codegen.GraphBuilder(
+        body, builder.reached, builder.opsets, builder.own_names, builder.reserved, is_root=False
+    )
     for index, value in enumerate(body.inputs):
         host = host_inputs.get(index)
         inner.add_input(value, "tensor" if host is None else "host", host)
@@ -89,7 +94,9 @@ def _add_if(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
 def _add_loop(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
     types = {0: ir.DataType.INT64, 1: ir.DataType.BOOL}
     body, captures = _body(builder, node, "body", types, host_outputs=(0,))
-    trips, condition = (None if v is None else builder.as_host(builder.lookup(v)) for v in (*node.inputs, None, None)[:2])
+    trips, condition = (
+        None if v is None else builder.as_host(builder.lookup(v)) for v in (*node.inputs, None, None)[:2]
+    )
     carried = tuple(builder.as_tensor(builder.lookup(v)) for v in node.inputs[2:] if v is not None)
     stacked = len(node.outputs) - len(carried)
     return builder.graph.call_function(loop, (trips, condition, carried, body, captures, stacked))
@@ -99,8 +106,8 @@ def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
     body, captures = _body(builder, node, "body", {})
     n_scanned = node.attributes["num_scan_inputs"].as_int()
     inputs = [None if v is None else builder.as_tensor(builder.lookup(v)) for v in node.inputs]
-    opset = codegen.opset_of(node, builder.opsets)
-    options = {
+    opset = opset_of(node, builder.opsets)
+    options: dict[str, Any] = {
         name: tuple(attribute.value)
         for name, attribute in node.attributes.items()
         if name not in ("body", "num_scan_inputs")
@@ -108,7 +115,9 @@ def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
     function: Callable[..., Any] = scan
     if opset < 9:
         if inputs[0] is not None:
-            raise ModelError(f"Scan node {codegen.describe(node)} of opset 8 gives sequence_lens, which the bridge does not run.")
+            raise ModelError(
+                f"Scan node {describe(node)} of opset 8 gives sequence_lens, which the bridge does not run."
+            )
         inputs, function = inputs[1:], scan_8
     carried, scanned = tuple(inputs[: len(inputs) - n_scanned]), tuple(inputs[len(inputs) - n_scanned :])
     return builder.graph.call_function(function, (carried, scanned, body, captures), options)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from onnxprune.bridge.dtypes import INTEGER_RANGE, torch_dtype
-import onnx_ir as ir
 
 
 def device_of(anchor: torch.Tensor) -> torch.device:
@@ -52,13 +52,13 @@ class _Round(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
 
 def round_through(x: torch.Tensor) -> torch.Tensor:
     """Round half to even with a straight-through gradient."""
-    rounded: torch.Tensor = _Round.apply(x)
+    rounded: torch.Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
     return rounded
 
 
@@ -101,7 +101,7 @@ def quantize_weight(
     low: int,
     high: int,
 ) -> torch.Tensor:
-    """A weight in real units as the integers it will be stored as, carried in float, with a straight-through gradient."""
+    """A weight in real units as the integers it is stored as, carried in float; straight-through gradient."""
     scale = along(scale, latent, axis, block_size)  # type: ignore[assignment]
     zero_point = along(zero_point, latent, axis, block_size)
     scaled = round_through(latent / scale.to(latent.dtype))

@@ -13,9 +13,9 @@ import onnxruntime as ort
 import torch
 from torch import fx
 
-from onnxprune.bridge.codegen import describe
 from onnxprune.bridge.dtypes import to_numpy
 from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
+from onnxprune.bridge.nodes import describe
 from onnxprune.errors import ModelError
 
 
@@ -83,7 +83,9 @@ def compare_with_runtime(
     references = runtime_outputs(source, inputs)
     producers = {value.name: node for node in source.graph for value in node.outputs}
     return [
-        Mismatch(name or "", describe(producers[name]) if name in producers else "", relative_error(values[name], reference))
+        Mismatch(
+            name or "", describe(producers[name]) if name in producers else "", relative_error(values[name], reference)
+        )
         for name, reference in zip(names, references, strict=True)
         if name in values
     ]

@@ -33,7 +33,9 @@ class OnnxModule(fx.GraphModule):
 
     updates_statistics: bool = False
 
-    def __init__(self, root: Generated | torch.nn.Module, graph: fx.Graph | None = None, class_name: str = "OnnxModule"):
+    def __init__(
+        self, root: Generated | torch.nn.Module, graph: fx.Graph | None = None, class_name: str = "OnnxModule"
+    ):
         if not isinstance(root, Generated):  # a copy: torch.fx hands over the attributes and the graph
             super().__init__(root, graph, class_name)  # type: ignore[arg-type]
             return
@@ -91,7 +93,9 @@ class OnnxModule(fx.GraphModule):
         for function in names:
             qualified = f"{function.__module__}.{function.__name__}".replace(".", "_")
             source = re.sub(rf"\b{qualified}\b", f"ops.{function.__name__}", source)
-        return re.sub(r";  [\w, =]+ = None$|;  [\w ]+ = None(;? *[\w ]+ = None)*$|  # type: ignore.*$", "", source, flags=re.M)
+        return re.sub(
+            r";  [\w, =]+ = None$|;  [\w ]+ = None(;? *[\w ]+ = None)*$|  # type: ignore.*$", "", source, flags=re.M
+        )
 
     def freeze_statistics(self, frozen: bool = True) -> OnnxModule:
         """Keep BatchNormalization in inference mode, with its statistics as they are, also while training."""

@@ -91,9 +91,8 @@ def trainable_values(model: ir.Model) -> set[ir.Value]:
         operator = find_operator(node.domain, node.op_type, opset_of(node, opsets))
         if operator is not None and not operator.differentiable:
             continue
-        if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
-            if ir.DataType(node.attributes["to"].as_int()) not in TRAINABLE:
-                continue
+        if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) not in TRAINABLE:
+            continue
         for index, source in enumerate(node.inputs):
             if source is not None and not (operator is not None and index in operator.fixed):
                 pending.append(source)
@@ -107,7 +106,9 @@ def role_of(value: ir.Value, reached: set[ir.Value], opsets: dict[str, int]) -> 
     tensor = constant_of(value)
     if tensor is None or value not in reached:
         return buffer
-    uses = [(node, index, find_operator(node.domain, node.op_type, opset_of(node, opsets))) for node, index in value.uses()]
+    uses = [
+        (node, index, find_operator(node.domain, node.op_type, opset_of(node, opsets))) for node, index in value.uses()
+    ]
     if any(operator is not None and index in operator.statistics for _, index, operator in uses):
         return buffer
     if tensor.dtype in INTEGER_RANGE:

@@ -35,7 +35,7 @@ class Operator:
 
     Attributes:
         function: Runs the operator on tensors.
-        host: Inputs given as Python numbers or lists (shapes, axes, sizes); a runtime tensor is read back with `tolist`.
+        host: Inputs given as Python numbers or lists (shapes, axes, sizes); a runtime tensor is read back.
         scalar: Inputs given as a Python number when they are constants, as tensors otherwise.
         fixed: Inputs that are no weights: bounds, statistics, quantisation parameters. Their initializers do not train.
         statistics: Inputs that the operator itself updates in training (they are buffers whatever else uses them).
@@ -143,9 +143,7 @@ def op(
     return register
 
 
-def host_op(
-    *names: str, dtype: str | int = 0, of_tensors: bool = False
-) -> Callable[[Function], Function]:
+def host_op(*names: str, dtype: str | int = 0, of_tensors: bool = False) -> Callable[[Function], Function]:
     """Register how ai.onnx operators `names` run on plain Python numbers and lists. See `HostOperator`."""
 
     def register(function: Function) -> Function:

@@ -33,7 +33,10 @@ def write_back(module: torch.nn.Module, model: ModelLike) -> ir.Model:
     places: dict[str, list[ir.Value]] = {}
     for value in _constants(result):
         places.setdefault(value.name or "", []).append(value)
-    state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    state = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     for name, target in module.targets.items():
         found = places.get(target.name, [])
         if not found and target.role is Role.BUFFER:
@@ -69,8 +72,8 @@ def _write(value: ir.Value, trained: torch.Tensor, target: Target, places: dict[
         raise ModelError(f"Initializer {target.name!r} holds no numbers in the model.")
     if tuple(trained.shape) != tuple(stored.numpy().shape):
         raise ModelError(
-            f"Initializer {target.name!r} has shape {tuple(stored.shape)} in the model and {tuple(trained.shape)} in the "
-            "module: write_back needs the model that the module was made from; use reexport for modules changed by hand."
+            f"Initializer {target.name!r} has shape {tuple(stored.shape)} in the model and {tuple(trained.shape)} in "
+            "the module: write_back needs the model that the module was made from; reexport is for changed modules."
         )
     array = _quantized(stored, trained, target, places) if target.role is Role.QUANTIZED else _plain(stored, trained)
     if array is not None:
@@ -97,7 +100,13 @@ def _quantized(
     assert scale is not None
     low, high = INTEGER_RANGE[stored.dtype]
     integers = convert.quantize_weight(
-        latent, from_ir(scale).float(), None if zero is None else from_ir(zero), target.axis, target.block_size, low, high
+        latent,
+        from_ir(scale).float(),
+        None if zero is None else from_ir(zero),
+        target.axis,
+        target.block_size,
+        low,
+        high,
     )
     return to_numpy(integers.to(torch_dtype(stored.dtype))).astype(stored.numpy().dtype)
 
@@ -106,7 +115,7 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.dtype == right.dtype and to_numpy(left).tobytes() == to_numpy(right).tobytes()
 
 
-def _replace(value: ir.Value, tensor: ir.Tensor) -> None:
+def _replace(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Put a tensor in the place of an initializer's, or into the Constant node's own attribute."""
     node = value.producer()
     if node is None:

@@ -57,7 +57,8 @@ def _read(test: Any) -> list[Case]:
     if not in_scope(model):
         return []
     return [
-        _case(test, model, _arrays(data, "input"), _arrays(data, "output")) for data in sorted(folder.glob("test_data_set_*"))
+        _case(test, model, _arrays(data, "input"), _arrays(data, "output"))
+        for data in sorted(folder.glob("test_data_set_*"))
     ]
 
 
@@ -86,7 +87,11 @@ def in_scope(model: onnx.ModelProto) -> bool:
     own = {function.name for function in model.functions}
     if any(node.domain not in ("", "ai.onnx") and node.op_type not in own for node in nodes):
         return False
-    if any(node.op_type in TEXT_AND_IMAGES or "Sequence" in node.op_type for node in nodes if node.op_type != "ReverseSequence"):
+    if any(
+        node.op_type in TEXT_AND_IMAGES or "Sequence" in node.op_type
+        for node in nodes
+        if node.op_type != "ReverseSequence"
+    ):
         return False
     return not any(node.op_type.startswith("Optional") for node in nodes)
 

@@ -12,7 +12,7 @@ import pytest
 from .onnx_cases import Case, cases
 from .runner import difference
 
-_OTHER_NUMBERS = "expects the very random numbers of NumPy's generator; test_random.py checks the distribution"
+_OTHER_NUMBERS = "expects the very random numbers of NumPy's generator; test_traps.py checks the distribution"
 _UNROUNDED = "expects a length of 2.4; the bridge takes the 2 that is the output's extent, as ONNX Runtime does"
 _FLOAT32 = "float32 rounding: 1e-6 off where the expected value is nearly zero, and the case allows 1e-7"
 _FLOAT16 = "float16 rounding: one unit in the last place, as NumPy sums a float16 softmax in float16"

@@ -29,9 +29,22 @@ from .models import (
 
 ZOO = SHARED / "zoo"
 FILES = sorted(ZOO.glob("*.onnx"))
-NEVER_TRAINED = {"BatchNormalization": (3, 4), "Resize": (1, 2), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2),
-                 "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QLinearAdd": (1, 2, 4, 5, 6, 7),
-                 "Clip": (1, 2), "Pad": (2,), "Pow": (1,), "OneHot": (2,), "Equal": (0, 1), "Where": (0,), "Gather": (1,)}  # fmt: skip
+NEVER_TRAINED = {  # fmt: skip
+    "BatchNormalization": (3, 4),
+    "Resize": (1, 2),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QLinearAdd": (1, 2, 4, 5, 6, 7),
+    "Clip": (1, 2),
+    "Pad": (2,),
+    "Pow": (1,),
+    "OneHot": (2,),
+    "Equal": (0, 1),
+    "Where": (0,),
+    "Gather": (1,),
+}
 """Inputs that are no weights: statistics, sizes, quantisation parameters, bounds, conditions."""
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Sqrt", "Pow", "Where"}
 
@@ -85,6 +98,7 @@ def check(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
     assert not buffers_with_gradient(module, feeds, unexplained)
 
 
+@pytest.mark.zoo
 @pytest.mark.skipif(not FILES, reason="the shared model zoo is not here (ONNXPRUNE_SHARED)")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_real_models(path: Path) -> None:

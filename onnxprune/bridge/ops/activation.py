@@ -163,7 +163,9 @@ def hardmax(x: torch.Tensor, axis: int = -1) -> torch.Tensor:
 
 
 @op("Dropout", since=1, multiple=True)
-def dropout_1(x: torch.Tensor, ratio: float = 0.5, is_test: int = 0, training: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def dropout_1(
+    x: torch.Tensor, ratio: float = 0.5, is_test: int = 0, training: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Before opset 12: the ratio is an attribute, the mask is of x's type before opset 10."""
     y = F.dropout(x, ratio, training)
     return y, torch.ones_like(x, dtype=torch.bool)

@@ -189,8 +189,8 @@ def clip(
     if not isinstance(min, torch.Tensor) and not isinstance(max, torch.Tensor):
         return x if min is None and max is None else torch.clamp(x, min, max)
     if min is not None:
-        x = torch.clamp(x, min=min)  # type: ignore[arg-type]
-    return x if max is None else torch.clamp(x, max=max)  # type: ignore[arg-type]
+        x = torch.clamp(x, min=min)
+    return x if max is None else torch.clamp(x, max=max)
 
 
 def _fold(function: Binary, values: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -102,7 +102,9 @@ def attention(
     groups = q.shape[1] // k.shape[1]
     keys = present_key.repeat_interleave(groups, dim=1) if groups > 1 else present_key
     values = present_value.repeat_interleave(groups, dim=1) if groups > 1 else present_value
-    root = torch.tensor(math.sqrt(1.0 / math.sqrt(q.shape[3]) if scale is None else scale), dtype=q.dtype, device=q.device)
+    root = torch.tensor(
+        math.sqrt(1.0 / math.sqrt(q.shape[3]) if scale is None else scale), dtype=q.dtype, device=q.device
+    )
     raw = torch.matmul(q * root, (keys * root).transpose(-1, -2))
     capped = softcap * torch.tanh(raw / softcap) if softcap else raw
     scores = capped + bias
@@ -161,7 +163,9 @@ def linear_attention(
     q, k, v = q.float(), k.float(), v.float()
     gates = None if decay is None else split_heads(decay, kv_num_heads).float()
     rates = None if beta is None else split_heads(beta, beta.shape[-1]).float()
-    state = q.new_zeros(q.shape[0], kv_num_heads, k.shape[-1], v.shape[-1]) if past_state is None else past_state.float()
+    state = (
+        q.new_zeros(q.shape[0], kv_num_heads, k.shape[-1], v.shape[-1]) if past_state is None else past_state.float()
+    )
     factor = scale or 1.0 / math.sqrt(q.shape[-1])
     rows = []
     for t in range(q.shape[2]):

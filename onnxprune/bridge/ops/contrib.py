@@ -100,7 +100,9 @@ def embed_layer_normalization(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Word + position + segment embeddings, normalised; the length of each example by its mask; and the sum itself."""
     length = input_ids.shape[1]
-    positions = position_embedding[:length] if position_ids is None else position_embedding[position_ids.to(torch.int64)]
+    positions = (
+        position_embedding[:length] if position_ids is None else position_embedding[position_ids.to(torch.int64)]
+    )
     total = word_embedding[input_ids.to(torch.int64)] + positions
     if segment_embedding is not None and segment_ids is not None:
         total = total + segment_embedding[segment_ids.to(torch.int64)]
@@ -110,8 +112,10 @@ def embed_layer_normalization(
     return F.layer_norm(total, total.shape[-1:], gamma, beta, epsilon), lengths, total
 
 
-def _mask_bias(mask: torch.Tensor | None, batch: int, q_length: int, kv_length: int, like: torch.Tensor, low: float) -> Any:
-    """A bias from the mask forms of ONNX Runtime: lengths (batch), 0/1 of (batch, kv), (batch, q, kv) or (batch, 1, q, kv)."""
+def _mask_bias(
+    mask: torch.Tensor | None, batch: int, q_length: int, kv_length: int, like: torch.Tensor, low: float
+) -> Any:
+    """A bias from ONNX Runtime's masks: lengths (batch), or 0/1 of (batch, kv), (batch, q, kv), (batch, 1, q, kv)."""
     if mask is None:
         return 0.0
     if mask.dim() == 1 and mask.shape[0] == batch:
@@ -264,7 +268,8 @@ def group_query_attention(
         at = torch.arange(past, past + q.shape[2], device=q.device)
         cos, sin, size = cos_cache[at], sin_cache[at], cos_cache.shape[-1] * 2
         q, k = (
-            torch.cat([rotate(x[..., :size], cos, sin, bool(rotary_interleaved)), x[..., size:]], dim=-1) for x in (q, k)
+            torch.cat([rotate(x[..., :size], cos, sin, bool(rotary_interleaved)), x[..., size:]], dim=-1)
+            for x in (q, k)
         )
     if past_key is not None and past_value is not None:
         k, v = torch.cat([past_key[:, :, :past], k], dim=2), torch.cat([past_value[:, :, :past], v], dim=2)
@@ -273,7 +278,9 @@ def group_query_attention(
     scores = torch.matmul(q, keys.transpose(-1, -2)) * (scale or 1.0 / math.sqrt(q.shape[-1]))
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     scores = scores if attention_bias is None else scores + attention_bias
-    distance = torch.arange(q.shape[2], device=q.device).reshape(-1, 1) + past - torch.arange(k.shape[2], device=q.device)
+    distance = (
+        torch.arange(q.shape[2], device=q.device).reshape(-1, 1) + past - torch.arange(k.shape[2], device=q.device)
+    )
     hidden = distance < 0
     hidden = hidden | (distance >= local_window_size) if local_window_size > 0 else hidden
     weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)

@@ -360,33 +360,25 @@ def host_transpose(data: Host, perm: Sequence[int] | None = None) -> Host:
 
 
 @host_op("ReduceProd")
-def host_reduce_prod(
-    data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Host:
+def host_reduce_prod(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
     """Product of all entries of a list."""
     return _reduce(lambda numbers: math.prod(numbers), data, keepdims)
 
 
 @host_op("ReduceSum")
-def host_reduce_sum(
-    data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Host:
+def host_reduce_sum(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
     """Sum of all entries of a list."""
     return _reduce(sum, data, keepdims)
 
 
 @host_op("ReduceMax")
-def host_reduce_max(
-    data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Host:
+def host_reduce_max(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
     """Largest entry of a list."""
     return _reduce(max, data, keepdims)
 
 
 @host_op("ReduceMin")
-def host_reduce_min(
-    data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Host:
+def host_reduce_min(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
     """Smallest entry of a list."""
     return _reduce(min, data, keepdims)
 

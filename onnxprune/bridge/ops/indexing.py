@@ -58,15 +58,13 @@ def scatter_elements(
 
 
 @op("ScatterND", fixed=(1,))
-def scatter_nd(
-    x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, reduction: str = "none"
-) -> torch.Tensor:
+def scatter_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, reduction: str = "none") -> torch.Tensor:
     """Slices put at (or combined with those at) tuples of indices, which are the last axis."""
     depth = indices.shape[-1]
     updates = updates.to(x.dtype)
     if reduction in ("none", "add"):
-        places = tuple(_wrapped(indices[..., i], x.shape[i]) for i in range(depth))
-        return x.index_put(places, updates, accumulate=reduction == "add")
+        point = tuple(_wrapped(indices[..., i], x.shape[i]) for i in range(depth))
+        return x.index_put(point, updates, accumulate=reduction == "add")
     rows = 1
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=x.device)
     for i in range(depth):
@@ -122,9 +120,7 @@ def compress(x: torch.Tensor, condition: torch.Tensor, axis: int | None = None) 
 
 
 @op("ReverseSequence", fixed=(1,))
-def reverse_sequence(
-    x: torch.Tensor, lengths: torch.Tensor, batch_axis: int = 1, time_axis: int = 0
-) -> torch.Tensor:
+def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, batch_axis: int = 1, time_axis: int = 0) -> torch.Tensor:
     """The first `length` steps of each batch entry in reverse order."""
     y = x.movedim((batch_axis, time_axis), (0, 1))
     steps = torch.arange(y.shape[1], device=x.device)
@@ -149,5 +145,10 @@ def unique(x: torch.Tensor, axis: int | None = None, sorted: int = 1) -> tuple[t
     if not sorted:
         by_first = torch.argsort(first)
         rank = torch.empty_like(by_first).scatter(0, by_first, torch.arange(by_first.numel(), device=x.device))
-        values, first, counts, inverse = values.index_select(dim, by_first), first[by_first], counts[by_first], rank[inverse]
+        values, first, counts, inverse = (
+            values.index_select(dim, by_first),
+            first[by_first],
+            counts[by_first],
+            rank[inverse],
+        )
     return values, first, inverse.reshape(-1), counts

@@ -28,9 +28,9 @@ def gemm(
     broadcast: int = 0,
 ) -> torch.Tensor:
     """alpha * A' B' + beta * C, where C broadcasts to (M, N) and may be left out."""
-    if transB and not transA and alpha == 1.0 and beta == 1.0 and a.is_floating_point():
-        if c is None or (c.dim() == 1 and c.shape[0] == b.shape[0]):
-            return F.linear(a, b, c)
+    usual = transB and not transA and alpha == 1.0 and beta == 1.0 and a.is_floating_point()
+    if usual and (c is None or (c.dim() == 1 and c.shape[0] == b.shape[0])):
+        return F.linear(a, b, c)
     a = a.t() if transA else a
     b = b.t() if transB else b
     if not a.is_floating_point():
@@ -52,7 +52,8 @@ def einsum(*operands: torch.Tensor, equation: str) -> torch.Tensor:
 @op("Det")
 def det(x: torch.Tensor) -> torch.Tensor:
     """Determinants of the last two axes."""
-    return torch.linalg.det(x)
+    result: torch.Tensor = torch.linalg.det(x)
+    return result
 
 
 @op("Trilu", host=(1,))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from onnxprune.bridge.convert import held_in
+from onnxprune.bridge.dtypes import torch_dtype
 from onnxprune.bridge.ops.arithmetic import WIDE_UNSIGNED
 from onnxprune.bridge.ops.host import slice_indices
 from onnxprune.bridge.registry import EVERY_INPUT, op
@@ -40,8 +42,7 @@ def flatten(x: torch.Tensor, axis: int = 1) -> torch.Tensor:
     axis = axis + x.dim() if axis < 0 else axis
     if axis == 1 and x.dim() == 2:
         return x
-    return x.reshape(math.prod(x.shape[:axis]), -1) if 0 not in x.shape else x.reshape(
-        math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 @op("Transpose", carries=(0,))
@@ -263,16 +264,12 @@ def constant_of_shape(
     shape: Sequence[int], value: tuple[Any, str] = (0.0, "FLOAT"), device: torch.device | None = None
 ) -> torch.Tensor:
     """A tensor of one number."""
-    from onnxprune.bridge.convert import held_in
-
     return torch.full(tuple(shape), value[0], dtype=held_in(value[1]), device=device)
 
 
 @op("EyeLike", differentiable=False)
 def eye_like(x: torch.Tensor, dtype: int | None = None, k: int = 0) -> torch.Tensor:
     """Ones on the k-th diagonal of a matrix of x's extents."""
-    from onnxprune.bridge.dtypes import torch_dtype
-
     rows, columns = x.shape
     ones = torch.ones(rows, columns, dtype=torch.int64, device=x.device)
     diagonal = torch.triu(ones, k) - torch.triu(ones, k + 1)
@@ -289,10 +286,9 @@ def range_of(
     device: torch.device | None = None,
 ) -> torch.Tensor:
     """start, start + delta, ... below (or above) limit."""
-    from onnxprune.bridge.convert import held_in
-
     known = next((name for name in input_types if name), "FLOAT" if isinstance(start, float) else "INT64")
     start, limit, delta = (v[0] if isinstance(v, list) else v for v in (start, limit, delta))
     count = max(0, math.ceil((limit - start) / delta))
     wide = torch.int64 if isinstance(start, int) else torch.float64
-    return (start + torch.arange(count, device=device, dtype=wide) * delta).to(held_in(known))
+    numbers: torch.Tensor = torch.arange(count, device=device, dtype=wide) * delta + start
+    return numbers.to(held_in(known))

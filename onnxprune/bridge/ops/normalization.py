@@ -26,7 +26,9 @@ def _normalise(
         return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
     if x.dtype == mean.dtype or x.dtype in (torch.float16, torch.bfloat16):
         return F.batch_norm(x, mean, var, scale, bias, update, 1.0 - momentum, epsilon)
-    wide = F.batch_norm(x.to(mean.dtype), mean, var, scale.to(mean.dtype), bias.to(mean.dtype), update, 1.0 - momentum, epsilon)
+    wide = F.batch_norm(
+        x.to(mean.dtype), mean, var, scale.to(mean.dtype), bias.to(mean.dtype), update, 1.0 - momentum, epsilon
+    )
     return wide.to(x.dtype)
 
 
@@ -131,7 +133,12 @@ def group_normalization_18(
 
 @op("GroupNormalization", since=21)
 def group_normalization(
-    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    num_groups: int,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> torch.Tensor:
     """Channels in groups, each group of each example by its own mean and variance; scale and bias per channel."""
     return F.group_norm(x, num_groups, scale, bias, epsilon)

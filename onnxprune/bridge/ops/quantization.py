@@ -132,9 +132,7 @@ def matmul_integer(
     return torch.matmul(_centred(a, a_zero_point, -2), _centred(b, b_zero_point, -1))
 
 
-def _requantized(
-    real: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, name: str | None
-) -> torch.Tensor:
+def _requantized(real: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, name: str | None) -> torch.Tensor:
     """real / scale to the output's levels, in float32 as ONNX Runtime does it, so that ties fall the same way."""
     return _shifted(real.float() / scale.float(), zero, name)
 
@@ -165,9 +163,7 @@ def qlinear_conv(
     return _shifted(total.float() * scale.float(), y_zero_point, input_types[7])
 
 
-@op(
-    "QLinearMatMul", fixed=(1, 2, 4, 5, 6, 7), quantized=(0, 3), weights={3: (4, 5)}, quantizes=_type_of_input(7)
-)
+@op("QLinearMatMul", fixed=(1, 2, 4, 5, 6, 7), quantized=(0, 3), weights={3: (4, 5)}, quantizes=_type_of_input(7))
 def qlinear_matmul(
     a: torch.Tensor,
     a_scale: torch.Tensor,
@@ -276,7 +272,7 @@ def _register_unary() -> None:
 _register_unary()
 
 
-@op("QLinearConcat", domain=MICROSOFT, fixed=range(0, 1024), quantizes=_type_of_input(1))
+@op("QLinearConcat", domain=MICROSOFT, fixed=range(1024), quantizes=_type_of_input(1))
 def qlinear_concat(
     y_scale: torch.Tensor,
     y_zero_point: torch.Tensor,
@@ -313,7 +309,9 @@ def qgemm(
     real = total * (alpha * a_scale.double() * b_scale.double())
     if y_scale is None:
         return real.to(a_scale.dtype)
-    return _requantized(real, y_scale, y_zero_point, _name(input_types, 8, 0)).to(held_in(_name(input_types, 8, 0) or "UINT8"))
+    return _requantized(real, y_scale, y_zero_point, _name(input_types, 8, 0)).to(
+        held_in(_name(input_types, 8, 0) or "UINT8")
+    )
 
 
 @op("MatMulIntegerToFloat", domain=MICROSOFT, fixed=(2, 3, 4, 5), quantized=(0, 1))

@@ -3,8 +3,8 @@
 The usual cells run on PyTorch's fused kernels; peepholes, clipping, other activations, input_forget,
 linear_before_reset=0 and sequence_lens run step by step.
 
-Shapes: x (steps, batch, inputs), w (directions, gates H, inputs), r (directions, gates H, H), b (directions, 2 gates H),
-initial states (directions, batch, H); y (steps, directions, batch, H). layout=1 puts the batch first.
+Shapes: x (steps, batch, inputs), w (directions, gates H, inputs), r (directions, gates H, H), b (directions,
+2 gates H), initial states (directions, batch, H); y (steps, directions, batch, H). layout=1 puts the batch first.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def gru(
     linear_before_reset: int = 0,
     output_sequence: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    """Gates z, r, h in this order. The reset gate acts before R_h (as published), or after it with linear_before_reset."""
+    """Gates z, r, h in this order. Reset acts before R_h (as published), or after it with linear_before_reset."""
     default = ("Sigmoid", "Tanh")
     cell = Cell(r.shape[-1], direction, activations, activation_alpha, activation_beta, clip, layout, default)
     x = x.transpose(0, 1) if layout else x
@@ -242,7 +242,9 @@ def gru(
             from_x = F.linear(xt, w[index], wb)
             gates = functions[0](cell.clipped(from_x[:, : 2 * size] + F.linear(ht, r_gates, rb_gates)))
             update, reset = gates.chunk(2, dim=1)
-            recurrent = reset * F.linear(ht, r_new, rb_new) if linear_before_reset else F.linear(reset * ht, r_new, rb_new)
+            recurrent = (
+                reset * F.linear(ht, r_new, rb_new) if linear_before_reset else F.linear(reset * ht, r_new, rb_new)
+            )
             new = functions[1](cell.clipped(from_x[:, 2 * size :] + recurrent))
             return ((1 - update) * new + update * ht,)
 
@@ -271,7 +273,7 @@ def lstm(
     layout: int = 0,
     output_sequence: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    """Gates i, o, f, c in this order; peepholes p (directions, 3 H) as i, o, f. Gives all h, the last h and the last c."""
+    """Gates i, o, f, c in this order; peepholes p (directions, 3 H) as i, o, f. Gives all h, last h and last c."""
     default = ("Sigmoid", "Tanh", "Tanh")
     cell = Cell(r.shape[-1], direction, activations, activation_alpha, activation_beta, clip, layout, default)
     x = x.transpose(0, 1) if layout else x
@@ -280,7 +282,9 @@ def lstm(
         source = x.flip(0) if direction == "reverse" else x
         weights = _fused_weights(w, r, b, 4, (0, 2, 3, 1))
         states = (h.contiguous(), c.contiguous())
-        y, last, memory = torch.lstm(source, states, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False)
+        y, last, memory = torch.lstm(
+            source, states, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False
+        )
         y = y.flip(0) if direction == "reverse" else y
         return _laid_out((_unfolded(y, w.shape[0]), last, memory), layout)
 

@@ -17,14 +17,21 @@ def _sum(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
-    return x.mean(dim=axes, keepdim=keep) if x.is_floating_point() else x.double().mean(dim=axes, keepdim=keep).to(x.dtype)
+    return (
+        x.mean(dim=axes, keepdim=keep) if x.is_floating_point() else x.double().mean(dim=axes, keepdim=keep).to(x.dtype)
+    )
 
 
 def _extreme(x: torch.Tensor, axes: tuple[int, ...], keep: bool, largest: bool) -> torch.Tensor:
     if any(x.shape[axis] == 0 for axis in axes):
-        bounds = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype) if x.dtype != torch.bool else None
-        edge = (float("-inf") if largest else float("inf")) if x.is_floating_point() else (
-            (not largest) if bounds is None else bounds.min if largest else bounds.max)
+        bounds = (
+            torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype) if x.dtype != torch.bool else None
+        )
+        edge = (
+            (float("-inf") if largest else float("inf"))
+            if x.is_floating_point()
+            else ((not largest) if bounds is None else bounds.min if largest else bounds.max)
+        )
         return _sum(x, axes, keep).fill_(edge)
     if x.dtype in WIDE_UNSIGNED:
         return _extreme(x.to(torch.int64), axes, keep, largest).to(x.dtype)
@@ -40,7 +47,8 @@ def _product(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor
 def _norm2(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
     if not x.is_floating_point():
         return torch.sqrt(_sum(x * x, axes, keep).double()).to(x.dtype)
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=keep)
+    norm: torch.Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=keep)
+    return norm
 
 
 def _log_sum_exp(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:

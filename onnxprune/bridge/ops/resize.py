@@ -19,15 +19,17 @@ from onnxprune.bridge.registry import op
 def _source_positions(
     out: int, length: int, scale: float, mode: str, roi: tuple[float, float], exact: float, device: Any
 ) -> torch.Tensor:
-    """Where each output index lies on the input axis (coordinate_transformation_mode)."""
-    x = torch.arange(out, dtype=torch.float64, device=device)
+    """Where each output index lies on the input axis (coordinate_transformation_mode), in float32 as ONNX Runtime has
+    it: floor and ceil hang on the last bit."""
+    x = torch.arange(out, dtype=torch.float32, device=device)
+    scale = torch.tensor(scale, dtype=torch.float32, device=device)  # type: ignore[assignment]
     if mode == "half_pixel":
         return (x + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
         adjustment = out / exact
         return length / 2 * (1 - adjustment) + (x + 0.5) / scale - 0.5
     if mode == "pytorch_half_pixel":
-        return (x + 0.5) / scale - 0.5 if out > 1 else torch.zeros_like(x) - 0.0
+        return (x + 0.5) / scale - 0.5 if out > 1 else torch.zeros_like(x)
     if mode == "align_corners":
         return torch.zeros_like(x) if out == 1 else x * (length - 1) / (out - 1)
     if mode == "asymmetric":
@@ -43,15 +45,11 @@ def _source_positions(
 
 
 def _nearest(positions: torch.Tensor, rounding: str) -> torch.Tensor:
-    # Positions carry an error of some 1e-13: halves and whole numbers are meant as such.
-    tolerance = 1e-9
     if rounding == "round_prefer_floor":
-        return torch.ceil(positions - 0.5 - tolerance)
+        return torch.ceil(positions - 0.5)
     if rounding == "round_prefer_ceil":
-        return torch.floor(positions + 0.5 + tolerance)
-    if rounding == "floor":
-        return torch.floor(positions + tolerance)
-    return torch.ceil(positions - tolerance)
+        return torch.floor(positions + 0.5)
+    return torch.floor(positions) if rounding == "floor" else torch.ceil(positions)
 
 
 def _kernel(mode: str, distance: torch.Tensor, a: float) -> torch.Tensor:
@@ -85,7 +83,7 @@ def _taps(
 def _resize_axis(x: torch.Tensor, axis: int, indices: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     if weights is None:
         return x.index_select(axis, indices)
-    matrix = torch.zeros(indices.shape[0], x.shape[axis], dtype=torch.float64, device=x.device)
+    matrix = torch.zeros(indices.shape[0], x.shape[axis], dtype=weights.dtype, device=x.device)
     matrix = matrix.scatter_add(1, indices, weights).to(x.dtype)
     return torch.matmul(x.movedim(axis, -1), matrix.t()).movedim(-1, axis)
 
@@ -99,11 +97,6 @@ def _sizes_for_policy(
         return list(sizes), scales
     scale = min(scales) if policy == "not_larger" else max(scales)
     return [math.floor(scale * shape[axis] + 0.5) for axis in axes], [scale] * len(axes)
-
-
-def _interpolated(x: torch.Tensor, axes: Sequence[int], sizes: Sequence[int], scales: Sequence[float]) -> torch.Tensor:
-    """Bilinear with half pixels in two dimensions, as PyTorch has it."""
-    return F.interpolate(x, size=tuple(sizes), mode="bilinear", align_corners=False)
 
 
 def _resize(
@@ -141,7 +134,9 @@ def _resize(
         if mode == "nearest":
             indices, weights = _nearest(positions, nearest_mode).clamp(0, length - 1).to(torch.int64), None
         else:
-            indices, weights = _taps(positions, length, scale, mode, cubic_coeff_a, bool(exclude_outside), bool(antialias))
+            indices, weights = _taps(
+                positions, length, scale, mode, cubic_coeff_a, bool(exclude_outside), bool(antialias)
+            )
         x = _resize_axis(x, axis, indices, weights)
     for axis, beyond in outside:
         shape = [-1 if d == axis else 1 for d in range(x.dim())]

@@ -22,7 +22,8 @@ def _transform(x: torch.Tensor, length: int | None, axis: int, inverse: int, one
     value = torch.complex(x[..., 0], x[..., 1]) if x.shape[-1] == 2 else x[..., 0]
     if inverse and onesided:
         n = length if length is not None else 2 * (x.shape[axis] - 1)
-        return torch.fft.irfft(value, n=n, dim=axis).unsqueeze(-1)
+        real: torch.Tensor = torch.fft.irfft(value, n=n, dim=axis)
+        return real.unsqueeze(-1)
     run = torch.fft.ifft if inverse else torch.fft.fft
     y = run(value, n=length, dim=axis)
     if onesided:
@@ -31,9 +32,7 @@ def _transform(x: torch.Tensor, length: int | None, axis: int, inverse: int, one
 
 
 @op("DFT", since=17, host=(1,))
-def dft_17(
-    x: torch.Tensor, dft_length: Any = None, axis: int = 1, inverse: int = 0, onesided: int = 0
-) -> torch.Tensor:
+def dft_17(x: torch.Tensor, dft_length: Any = None, axis: int = 1, inverse: int = 0, onesided: int = 0) -> torch.Tensor:
     """Opset 17: the axis is an attribute."""
     return _transform(x, _first(dft_length), axis, inverse, onesided)
 
@@ -61,7 +60,9 @@ def stft(
     return _transform(frames, None, 2, 0, onesided)
 
 
-def _window(size: Any, coefficients: tuple[float, ...], periodic: int, dtype: int, device: torch.device | None) -> torch.Tensor:
+def _window(
+    size: Any, coefficients: tuple[float, ...], periodic: int, dtype: int, device: torch.device | None
+) -> torch.Tensor:
     count = int(_first(size))
     span = count if periodic else count - 1
     angle = torch.arange(count, dtype=torch.float64, device=device) * (2 * math.pi / max(span, 1))
@@ -72,19 +73,25 @@ def _window(size: Any, coefficients: tuple[float, ...], periodic: int, dtype: in
 
 
 @op("HannWindow", host=(0,), differentiable=False)
-def hann_window(size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None) -> torch.Tensor:
+def hann_window(
+    size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None
+) -> torch.Tensor:
     """1/2 - 1/2 cos."""
     return _window(size, (0.5, -0.5), periodic, output_datatype, device)
 
 
 @op("HammingWindow", host=(0,), differentiable=False)
-def hamming_window(size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None) -> torch.Tensor:
+def hamming_window(
+    size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None
+) -> torch.Tensor:
     """25/46 - 21/46 cos."""
     return _window(size, (25 / 46, -21 / 46), periodic, output_datatype, device)
 
 
 @op("BlackmanWindow", host=(0,), differentiable=False)
-def blackman_window(size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None) -> torch.Tensor:
+def blackman_window(
+    size: Any, output_datatype: int = 1, periodic: int = 1, device: torch.device | None = None
+) -> torch.Tensor:
     """0.42 - 0.5 cos + 0.08 cos 2."""
     return _window(size, (0.42, -0.5, 0.08), periodic, output_datatype, device)
 

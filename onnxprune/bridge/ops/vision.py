@@ -35,9 +35,7 @@ def _reflected(x: torch.Tensor, length: int, align_corners: bool) -> torch.Tenso
     return torch.where(distance > span, 2 * span - distance, distance) + low
 
 
-def _sample(
-    x: torch.Tensor, indices: Sequence[torch.Tensor], padding: str, align_corners: bool
-) -> torch.Tensor:
+def _sample(x: torch.Tensor, indices: Sequence[torch.Tensor], padding: str, align_corners: bool) -> torch.Tensor:
     """x (N, C, sizes) at whole-numbered places (N, places): (N, C, places), with the padding rule beyond the border."""
     n, c = x.shape[:2]
     inside = torch.ones_like(indices[0], dtype=torch.bool)
@@ -79,8 +77,9 @@ def grid_sample(
     flat = grid.reshape(grid.shape[0], -1, spatial)
     places = _unnormalised(flat, x.shape[2:], corners)
     if mode != "cubic" and padding_mode != "zeros":
-        fold = {"border": lambda p, n: p.clamp(0, n - 1), "reflection": lambda p, n: _reflected(p, n, corners).clamp(0, n - 1)}
-        places = [fold[padding_mode](p, n) for p, n in zip(places, x.shape[2:], strict=True)]
+        if padding_mode == "reflection":
+            places = [_reflected(p, n, corners) for p, n in zip(places, x.shape[2:], strict=True)]
+        places = [p.clamp(0, n - 1) for p, n in zip(places, x.shape[2:], strict=True)]
     result = _mix(x, places, mode, padding_mode, corners)
     return result.reshape(x.shape[0], x.shape[1], *grid.shape[1:-1])
 
@@ -194,7 +193,7 @@ def _roi_align(
         ]
         shape = (x.shape[1], height, down, width, across)
         if mode == "avg":
-            results.append((sum(corners) * inside).reshape(shape).mean(dim=(2, 4)))  # type: ignore[union-attr]
+            results.append((sum(corners) * inside).reshape(shape).mean(dim=(2, 4)))
         else:
             largest = torch.stack(corners).amax(dim=0) * inside
             results.append(largest.reshape(shape).amax(dim=(2, 4)))
@@ -234,7 +233,9 @@ def roi_align(
 
 
 @op("MaxRoiPool", fixed=(1,))
-def max_roi_pool(x: torch.Tensor, rois: torch.Tensor, pooled_shape: tuple[int, int], spatial_scale: float = 1.0) -> torch.Tensor:
+def max_roi_pool(
+    x: torch.Tensor, rois: torch.Tensor, pooled_shape: tuple[int, int], spatial_scale: float = 1.0
+) -> torch.Tensor:
     """Largest of each bin of each region (image, x1, y1, x2, y2), whose borders are rounded (Girshick 2015)."""
     height, width = pooled_shape
     results = []
@@ -311,7 +312,9 @@ def non_max_suppression(
         centre, size = boxes[..., :2], boxes[..., 2:] / 2
         corners = torch.cat([(centre - size), (centre + size)], dim=-1)
     else:
-        corners = torch.cat([torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])], -1)
+        corners = torch.cat(
+            [torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])], -1
+        )
     rows = []
     for batch in range(scores.shape[0]):
         for kind in range(scores.shape[1]):

@@ -1,0 +1,168 @@
+"""What a training step costs through the bridge: ResNet-18 and LeNet-5 at batch 64 against native PyTorch.
+
+The same network is run as its own nn.Module and as `to_torch` of its ONNX export, alternating step by step in one
+process: forward, cross-entropy, backward, SGD with momentum. The figure is the median of the ratios of neighbouring
+steps. `torch.compile` of the bridge's module is run on both, and its output compared.
+
+    python benchmarks/bridge_step_time.py [--steps 40] [--device cpu] [--threads 1]
+
+Writes benchmarks/results/bridge_step_time.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from onnxprune.bridge import to_torch
+
+RESULT = Path(__file__).parent / "results" / "bridge_step_time.json"
+BATCH = 64
+
+
+class LeNet5(nn.Module):
+    """The Caffe variant: 20 and 50 filters, 500 hidden neurons, 431 K parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, 28, 28) to (N, 10)."""
+        x = nn.functional.max_pool2d(self.conv1(x), 2)
+        x = nn.functional.max_pool2d(self.conv2(x), 2)
+        return self.fc2(torch.relu(self.fc1(x.flatten(1))))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, inputs, H, W) to (N, outputs, H/stride, W/stride)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """He et al. 2016, for 64x64 images here, so that a step takes a second on one core."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
+        widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+        blocks = [block for i, o, s in widths for block in (Block(i, o, s), Block(o, o, 1))]
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(512, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, 1000)."""
+        return self.head(nn.functional.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
+
+
+def export(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    """The network as ONNX with BatchNormalization left as it is."""
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        network, (example[:2],), buffer, input_names=["input"], output_names=["logits"],
+        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, opset_version=17, dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
+    )  # fmt: skip
+    return onnx.load_from_string(buffer.getvalue())
+
+
+class Stepper:
+    """One network with its optimiser: call it for one training step, which gives the seconds it took."""
+
+    def __init__(self, network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.network, self.x, self.y = network.train(), x, y
+        self.optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        self.optimiser.zero_grad()
+        nn.functional.cross_entropy(self.network(self.x), self.y).backward()
+        self.optimiser.step()
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def measure(network: nn.Module, x: torch.Tensor, steps: int) -> dict[str, Any]:
+    """Seconds a step of both, and the median of the ratios of neighbouring steps."""
+    y = torch.randint(10, (len(x),), device=x.device)
+    module = to_torch(export(network.eval(), x.cpu())).to(x.device)
+    network = network.to(x.device)
+    with torch.no_grad():
+        difference = float((network.eval()(x) - module.eval()(x)).abs().max())
+        compiled = torch.compile(module, fullgraph=True)
+        compiled_difference = float((compiled(x) - module(x)).abs().max())
+    native, bridged = Stepper(network, x, y), Stepper(module, x, y)
+    for stepper in (native, bridged, native, bridged):
+        stepper()
+    gc.disable()
+    times: list[tuple[float, float]] = []
+    for step in range(steps):  # the order changes, so that neither always comes second
+        pair = (native(), bridged()) if step % 2 == 0 else tuple(reversed((bridged(), native())))
+        times.append((pair[0], pair[1]))
+    gc.enable()
+    ratios = sorted(ours / theirs for theirs, ours in times)
+    return {
+        "native_s": statistics.median(theirs for theirs, _ in times),
+        "bridge_s": statistics.median(ours for _, ours in times),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "steps": steps,
+        "largest_output_difference": difference,
+        "compile": {"full_graph": True, "largest_output_difference": compiled_difference},
+    }
+
+
+def main() -> None:
+    """Measure both networks and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    result = {
+        "batch": BATCH,
+        "limit": 1.05,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "lenet5": measure(LeNet5(), torch.randn(BATCH, 1, 28, 28, device=device), arguments.steps * 10),
+        "resnet18": measure(ResNet18(), torch.randn(BATCH, 3, 64, 64, device=device), arguments.steps),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
