@@ -22,8 +22,9 @@ from torch import nn
 
 from onnxprune.bridge.training import Arrays, Data, Masks, Prune, TrainSettings, get_metric
 from onnxprune.bridge.training.layers import find_layers
-from onnxprune.bridge.training.loop import Task, train
+from onnxprune.bridge.training.loop import train
 from onnxprune.bridge.training.losses import make_loss
+from onnxprune.bridge.training.task import Task
 from onnxprune.bridge.training.view import Head
 from onnxprune.runtime import figures, make_session, run
 

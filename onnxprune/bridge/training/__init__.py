@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from onnxprune.bridge.training.data import Arrays, Batch, Source
 from onnxprune.bridge.training.iterate import Clean, IterateResult, IterationResult, Prune, iterate
-from onnxprune.bridge.training.loop import EpochResult, TrainResult
 from onnxprune.bridge.training.masks import Masks, apply_masks, masks_of_zeros, sparsity
 from onnxprune.bridge.training.metrics import METRICS, Metric, get_metric
 from onnxprune.bridge.training.progress import Event, Progress, display
 from onnxprune.bridge.training.readers import Data, read_data
 from onnxprune.bridge.training.retrain import Retrained, measure, retrain
 from onnxprune.bridge.training.settings import DataSettings, IterateSettings, TrainSettings
+from onnxprune.bridge.training.task import EpochResult, TrainResult
 
 __all__ = [
     "METRICS",

@@ -18,13 +18,13 @@ import torch
 
 from onnxprune.bridge.training import checkpoint as files
 from onnxprune.bridge.training.layers import find_layers
-from onnxprune.bridge.training.loop import EpochResult, Span, TrainResult
 from onnxprune.bridge.training.masks import Mask, Masks, apply_masks, sparsity
 from onnxprune.bridge.training.progress import Progress
 from onnxprune.bridge.training.readers import Data
 from onnxprune.bridge.training.reinit import reinitialise
 from onnxprune.bridge.training.retrain import retrain
 from onnxprune.bridge.training.settings import IterateSettings, TrainSettings
+from onnxprune.bridge.training.task import EpochResult, Span, TrainResult
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.schedules import sparsities
 
@@ -121,38 +121,41 @@ def iterate(
     mark = fingerprint(model, settings)
     if checkpoint is not None:
         _load(checkpoint, mark, state)
+
+    def training(iteration: int, phase: _Phase) -> TrainResult:
+        _prune_phase(state, prune, wanted[iteration - 1], iteration, phase)
+        done = retrain(
+            _start_weights(state, settings, iteration),
+            data,
+            _train_settings(settings, iteration),
+            masks=state.masks,
+            validation=validation,
+            original=model,
+            frozen=phase.frozen,
+            span=_span(settings, phase),
+            progress=progress,
+            checkpoint=checkpoint / "training.safetensors" if checkpoint is not None else None,
+            tag=f"{mark} {phase.number}",
+            place=(iteration, settings.iterations),
+        )
+        state.model = done.model
+        return done.result
+
+    diverged = ""
     for iteration in range(len(state.history) + 1, settings.iterations + 1):
-        trainings = []
+        trainings: list[TrainResult] = []
         for phase in _phases(state.model, settings, iteration):
-            _prune_phase(state, prune, wanted[iteration - 1], iteration, phase)
-            state.model = _start_weights(state, settings, iteration)
-            done = retrain(
-                state.model,
-                data,
-                _train_settings(settings, iteration),
-                masks=state.masks,
-                validation=validation,
-                original=model,
-                frozen=phase.frozen,
-                span=_span(settings, phase),
-                progress=progress,
-                checkpoint=checkpoint / "training.safetensors" if checkpoint is not None else None,
-                tag=f"{mark} {phase.number}",
-                place=(iteration, settings.iterations),
-            )
-            state.model = done.model
-            trainings.append(done.result)
-            if done.result.diverged:
-                break
+            if not diverged:
+                trainings.append(training(iteration, phase))
+                diverged = trainings[-1].diverged
         reached = sparsity(state.masks)
         state.history.append(IterationResult(iteration, wanted[iteration - 1], reached, tuple(trainings)))
-        if trainings[-1].diverged:
+        if diverged:
             break
         if clean is not None:
             _clean(state, clean)
         if checkpoint is not None:
             _save(checkpoint, mark, state)
-    diverged = state.history[-1].trainings[-1].diverged
     return IterateResult(state.model, state.masks, tuple(state.history), diverged)
 
 

@@ -27,13 +27,14 @@ from onnxprune.bridge.training.data import Batch, Source, first_batch, split
 from onnxprune.bridge.training.evaluate import as_tuple, evaluate
 from onnxprune.bridge.training.feed import Feed, batch_tensors
 from onnxprune.bridge.training.layers import find_layers, matching
-from onnxprune.bridge.training.loop import Span, Task, TrainResult, make_accelerator, train
+from onnxprune.bridge.training.loop import make_accelerator, train
 from onnxprune.bridge.training.losses import make_loss, recognise
 from onnxprune.bridge.training.masks import Masks
 from onnxprune.bridge.training.metrics import Metric, check_metric, default_metric, get_metric
 from onnxprune.bridge.training.progress import Progress
 from onnxprune.bridge.training.readers import Data
 from onnxprune.bridge.training.settings import TrainSettings
+from onnxprune.bridge.training.task import Span, Task, TrainResult
 from onnxprune.bridge.training.view import Head, dropout_ratios, training_view
 from onnxprune.errors import DataError
 

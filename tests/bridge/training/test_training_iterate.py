@@ -17,9 +17,9 @@ import pytest
 from training_models import blob_data, convnet, image_data, mlp, weights
 
 from onnxprune.bridge.training.iterate import iterate
-from onnxprune.bridge.training.loop import Span
 from onnxprune.bridge.training.masks import Masks
 from onnxprune.bridge.training.settings import IterateSettings, TrainSettings
+from onnxprune.bridge.training.task import Span
 from onnxprune.errors import RecipeError
 
 module = importlib.import_module("onnxprune.bridge.training.iterate")  # the package exports the function too

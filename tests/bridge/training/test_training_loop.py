@@ -21,6 +21,7 @@ from onnxprune.bridge.training.progress import Event, describe, display
 from onnxprune.bridge.training.readers import Data
 from onnxprune.bridge.training.retrain import measure, retrain
 from onnxprune.bridge.training.settings import TrainSettings
+from onnxprune.bridge.training.task import Task
 from onnxprune.bridge.training.view import Head
 from onnxprune.errors import DataError, RecipeError
 
@@ -325,6 +326,6 @@ def test_a_plain_module_can_be_trained_too() -> None:
     x, label = blobs()
     heads = (Head("y", "values", 1),)
     loss = make_loss(FAST, heads, (torch.from_numpy(label),), (0,))
-    task = loop.Task(module, Arrays((x,), (label,)), Arrays((x,), (label,)), heads, (0,), loss, METRICS["accuracy"])
+    task = Task(module, Arrays((x,), (label,)), Arrays((x,), (label,)), heads, (0,), loss, METRICS["accuracy"])
     result = loop.train(task, FAST)
     assert result.best is not None and result.best > 0.9
