@@ -76,7 +76,8 @@ def check(original: Path, pruned: Path, record: Path | None = None, *, seed: int
     difference, change = _compare_outputs(before, after, None if trained else twin, seed)
     if difference is not None and not difference <= tolerance_of(before):
         raise VerificationError(
-            f"'{pruned}' differs from '{original}' with the recorded units zeroed by {difference:.2g} of the largest output"
+            f"'{pruned}' differs from '{original}' with the recorded units zeroed by {difference:.2g} of the "
+            "largest output"
         )
     return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change)
 
@@ -89,7 +90,8 @@ def _same_interface(before: ir.Model, after: ir.Model) -> None:
         ours, theirs = [(v.name, v.dtype) for v in a], [(v.name, v.dtype) for v in b]
         if ours != theirs:
             raise VerificationError(
-                f"the {what} differ: {[n for n, _ in ours]} in the original, {[n for n, _ in theirs]} in the pruned model"
+                f"the {what} differ: {[n for n, _ in ours]} in the original, {[n for n, _ in theirs]} in the pruned "
+                "model"
             )
 
 

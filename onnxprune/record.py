@@ -104,13 +104,12 @@ def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int
             stays[atoms[flags[rows]]] = True
     removed: Bools = gone & ~stays
     found = structure.keep(removed).lost()
-    for name, axes in kept.items():
-        value = by_name.get(name)
-        if value is None:
+    for name, recorded in kept.items():
+        if name not in by_name:
             raise DataError(f"the record names the weight {name!r}, which the model does not have")
-        for axis, indices in axes.items():
-            flags = found.get(value, {}).get(int(axis))
-            if flags is None or not np.array_equal(np.flatnonzero(flags), indices):
+        for place, indices in recorded.items():
+            cut = found.get(by_name[name], {}).get(int(place))
+            if cut is None or not np.array_equal(np.flatnonzero(cut), indices):
                 raise DataError(f"the record keeps indices of {name!r} that this model cannot be cut to")
     return removed
 

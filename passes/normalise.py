@@ -67,7 +67,7 @@ def _untie_constants(model: ir.Model) -> bool:
 
 def _one_real_axis(value: ir.Value) -> bool:
     tensor = value.const_value
-    return tensor is not None and tensor.dtype.is_floating_point() and sum(int(n) > 1 for n in tensor.shape) == 1
+    return tensor is not None and tensor.dtype.is_floating_point() and sum(n > 1 for n in tensor.shape.numpy()) == 1
 
 
 def _copy(graph: ir.Graph, value: ir.Value, number: int, names: set[str | None]) -> ir.Value:

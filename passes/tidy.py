@@ -40,7 +40,7 @@ def _join_copies(graph: ir.Graph) -> bool:
         kept: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
         for value in members:
             assert value.const_value is not None
-            content = (value.const_value.tobytes(), tuple(int(n) for n in value.const_value.shape))
+            content = (value.const_value.tobytes(), tuple(value.const_value.shape.numpy()))
             first = kept.setdefault(content, value)
             if first is not value:
                 value.replace_all_uses_with(first)

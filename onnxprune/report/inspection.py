@@ -17,8 +17,8 @@ def print_inspection(console: Console, model: str, found: Inspection) -> None:
     console.print(_groups(model, found))
     total = max(found.weight_parameters, 1)
     console.print(
-        f"{found.weight_parameters:,} weights; {found.unit_parameters / total:.1%} of them go with whole units exactly, "
-        f"{found.inexact_parameters / total:.1%} with --allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of "
+        f"{found.weight_parameters:,} weights; {found.unit_parameters / total:.1%} of them go with whole units "
+        f"exactly, {found.inexact_parameters / total:.1%} with --allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of "
         f"{found.macs:,} multiply-adds"
     )
     reasons = [reason.split(": ", 1)[1] for w in found.weights for reason in w.pinned]

@@ -17,7 +17,7 @@ from onnxprune.structure import rules
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import KIND_BITS
 from onnxprune.structure.shapes import Facts, Shape, infer
-from onnxprune.structure.structure import Fill, Structure
+from onnxprune.structure.structure import Fill, Structure, filled_at_run_time
 from onnxprune.structure.terms import Ids, Terms
 
 # Constant operands that must not be zeroed to show that a unit is gone: dividing by them, or scaling to integers.
@@ -357,15 +357,7 @@ class View:
 
     def is_source(self, value: ir.Value) -> bool:
         """Say whether a value is an initializer, or a constant filled at run time with a shape known before."""
-        if value.is_initializer():
-            return True
-        node = value.producer()
-        return (
-            node is not None
-            and node.op_type == "ConstantOfShape"
-            and self.facts.data(node.inputs[0]) is not None
-            and len(self.facts.shape(value) or ()) > 1
-        )
+        return value.is_initializer() or filled_at_run_time(value)
 
     def fill(self, value: ir.Value | None, zero_point: ir.Value | None, axis: int) -> bool:
         """Say that a quantised constant is zeroed by writing its zero point.
@@ -378,6 +370,8 @@ class View:
         if zero_point is not None and not zero_point.is_initializer():
             return False
         self.axes(value)
+        if value in self._analysis.unmasked:
+            return False
         known = self._analysis.fills.get(value)
         if known is not None and known != Fill(zero_point, axis):
             return False
@@ -420,9 +414,9 @@ class View:
                 self.pin(axis, reason)
         for graph in _subgraphs(self.node):
             for inner in graph.all_nodes():
-                for value in (*inner.inputs, *inner.outputs):
-                    if value is not None and self.facts.shape(value) is not None:
-                        self._analysis._still(value, f"{self.name}: {reason}")
+                for touched in (*inner.inputs, *inner.outputs):
+                    if touched is not None and self.facts.shape(touched) is not None:
+                        self._analysis._still(touched, f"{self.name}: {reason}")
         for out in self.node.outputs:
             self._analysis._still(out, f"{self.name}: {reason}")
 

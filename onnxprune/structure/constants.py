@@ -33,8 +33,8 @@ Lines = dict[ir.Value, Line]
 _Step = Callable[[Structure, ir.Node, Lines], Line | None]
 
 _UNARY = {
-    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Erf", "Abs",
-    "Neg", "Exp", "Sqrt", "Clip", "Celu", "Mish", "Gelu", "Identity", "Dropout", "ThresholdedRelu", "Swish",
+    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Erf",
+    "Abs", "Neg", "Exp", "Sqrt", "Clip", "Celu", "Mish", "Gelu", "Identity", "Dropout", "ThresholdedRelu", "Swish",
 }  # fmt: skip
 _BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Sum"}
 _POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
@@ -113,7 +113,7 @@ def _conv(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
 
 def _gemm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     w = node.inputs[1]
-    if w is None or not w.is_initializer() or node.attributes.get_int("transA", 0):
+    if w is None or not w.is_initializer() or node.attributes.get_int("transA", 0) != 0:
         return None
     array = _array(w).astype(np.float64)
     if node.attributes.get_int("transB", 0):
@@ -143,7 +143,7 @@ def _product(lines: Lines, x: ir.Value | None, axis: int, array: Numbers) -> Num
 def _batch_norm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = _line(lines, node.inputs[0], 1)
     scale, bias, mean, var = (_vector(v) for v in node.inputs[1:5])
-    if scale is None or bias is None or mean is None or var is None or node.attributes.get_int("training_mode", 0):
+    if scale is None or bias is None or mean is None or var is None or node.attributes.get_int("training_mode", 0) != 0:
         return None
     inputs = np.full(len(scale), np.nan) if line is None else line.numbers
     factor = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
@@ -179,9 +179,8 @@ def _binary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     for other in operands[1:]:
         assert other is not None
         total = _combine(node.op_type, total, other)
-    return Line(
-        axis, np.broadcast_to(total, len(structure.ids(out, axis)) if structure.ids(out, axis) is not None else 0)
-    )  # type: ignore[arg-type]
+    ids = structure.ids(out, axis)
+    return None if ids is None else Line(axis, np.broadcast_to(total, len(ids)))
 
 
 def _along(structure: Structure, value: ir.Value | None, axis: int, rank: int, lines: Lines) -> Numbers | None:
@@ -219,7 +218,7 @@ def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
 def _pool(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = _line(lines, node.inputs[0], 1)
     if line is None or (
-        node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) and _padded(node)
+        node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) != 0 and _padded(node)
     ):
         return None
     return line

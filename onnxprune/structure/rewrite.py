@@ -185,7 +185,7 @@ class Rewriter:
         assert node.graph is not None
         node.graph.insert_after(node, after)
         new = after.outputs[0]
-        new.dtype, new.name = out.dtype, self.fresh(f"{out.name}_{op_type}")
+        new.type, new.name = out.type, self.fresh(f"{out.name}_{op_type}")
         if is_output:
             raise ValueError(f"{out.name} is a graph output, it cannot lose anything")
         for user, index in users:

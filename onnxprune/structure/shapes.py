@@ -102,7 +102,7 @@ class Facts:
     def fill(self, shapes: Mapping[str, tuple[Shape, Shape]], values: Iterable[ir.Value]) -> None:
         """Add shapes measured by a probing run, by value name, where inference left a gap."""
         for value in values:
-            if value.name in shapes:
+            if value.name is not None and value.name in shapes:
                 first, second = shapes[value.name]
                 for probe, shape in ((self.first, first), (self.second, second)):
                     known = probe.shapes.get(value)
@@ -238,7 +238,7 @@ class _Walk:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None:
-                self._set(value, tuple(int(d) for d in tensor.shape), int(tensor.dtype))
+                self._set(value, tuple(tensor.shape.numpy()), int(tensor.dtype))
                 self._remember(value, tensor)
         for node in graph:
             self._node(node)
@@ -267,7 +267,7 @@ class _Walk:
             tensor = ir.convenience.get_const_tensor(out)
             if tensor is None:
                 return False
-            self._set(out, tuple(int(d) for d in tensor.shape), int(tensor.dtype))
+            self._set(out, tuple(tensor.shape.numpy()), int(tensor.dtype))
             self._remember(out, tensor)
             return True
         if node.op_type in ("Shape", "Size"):
@@ -455,7 +455,7 @@ def _is_integral(dtype: int) -> bool:
 @functools.lru_cache(maxsize=512)
 def _operator(op_type: str, version: int) -> type | None:
     try:
-        return reference_ops.load_op("", op_type, version)  # type: ignore[no-any-return,attr-defined]
+        return reference_ops.load_op("", op_type, version)
     except Exception:
         return None
 

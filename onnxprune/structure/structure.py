@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Structure:
     @functools.cached_property
     def sources(self) -> list[ir.Value]:
         """Constants with axes: initializers, and ConstantOfShape outputs that stand for weights."""
-        return [v for v in self.axes if v.is_initializer() or v in self.weights]
+        return [v for v in self.axes if v.is_initializer() or filled_at_run_time(v)]
 
     @functools.cached_property
     def groups(self) -> list[Group]:
@@ -75,12 +76,12 @@ class Structure:
             if any(sites[s].value in self.weights for s in where):
                 families[tuple(where), int(self.terms.tags[atom]), bool(self.terms.mixed[atom])].append(atom)
         groups = []
-        for (where, tags, _), atoms in families.items():
-            first = next((sites[s] for s in where if sites[s].value in self.weights), sites[where[0]])
-            reason = self.terms.reasons[int(self.terms.mixed[atoms[0]])]
-            kind = kind_of(tags)
+        for (places, tags, _), members in families.items():
+            first = next((sites[s] for s in places if sites[s].value in self.weights), sites[places[0]])
+            reason = self.terms.reasons[int(self.terms.mixed[members[0]])]
             name = f"{first.value.name}[{first.axis}]"
-            groups.append(Group(name, kind, np.array(sorted(atoms)), tuple(sites[s] for s in where), reason))
+            chosen = tuple(sites[s] for s in places)
+            groups.append(Group(name, kind_of(tags), np.array(sorted(members)), chosen, reason))
         return groups
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
@@ -110,7 +111,7 @@ class Structure:
             if shape is None or value not in self.axes:
                 continue
             extents = [int(n or 0) for n in shape]
-            size = int(np.prod(extents))
+            size = math.prod(extents)
             stuck = size
             for axis, n in enumerate(extents):
                 stuck = stuck // max(n, 1) * int(n - self.removable(value, axis, exact=exact).sum())
@@ -136,6 +137,13 @@ class Structure:
     def keep(self, removed: Bools) -> Keep:
         """Return what survives when atoms go. ``removed`` has shape (number of ids,)."""
         return Keep(self, removed)
+
+
+def filled_at_run_time(value: ir.Value) -> bool:
+    """Say whether a value is a tensor of known shape that a ConstantOfShape makes."""
+    node = value.producer()
+    shape = node.inputs[0] if node is not None and node.op_type == "ConstantOfShape" else None
+    return shape is not None and shape.const_value is not None and shape.const_value.size > 1
 
 
 class Keep:

@@ -155,6 +155,7 @@ def convolution(view: View, *, x: int, w: int, bias: int | None, transposed: boo
     view.weight(weight)
     for i in range(2, view.rank(weight)):
         view.pin(view.axis(weight, i), KERNEL_SIDE)
+        view.pin(view.axis(data, i), "it is a spatial axis")
     outputs = _transposed_channels(view, x, w, groups) if transposed else _channels(view, x, w, groups)
     out = view.out()
     if out is None:
@@ -168,7 +169,10 @@ def convolution(view: View, *, x: int, w: int, bias: int | None, transposed: boo
         zero = zero and view.zero(b)[0]
     residual = view.x(3) if view.node.op_type == "FusedConv" else None
     if residual is not None:
+        view.unify(view.axis(data, 0), view.axis(residual, 0))
         view.unify(outputs, view.axis(residual, 1))
+        for i in range(2, view.rank(residual)):
+            view.pin(view.axis(residual, i), "it is a spatial axis")
         zero = zero and view.zero(residual)[1]
     activation = view.node.attributes.get_string("activation", "") if view.node.domain else ""
     if activation not in ("", "Relu", "LeakyRelu", "Tanh"):
@@ -279,8 +283,8 @@ def einsum(view: View) -> None:
             axes.append(view.axis(operands[where[0][0]], where[0][1]))
             zero.append(any(view.zero(operands[o])[a] for o, a in where))
         else:
-            axis, flag = _dots_axis(view, operands, dots, len(ellipsis) - ellipsis.index(i))
-            axes.append(axis)
+            batch, flag = _dots_axis(view, operands, dots, len(ellipsis) - ellipsis.index(i))
+            axes.append(batch)
             zero.append(flag)
     view.give(out, axes, zero)
 

@@ -16,7 +16,7 @@ ZeroPolicy = Callable[[Sequence[bool]], bool]
 
 # f(0) = 0, whatever the attributes.
 ZERO_STAYS_ZERO = (
-    "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "CastLike", "Ceil", "Celu", "Dropout", "Elu",
+    "Abs", "Asin", "Asinh", "Atan", "Atanh", "Cast", "CastLike", "Ceil", "Celu", "Elu",
     "Erf", "Floor", "Gelu", "HardSwish", "Identity", "LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Round", "Selu",
     "Sign", "Sin", "Sinh", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
     "com.microsoft::Gelu", "com.microsoft::FastGelu", "com.microsoft::QuickGelu", "com.microsoft::BiasGelu",
@@ -91,6 +91,15 @@ def zero_stays_zero(view: View) -> None:
         elementwise(view, _first, [view.need(0)])
 
 
+@rule("Dropout")
+def dropout(view: View) -> None:
+    """Nothing happens but while training; then random numbers are drawn for every element."""
+    training = view.data(2)
+    if view.x(2) is not None and (training is None or training.any()) or view.int_attr("is_test", 1) == 0:
+        raise RuleMismatch("it draws random numbers")
+    elementwise(view, _first, [view.need(0)])
+
+
 @rule(*ZERO_CHANGES)
 def zero_changes(view: View) -> None:
     """f(0) is not 0."""
@@ -144,7 +153,7 @@ def divide(view: View) -> None:
 def power(view: View) -> None:
     """0 to a positive power is 0; to a negative one it is infinite."""
     exponent = view.data(1)
-    positive = exponent is not None and bool((exponent > 0).all())
+    positive = exponent is not None and bool((exponent.astype(np.float64) > 0).all())
     if not positive:
         _no_zero_operand(view, view.need(0), "zero to a power that may be negative is infinite")
     elementwise(view, _first if positive else _never)

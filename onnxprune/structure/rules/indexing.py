@@ -68,7 +68,10 @@ def slice_(view: View) -> None:
             view.pin(axis, "its bounds are not known before the model runs")
             axes.append(view.still_axis(out, i, "its bounds are not known before the model runs"))
         else:
-            axes.append(axis[_picked(len(axis), pieces[i])])
+            picked = _picked(len(axis), pieces[i])
+            if not len(picked):
+                raise RuleMismatch("it picks nothing")
+            axes.append(axis[picked])
     view.give(out, axes, view.zero(x))
 
 
@@ -257,6 +260,8 @@ def tensor_scatter(view: View) -> None:
     x, update = view.need(0), view.need(1)
     along = view.int_attr("axis", -2) % view.rank(x)
     axes = _tie_aligned(view, [x, update], along, "it is written at positions known only while the model runs")
+    if view.x(2) is not None:
+        view.unify(axes[0], view.axis(view.need(2), 0))
     view.give(view.out(), axes, [a and b for a, b in zip(view.zero(x), view.zero(update), strict=True)])
 
 

@@ -27,6 +27,10 @@ def batch_norm(view: View) -> None:
     channel = view.axis(x, 1 if view.rank(x) > 1 else 0)
     for i in range(1, 5):
         view.unify(channel, view.axis(view.need(i), 0))
+    if view.int_attr("training_mode", 0) or (view.opset < 14 and view.out(1) is not None):
+        for i in range(view.rank(x)):
+            if i != 1:
+                view.mix(0, i, _STATISTICS)
     zero = [False] * view.rank(x)
     zero[1 if view.rank(x) > 1 else 0] = _affine_zero(view, 1, 2)
     view.give(view.out(), view.axes(x), zero)
@@ -73,7 +77,8 @@ def rewrite_group_norm(rw: Rewriter, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
     name = "groups" if node.domain else "num_groups"
-    c = len(rw.facts.shape(x) or ()) - 1 if node.domain and node.attributes.get_int("channels_last", 1) else 1
+    last = node.domain != "" and node.attributes.get_int("channels_last", 1) != 0
+    c = len(rw.facts.shape(x) or ()) - 1 if last else 1
     groups = node.attributes.get_int(name, 1)
     if not rw.lost(x, c):
         return

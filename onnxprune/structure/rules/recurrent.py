@@ -32,6 +32,10 @@ def recurrent(view: View) -> None:
     view.unify(view.axis(r, 1), np.tile(hidden, gates))
     zero = view.zero(w)[1] and view.zero(r)[1] and _zero_activations(view)
     layout = view.int_attr("layout", 0)
+    view.pin(view.axis(x, 1 if layout else 0), "each step depends on those before it")
+    batch = view.axis(x, 0 if layout else 1)
+    if view.x(4) is not None:
+        view.unify(batch, view.axis(view.need(4), 0))
     for i, tiles, states in ((3, 2 * gates, False), (5, 1, True), (6, 1, True), (7, gates - 1, False)):
         operand_ = view.x(i)
         if operand_ is None:
@@ -39,6 +43,10 @@ def recurrent(view: View) -> None:
         view.unify(view.axis(operand_, -1), np.tile(hidden, tiles))
         zero = zero and view.zero(operand_)[-1]
         view.pin(view.axis(operand_, 1 if states and layout else 0), "it is the axis of directions")
+        if states:
+            view.unify(batch, view.axis(operand_, 0 if layout else 1))
+    if not (zero or view.zero(r)[2]):
+        view.mix(2, 2, "every unit reads all others, and this one is not zero when its weights are")
     if not (view.zero(x)[2] or view.zero(w)[2]):
         view.mix(0, 2, "it sums products of values that are not zero when the unit is")
     _outputs(view, hidden, zero, layout)

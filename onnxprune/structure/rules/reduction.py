@@ -21,6 +21,8 @@ def reduce(view: View) -> None:
         chosen = [] if view.int_attr("noop_with_empty_axes", 0) else list(range(view.rank(x)))
     gone = {i % view.rank(x) for i in chosen}
     op = view.node.op_type
+    if any(view.shape(x)[i] == 0 for i in gone):
+        raise RuleMismatch("it reduces over no elements")
     for i in gone:
         if not (op in _SUMS and view.zero(x)[i]):
             view.mix(0, i, "it reduces over this axis")

@@ -255,11 +255,16 @@ def depth_to_space(view: View) -> None:
         small = (c[0] // (b * b), c[1] // (b * b))
         crd = view.node.attributes.get_string("mode", "DCR") == "CRD"
         middle = [n, small, side, side, h, w] if crd else [n, side, side, small, h, w]
+        sides = [2, 3] if crd else [1, 2]
         order = [0, 1, 4, 2, 5, 3] if crd else [0, 3, 4, 1, 5, 2]
     else:
         middle = [n, c, (h[0] // b, h[1] // b), side, (w[0] // b, w[1] // b), side]
-        order = [0, 3, 5, 1, 2, 4]
+        sides = [3, 5]
+        crd = view.node.attributes.get_string("mode", "DCR") == "CRD"
+        order = [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]
     axes, zero = reshaped(view, axes, zero, [n, c, h, w], middle)
+    for i in sides:
+        view.pin(axes[i], "it is a position inside a block")
     moved = [middle[i] for i in order]
     axes, zero = reshaped(view, [axes[i] for i in order], [zero[i] for i in order], moved, _pairs(view, out))
     view.give(out, axes, zero)
