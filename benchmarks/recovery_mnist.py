@@ -1,13 +1,13 @@
 """Recovery without training on MNIST: prune a trained network once, then give it 1,024 unlabelled images.
 
 Test error in percent of LeNet-300-100 and LeNet-5, dense, pruned, and pruned and recovered by each method, for several
-seeds. Structured cuts keep exact counts of units, by the L2 norm of what goes with each. A ResNet on Fashion-MNIST, with
-BatchNorm left in the graph and folded, is the same comparison on a network with residual connections.
+seeds. Structured cuts keep exact counts of units, by the L2 norm of what goes with each. A ResNet on Fashion-MNIST,
+with BatchNorm left in the graph and folded, is the same comparison on a network with residual connections.
 
     python benchmarks/recovery_mnist.py --data-root DATA --seeds 0 1 2
     python benchmarks/recovery_mnist.py --data-root DATA --train-only
 
-Models are trained once and lie in --work; results are benchmarks/results/recovery_mnist.json, written after each network.
+Models are trained once and lie in --work; results are benchmarks/results/recovery_mnist.json.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class Pruned:
     kept: Kept
 
 
-def cut_units(path: Path, kept_of: Callable[[int], int]) -> Pruned:
-    """Keep so many units of every group, those of the largest L2 norm."""
+def cut_units(path: Path, kept: Mapping[int, int] | float) -> Pruned:
+    """Keep so many units of every group, by the number there are or as a share: those of the largest L2 norm."""
     dense = prepared(path)
     structure = analyse(dense.clone())
     groups = [g for g in structure.groups if not g.inexact]
@@ -133,7 +133,9 @@ def cut_units(path: Path, kept_of: Callable[[int], int]) -> Pruned:
     removed = np.zeros(structure.terms.count, bool)
     for group in groups:
         order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
-        removed[order[: len(group) - kept_of(len(group))]] = True
+        n = len(group)
+        count = max(1, round(kept * n)) if isinstance(kept, float) else kept.get(n, n)
+        removed[order[: n - count]] = True
     remove = RemoveUnits(structure, removed)
     remove(structure.model)
     Tidy()(structure.model)
@@ -190,9 +192,9 @@ def cuts(network: Network, path: Path) -> list[tuple[str, Callable[[], Pruned]]]
         made.append((f"unstructured {1 / (1 - sparsity):g}x", lambda s=sparsity: zero_weights(path, s)))
     for widths in network.widths:
         title = "-".join(str(n) for n in widths.values())
-        made.append((f"units {title}", lambda w=widths: cut_units(path, lambda n: w.get(n, n))))
+        made.append((f"units {title}", lambda w=widths: cut_units(path, w)))
     for share in network.shares:
-        made.append((f"units {share:.0%} kept", lambda s=share: cut_units(path, lambda n: max(1, round(s * n)))))
+        made.append((f"units {share:.0%} kept", lambda s=share: cut_units(path, s)))
     return made
 
 
@@ -260,7 +262,9 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> str:
     for network, cut in dict.fromkeys((e["network"], e["cut"]) for e in entries):
         own = [e for e in entries if (e["network"], e["cut"]) == (network, cut)]
         means = {k: np.mean([e[k] for e in own]) for k in ("dense", "plain", *METHODS)}
-        lines.append(f"{network:26} {cut:22} " + "  ".join(f"{k} {v:5.2f}" for k, v in means.items()) + f"  n={len(own)}")
+        lines.append(
+            f"{network:26} {cut:22} " + "  ".join(f"{k} {v:5.2f}" for k, v in means.items()) + f"  n={len(own)}"
+        )
     return "\n".join(lines)
 
 

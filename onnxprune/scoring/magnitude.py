@@ -1,27 +1,71 @@
-"""Criteria that look at the weights alone: magnitude and chance."""
+"""Criteria that look at the weights alone: magnitude, LAMP, BatchNorm scales and chance."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.scoring.registry import criterion
+from onnxprune.errors import RecipeError
+from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.scoring.weights import Weight
+from onnxprune.structure.axes import Dynamic
+from onnxprune.structure.groups import Group
+from onnxprune.structure.masking import constant_content
+from onnxprune.structure.structure import Structure
 
 
 @criterion("magnitude", source="Han et al. 2015, Learning both Weights and Connections, section 3.1 (L2 over a unit)")
-def l2(weight: Weight, _: np.random.Generator) -> npt.NDArray[np.float32]:
+def l2(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """w^2: ranks single weights by |w|, and units by the L2 norm of all that goes with them."""
     return np.square(weight.numbers())
 
 
 @criterion("l1", source="Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3.1")
-def l1(weight: Weight, _: np.random.Generator) -> npt.NDArray[np.float32]:
+def l1(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """|w|: ranks units by the L1 norm of all that goes with them."""
     return np.abs(weight.numbers())
 
 
 @criterion("random", source="the baseline of Blalock et al. 2020, section 7.2")
-def chance(weight: Weight, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def chance(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """Uniform in [0, 1), by the run's seed."""
-    return rng.random(weight.shape, dtype=np.float32)
+    return context.rng.random(weight.shape, dtype=np.float32)
+
+
+@criterion("lamp", source="Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning, eq. 4",
+           cost="one sort of the weights")  # fmt: skip
+def lamp(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
+    """w^2 / (sum of the squares in its tensor that are no smaller): ranked globally it sets each layer's share."""
+    squares = np.square(weight.numbers().astype(np.float64)).reshape(-1)
+    order = np.argsort(squares, kind="stable")
+    tails = np.cumsum(squares[order][::-1])[::-1]
+    scores = np.empty_like(squares)
+    scores[order] = squares[order] / np.maximum(tails, np.finfo(np.float64).tiny)
+    return scores.reshape(weight.shape).astype(np.float32)
+
+
+@unit_criterion(
+    "bn-scale", source="Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming"
+)
+def batchnorm_scale(structure: Structure, _: list[Weight], group: Group, __: Context) -> npt.NDArray[np.float64]:
+    """|gamma|: the mean magnitude of the scales that BatchNormalization gives to a unit's channels."""
+    totals, counts = np.zeros(structure.terms.count), np.zeros(structure.terms.count)
+    found = False
+    for site in group.sites:
+        ids = structure.axes[site.value][site.axis]
+        if isinstance(ids, Dynamic) or not _is_scale(site.value.uses()):
+            continue
+        found = True
+        rows, atoms = structure.terms.members(ids)
+        np.add.at(totals, atoms, np.abs(constant_content(site.value).astype(np.float64))[rows])
+        np.add.at(counts, atoms, 1.0)
+    if not found:
+        raise RecipeError(
+            f"bn-scale: no BatchNormalization scales the units of {group.name}; exporters fold it into the convolution "
+            "before it, so export in training mode, or choose another criterion"
+        )
+    return totals[group.atoms] / np.maximum(counts[group.atoms], 1)
+
+
+def _is_scale(uses: object) -> bool:
+    return any(node.op_type == "BatchNormalization" and index == 1 for node, index in uses)  # type: ignore[attr-defined]

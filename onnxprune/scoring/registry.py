@@ -1,8 +1,11 @@
-"""The registry of criteria. A criterion gives every weight a *saliency*: what is lost, to first order, without it.
+"""The registry of criteria. A criterion says what is lost, to first order, when a weight or a unit goes.
 
-Saliencies are non-negative and add up: the saliency of a unit is the sum over the weights it takes along. A criterion
-is a decorated function of a few lines; other packages add theirs through the entry point group
+Most give every weight a *saliency*: non-negative, and additive, so that the saliency of a unit is the sum over the
+weights it takes along. Some look at whole units instead (activations, BatchNorm scales); some do both in ways of their
+own. Each is a decorated function of a few lines; other packages add theirs through the entry point group
 ``onnxprune.criteria``.
+
+    criterion = find_criterion("wanda").on(Evidence(structure, inputs={"images": array}))
 """
 
 from __future__ import annotations
@@ -10,49 +13,140 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from onnxprune.scoring.evidence import Evidence
     from onnxprune.scoring.weights import Weight
+    from onnxprune.structure.groups import Group
+    from onnxprune.structure.structure import Structure
 
-Saliency = Callable[["Weight", np.random.Generator], npt.NDArray[np.float32]]
-"""From a weight and a random generator to its saliencies: same shape, finite, non-negative."""
+Needs = Literal["nothing", "calibration", "labels", "training"]
 
-_FAMILIES = ("magnitude",)
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a criterion may look at beside the weights.
+
+    Attributes:
+        rng: The run's random numbers.
+        known: Statistics and gradients; None where the user gave no data and the criterion needs none.
+    """
+
+    rng: np.random.Generator
+    known: Evidence | None = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """Return the statistics and gradients of a criterion that needs some."""
+        if self.known is None:
+            raise DataError("this criterion needs calibration data")
+        return self.known
+
+
+Saliency = Callable[["Weight", Context], npt.NDArray[np.float32]]
+"""From a weight to its saliencies: same shape, finite, non-negative."""
+
+UnitScore = Callable[["Structure", "list[Weight]", "Group", Context], npt.NDArray[np.float64]]
+"""From a group, among the weights that count, to the scores of its units: shape (units,), non-negative."""
+
+_FAMILIES = ("magnitude", "activation", "gradient", "hessian", "geometry", "gates")
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way to say how much a weight matters.
+    """One way to say how much a weight or a unit matters.
 
     Attributes:
         name: What the user writes.
-        saliency: The function.
-        needs: What it needs beside the weights: ``nothing``, ``calibration``, ``labels`` or ``training``.
+        weights: From a weight to its saliencies; None where only units have scores.
+        units: From a group to the scores of its units; None where they follow from the saliencies.
+        needs: What it needs beside the weights.
         source: Where the formula comes from.
+        cost: What it costs, in words.
+        evidence: What it was given to look at.
     """
 
     name: str
-    saliency: Saliency
-    needs: str
+    weights: Saliency | None
+    units: UnitScore | None
+    needs: Needs
     source: str
+    cost: str
+    evidence: Evidence | None = None
+
+    @property
+    def formula(self) -> str:
+        """The first sentence of the docstring, which is the formula."""
+        function = self.weights or self.units
+        text = " ".join((function.__doc__ or "").split("\n\n")[0].split())
+        return text
+
+    def on(self, evidence: Evidence | None) -> Criterion:
+        """Return the criterion with the data it looks at.
+
+        Raises:
+            DataError: It needs data or labels that are not there.
+        """
+        if self.needs != "nothing" and (evidence is None or not evidence.inputs):
+            raise DataError(f"the criterion '{self.name}' needs calibration data, and there are none.")
+        if self.needs in ("labels", "training") and evidence is not None and evidence.labels is None:
+            raise DataError(
+                f"the criterion '{self.name}' needs labelled data, and the calibration data have no 'label'."
+            )
+        return replace(self, evidence=evidence)
+
+    def saliency(self, weight: Weight, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """Return the saliencies of a weight.
+
+        Raises:
+            RecipeError: The criterion scores units only.
+            DataError: It was not given the data it needs.
+        """
+        if self.weights is None:
+            raise RecipeError(
+                f"the criterion '{self.name}' scores whole units, not single weights: use it with channels."
+            )
+        return self.weights(weight, self.context(rng))
+
+    def context(self, rng: np.random.Generator) -> Context:
+        """Return what its functions see."""
+        if self.needs != "nothing" and self.evidence is None:
+            raise DataError(f"the criterion '{self.name}' needs calibration data, and there are none.")
+        return Context(rng, self.evidence)
 
 
 _CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, needs: str = "nothing", source: str) -> Callable[[Saliency], Saliency]:
+def criterion(
+    name: str, *, needs: Needs = "nothing", source: str, cost: str = "one look at the weights"
+) -> Callable[[Saliency], Saliency]:
     """Register a saliency function under a name."""
 
     def register(function: Saliency) -> Saliency:
-        _CRITERIA[name] = Criterion(name, function, needs, source)
+        old = _CRITERIA.get(name)
+        _CRITERIA[name] = Criterion(name, function, old.units if old else None, needs, source, cost)
+        return function
+
+    return register
+
+
+def unit_criterion(
+    name: str, *, needs: Needs = "nothing", source: str, cost: str = "one look at the weights"
+) -> Callable[[UnitScore], UnitScore]:
+    """Register a function that scores units; under the name of a saliency function it takes the place of its sums."""
+
+    def register(function: UnitScore) -> UnitScore:
+        old = _CRITERIA.get(name)
+        _CRITERIA[name] = replace(old, units=function) if old else Criterion(name, None, function, needs, source, cost)
         return function
 
     return register

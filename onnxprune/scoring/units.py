@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,26 +22,38 @@ def unit_scores(
     """Score every atom.
 
     The score of an atom is the root of the summed saliencies over all its sites (the L2 norm of the unit where the
-    saliency is w^2), divided by the mean over its group, so that groups of small and of large weights compete fairly
-    (Blalock et al. 2020, section 2.3: global scope).
+    saliency is w^2), or what the criterion says of units itself, divided by the mean over its group, so that groups of
+    small and of large weights compete fairly (Blalock et al. 2020, section 2.3: global scope).
 
     Returns:
         Scores by atom id, shape (number of ids,); atoms without a weight have 0.
     """
     rng = np.random.default_rng(seed)
-    sums: Scores = np.zeros(structure.terms.count)
-    for weight in weights:
-        saliency = criterion.saliency(weight, rng)
-        for axis, ids in enumerate(structure.axes[weight.value]):
-            if isinstance(ids, Dynamic):
-                continue
-            rows, atoms = structure.terms.members(ids)
-            if len(atoms):
-                others = tuple(i for i in range(saliency.ndim) if i != axis)
-                np.add.at(sums, atoms, saliency.sum(axis=others, dtype=np.float64)[rows])
-    scores = np.sqrt(sums)
+    if criterion.units is not None:
+        scores: Scores = np.zeros(structure.terms.count)
+        for group in groups:
+            scores[group.atoms] = criterion.units(structure, list(weights), group, criterion.context(rng))
+    else:
+        scores = np.sqrt(sum_over_units(structure, weights, lambda w: criterion.saliency(w, rng)))
     for group in groups:
         mean = scores[group.atoms].mean()
         if mean > 0:
             scores[group.atoms] /= mean
     return scores
+
+
+def sum_over_units(
+    structure: Structure, weights: Iterable[Weight], numbers: Callable[[Weight], npt.NDArray[np.floating]]
+) -> Scores:
+    """Add up numbers of each weight's shape over all that goes with an atom; by atom id, shape (number of ids,)."""
+    sums: Scores = np.zeros(structure.terms.count)
+    for weight in weights:
+        array = numbers(weight)
+        for axis, ids in enumerate(structure.axes[weight.value]):
+            if isinstance(ids, Dynamic):
+                continue
+            rows, atoms = structure.terms.members(ids)
+            if len(atoms):
+                others = tuple(i for i in range(array.ndim) if i != axis)
+                np.add.at(sums, atoms, array.sum(axis=others, dtype=np.float64)[rows])
+    return sums

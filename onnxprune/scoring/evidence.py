@@ -1,0 +1,99 @@
+"""What criteria may know beside the weights: statistics of activations, curvature and gradients, each found once.
+
+Statistics are sums made inside ONNX Runtime (`runtime.statistics`); gradients come from the bridge. All is lazy: a
+criterion pays for what it looks at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import RecipeError
+from onnxprune.runtime.linear import Linear, Matrix, linear_layers
+from onnxprune.runtime.statistics import ChannelMoments, Inputs, Moments, batches, channel_moments, layer_moments
+from onnxprune.structure.structure import Structure
+
+if TYPE_CHECKING:
+    from onnxprune.scoring.backward import Gradients
+
+DAMPING = 0.01
+"""Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A normalised model with calibration data.
+
+    Attributes:
+        structure: The analysis of the model.
+        inputs: Samples by input name; may be empty for criteria that need none.
+        labels: Class numbers or targets, one for each sample; None where there are none.
+        seed: Of what is drawn at random: sampled labels, probes.
+        batch: Samples run at once.
+        steps: Optimiser steps of criteria that train.
+    """
+
+    structure: Structure
+    inputs: Inputs
+    labels: npt.NDArray[np.generic] | None = None
+    seed: int = 0
+    batch: int = 32
+    steps: int = 200
+
+    @functools.cached_property
+    def layers(self) -> Mapping[str, Linear]:
+        """The contractions whose inputs can be measured, by the name of their weight."""
+        return {layer.name: layer for layer in linear_layers(self.structure.model)[0]}
+
+    def layer(self, name: str) -> Linear:
+        """Return one of them.
+
+        Raises:
+            RecipeError: The inputs of this weight cannot be measured.
+        """
+        if name not in self.layers:
+            raise RecipeError(
+                f"the inputs of the weight {name!r} cannot be measured (it is tied, computed, or of an operator "
+                "without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no activations"
+            )
+        return self.layers[name]
+
+    @functools.cached_property
+    def input_moments(self) -> Mapping[str, ChannelMoments]:
+        """For each weight, sums of what its layer reads, by input channel."""
+        places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in self.layers.items()}
+        feeds = batches(self.structure.model, self.inputs, self.batch)
+        found = channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
+        return {name: found[place] for name, place in places.items() if place in found}
+
+    def _channel_axis(self, layer: Linear) -> int:
+        shape = self.structure.facts.shape(layer.data)
+        return 1 if layer.is_conv or shape is None else len(shape) - 1
+
+    def moments(self, name: str) -> Moments:
+        """Return the Gram matrix of what a layer reads; its targets are the layer's own outputs."""
+        feeds = batches(self.structure.model, self.inputs, self.batch)
+        return layer_moments(self.structure.model, [self.layer(name)], {}, feeds, folds=1, targets=False)[name][0]
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
+    def inverse_hessian(self, name: str) -> Matrix:
+        """Return (A^T A / n + damping)^-1, shape [g, K, K]; twice A^T A / n is the Hessian of a layer's squared error."""
+        moments = self.moments(name)
+        hessian = moments.aa / moments.rows
+        for block in hessian:
+            mean = float(np.mean(np.diag(block))) or 1.0
+            block.flat[:: len(block) + 1] += DAMPING * mean
+        return np.asarray(np.linalg.inv(hessian), np.float64)
+
+    @functools.cached_property
+    def gradients(self) -> Gradients:
+        """Gradients of the loss, by the bridge."""
+        from onnxprune.scoring.backward import Gradients
+
+        return Gradients(self.structure.model, self.inputs, self.labels, self.seed, self.batch)
