@@ -21,13 +21,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: `inputs` in the order of the model's inputs, `targets` in that of its outputs (or empty)."""
+    """Some samples: `inputs` in the order of the model's inputs, `targets` in that of its outputs (or empty).
+
+    The first axis counts the samples; an array without axes (a sampling rate, say) holds for all of them.
+    """
 
     inputs: tuple[Array, ...]
     targets: tuple[Array, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.inputs[0])
+        return next((len(array) for array in self.inputs if array.ndim), 1)
 
 
 class Source(Protocol):
@@ -52,22 +55,22 @@ class Indexed(Source, Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Samples in memory: every array's first axis counts the samples."""
+    """Samples in memory: every array's first axis counts the samples; one without axes holds for all."""
 
     inputs: tuple[Array, ...]
     targets: tuple[Array, ...] = ()
 
     def __post_init__(self) -> None:
-        lengths = {len(array) for array in (*self.inputs, *self.targets)}
+        lengths = {len(array) for array in (*self.inputs, *self.targets) if array.ndim}
         if len(lengths) > 1:
             raise DataError(f"The arrays of the data hold different numbers of samples: {sorted(lengths)}.")
 
     @property
     def count(self) -> int:
-        return len(self.inputs[0])
+        return len(Batch(self.inputs))
 
     def rows(self, indices: Array) -> Batch:
-        return Batch(tuple(a[indices] for a in self.inputs), tuple(a[indices] for a in self.targets))
+        return Batch(tuple(pick(a, indices) for a in self.inputs), tuple(pick(a, indices) for a in self.targets))
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
         return batches_of(self, batch_size, order)
@@ -89,6 +92,11 @@ class Subset:
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
         return batches_of(self, batch_size, order)
+
+
+def pick(array: Array, indices: Array) -> Array:
+    """Those samples of an array; an array without axes holds for all."""
+    return array[indices] if array.ndim else array
 
 
 def batches_of(source: Indexed, batch_size: int, order: Array | None = None) -> Iterator[Batch]:

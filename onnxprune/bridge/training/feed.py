@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge.training.checks import is_labels
-from onnxprune.bridge.training.data import Array, Arrays, Batch, Source, is_indexed
+from onnxprune.bridge.training.data import Array, Arrays, Batch, Source, is_indexed, pick
 
 RESIDENT_LIMIT = 2 << 30  # bytes of data that may be put on the device as a whole
 
@@ -64,21 +64,23 @@ class Feed:
             return
         for batch in self.source.epoch(self.batch_size, order):
             part = self._part(len(batch))
-            yield self._shard(
-                tensors([a[part] for a in batch.inputs], self.device),
-                tensors([_plain(a[part]) for a in batch.targets], self.device),
-                len(batch),
-            )
+            if self.world > 1:
+                parts = (tuple(pick(a, part) for a in arrays) for arrays in (batch.inputs, batch.targets))
+                mine = Batch(*parts)
+            else:
+                mine = batch
+            yield self._shard(*batch_tensors(mine, self.device), len(batch))
 
     def _from_memory(self, order: Array | None) -> Iterator[Shard]:
         assert self._resident is not None
         inputs, targets = self._resident
-        count = len(inputs[0])
+        count = self.source.count or 0
         sequence = torch.from_numpy(np.arange(count) if order is None else order).to(self.device)
         for start in range(0, count, self.batch_size):
             batch = sequence[start : start + self.batch_size]
             mine = batch[torch.from_numpy(self._part(len(batch))).to(self.device)] if self.world > 1 else batch
-            yield self._shard(tuple(a[mine] for a in inputs), tuple(a[mine] for a in targets), len(batch))
+            chosen = (tuple(a[mine] if a.dim() else a for a in arrays) for arrays in (inputs, targets))
+            yield self._shard(*chosen, len(batch))
 
     def _part(self, count: int) -> Array:
         """The sample numbers of this process; at least one, since every process has to take part in every step."""

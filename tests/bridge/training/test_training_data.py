@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from PIL import Image
 from training_models import blobs, convnet, mlp
 
 from onnxprune.bridge.training.checks import TargetSpec, fit_target, fit_targets
 from onnxprune.bridge.training.data import Arrays, Batch, first_batch, split, without_targets
+from onnxprune.bridge.training.feed import Feed
 from onnxprune.bridge.training.readers import read_data
 from onnxprune.bridge.training.settings import DataSettings
 from onnxprune.errors import DataError, RecipeError
@@ -301,6 +303,22 @@ class Stream:
 
     def epoch(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
         return iter(self.batches)
+
+
+# --- inputs without a sample axis
+
+
+def test_an_input_without_axes_holds_for_all_samples() -> None:
+    rate = np.array(16000)
+    source = Arrays((rate, X), (LABEL,))
+    assert source.count == 20
+    batches = list(source.epoch(8))
+    assert [len(batch) for batch in batches] == [8, 8, 4]
+    assert all(batch.inputs[0] == 16000 and batch.inputs[0].ndim == 0 for batch in batches)
+    for world in (1, 2):
+        shards = list(Feed(source, 8, torch.device("cpu"), 0, world).epoch(seed=0))
+        assert [len(shard.inputs[1]) for shard in shards] == [8 // world, 8 // world, 4 // world]
+        assert all(int(shard.inputs[0]) == 16000 for shard in shards)
 
 
 # --- splitting
