@@ -20,7 +20,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from lenets import LeNet300, Results, Sets, count, data_argument, lamp, load_sets, pruner, train_dense
+from lenets import LeNet300, Results, Sets, count, data_argument, data_folder, lamp, load_sets, pruner, train_dense
 
 from onnxprune.bridge.training import Data, TrainSettings, apply_masks, retrain
 from onnxprune.bridge.training.data import without_targets
@@ -84,7 +84,7 @@ def main() -> None:
     data_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    sets = load_sets(args.data_root / "fashion_mnist")
+    sets = load_sets(data_folder(parser, args, "fashion_mnist"))
     for seed in args.seeds:
         compare(seed, sets, args.work)
 

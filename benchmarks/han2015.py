@@ -36,6 +36,7 @@ from lenets import (
     Sets,
     count,
     data_argument,
+    data_folder,
     load_sets,
     parameters,
     pruner,
@@ -261,7 +262,7 @@ def main() -> None:
         summarise(FOLDER)
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    sets = load_sets(args.data_root / "mnist")
+    sets = load_sets(data_folder(parser, args, "mnist"))
     for seed in args.seeds:
         place = Place(args.network, seed, sets, args.work)
         if args.part == "weights":

@@ -237,6 +237,13 @@ class Results:
         print(f"{what}  {errors}  {seconds:.0f} s", flush=True)
 
 
+def data_folder(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str) -> Path:
+    """The folder of one data set, or the parser's error."""
+    if args.data_root is None or not (args.data_root / name).is_dir():
+        parser.error(f"there is no folder {name} in --data-root (or ONNXPRUNE_DATA)")
+    return Path(args.data_root) / name
+
+
 def data_argument(parser: argparse.ArgumentParser) -> None:
     """--data-root, by default from ONNXPRUNE_DATA."""
     default = os.environ.get("ONNXPRUNE_DATA")
@@ -244,6 +251,5 @@ def data_argument(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         type=Path,
         default=Path(default) if default else None,
-        required=default is None,
         help="folder that holds mnist/ and fashion_mnist/ with their idx.gz files (default: ONNXPRUNE_DATA)",
     )

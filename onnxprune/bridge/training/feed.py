@@ -79,8 +79,8 @@ class Feed:
         for start in range(0, count, self.batch_size):
             batch = sequence[start : start + self.batch_size]
             mine = batch[torch.from_numpy(self._part(len(batch))).to(self.device)] if self.world > 1 else batch
-            chosen = (tuple(a[mine] if a.dim() else a for a in arrays) for arrays in (inputs, targets))
-            yield self._shard(*chosen, len(batch))
+            chosen = [tuple(a[mine] if a.dim() else a for a in arrays) for arrays in (inputs, targets)]
+            yield self._shard(chosen[0], chosen[1], len(batch))
 
     def _part(self, count: int) -> Array:
         """The sample numbers of this process; at least one, since every process has to take part in every step."""
