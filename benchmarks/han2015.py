@@ -74,7 +74,7 @@ NETWORKS = {
         LeNet300,
         TrainSettings(epochs=20, batch_size=128, learning_rate=1e-3),
         TrainSettings(epochs=16, batch_size=128, learning_rate=3e-3, warmup=0.02, l2=5e-4),
-        (4, 10, 16, 24, 36, 56, 80, 120),
+        (4, 10, 16, 24, 36, 45, 56, 80, 120),
     ),
     "lenet-5": Network(
         LeNet5,

@@ -13,6 +13,7 @@ from lenets import RESULTS
 Entry = dict[str, Any]
 Curve = list[tuple[float, list[Entry]]]
 HAN = {"lenet-300-100": (12, 1.59), "lenet-5": (12, 0.77)}
+RATIO_TICKS = (4, 10, 20, 50, 100, 200)
 GUO = {"lenet-300-100": (56, 1.99), "lenet-5": (108, 0.91)}
 
 
@@ -74,6 +75,8 @@ def plot_chain(network: str, curves: dict[str, Curve], path: Path) -> None:
     for (ratio, error), name, marker in ((HAN[network], "Han 2015", "s"), (GUO[network], "Guo 2016", "^")):
         axes.plot([ratio], [error], marker, color="black", label=name)
     axes.set(xscale="log", xlabel="compression ratio, all / non-zero", ylabel="test error, %", title=network)
+    axes.set_xticks(RATIO_TICKS, [f"{ratio}x" for ratio in RATIO_TICKS])
+    axes.minorticks_off()
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
