@@ -61,28 +61,39 @@ class Structure:
     @functools.cached_property
     def groups(self) -> list[Group]:
         """Every family of atoms that has at least one weight, in the order of the model."""
+        sites, members = self._sites()
+        family = _families(members, self.terms)
+        _, order = np.unique(np.concatenate([*members, np.zeros(0, np.int64)]), return_index=True)
+        names: dict[int, list[int]] = defaultdict(list)
+        everything = np.concatenate([*members, np.zeros(0, np.int64)])[np.sort(order)]
+        for atom, name in zip(everything.tolist(), family[everything].tolist(), strict=True):
+            names[name].append(atom)
+        places: dict[int, list[Site]] = defaultdict(list)
+        for site, atoms in zip(sites, members, strict=True):
+            for name in np.unique(family[atoms]).tolist():
+                places[name].append(site)
+        groups = []
+        for name, atoms_ in names.items():
+            first = next((s for s in places[name] if s.value in self.weights), None)
+            if first is not None:
+                reason = self.terms.reasons[int(self.terms.mixed[atoms_[0]])]
+                kind = kind_of(int(self.terms.tags[atoms_[0]]))
+                title = f"{first.value.name}[{first.axis}]"
+                groups.append(Group(title, kind, np.array(sorted(atoms_)), tuple(places[name]), reason))
+        return groups
+
+    def _sites(self) -> tuple[list[Site], list[Ids]]:
+        """Return every axis of a constant that has removable atoms, with these, sorted."""
         sites: list[Site] = []
-        of_atom: dict[int, list[int]] = defaultdict(list)
+        members: list[Ids] = []
         for value in self.sources:
             for i, axis in enumerate(self.axes[value]):
                 for ids in parts(axis):
-                    _, atoms = self.terms.members(ids)
+                    atoms = np.unique(self.terms.members(ids)[1])
                     if len(atoms):
-                        for atom in np.unique(atoms).tolist():
-                            of_atom[atom].append(len(sites))
                         sites.append(Site(value, i))
-        families: dict[tuple[tuple[int, ...], int, bool], list[int]] = defaultdict(list)
-        for atom, where in of_atom.items():
-            if any(sites[s].value in self.weights for s in where):
-                families[tuple(where), int(self.terms.tags[atom]), bool(self.terms.mixed[atom])].append(atom)
-        groups = []
-        for (places, tags, _), members in families.items():
-            first = next((sites[s] for s in places if sites[s].value in self.weights), sites[places[0]])
-            reason = self.terms.reasons[int(self.terms.mixed[members[0]])]
-            name = f"{first.value.name}[{first.axis}]"
-            chosen = tuple(sites[s] for s in places)
-            groups.append(Group(name, kind_of(tags), np.array(sorted(members)), chosen, reason))
-        return groups
+                        members.append(atoms)
+        return sites, members
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
         """Return the ids of a static axis, None for a dynamic one or an unknown value."""
@@ -144,6 +155,17 @@ def filled_at_run_time(value: ir.Value) -> bool:
     node = value.producer()
     shape = node.inputs[0] if node is not None and node.op_type == "ConstantOfShape" else None
     return shape is not None and shape.const_value is not None and shape.const_value.size > 1
+
+
+def _families(members: list[Ids], terms: Terms) -> Ids:
+    """Return for each atom the number of its family: atoms of a family are in the same sites, with the same flags."""
+    _, family = np.unique(terms.tags[: terms.count] * 2 + (terms.mixed[: terms.count] != 0), return_inverse=True)
+    count = int(family.max(initial=0)) + 1
+    for atoms in members:
+        _, split = np.unique(family[atoms], return_inverse=True)
+        family[atoms] = split + count
+        count += int(split.max()) + 1
+    return family
 
 
 class Keep:

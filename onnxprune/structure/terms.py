@@ -38,9 +38,14 @@ class Terms:
         self.tags: Ids = np.zeros(1024, np.int64)
         self.bound: Bools = np.zeros(1024, bool)
         self.parts: dict[int, tuple[int, ...]] = {}
+        # Most products have two parts: these are read as arrays, too.
+        self.paired: Bools = np.zeros(1024, bool)
+        self.first: Ids = np.zeros(1024, np.int64)
+        self.second: Ids = np.zeros(1024, np.int64)
         self.reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
         self._products: dict[tuple[int, ...], int] = {}
+        self._grids: dict[tuple[bytes, bytes], Ids] = {}
         self.fresh(1)
         self.pinned[PINNED] = self.reason_id("the empty term")
 
@@ -51,7 +56,7 @@ class Terms:
         start, self.count = self.count, self.count + n
         if self.count > len(self.parent):
             size = max(self.count, 2 * len(self.parent))
-            for name in ("parent", "pinned", "mixed", "tags", "bound"):
+            for name in ("parent", "pinned", "mixed", "tags", "bound", "paired", "first", "second"):
                 old = getattr(self, name)
                 new = np.zeros(size, old.dtype)
                 new[: len(old)] = old
@@ -70,8 +75,7 @@ class Terms:
         known = self._products.get(key)
         if known is None:
             known = int(self.fresh(1)[0])
-            self.bound[known] = True
-            self.parts[known] = key
+            self._become(known, key)
             self._products[key] = known
         return known
 
@@ -84,9 +88,22 @@ class Terms:
             elif self.all_pinned(out):
                 out = np.tile(factor, len(out))
             else:
-                rows, columns = self.find(out).tolist(), self.find(factor).tolist()
-                out = np.array([self.term((r, c)) for r in rows for c in columns], np.int64)
+                out = self._grid(self.find(out), self.find(factor))
         return out
+
+    def _grid(self, rows: Ids, columns: Ids) -> Ids:
+        """Return the ids of all pairs (row, column), row-major."""
+        key = (rows.tobytes(), columns.tobytes())
+        known = self._grids.get(key)
+        if known is None:
+            pairs = np.stack([np.repeat(rows, len(columns)), np.tile(columns, len(rows))])
+            different, place = np.unique(pairs, axis=1, return_inverse=True)
+            ids = self.fresh(different.shape[1])
+            self.bound[ids] = self.paired[ids] = True
+            self.first[ids], self.second[ids] = different
+            self.parts.update(zip(ids.tolist(), zip(*different.tolist(), strict=True), strict=True))
+            known = self._grids[key] = ids[place.reshape(-1)]
+        return known
 
     def split(self, ids: Ids, shape: Sequence[int]) -> list[Ids]:
         """Split one axis into several: ids of shape (prod(shape),) become one id array for each part.
@@ -164,16 +181,38 @@ class Terms:
         rows, atoms = np.flatnonzero(free), roots[free]
         if plain.all():
             return rows, atoms
-        cache: dict[int, tuple[int, ...]] = {}
-        more_rows: list[int] = []
-        more: list[int] = []
-        for row in np.flatnonzero(~plain).tolist():
-            top = int(roots[row])
-            if top not in cache:
-                cache[top] = self.atoms(top)
-            more_rows.extend([row] * len(cache[top]))
-            more.extend(cache[top])
-        return np.concatenate([rows, np.array(more_rows, np.int64)]), np.concatenate([atoms, np.array(more, np.int64)])
+        more_rows, more = self._product_members(roots, np.flatnonzero(~plain))
+        return np.concatenate([rows, more_rows]), np.concatenate([atoms, more])
+
+    def _product_members(self, roots: Ids, rows: Ids) -> tuple[Ids, Ids]:
+        """Return (index, removable atom) pairs of the rows whose roots are products, as `atoms` orders them."""
+        tops = roots[rows]
+        found: list[tuple[Ids, Ids, Ids]] = []
+        path, step = np.zeros(len(tops), np.int64), 1 << 62
+        while len(tops):
+            pair = self.paired[tops] & (step > 1)
+            found.extend(self._many_members(rows[~pair], tops[~pair], path[~pair]))
+            rows, tops, path, step = rows[pair], tops[pair], path[pair], step >> 1
+            rows, path = np.tile(rows, 2), np.concatenate([path, path + step])
+            tops = self.find(np.concatenate([self.first[tops], self.second[tops]]))
+            plain = ~self.bound[tops]
+            free = plain & (self.pinned[tops] == 0)
+            found.append((rows[free], tops[free], path[free]))
+            rows, tops, path = rows[~plain], tops[~plain], path[~plain]
+        out, atoms, path = (np.concatenate(part) for part in zip(*found, strict=True))
+        order = np.argsort(path, kind="stable")
+        out, atoms = out[order], atoms[order]
+        _, once = np.unique(out * self.count + atoms, return_index=True)
+        once.sort()
+        return out[once], atoms[once]
+
+    def _many_members(self, rows: Ids, tops: Ids, path: Ids) -> list[tuple[Ids, Ids, Ids]]:
+        """Return (index, removable atom, place in the order) of products of any number of parts."""
+        out = []
+        for top in np.unique(tops).tolist():
+            mine, atoms = tops == top, np.array(self.atoms(top), np.int64)
+            out.append((np.repeat(rows[mine], len(atoms)), np.tile(atoms, mine.sum()), np.repeat(path[mine], len(atoms))))
+        return out
 
     def all_pinned(self, ids: Ids) -> bool:
         """Say whether no index of the axis can be removed."""
@@ -191,12 +230,9 @@ class Terms:
         if not differ.any():
             return
         ra, rb = ra[differ], rb[differ]
-        if not self.bound[ra].any() and not self.bound[rb].any():
-            if len(np.unique(ra)) == len(ra) and not np.isin(ra, rb).any():
-                self._link(ra, rb)
-                return
-            if len(np.unique(rb)) == len(rb) and not np.isin(rb, ra).any():
-                self._link(rb, ra)
+        for children, roots in ((ra, rb), (rb, ra)):
+            if self._can_link(children, roots):
+                self._link(children, roots)
                 return
         for x, y in zip(ra.tolist(), rb.tolist(), strict=True):
             self._unify_pair(x, y)
@@ -212,8 +248,8 @@ class Terms:
     def tag(self, ids: Ids, bit: int) -> None:
         """Set a tag bit on every atom of the axis, pinned or not."""
         roots = self.find(ids)
-        for top in np.unique(roots[self.bound[roots]]).tolist():
-            roots = np.concatenate([roots, np.array(self.atoms(top), np.int64)])
+        if self.bound[roots].any():
+            roots = np.concatenate([roots, self.members(ids)[1]])
         self.tags[roots] |= bit
 
     def reason_id(self, text: str) -> int:
@@ -233,12 +269,31 @@ class Terms:
             roots = np.concatenate([roots[~self.bound[roots]], inner])
         flags[roots] = np.where(flags[roots] == 0, number, flags[roots])
 
+    def _can_link(self, children: Ids, roots: Ids) -> bool:
+        """Say whether all children are different atoms that the roots have no part of."""
+        if self.bound[children].any() or len(np.unique(children)) < len(children):
+            return False
+        if not self.bound[roots].any():
+            return not np.isin(children, roots).any()
+        return not self.pinned[children].any() and not np.isin(children, self.members(roots)[1]).any()
+
     def _link(self, children: Ids, roots: Ids) -> None:
-        """Hang atoms (all different) under other atoms, carrying pins and tags along."""
+        """Hang atoms (all different) under other ids, carrying pins and tags along."""
         self.parent[children] = roots
+        if self.bound[roots].any():
+            rows, atoms = self.members(roots)
+            children, roots = children[rows], atoms
         np.maximum.at(self.pinned, roots, self.pinned[children])
         np.maximum.at(self.mixed, roots, self.mixed[children])
         np.bitwise_or.at(self.tags, roots, self.tags[children])
+
+    def _become(self, i: int, parts: tuple[int, ...]) -> None:
+        """Bind an id to a product."""
+        self.bound[i] = True
+        self.parts[i] = parts
+        if len(parts) == 2:
+            self.paired[i] = True
+            self.first[i], self.second[i] = parts
 
     def _unify_pair(self, x: int, y: int) -> None:
         x, y = self.root(x), self.root(y)
@@ -282,8 +337,7 @@ class Terms:
         if len(inner) == 1:
             self._unify_pair(atom, next(iter(inner)))
             return
-        self.bound[atom] = True
-        self.parts[atom] = tuple(inner)
+        self._become(atom, tuple(inner))
         if self.mixed[atom] or self.pinned[atom]:
             members = np.array(list(inner), np.int64)
             if self.mixed[atom]:
@@ -310,9 +364,12 @@ class Terms:
 
     def _collect(self, rows: Ids, atoms: Ids, n: int) -> Ids:
         """Ids of shape (n,): at each row the term of all atoms that are paired with it."""
+        pairs, order = np.unique(np.stack([rows, atoms]), axis=1, return_index=True)
+        if len(np.unique(pairs[0])) == pairs.shape[1]:  # one atom for each row at most
+            out = np.full(n, PINNED, np.int64)
+            out[pairs[0]] = pairs[1]
+            return out
         sets: list[dict[int, None]] = [{} for _ in range(n)]
-        for row, atom in zip(rows.tolist(), atoms.tolist(), strict=True):
-            sets[row][atom] = None
+        for k in np.sort(order).tolist():
+            sets[int(rows[k])][int(atoms[k])] = None
         return np.array([self.term(tuple(s)) for s in sets], np.int64)
-
-
