@@ -21,6 +21,7 @@ _INFER: dict[str, Infer] = {}
 # Operators that are a standard operator on some of their inputs, with those inputs.
 _STAND_INS = {
     "FusedConv": ("Conv", (0, 1)),
+    "QLinearConv": ("Conv", (0, 3)),
     "FusedGemm": ("Gemm", (0, 1)),
     "GemmFloat8": ("Gemm", (0, 1)),
     "QGemm": ("Gemm", (0, 3)),
@@ -60,6 +61,8 @@ def output_dtype(node: ir.Node, i: int, dtypes: Sequence[int]) -> int:
     """Return the element type of output ``i`` of a contrib node, given those of its inputs."""
     if node.op_type == "EmbedLayerNormalization" and i == 1:
         return int(ir.DataType.INT32)
+    if node.op_type == "QLinearConv":
+        return dtypes[7]
     if node.op_type == "QGemm":
         return dtypes[8] if len(dtypes) > 8 and dtypes[8] else int(ir.DataType.FLOAT)
     source = _DTYPE_SOURCES.get(node.op_type, 0)

@@ -33,6 +33,8 @@ _SAME_SHAPE = {
     "RotaryEmbedding", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "BiasAdd", "BiasSoftmax", "GroupNorm",
     "Inverse",
 }  # fmt: skip
+# Of domain ai.onnx: an operator that only ONNX Runtime has there, and two whose schemas infer nothing.
+_SAME_SHAPE_IN_ONNX = {"SimplifiedLayerNormalization", "GroupNormalization", "MeanVarianceNormalization"}
 
 
 @dataclass
@@ -337,10 +339,10 @@ class _Walk:
                     self.probe.shapes[value] = shape
 
     def _infer_contrib(self, node: ir.Node) -> bool:
-        """Infer an operator that only ONNX Runtime has; return whether it is one."""
+        """Infer an operator for which onnx has no inference; return whether it is one."""
         shapes = [None if v is None else self.probe.shapes.get(v) for v in node.inputs]
         dtypes = [0 if v is None else self.probe.dtypes.get(v, 0) for v in node.inputs]
-        if node.op_type in _SAME_SHAPE and (node.domain != "" or node.op_type == "SimplifiedLayerNormalization"):
+        if node.op_type in (_SAME_SHAPE if node.domain else _SAME_SHAPE_IN_ONNX):
             found: list[Shape | None] | None = shapes[:1]
         else:
             found = contrib_shapes.output_shapes(node, shapes)

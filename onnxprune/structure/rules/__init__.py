@@ -107,6 +107,12 @@ def knows_zero_points(name: str) -> bool:
     return function is not None and function.__module__ == f"{__name__}.quantised"
 
 
+def summary(name: str) -> str:
+    """Return the first line of what a rule says of itself."""
+    function = find_rule(name)
+    return (function.__doc__ or "").strip().splitlines()[0] if function is not None else ""
+
+
 def registered() -> dict[str, str]:
     """Return every registered operator with the family (module) of its rule, for the generated table in docs/."""
     load_rules()

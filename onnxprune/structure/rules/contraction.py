@@ -208,19 +208,20 @@ def _transposed_channels(view: View, x: int, w: int, groups: int) -> Axis:
     return view.terms.product([g, view.ids(weight, 1)])
 
 
-@rule("ConvTranspose", "com.microsoft::ConvTransposeWithDynamicPads")
+@rule("ConvTranspose")
 def conv_transpose(view: View) -> None:
     """Like Conv with the weight's channel axes swapped."""
-    convolution(view, x=0, w=1, bias=2 if view.node.op_type == "ConvTranspose" else 3, transposed=True)
+    convolution(view, x=0, w=1, bias=2, transposed=True)
 
 
 @rule("DeformConv")
 def deform_conv(view: View) -> None:
-    """Conv whose sampling points are data: offsets and masks stay, channels go unless several offset groups share them."""
+    """Conv whose sampling points are data: these stay; channels go unless groups of them have points of their own."""
     data = view.need(0)
     for i in (2, 4):
         value = view.x(i)
         if value is not None:
+            view.unify(view.axis(data, 0), view.axis(value, 0))
             for axis in view.axes(value)[1:]:
                 view.pin(axis, "it holds sampling offsets")
     if view.int_attr("offset_group", 1) > 1:
@@ -235,7 +236,7 @@ def rewrite_conv(rw: Rewriter, node: ir.Node) -> None:
     _set_groups(rw, node, rw.extent(node.inputs[0], 1), rw.extent(node.inputs[w], 1))
 
 
-@rewriter("ConvTranspose", "com.microsoft::ConvTransposeWithDynamicPads")
+@rewriter("ConvTranspose")
 def rewrite_conv_transpose(rw: Rewriter, node: ir.Node) -> None:
     """Count the groups that are left: channels out over channels a kernel makes."""
     _set_groups(rw, node, rw.extent(node.outputs[0], 1), rw.extent(node.inputs[1], 1))

@@ -118,16 +118,10 @@ def normalise_last(view: View, x: int, first: int, affine: Sequence[int], out_ax
             view.give(out, kept, [False] * rank)
 
 
-@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "com.microsoft::LayerNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(view: View) -> None:
     """Over the last axes, from ``axis`` on."""
     normalise_last(view, 0, view.int_attr("axis", -1), (1, 2))
-
-
-@rule("com.microsoft::SimplifiedLayerNormalization")
-def simplified_layer_norm(view: View) -> None:
-    """ONNX Runtime's name for RMSNormalization."""
-    normalise_last(view, 0, view.int_attr("axis", -1), (1,))
 
 
 @rule("MeanVarianceNormalization")

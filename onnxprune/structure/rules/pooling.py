@@ -31,6 +31,7 @@ def pool(view: View) -> None:
 def grid_sample(view: View) -> None:
     """Each channel is sampled at the same points."""
     grid = view.need(1)
+    view.unify(view.axis(view.need(0), 0), view.axis(grid, 0))
     for axis in view.axes(grid)[1:]:
         view.pin(axis, "it holds sampling points")
     spatial(view)

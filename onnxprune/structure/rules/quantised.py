@@ -213,8 +213,8 @@ def _integer_matmul(view: View, a: Sequence[int], b: Sequence[int], bias: int | 
     out, addend = view.out(), view.x(bias) if bias is not None else None
     if out is not None and addend is not None:
         view.unify(view.axis(out, -1), view.axis(addend, -1))
-        zero = view.zero(out)
-        view.give(out, view.axes(out), [*zero[:-1], zero[-1] and view.zero(addend)[-1]])
+        columns = view.zero(out)[-1] and view.zero(addend)[-1]
+        view.give(out, view.axes(out), [*[False] * (view.rank(out) - 1), columns])
 
 
 @rule("com.microsoft::QGemm")

@@ -1,0 +1,35 @@
+"""Every operator has a rule or a reason, and docs/operators.md says which."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import onnx
+
+from onnxprune.structure import rules
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_onnx_operator_has_a_rule_or_a_reason() -> None:
+    known = {*rules.registered(), *rules.REASONS}
+    names = {rules.key(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    assert names - known == set()
+
+
+def test_no_operator_has_both() -> None:
+    assert set(rules.registered()) & set(rules.REASONS) == set()
+
+
+def test_every_rule_and_reason_says_something() -> None:
+    assert all(rules.summary(name) for name in rules.registered())
+    assert all(rules.REASONS.values())
+
+
+def test_the_table_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate_operators", DOCS / "generate_operators.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (DOCS / "operators.md").read_text(encoding="utf-8") == module.table(), "run docs/generate_operators.py"
