@@ -32,6 +32,8 @@ class Builder:
 
     def _fresh(self) -> str:
         self._count += 1
+        while f"measure::{self._count}" in self.graph.initializers:  # of an earlier builder
+            self._count += 1
         return f"measure::{self._count}"
 
     def node(

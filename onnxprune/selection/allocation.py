@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.runtime.graph_tools import Builder
 from onnxprune.runtime.statistics import Inputs, batches, output_error, shadow
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection.matrices import matrix_axes
-from onnxprune.structure.masking import constant_content, set_constant, zero_of
+from onnxprune.structure.masking import constant_content, zero_of
 from onnxprune.structure.terms import Bools
 
 Shares = dict[ir.Value, float]
@@ -174,7 +175,7 @@ def _zero(joined: ir.Model, weight: Weight, mask: Bools) -> None:
     value = next(v for v in values if v.name == weight.name)
     array = constant_content(weight.value).copy()
     np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
-    set_constant(joined, value, array)
+    value.replace_all_uses_with(Builder(joined).constant(array))
 
 
 def shares_by_sensitivity(table: Sensitivity, sparsity: float) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""Write docs/criteria.md from the registries: ``python docs/generate_criteria.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxprune.recovery import METHODS
+from onnxprune.scoring import Criterion, criteria
+from onnxprune.selection.allocation import ALLOCATIONS
+
+TARGET = Path(__file__).with_name("criteria.md")
+
+_INTRODUCTION = """\
+# Criteria, allocation, recovery
+
+Written by `docs/generate_criteria.py` from the registries; do not edit.
+
+A criterion says what is lost when a single weight or a whole unit (a channel, neuron, head, ...) goes. Where it gives
+weights a saliency, that of a unit is the root of the sum over all the weights it takes along, unless the criterion has
+a way of its own for units. `needs` is what has to be given beside the model: *calibration* is unlabelled inputs,
+*labels* inputs with their labels, *training* labelled inputs to train gates on. g is the gradient of the loss, x and a
+are activations, H is a Hessian.
+"""
+
+
+def table() -> str:
+    """Return the page as Markdown."""
+    lines = [
+        _INTRODUCTION,
+        "## Criteria",
+        "",
+        "| criterion | scores | formula | needs | cost | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, criterion in criteria().items():
+        cells = (f"`{name}`", _scores(criterion), criterion.formula, criterion.needs, criterion.cost, criterion.source)
+        lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
+    lines += ["", "## Allocation", "", "| allocation | how much goes of each layer |", "|---|---|"]
+    lines += [f"| `{name}` | {_escaped(_first(f.__doc__))} |" for name, f in sorted(ALLOCATIONS.items())]
+    lines += [
+        "",
+        "## Recovery without labels",
+        "",
+        "| method | formula | kept where it lowers | source |",
+        "|---|---|---|---|",
+    ]
+    for name, method in METHODS.items():
+        judge = "the model's output error" if method.judged_by_outputs else "the layer's output error"
+        lines.append(f"| `{name}` | {_escaped(_first(method.propose.__doc__))} | {judge} | {method.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def _scores(criterion: Criterion) -> str:
+    if criterion.weights is None:
+        return "units"
+    return "weights, and units in its own way" if criterion.units is not None else "weights, units by their sum"
+
+
+def _first(docstring: str | None) -> str:
+    return " ".join((docstring or "").split("\n\n")[0].split())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    TARGET.write_text(table(), encoding="utf-8")
