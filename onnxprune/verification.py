@@ -9,13 +9,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune import runtime
-from onnxprune.errors import RecipeError, VerificationError
+from onnxprune import model_io, runtime
+from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
 
 _ROUNDS = 15
+_LARGE = 512 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Verdict:
         before, after: Parameters, multiply-adds and bytes.
         removed_vs_masked: Largest difference to the masked twin, relative to its largest output.
         output_change: Largest difference to the original, relative to its largest output.
-        latency_ratio: After over before: median CPU time of alternating runs on one thread.
+        latency_ratio: After over before: median CPU time of alternating runs on one thread; None where it was not
+            measured (not asked for, or only zeros in a model over 512 MiB).
         metric: The metric on labelled data, where some were given.
         batches: The sizes of the dynamic dimensions that were run.
     """
@@ -85,36 +87,29 @@ def verify(
         VerificationError: The pruned model does not load or run, or differs from its masked twin.
         DataError: The data do not fit, or no inputs are found that the original runs with.
     """
-    session = runtime.make_session(original)
-    batches = runtime.working_inputs(original, seed=seed, count=2, session=session)
-    expected = [runtime.run(session, feeds) for feeds in batches]
-    after = runtime.make_session(pruned, error=VerificationError)
-    actual = [runtime.run(after, feeds, error=VerificationError) for feeds in batches]
+    batches, before = _observe(original, ModelError, seed=seed, eval_data=eval_data)
+    _, after = _observe(pruned, VerificationError, batches=batches, eval_data=eval_data)
     difference = 0.0
     if masked is not None:
-        twin = runtime.make_session(masked, error=VerificationError)
-        for feeds, got in zip(batches, actual, strict=True):
-            wanted = runtime.run(twin, feeds, error=VerificationError)
-            difference = max(difference, runtime.compare_outputs(wanted, got).max_rel)
-        del twin
+        _, twin = _observe(masked, VerificationError, batches=batches)
+        difference = _difference(twin.outputs, after.outputs)
         limit = tolerance_of(original)
         if not difference <= limit:
             raise VerificationError(
                 f"the pruned model differs from the original with the same weights zeroed by {difference:.2g} of the "
                 f"largest output (allowed: {limit:.0e}); nothing was written, please report this model"
             )
-    change = max(runtime.compare_outputs(a, b).max_rel for a, b in zip(expected, actual, strict=True))
-    measured = None if eval_data is None else _metric(session, after, Path(eval_data), metric)
     shapes = runtime.concrete_shapes(original, batches[0], runtime.counted_values(original))
     new_shapes = runtime.concrete_shapes(pruned, batches[0], runtime.counted_values(pruned))
-    del session, after
+    # Zeros change no graph; two sessions of a large model side by side would need its size twice to tell nothing new.
+    same_and_large = masked is None and model_io.serialized_size(original) > _LARGE
     return Verdict(
         before=runtime.figures(original, shapes),
         after=runtime.figures(pruned, new_shapes),
         removed_vs_masked=difference,
-        output_change=change,
-        latency_ratio=latency_ratio(original, pruned, batches[0]) if latency else None,
-        metric=measured,
+        output_change=_difference(before.outputs, after.outputs),
+        latency_ratio=latency_ratio(original, pruned, batches[0]) if latency and not same_and_large else None,
+        metric=_metric(before, after, metric),
         batches=len(batches),
     )
 
@@ -125,10 +120,43 @@ def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
     return runtime.alternate(sessions[0], sessions[1], dict(feeds), rounds=_ROUNDS).ratio
 
 
-def _metric(before: Any, after: Any, path: Path, name: str | None) -> Metric:
-    data = runtime.LabelledData.load(path, before)
-    a, b = (runtime.evaluate(session, data) for session in (before, after))
-    name = name or next(iter(a))
-    if name not in a:
-        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(a)}")
-    return Metric(name, a[name], b[name], data.samples)
+@dataclass(frozen=True)
+class _Observed:
+    """What one model does: its outputs on each batch, its metrics, the number of labelled samples."""
+
+    outputs: list[dict[str, Any]]
+    metrics: Mapping[str, float]
+    samples: int
+
+
+def _observe(
+    model: ir.Model,
+    error: type[OnnxPruneError],
+    *,
+    batches: list[runtime.Feeds] | None = None,
+    seed: int = 0,
+    eval_data: str | Path | None = None,
+) -> tuple[list[runtime.Feeds], _Observed]:
+    """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
+    session = runtime.make_session(model, error=error)
+    if batches is None:
+        batches = runtime.working_inputs(model, seed=seed, count=2, session=session)
+    outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
+    if eval_data is None:
+        return batches, _Observed(outputs, {}, 0)
+    data = runtime.LabelledData.load(eval_data, session)
+    return batches, _Observed(outputs, runtime.evaluate(session, data), data.samples)
+
+
+def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
+    """Return the largest difference over all batches, relative to the largest expected output."""
+    return max(runtime.compare_outputs(a, b).max_rel for a, b in zip(expected, actual, strict=True))
+
+
+def _metric(before: _Observed, after: _Observed, name: str | None) -> Metric | None:
+    if not before.metrics:
+        return None
+    name = name or next(iter(before.metrics))
+    if name not in before.metrics:
+        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(before.metrics)}")
+    return Metric(name, before.metrics[name], after.metrics[name], before.samples)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.masking import constant_content, set_constant, zero_of
-from onnxprune.structure.structure import Structure
+from onnxprune.structure.masking import edit_constant, zero_of
+from onnxprune.structure.structure import Fill, Structure
+from onnxprune.structure.tensors import Array
 from onnxprune.structure.terms import Bools
 
 
@@ -29,8 +31,10 @@ class MaskWeights(ir.passes.InPlacePass):
         for value, mask in self.masks.items():
             if mask.all():
                 continue
-            array = constant_content(value).copy()
-            np.copyto(array, zero_of(self.structure.fills.get(value), array), where=~mask)
-            set_constant(model, value, array)
+            edit_constant(model, value, partial(_masked, mask=mask, fill=self.structure.fills.get(value)))
             modified = True
         return ir.passes.PassResult(model, modified=modified)
+
+
+def _masked(array: Array, mask: Bools, fill: Fill | None) -> Array:
+    return np.where(mask, array, zero_of(fill, array))

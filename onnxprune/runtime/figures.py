@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.structure.tensors import read
 
 Shape = tuple[int, ...]
 Shapes = Mapping[ir.Value, Shape]
@@ -132,7 +133,7 @@ def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _nonzero(tensor: ir.TensorProtocol) -> int:
-    array = tensor.numpy()
+    array = read(tensor)
     if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin count faster and surer as floats
         array = array.astype(np.float32)
     return int(np.count_nonzero(array))

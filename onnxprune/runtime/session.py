@@ -113,6 +113,7 @@ def _from_file(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSes
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         model_io.save(model, path, external=True, durable=False)
+        options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped, not copied
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -6,14 +6,17 @@ on a mixed axis, the node that mixes is run over the surviving indices only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.structure import rules
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.structure import Fill, Keep, Structure
+from onnxprune.structure.tensors import Array, edited, read
 from onnxprune.structure.terms import Bools
 
 
@@ -31,23 +34,27 @@ def zero_units(structure: Structure, removed: Bools) -> None:
     for value, axes in lost.items():
         if value in structure.unmasked or not _maskable(structure, value):
             continue
-        array = constant_content(value).copy()
-        zero = zero_of(structure.fills.get(value), array)
-        for axis, flags in axes.items():
-            gone = np.flatnonzero(~flags)
-            place = (slice(None),) * axis + (gone,)
-            array[place] = zero[place]
-        set_constant(structure.model, value, array)
+        edit_constant(structure.model, value, partial(_zeroed, fill=structure.fills.get(value), axes=axes))
+
+
+def _zeroed(array: Array, fill: Fill | None, axes: Mapping[int, Bools]) -> Array:
+    """Zero the indices whose flags are False, for each axis given."""
+    array = array.copy()
+    zero = zero_of(fill, array)
+    for axis, flags in axes.items():
+        place = (slice(None),) * axis + (np.flatnonzero(~flags),)
+        array[place] = zero[place]
+    return array
 
 
 def _maskable(structure: Structure, value: ir.Value) -> bool:
     return ir.DataType(structure.facts.dtype(value)).is_floating_point() or value in structure.fills
 
 
-def constant_content(value: ir.Value) -> npt.NDArray[np.generic]:
+def constant_content(value: ir.Value) -> Array:
     """Return a constant's content, also where it is filled at run time."""
     if value.const_value is not None:
-        return value.const_value.numpy()
+        return read(value.const_value)
     node = value.producer()
     assert node is not None and node.inputs[0] is not None and node.inputs[0].const_value is not None
     shape = [int(n) for n in node.inputs[0].const_value.numpy()]
@@ -55,7 +62,7 @@ def constant_content(value: ir.Value) -> npt.NDArray[np.generic]:
     return np.zeros(shape, np.float32) if fill is None else np.full(shape, fill.numpy().reshape(-1)[0])
 
 
-def zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def zero_of(fill: Fill | None, array: Array) -> Array:
     """Return what zero means at each element: 0, or a quantised weight's zero point."""
     zero = np.zeros((), array.dtype)
     if fill is not None and fill.zero_point is not None and fill.zero_point.const_value is not None:
@@ -69,12 +76,18 @@ def zero_of(fill: Fill | None, array: npt.NDArray[np.generic]) -> npt.NDArray[np
     return np.broadcast_to(zero, array.shape)
 
 
-def set_constant(model: ir.Model, value: ir.Value, array: npt.NDArray[np.generic]) -> None:
-    """Give a constant new content; one that was filled at run time becomes an initializer."""
+def edit_constant(model: ir.Model, value: ir.Value, edit: Callable[[Array], Array]) -> None:
+    """Give a constant new content of the same shape; one that was filled at run time becomes an initializer.
+
+    Args:
+        model: The model.
+        value: The constant.
+        edit: From its content to the new content; it must not change the array it is given.
+    """
     if value.is_initializer() and value.const_value is not None:
-        old = value.const_value
-        value.const_value = ir.Tensor(array, dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+        value.const_value = edited(value.const_value, edit, value.const_value.shape.numpy())
         return
+    array = edit(constant_content(value))
     name = f"{value.name}_filled"
     while name in model.graph.initializers:
         name += "_"

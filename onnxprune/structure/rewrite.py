@@ -9,6 +9,7 @@ as extents are corrected where they use them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.structure import rules
 from onnxprune.structure.axes import Dynamic, parts
 from onnxprune.structure.structure import Keep, Structure
+from onnxprune.structure.tensors import edited
 from onnxprune.structure.terms import Bools
 
 Kept = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
@@ -67,10 +69,10 @@ class Rewriter:
                     rewrite(self, node)
         for value, axes in self.keep.lost().items():
             if value.is_initializer() and value.const_value is not None:
-                tensor = value.const_value
-                value.const_value = ir.Tensor(
-                    cut(tensor.numpy(), axes), dtype=tensor.dtype, name=value.name, doc_string=tensor.doc_string
-                )
+                shape = [
+                    int(axes[i].sum()) if i in axes else n for i, n in enumerate(value.const_value.shape.numpy())
+                ]
+                value.const_value = edited(value.const_value, partial(cut, axes=axes), shape)
         self._update_shapes()
 
     # -- what is left -------------------------------------------------------------------------------------------

@@ -1,0 +1,45 @@
+"""Reading and editing constants without holding a large model in memory.
+
+Weights kept in external data are mapped from disk. They are copied out one at a time and unmapped again; an edit of one
+is done anew whenever somebody reads the result, so that a model of any size passes through in the space of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[np.generic]
+
+
+def read(tensor: ir.TensorProtocol) -> Array:
+    """Return a tensor's content; of one in external data a copy, and the file is unmapped."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    array = np.array(tensor.numpy())
+    try:
+        tensor.release()
+    except BufferError:  # somebody else still looks at it
+        tensor.raw = None
+    return array
+
+
+def edited(tensor: ir.TensorProtocol, edit: Callable[[Array], Array], shape: Sequence[int]) -> ir.TensorProtocol:
+    """Return the tensor that ``edit`` makes of another: at once, or whenever it is read for one in external data.
+
+    Args:
+        tensor: The original. It is not changed, and ``edit`` must not change the array it is given.
+        edit: From content to content.
+        shape: Of the result.
+    """
+
+    def make() -> ir.Tensor:
+        array = np.ascontiguousarray(edit(read(tensor)))
+        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+
+    if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)):
+        return ir.LazyTensor(make, dtype=tensor.dtype, shape=ir.Shape(shape), name=tensor.name)
+    return make()
