@@ -46,7 +46,7 @@ def _picked(n: int, piece: slice) -> npt.NDArray[np.int64]:
     start, stop, step = piece.start, piece.stop, piece.step
     if step > 0 and stop is None:
         stop = 0
-    if step > 0 and start is None:
+    if start is None or start < -n:
         start = 0
     return np.arange(n)[slice(start, stop, step)]
 
