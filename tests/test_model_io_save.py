@@ -283,6 +283,15 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     assert model_io.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_the_key_of_external_data_is_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stored_external(tmp_path)
+    expected = model_io.sha256(path)
+    assert expected != hashlib.sha256(path.read_bytes()).hexdigest()
+    for size in (8, 13, 64, 1 << 20):
+        monkeypatch.setattr(model_io.hashing, "_CHUNK", size)
+        assert model_io.sha256(path) == expected
+
+
 def test_the_hash_covers_external_data(tmp_path: Path) -> None:
     path = stored_external(tmp_path)
     before = model_io.sha256(path)
@@ -305,8 +314,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
 """
 
 
-@pytest.mark.parametrize(("external", "factor"), [(True, 1.2), (False, 2.6)])
-def test_memory_stays_near_the_size_of_the_model(tmp_path: Path, external: bool, factor: float) -> None:
+@pytest.mark.parametrize(("external", "factor"), [(True, 0.3), (False, 1.3)])
+def test_memory_stays_under_the_size_of_the_model(tmp_path: Path, external: bool, factor: float) -> None:
+    """Embedded weights are held once; external ones go from file to file in small parts."""
     model = model_io.load_any(mlp(width=64))
     weights = {f"big{i}": np.full((1 << 20,), i, np.float32) for i in range(24)}  # 4 MiB each, 96 MiB in all
     for name, array in weights.items():

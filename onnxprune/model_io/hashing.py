@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from . import protobuf
 from .external import check_external_data
 
 _CHUNK = 1 << 20
+_KEY = b"location"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -26,31 +26,27 @@ def sha256(path: str | os.PathLike[str]) -> str:
         ModelError: A file cannot be read, or the external data is refused.
     """
     path = Path(path)
-    own = _file_hash(path)
-    if not _mentions_external_data(path):
+    own, may_be_external = _file_hash(path)
+    if not may_be_external:
         return own
     folder = Path(os.path.abspath(path)).parent
     data_files = check_external_data(protobuf.read_proto(path), folder)
     if not data_files:
         return own
-    lines = sorted(f"{_file_hash(file)} {file.relative_to(folder.resolve()).as_posix()}\n" for file in data_files)
+    lines = sorted(f"{_file_hash(file)[0]} {file.relative_to(folder.resolve()).as_posix()}\n" for file in data_files)
     return hashlib.sha256("".join([f"{own} \n", *lines]).encode()).hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path) -> tuple[str, bool]:
+    """The hash of one file, and whether `location` occurs in it, the key that every external tensor has."""
     digest = hashlib.sha256()
+    found, end = False, b""
     try:
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                found = found or _KEY in end + chunk[: len(_KEY)] or _KEY in chunk
+                end = chunk[-len(_KEY) :]
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
-
-
-def _mentions_external_data(path: Path) -> bool:
-    """Whether the word 'location', the key that every external tensor has, occurs in the file: a cheap first look."""
-    if path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b"location") >= 0
+    return digest.hexdigest(), found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -69,7 +72,8 @@ def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | 
     _refuse_versions(proto.ir_version, protobuf.default_opset(proto), name)
     _check_initializers(proto, name)
     try:
-        model = ir.from_proto(proto)
+        with _quiet_reader():
+            model = ir.from_proto(proto)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
         raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
@@ -97,6 +101,18 @@ def _refuse_versions(ir_version: int, opset: int | None, name: str) -> None:
     if refusal:
         versions = f"IR version {ir_version}" + (f" and opset {opset}" if opset is not None else "")
         raise ModelError(f"'{name}' has {versions}, and {refusal}.")
+
+
+@contextmanager
+def _quiet_reader() -> Iterator[None]:
+    """onnx-ir warns about undefined values, which are refused by name a moment later."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_initializers(proto: onnx.ModelProto, name: str) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 
+from . import wire
+
 _PROTOBUF_LIMIT = (1 << 31) - 1
-_LENGTH_DELIMITED = 2
 _IR_VERSION_TAG = 1 << 3  # the first byte of every model: writers order fields by number
-# Field number -> wire type of onnx.ModelProto: what the top level of a model file may contain.
-_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _MISTAKEN_FOR_MODELS = (
     (0, b"version https://git-lfs", "is a Git LFS pointer, not the model itself: fetch it with 'git lfs pull'"),
     (0, b"PK\x03\x04", "is a zip archive (a PyTorch checkpoint, perhaps), not an ONNX model"),
@@ -30,16 +32,18 @@ def read_proto(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: The file is missing, unreadable, empty, truncated, no protobuf, or a protobuf that is no model.
     """
-    data = _read_bytes(path)
-    for offset, magic, reason in _MISTAKEN_FOR_MODELS:
-        if data.startswith(magic, offset):
-            raise ModelError(f"'{path}' {reason}.")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
-    except DecodeError as error:
-        raise ModelError(f"'{path}' {_why_undecodable(data)}.") from error
-    del data
+    with _mapped(path) as (data, file):
+        for offset, magic, reason in _MISTAKEN_FOR_MODELS:
+            if data[offset : offset + len(magic)] == magic:
+                raise ModelError(f"'{path}' {reason}.")
+        if data[0] != _IR_VERSION_TAG:
+            raise ModelError(f"'{path}' is not a protobuf.")
+        try:
+            proto = wire.parse_model(data, file)
+        except wire.WireError as error:
+            raise ModelError(f"'{path}' {error}.") from error
+        except DecodeError as error:
+            raise ModelError(f"'{path}' is damaged or not an ONNX model: a part of it is no valid protobuf.") from error
     check_is_model(proto, str(path))
     return proto
 
@@ -56,7 +60,9 @@ def check_is_model(proto: onnx.ModelProto, name: str) -> None:
         raise ModelError(f"'{name}' names no operator set: it is truncated, or not an ONNX model.")
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextmanager
+def _mapped(path: Path) -> Iterator[tuple[mmap.mmap, BinaryIO]]:
+    """The content of a file that is neither missing nor empty nor too large, mapped, and the file."""
     if path.is_dir():
         raise ModelError(f"'{path}' is a folder: give the .onnx file in it.")
     try:
@@ -65,49 +71,16 @@ def _read_bytes(path: Path) -> bytes:
             raise ModelError(
                 f"'{path}' is larger than the 2 GiB that a protobuf can hold: store its weights as external data."
             )
-        data = path.read_bytes()
+        if not path.is_file():
+            raise ModelError(f"'{path}' is not a regular file.")
+        if not size:
+            raise ModelError(f"'{path}' is empty.")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data, file
     except FileNotFoundError:
         raise ModelError(f"'{path}' does not exist.") from None
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    if not data:
-        raise ModelError(f"'{path}' is empty.")
-    return data
-
-
-def _why_undecodable(data: bytes) -> str:
-    """What is wrong with bytes that protobuf could not parse, found by walking the fields of the top level.
-
-    Wire format: https://protobuf.dev/programming-guides/encoding/
-    """
-    if data[0] != _IR_VERSION_TAG:
-        return "is not a protobuf"
-    position = 0
-    while position < len(data):
-        start = position
-        tag, position = _varint(data, position)
-        field, wire_type = tag >> 3, tag & 7
-        if _MODEL_FIELDS.get(field) != wire_type:
-            return f"is not an ONNX model, or is damaged at byte {start}"
-        value, position = _varint(data, position)
-        if wire_type == _LENGTH_DELIMITED:
-            position += value
-            if position > len(data):
-                return f"is truncated: {position - len(data):,} bytes are missing at its end"
-    return "is damaged: a part of it is no valid protobuf"
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The base-128 number at `position`, and the position after it; cut-off numbers end at the end of the data."""
-    value = shift = 0
-    while position < len(data) and shift < 70:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-    return value, position
 
 
 def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

@@ -18,9 +18,11 @@ from onnx_ir import serde
 
 from onnxprune.errors import ModelError
 
-_GRAPH_FIELD = 7 << 3 | 2  # ModelProto.graph
-_INITIALIZER_FIELD = 5 << 3 | 2  # GraphProto.initializer
-_RAW_DATA_FIELD = 9 << 3 | 2  # TensorProto.raw_data
+from .wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
+
+_GRAPH_TAG = MODEL_GRAPH << 3 | LENGTH_DELIMITED
+_INITIALIZER_TAG = GRAPH_INITIALIZER << 3 | LENGTH_DELIMITED
+_RAW_DATA_TAG = TENSOR_RAW_DATA << 3 | LENGTH_DELIMITED
 PROTOBUF_LIMIT = (1 << 31) - 1
 _SKELETON_BYTES = 1024
 
@@ -94,12 +96,12 @@ def write_model(model: ir.Model, file: Writer, placement: Mapping[ir.Value, ir.E
     if len(head) + _framed_size(body) > PROTOBUF_LIMIT:
         raise ModelError("the model is larger than the 2 GiB that a protobuf can hold: save it with external data.")
     file.write(head)
-    file.write(_varint(_GRAPH_FIELD) + _varint(body))
+    file.write(write_varint(_GRAPH_TAG) + write_varint(body))
     file.write(graph)
     for header, tensor in tensors:
-        file.write(_varint(_INITIALIZER_FIELD) + _varint(_tensor_size(header, tensor)) + header)
+        file.write(write_varint(_INITIALIZER_TAG) + write_varint(_tensor_size(header, tensor)) + header)
         if tensor is not None:
-            file.write(_varint(_RAW_DATA_FIELD) + _varint(tensor.nbytes))
+            file.write(write_varint(_RAW_DATA_TAG) + write_varint(tensor.nbytes))
             write_data(tensor, file)
 
 
@@ -236,14 +238,4 @@ def _tensor_size(header: bytes, tensor: ir.TensorProtocol | None) -> int:
 
 def _framed_size(size: int) -> int:
     """Bytes of a length-delimited field with a payload of `size` bytes; all tags we write take one byte."""
-    return 1 + len(_varint(size)) + size
-
-
-def _varint(value: int) -> bytes:
-    """`value` >= 0 in base 128, least significant group first (https://protobuf.dev/programming-guides/encoding/)."""
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
+    return 1 + len(write_varint(size)) + size
