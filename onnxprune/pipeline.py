@@ -1,6 +1,6 @@
 """A Recipe becomes a list of passes and is run. The only place that knows the order.
 
-load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> save
+load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> deliver (pack, limits) -> save
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune import model_io
+from onnxprune import delivery, limits, model_io, runtime
 from onnxprune.errors import NothingToPrune
 from onnxprune.passes import MaskUnits, MaskWeights, Normalise, RemoveDeadUnits, RemoveUnits, Tidy
 from onnxprune.passes.remove_dead import compose_kept
@@ -77,6 +78,7 @@ class Result:
         dead: How many dead units went beside what was asked for.
         notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
         seconds: Time by stage.
+        delivery: What was done to the pruned model before it is written: `model` is what came out.
     """
 
     model: ir.Model
@@ -91,6 +93,7 @@ class Result:
     notes: tuple[str, ...] = ()
     source: FileId = field(default_factory=FileId)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    delivery: delivery.Delivery | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -102,7 +105,8 @@ class Result:
             "dead_units": self.dead,
             "notes": list(self.notes),
         }
-        return own | ({} if self.verdict is None else self.verdict.as_dict())
+        measured = {} if self.verdict is None else self.verdict.as_dict()
+        return own | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
     def record(self, output: FileId | None = None) -> Record:
         """Return the record of the run."""
@@ -150,6 +154,7 @@ def prune(
     """
     recipe = recipe or make_recipe(**settings)
     find_criterion(recipe.criterion)
+    limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=eval_data is not None)
     clock = _Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
     structure = clock("analyse", lambda: prepare(original.clone()))
@@ -165,7 +170,7 @@ def prune(
                 original, pruned, masked, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric
             ),
         )
-    return Result(
+    result = Result(
         model=pruned,
         recipe=recipe,
         sparsity=plan.sparsity,
@@ -179,12 +184,15 @@ def prune(
         source=_file_id(original),
         seconds=clock.seconds,
     )
+    finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
+    delivered: Result = clock("deliver", finish)
+    return delivered
 
 
 def prepare(model: ir.Model) -> Structure:
-    """Normalise a model in place and analyse it."""
+    """Normalise a model in place and analyse it; shapes that onnx cannot infer are measured in ONNX Runtime."""
     Normalise()(model)
-    return analyse(model)
+    return analyse(model, runtime.known_facts(model))
 
 
 def make_plan(structure: Structure, recipe: Recipe) -> Plan:
@@ -225,7 +233,7 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     Raises:
         ModelError: The output is the input, exists (without ``force``), or cannot be written.
     """
-    model_io.save(result.model, path, force=force)
+    delivery.write(result, path, force=force)
     output = FileId(file=str(path), sha256=model_io.sha256(path))
     if record is not None:
         result.record(output).save(record)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from onnxprune import limits
 from onnxprune.errors import RecipeError
 from onnxprune.structure.groups import KINDS
 
@@ -37,6 +38,18 @@ class Recipe(BaseModel):
     )
     remove_dead: bool = Field(False, description="afterwards remove units that the outputs do not depend on, exactly")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+    pack: Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"] = Field(
+        "no", description="store zeros small in standard operators that fold when a session loads"
+    )
+    pack_values: Literal["fp32", "fp16", "int8", "codebook16", "codebook256"] = Field(
+        "fp32", description="what packed weights keep of their values; fp32 keeps every bit"
+    )
+    sparse_initializers: bool = Field(
+        False, description="store zeros as ONNX sparse_initializer, which OpenVINO and full checks refuse: prefer pack"
+    )
+    require: tuple[str, ...] = Field(
+        (), description=f"write nothing unless this holds, such as latency<=0.6; of {', '.join(limits.FIGURES)}"
+    )
 
     @field_validator("kinds")
     @classmethod
@@ -45,6 +58,28 @@ class Recipe(BaseModel):
             if kind not in KINDS:
                 raise ValueError(f"there are no units called {kind!r}; choose from {', '.join(KINDS)}")
         return kinds
+
+    @field_validator("require")
+    @classmethod
+    def _known_limits(cls, require: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(limits.parse(text)) for text in require)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("sparse_initializers")
+    @classmethod
+    def _one_form(cls, sparse: bool, info: ValidationInfo) -> bool:
+        if sparse and info.data.get("pack", "no") != "no":
+            raise ValueError("zeros are stored as sparse_initializer or packed, not both")
+        return sparse
+
+    @field_validator("pack_values")
+    @classmethod
+    def _packed_values(cls, values: str, info: ValidationInfo) -> str:
+        if values != "fp32" and info.data.get("pack") == "no":
+            raise ValueError("values are packed only where pack is asked for")
+        return values
 
 
 def make_recipe(**settings: Any) -> Recipe:

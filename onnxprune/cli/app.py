@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_args
 
 import typer
 
 from onnxprune.cli.console import complain
 from onnxprune.errors import OnnxPruneError
+from onnxprune.recipe import Recipe
 
 app = typer.Typer(
     name="onnxprune",
@@ -38,10 +39,20 @@ def options(
 
 
 def _register() -> None:
-    from onnxprune.cli import compare, inspect, prune, verify
+    from onnxprune.cli import compare, inspect, prune, unpack, verify
 
-    for command in (prune, inspect, verify, compare):
+    for command in (prune, inspect, verify, compare, unpack):
         command.register(app)
+
+
+def _spell_out(arguments: list[str]) -> list[str]:
+    """``--pack`` without a form means ``--pack auto``."""
+    forms = get_args(Recipe.model_fields["pack"].annotation)
+    following = [*arguments[1:], ""]
+    return [
+        "--pack=auto" if argument == "--pack" and after not in forms else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -54,6 +65,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     commands = {c.name for c in app.registered_commands}
     if arguments and arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version"):
         arguments.insert(0, DEFAULT_COMMAND)  # ``onnxprune MODEL`` prunes
+    arguments = _spell_out(arguments)
     try:
         status = app(args=arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:

@@ -47,6 +47,12 @@ def prune(
     metric: Annotated[
         str | None, typer.Option(help="accuracy, top5 or mse [what fits the data].", show_default=False)
     ] = None,
+    pack: Annotated[str, typer.Option(help=_about("pack"))] = "no",
+    pack_values: Annotated[str, typer.Option(help=_about("pack_values"))] = "fp32",
+    sparse_initializers: Annotated[
+        bool, typer.Option("--sparse-initializers", help=_about("sparse_initializers"))
+    ] = False,
+    require: Annotated[list[str], typer.Option(help=_about("require"), show_default=False)] = [],  # noqa: B006
     record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
@@ -67,6 +73,10 @@ def prune(
         only=only,
         ends=ends,
         remove_dead=remove_dead,
+        pack=pack,
+        pack_values=pack_values,
+        sparse_initializers=sparse_initializers,
+        require=require,
         seed=seed,
     )
     run_recipe(

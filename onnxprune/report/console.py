@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,13 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     zeroed = result.recipe.structure == "weights"
     gone = "zero" if zeroed else "removed"
     console.print(f"{result.gone:,} of {result.prunable:,} prunable weights are {gone}: sparsity {result.sparsity:.1%}")
+    if result.delivery is not None and result.delivery.packing is not None:
+        packing = result.delivery.packing
+        forms = ", ".join(f"{n} {form}" for form, n in Counter(t.form for t in packing.packed).most_common())
+        console.print(
+            f"packed {len(packing.packed)} of {len(packing.tensors)} tensors ({forms or 'none'}) to "
+            f"{packing.ratio:.3f} of their bytes"
+        )
     if result.dead:
         console.print(f"{result.dead:,} dead units went as well")
     for note in result.notes:

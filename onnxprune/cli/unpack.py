@@ -1,0 +1,45 @@
+"""``onnxprune unpack PACKED``: the plain model back, bit for bit for values that were packed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from onnxprune.cli.console import console, print_json, stages
+from onnxprune.errors import ModelError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("unpack", help="Give the plain model of a packed one back, weights dense again.")(unpack)
+
+
+def unpack(
+    packed: Annotated[Path, typer.Argument(metavar="PACKED", help="A model that --pack wrote.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write [PACKED.unpacked.onnx].", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Unpack a model."""
+    from onnxprune import model_io, packing
+    from onnxprune.model_io.protobuf import read_proto
+
+    target = output or packed.with_name(f"{packed.stem}.unpacked.onnx")
+    model_io.check_output(target, force=force, source=model_io.Source(packed))
+    with stages(str(packed)) as tell:
+        tell("unpack")
+        model = model_io.load(packed)  # sparse initializers are dense from here on
+        if not packing.is_packed(model) and not read_proto(packed).graph.sparse_initializer:
+            raise ModelError(f"'{packed}' holds no packed weights: there is nothing to unpack")
+        plain = packing.unpack(model)
+        saved = model_io.save(plain, target, force=force)
+    before = packed.stat().st_size
+    if json:
+        print_json({"packed": str(packed), "output": str(target), "before_bytes": before, "after_bytes": saved.size})
+    else:
+        console.print(f"wrote [b]{escape(str(target))}[/]: {before:,} -> {saved.size:,} bytes", soft_wrap=True)

@@ -1,0 +1,196 @@
+"""From a pruned model to the form that is delivered: quantised, packed, within its limits. The last step of a run.
+
+Each step is measured in ONNX Runtime on the model that will be written: a quantised model is verified again against
+the original, and a packed model must give the same outputs as the same model unpacked, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune import limits, model_io, runtime
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.packing import PackReport, pack, to_sparse_initializers, unpack
+from onnxprune.recipe import Recipe
+from onnxprune.runtime.session import Optimize
+from onnxprune.verification import Verdict, verify
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Result
+
+_LEVELS: tuple[Optimize, ...] = ("basic", "all")
+_LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was done to the pruned model before it is written.
+
+    Attributes:
+        plain: The pruned model itself, with dense float weights.
+        packing: What packing did to each tensor; None where it was not asked for.
+        sparse_tensors: How many tensors are written as `sparse_initializer`.
+    """
+
+    plain: ir.Model
+    packing: PackReport | None = None
+    sparse_tensors: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON: what packing chose for each tensor."""
+        if self.packing is None:
+            return {"sparse_initializers": self.sparse_tensors} if self.sparse_tensors else {}
+        report = self.packing
+        tensors = [asdict(t) for t in report.tensors]
+        return {"packing": {"mode": report.mode, "values": report.values, "ratio": report.ratio, "tensors": tensors}}
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How models are compared with the original in this run."""
+
+    original: ir.Model
+    recipe: Recipe
+    latency: bool
+    eval_data: str | Path | None
+    metric: str | None
+
+    def again(self, model: ir.Model, first: Verdict | None) -> Verdict | None:
+        """Verify a later form of the model; the proof that removed == masked is that of the first."""
+        if first is None:
+            return None
+        found = verify(
+            self.original,
+            model,
+            None,
+            seed=self.recipe.seed,
+            latency=self.latency,
+            eval_data=self.eval_data,
+            metric=self.metric,
+        )
+        return replace(found, removed_vs_masked=first.removed_vs_masked)
+
+
+def deliver(
+    original: ir.Model,
+    result: Result,
+    *,
+    latency: bool = True,
+    eval_data: str | Path | None = None,
+    metric: str | None = None,
+) -> Result:
+    """Pack the result as its recipe says and check its limits.
+
+    Returns:
+        The result with the model to write and the verdict measured on it.
+
+    Raises:
+        VerificationError: The packed model differs from the pruned one, or a limit is missed.
+    """
+    recipe = result.recipe
+    measure = _Measure(original, recipe, latency, eval_data, metric)
+    plain = result.model
+    if recipe.pack != "no":
+        result = _packed(result, measure)
+    elif recipe.sparse_initializers:
+        result = _sparse(result, measure)
+    if result.delivery is None:
+        result = replace(result, delivery=Delivery(plain))
+    limits.check(map(limits.parse, recipe.require), limits.measured_figures(result))
+    return result
+
+
+def write(result: Result, path: str | Path, *, force: bool = False) -> None:
+    """Write the model to deliver; it appears whole or not at all.
+
+    Raises:
+        ModelError: The output is the input, exists (without ``force``), or cannot be written.
+    """
+    if result.delivery is None or not result.delivery.sparse_tensors:
+        model_io.save(result.model, path, force=force)
+        return
+    path = Path(path)
+    model_io.check_output(path, force=force, source=model_io.source_of(result.model))
+    content = to_sparse_initializers(result.model).SerializeToString(deterministic=True)
+    try:
+        with temporary_beside(path) as (temporary, file):
+            file.write(content)
+            sync(file)
+            publish(temporary, path, replace=force)
+    except FileExistsError:
+        raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
+    except OSError as error:
+        raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def _packed(result: Result, measure: _Measure) -> Result:
+    recipe = result.recipe
+    assert recipe.pack != "no"
+    packed, report = pack(result.model, values=recipe.pack_values, mode=recipe.pack)
+    plain = unpack(packed)
+    exact = recipe.pack_values == "fp32"
+    batches = runtime.working_inputs(result.model, seed=recipe.seed, count=2)
+    compare_forms(result.model if exact else plain, packed, batches, 0.0 if exact else _LOSSY_TOLERANCE)
+    verdict = result.verdict if exact else measure.again(plain, result.verdict)
+    verdict = _with_bytes(verdict, model_io.serialized_size(packed))
+    return replace(result, model=packed, verdict=verdict, delivery=Delivery(result.model, packing=report))
+
+
+def _sparse(result: Result, measure: _Measure) -> Result:
+    proto = to_sparse_initializers(result.model)
+    content = proto.SerializeToString(deterministic=True)
+    batches = runtime.working_inputs(result.model, seed=measure.recipe.seed, count=2)
+    compare_forms(result.model, proto, batches, 0.0)
+    verdict = _with_bytes(result.verdict, len(content))
+    count = len(proto.graph.sparse_initializer)
+    return replace(result, verdict=verdict, delivery=Delivery(result.model, sparse_tensors=count))
+
+
+def compare_forms(
+    plain: ir.Model, other: ir.Model | onnx.ModelProto, batches: Sequence[runtime.Feeds], tolerance: float
+) -> None:
+    """Check that another form of a model gives its outputs, at basic and at full optimisation.
+
+    Args:
+        plain: The model.
+        other: The same, stored otherwise.
+        batches: Inputs of both.
+        tolerance: Largest difference allowed, relative to the largest output; 0 wants the same bits.
+
+    Raises:
+        VerificationError: It does not load or run, or its outputs are others.
+    """
+    content = other.SerializeToString() if isinstance(other, onnx.ModelProto) else other
+    for level in _LEVELS:
+        sessions = [runtime.make_session(m, optimize=level, error=VerificationError) for m in (plain, content)]
+        for feeds in batches:
+            a, b = (runtime.run(session, feeds, error=VerificationError) for session in sessions)
+            gap = runtime.compare_outputs(a, b).max_rel
+            if gap > tolerance or (tolerance == 0 and not _same_bits(a, b)):
+                raise VerificationError(
+                    f"the packed model differs from the same model unpacked by {gap:.2g} of the largest output at "
+                    f"optimisation '{level}'; nothing was written, please report this model"
+                )
+
+
+def _same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(_bits(a[name]) == _bits(b[name]) for name in a)
+
+
+def _bits(output: Any) -> Any:
+    if isinstance(output, (list, tuple)):
+        return [_bits(part) for part in output]
+    array = np.asarray(output)
+    return array.tolist() if array.dtype.kind in "OSU" else (array.dtype, array.shape, array.tobytes())
+
+
+def _with_bytes(verdict: Verdict | None, size: int) -> Verdict | None:
+    return None if verdict is None else replace(verdict, after=replace(verdict.after, file_bytes=size))

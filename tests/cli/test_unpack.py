@@ -1,0 +1,61 @@
+"""``--pack``, ``--sparse-initializers``, ``--require`` and ``onnxprune unpack`` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_models import conv_net
+from test_cli import refused, run
+
+from onnxprune import model_io
+
+TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
+
+
+@pytest.mark.parametrize("flags", [["--pack"], ["--pack", "smallest"], ["--sparse-initializers"]])
+def test_unpack_gives_the_pruned_model_back(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, packed, again = (tmp_path / f"{name}.onnx" for name in ("plain", "packed", "again"))
+    assert run(TRAINED, "-s", 0.9, "-o", plain) == 0
+    assert run(TRAINED, "-s", 0.9, "-o", packed, *flags) == 0
+    assert packed.stat().st_size < 0.5 * plain.stat().st_size
+    capsys.readouterr()
+    assert run("unpack", packed, "-o", again, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["after_bytes"] == again.stat().st_size
+    a, b = (model_io.load(p).graph.initializers for p in (plain, again))
+    assert {n: v.const_value.tobytes() for n, v in a.items()} == {n: v.const_value.tobytes() for n, v in b.items()}
+
+
+def test_unpack_names_its_output_after_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = tmp_path / "small.onnx"
+    run(TRAINED, "-s", 0.9, "--pack", "-o", packed)
+    assert run("unpack", packed) == 0
+    assert (tmp_path / "small.unpacked.onnx").is_file()
+    capsys.readouterr()
+    assert "--force" in refused(capsys, tmp_path, "unpack", packed)
+
+
+def test_there_must_be_something_to_unpack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.onnx"
+    model_io.save(conv_net(), path)
+    assert "nothing to unpack" in refused(capsys, tmp_path, "unpack", path)
+    refused(capsys, tmp_path, "unpack", tmp_path / "no.onnx")
+
+
+def test_a_missed_limit_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, record = tmp_path / "net.onnx", tmp_path / "r.json"
+    model_io.save(conv_net(64), path)
+    flags = ("-s", 0.5, "--structure", "channels", "--require", "parameters<=0.1", "--record", record)
+    message = refused(capsys, tmp_path, path, *flags, status=1)
+    assert "parameters is 0." in message and "wanted <= 0.1" in message
+
+
+def test_a_limit_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.onnx"
+    model_io.save(conv_net(), path)
+    assert "--require" in refused(capsys, tmp_path, path, "-s", 0.5, "--require", "small")
+    assert "--eval-data" in refused(capsys, tmp_path, path, "-s", 0.5, "--require", "metric_drop<=0.1")
