@@ -210,8 +210,9 @@ class Terms:
         """Return (index, removable atom, place in the order) of products of any number of parts."""
         out = []
         for top in np.unique(tops).tolist():
-            mine, atoms = tops == top, np.array(self.atoms(top), np.int64)
-            out.append((np.repeat(rows[mine], len(atoms)), np.tile(atoms, mine.sum()), np.repeat(path[mine], len(atoms))))
+            mine, atoms = np.flatnonzero(tops == top), np.array(self.atoms(top), np.int64)
+            repeated = np.repeat(mine, len(atoms))
+            out.append((rows[repeated], np.tile(atoms, len(mine)), path[repeated]))
         return out
 
     def all_pinned(self, ids: Ids) -> bool:

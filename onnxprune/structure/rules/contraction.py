@@ -11,7 +11,6 @@ from onnxprune.structure.axes import Axis
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
 
-
 KERNEL_SIDE = "it is a side of the kernel"
 
 
@@ -200,7 +199,7 @@ def _channels(view: View, x: int, w: int, groups: int) -> Axis:
 
 def _transposed_channels(view: View, x: int, w: int, groups: int) -> Axis:
     """ConvTranspose: the weight is [C, O / groups, kernel...]."""
-    data, weight = view.need(x), view.need(w)
+    weight = view.need(w)
     contract(view, x, 1, w, 0)
     if groups == 1:
         return view.axis(weight, 1)

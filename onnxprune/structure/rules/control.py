@@ -17,7 +17,7 @@ def if_(view: View) -> None:
         view.walk(branch)
     for i, out in enumerate(view.node.outputs):
         results = [branch.outputs[i] for branch in branches]
-        if view.facts.shape(out) is None or any(view.facts.shape(r) is None for r in results):
+        if len({len(view.facts.shape(v) or ()) for v in (out, *results)}) != 1 or view.facts.shape(out) is None:
             for result in results:
                 _pin_value(view, result, "its branches give shapes that differ")
             continue
@@ -31,12 +31,12 @@ def if_(view: View) -> None:
 def loop(view: View) -> None:
     """Carried values keep their units from one turn to the next; stacked results get a leading axis."""
     body = view.node.attributes["body"].as_graph()
-    carried = [v for v in view.node.inputs[2:]]
+    carried = list(view.node.inputs[2:])
     for i, value in enumerate(body.inputs):
         outer = carried[i - 2] if i >= 2 and i - 2 < len(carried) else None
         _enter(view, outer, value)
     view.walk(body)
-    for i, outer in enumerate(carried):
+    for i in range(len(carried)):
         _leave(view, body.inputs[i + 2], body.outputs[i + 1])
         _result(view, view.node.outputs[i], body.outputs[i + 1], [])
     for i in range(len(carried), len(view.node.outputs)):

@@ -12,6 +12,7 @@ from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis, Dynamic
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.rules.reshaping import gather_in_order, gathers_in_order, rewrite_gather_in_order
 
 _END = np.iinfo(np.int64).max
 
@@ -60,9 +61,8 @@ def slice_(view: View) -> None:
     pieces = _slices(view)
     axes: list[Axis] = []
     for i, axis in enumerate(view.axes(x)):
-        if pieces is None and (view.facts.dims(x) or [])[i] == (view.facts.dims(out) or [])[i] and _spared(view, i):
-            axes.append(axis)
-        elif pieces is not None and i not in pieces:
+        same = (view.facts.dims(x) or [])[i] == (view.facts.dims(out) or [])[i]
+        if (same and _spared(view, i)) if pieces is None else i not in pieces:
             axes.append(axis)
         elif pieces is None or isinstance(axis, Dynamic) or not view.facts.static(out, i):
             view.pin(axis, "its bounds are not known before the model runs")
@@ -139,6 +139,9 @@ def _write_bounds(
 @rule("Gather")
 def gather(view: View) -> None:
     """Terms move with constant indices; indices known only at run time pin the axis they pick from."""
+    if gathers_in_order(view.facts, view.node):
+        gather_in_order(view)
+        return
     x, indices, out = view.need(0), view.need(1), view.out()
     along = view.int_attr("axis", 0) % view.rank(x)
     data = view.data(1)
@@ -162,6 +165,9 @@ def gather(view: View) -> None:
 @rewriter("Gather")
 def rewrite_gather(rw: Rewriter, node: ir.Node) -> None:
     """Renumber constant indices; those whose unit went are dropped."""
+    if gathers_in_order(rw.facts, node):
+        rewrite_gather_in_order(rw, node)
+        return
     x, data = node.inputs[0], rw.facts.data(node.inputs[1])
     assert x is not None
     along = node.attributes.get_int("axis", 0) % len(rw.facts.shape(x) or ())

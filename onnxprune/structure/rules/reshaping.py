@@ -17,6 +17,7 @@ from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.shapes import Facts
 from onnxprune.structure.terms import Ids
 
 Pair = tuple[int, int]
@@ -211,7 +212,8 @@ def _can_infer(view: View, axis: int) -> bool:
         return False
     if np.array_equal(first, second):
         return all(int(e) != -1 or i == axis for i, e in enumerate(first.tolist()))
-    return not (first == -1).any() and all(a == b or i == axis for i, (a, b) in enumerate(zip(first, second, strict=True)))
+    same = [a == b for a, b in zip(first, second, strict=True)]
+    return not (first == -1).any() and all(s or i == axis for i, s in enumerate(same))
 
 
 @rewriter("Reshape")
@@ -236,6 +238,41 @@ def _axes(rw: Rewriter, value: ir.Value) -> range:
 
 def _one_unknown(rw: Rewriter, node: ir.Node, out: ir.Value) -> bool:
     return sum(rw.extent(out, i) is None for i in _axes(rw, out)) <= 1
+
+
+# -- Gather that moves nothing --------------------------------------------------------------------------------------
+
+
+def gathers_in_order(facts: Facts, node: ir.Node) -> bool:
+    """Say whether a Gather picks all of a flat value in order, as exporters write ``as_strided``: it only reshapes.
+
+    Its indices may be computed from shapes; then that must hold at both settings of the dynamic dimensions.
+    """
+    x, indices = node.inputs[0], node.inputs[1]
+    if x is None or indices is None or len(facts.shape(x) or ()) != 1:
+        return False
+    for probe in (facts.first, facts.second):
+        data, extent = probe.data.get(indices), probe.shapes[x][0]
+        if data is None or data.size != extent or not np.array_equal(data.reshape(-1), np.arange(extent)):
+            return False
+    return len([i for i, (a, b) in enumerate(facts.dims(node.outputs[0]) or []) if a != b]) <= 1
+
+
+def gather_in_order(view: View) -> None:
+    """Tie the axes of such a Gather as those of a Reshape."""
+    x, out = view.need(0), view.out()
+    if out is not None:
+        view.give(out, *reshaped(view, view.axes(x), view.zero(x), _pairs(view, x), _pairs(view, out)))
+
+
+def rewrite_gather_in_order(rw: Rewriter, node: ir.Node) -> None:
+    """Write such a Gather as a Reshape."""
+    out = node.outputs[0]
+    if any(rw.lost(out, i) for i in _axes(rw, out)):
+        extents = [rw.extent(out, i) for i in _axes(rw, out)]
+        node.op_type = "Reshape"
+        node.attributes.clear()
+        rw.set_input(node, 1, np.array([-1 if n is None else n for n in extents], np.int64))
 
 
 # -- DepthToSpace, SpaceToDepth -------------------------------------------------------------------------------------
@@ -311,7 +348,8 @@ def rewrite_expand(rw: Rewriter, node: ir.Node) -> None:
             if data is not None:
                 lead = rank - int(entries or 0)
                 kept = [
-                    int(e) if e == 1 or not rw.lost(out, lead + i) else new[lead + i] for i, e in enumerate(data.tolist())
+                    int(entry) if entry == 1 or not rw.lost(out, i) else new[i]
+                    for i, entry in enumerate(data.tolist(), start=lead)
                 ]
                 rw.set_input(node, 1, np.array(kept, np.int64))
 
