@@ -17,7 +17,7 @@ from .inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working
 from .latency import Latency, alternate
 from .metrics import LabelledData, agreement, evaluate
 from .session import make_session, run
-from .shapes import concrete_shapes, probe_shapes
+from .shapes import concrete_shapes, known_facts, probe_shapes
 
 __all__ = [
     "Agreement",
@@ -36,6 +36,7 @@ __all__ = [
     "dynamic_dims",
     "evaluate",
     "figures",
+    "known_facts",
     "make_session",
     "probe_shapes",
     "random_inputs",

@@ -149,7 +149,7 @@ def _refusal(node: ir.Node) -> str | None:
         return "" if weight.producer() is None or node.op_type == "MatMul" else "its weight is computed"
     if not tensor_of(weight).dtype.is_floating_point():
         return "its weight is not floating point"
-    if len(list(weight.uses())) > 1 or weight.is_graph_output() or weight.is_graph_input():
+    if len(list(weight.uses())) > 1 or weight.is_graph_output():
         return "its weight has other uses"
     if node.op_type == "Gemm" and _int(node, "transA"):
         return "its input is transposed"
@@ -188,7 +188,7 @@ def _own_vector(value: ir.Value, width: int, *, last_axis: bool = True) -> bool:
     if tensor is None or not tensor.dtype.is_floating_point() or len(list(value.uses())) != 1:
         return False
     shape = tensor.shape.numpy()
-    if tensor.size != width or not shape or value.is_graph_output() or value.is_graph_input():
+    if tensor.size != width or not shape or value.is_graph_output():
         return False
     if last_axis:
         return shape[-1] == width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,13 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune import model_io
+from onnxprune.errors import DataError, ModelError
+from onnxprune.structure.shapes import Facts, candidate_settings, infer, infer_at
 
+from .inputs import random_inputs
 from .session import make_session, run
 
 Array = npt.NDArray[Any]
 Shapes = dict[ir.Value, tuple[int, ...]]
+
+_MOST_SETTINGS = 9  # how many settings of the dynamic dimensions a model is tried with
 
 
 def concrete_shapes(model: ir.Model, feeds: Mapping[str, Array], needed: Iterable[ir.Value] | None = None) -> Shapes:
@@ -60,6 +68,28 @@ def inferred_shapes(model: ir.Model, feeds: Mapping[str, Array]) -> Shapes:
     return shapes
 
 
+def known_facts(model: ir.Model) -> Facts:
+    """Infer shapes at two settings of the dynamic dimensions; what onnx leaves open is measured by a run at each.
+
+    A model that ONNX Runtime does not load or run on made-up inputs keeps its gaps, which is sound: analysis pins what
+    it does not know.
+    """
+    facts = infer(model)
+    gaps = facts.gaps(model)
+    if not gaps:
+        return facts
+    settings = [(facts.first.sizes, facts.second.sizes), *itertools.islice(candidate_settings(model), _MOST_SETTINGS)]
+    with contextlib.suppress(ModelError):
+        session = _probing_session(model, gaps)
+        for setting in settings:
+            with contextlib.suppress(DataError):
+                measured = [_measure(session, gaps, random_inputs(model, sizes=dict(sizes))) for sizes in setting]
+                facts = infer_at(model, *setting)
+                facts.fill(*measured)
+                break
+    return facts
+
+
 def probe_shapes(model: ir.Model, feeds: Mapping[str, Array], values: Iterable[ir.Value] | None = None) -> Shapes:
     """Shapes of main-graph values, measured in one run that keeps them all as outputs.
 
@@ -76,15 +106,21 @@ def probe_shapes(model: ir.Model, feeds: Mapping[str, Array], values: Iterable[i
         ModelError: ONNX Runtime does not load the model.
         DataError: It does not run these inputs.
     """
-    shapes = _known_shapes(model, feeds)
-    asked = set(values) if values is not None else None
     outputs = [value for node in model.graph for value in node.outputs]
-    wanted = {value.name: value for value in outputs if value.name and (asked is None or value in asked)}
-    session = make_session(_with_outputs(model, wanted), optimize="off")
-    for name, array in run(session, feeds, wanted).items():
-        if isinstance(array, np.ndarray):
-            shapes[wanted[name]] = array.shape
-    return shapes
+    asked = set(values) if values is not None else set(outputs)
+    wanted = [value for value in outputs if value.name and value in asked]
+    return _known_shapes(model, feeds) | _measure(_probing_session(model, wanted), wanted, feeds)
+
+
+def _probing_session(model: ir.Model, values: Iterable[ir.Value]) -> ort.InferenceSession:
+    return make_session(_with_outputs(model, [str(value.name) for value in values]), optimize="off")
+
+
+def _measure(session: ort.InferenceSession, values: Iterable[ir.Value], feeds: Mapping[str, Array]) -> Shapes:
+    """Run once; tensors only, a sequence has no shape."""
+    by_name = {str(value.name): value for value in values}
+    found = run(session, feeds, by_name)
+    return {by_name[name]: array.shape for name, array in found.items() if isinstance(array, np.ndarray)}
 
 
 def _known_shapes(model: ir.Model, feeds: Mapping[str, Array]) -> Shapes:

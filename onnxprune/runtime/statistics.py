@@ -69,7 +69,7 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
 
     Args:
         model: The model that will be fed.
-        inputs: By input name; the first axis counts samples.
+        inputs: By input name; the first axis counts samples, but for numbers (rank 0), which hold for all.
         batch: Samples in a batch.
         least: So many batches at least, where there are samples enough.
 
@@ -80,6 +80,8 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
     missing = [str(v.name) for v in wanted if v.name not in inputs]
     if missing:
         raise DataError(f"the calibration data have no array for the model's input '{missing[0]}'.")
+    numbers = {str(v.name): np.asarray(inputs[str(v.name)]) for v in wanted if np.ndim(inputs[str(v.name)]) == 0}
+    wanted = [v for v in wanted if v.name not in numbers]
     counts = {len(inputs[str(v.name)]) for v in wanted}
     if len(counts) != 1:
         raise DataError("the calibration arrays hold different numbers of samples.")
@@ -89,7 +91,7 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
     starts = range(0, samples - size + 1, size) if fixed else range(0, samples, size)
     if not len(starts):
         raise DataError(f"{samples} calibration samples are fewer than the model's batch of {size}.")
-    return [{str(v.name): np.asarray(inputs[str(v.name)][s : s + size]) for v in wanted} for s in starts]
+    return [{str(v.name): np.asarray(inputs[str(v.name)][s : s + size]) for v in wanted} | numbers for s in starts]
 
 
 def shadow(dense: ir.Model, pruned: ir.Model) -> ir.Model:
@@ -99,6 +101,7 @@ def shadow(dense: ir.Model, pruned: ir.Model) -> ir.Model:
     for value in list(other.graph.inputs):
         if value.name in inputs and not value.is_initializer():
             value.replace_all_uses_with(inputs[value.name])
+    other.graph.inputs.clear()  # old models list initializers among them
     for graph in other.graphs():
         for value in list(graph.initializers.values()):
             tensor = value.const_value

@@ -404,6 +404,10 @@ class View:
             function(self)
         except RuleMismatch as error:
             self.opaque(str(error))
+            if function.__module__.endswith((".contraction", ".recurrent")):
+                for value in self.node.inputs[1:3]:  # its weights count, though nothing of them can go
+                    if value is not None and len(self.facts.shape(value) or ()) > 1:
+                        self.weight(value)
 
     def opaque(self, reason: str) -> None:
         """Pin every axis that the node touches."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,6 +62,11 @@ class Facts:
     first: Probe
     second: Probe
 
+    @property
+    def failures(self) -> int:
+        """How many nodes contradict their inputs, over both settings."""
+        return self.first.failures + self.second.failures
+
     def shape(self, value: ir.Value) -> Shape | None:
         """Return the shape at the first setting, or None where the rank is not known."""
         shape, other = self.first.shapes.get(value), self.second.shapes.get(value)
@@ -97,36 +102,36 @@ class Facts:
             if shape is not None and None not in shape
         }
 
-    def unknown(self) -> list[ir.Value]:
-        """Return values with a known producer whose shape is not known."""
-        return [v for v, s in self.first.shapes.items() if s is None or None in s]
+    def gaps(self, model: ir.Model) -> list[ir.Value]:
+        """Return the outputs of main-graph nodes whose shape is not fully known."""
+        values = [v for node in model.graph for v in node.outputs if v.name]
+        return [v for v in values if None in (self.shape(v) or (None,))]
 
-    def fill(self, shapes: Mapping[str, tuple[Shape, Shape]], values: Iterable[ir.Value]) -> None:
-        """Add shapes measured by a probing run, by value name, where inference left a gap."""
-        for value in values:
-            if value.name is not None and value.name in shapes:
-                first, second = shapes[value.name]
-                for probe, shape in ((self.first, first), (self.second, second)):
-                    known = probe.shapes.get(value)
-                    if known is None or None in known:
-                        probe.shapes[value] = shape
+    def fill(self, first: Mapping[ir.Value, Shape], second: Mapping[ir.Value, Shape]) -> None:
+        """Add shapes measured by a run at each setting, where inference left a gap."""
+        for probe, shapes in ((self.first, first), (self.second, second)):
+            for value, shape in shapes.items():
+                if None in probe.shapes.get(value, (None,)):
+                    probe.shapes[value] = shape
 
 
 def infer(model: ir.Model) -> Facts:
     """Infer all shapes of a model at two settings, the first of a few that raise the fewest contradictions."""
     best: Facts | None = None
-    for first, second in candidate_settings(model):
-        a = _Walk(model, first).run()
-        if best is not None and a.failures >= best.first.failures:
-            continue
-        b = a if first == second else _Walk(model, second).run()
-        facts = Facts(a, b)
-        if best is None or a.failures + b.failures < best.first.failures + best.second.failures:
+    for setting in candidate_settings(model):
+        facts = infer_at(model, *setting)
+        if best is None or facts.failures < best.failures:
             best = facts
-        if not a.failures + b.failures:
+        if not facts.failures:
             break
     assert best is not None
     return best
+
+
+def infer_at(model: ir.Model, first: Sizes, second: Sizes) -> Facts:
+    """Infer all shapes of a model at two given settings of its dynamic dimensions."""
+    a = _Walk(model, first).run()
+    return Facts(a, a if first == second else _Walk(model, second).run())
 
 
 def dynamic_dims(model: ir.Model) -> dict[str, tuple[ir.Value, int]]:
@@ -430,7 +435,9 @@ class _Walk:
             if sources and sources[0] in self.probe.dtypes:
                 self.probe.dtypes[out] = self.probe.dtypes[sources[0]]
             return
-        dims = tuple(d[0] if len(set(d)) == 1 else None for d in zip(*[s for s in shapes if s is not None], strict=True))
+        dims = tuple(
+            d[0] if len(set(d)) == 1 else None for d in zip(*[s for s in shapes if s is not None], strict=True)
+        )
         self._set(out, dims, self.probe.dtypes.get(sources[0], 0))
 
 
@@ -481,7 +488,9 @@ def _reference(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            runner = operator(_bare_node(node), {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None})
+            runner = operator(
+                _bare_node(node), {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None}
+            )
             result = runner.run(*arrays)
     except Exception:  # the reference implementation raises whatever numpy does; not knowing is always sound
         return None
