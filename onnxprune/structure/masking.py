@@ -6,7 +6,7 @@ on a mixed axis, the node that mixes is run over the surviving indices only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -108,18 +108,24 @@ def _wrap_mixing_nodes(structure: Structure, keep: Keep, rewriter: Rewriter) -> 
         if any(v is not None and rewriter.lost(v, i) for v, i in ((node.inputs[k], i) for k, i in places)):
             inputs = [[] if v is None else _lost_axes(structure, keep, v) for v in node.inputs]
             wrapped.append((node, inputs, [_lost_axes(structure, keep, v) for v in node.outputs]))
+    users = {out: list(out.uses()) for node, _, _ in wrapped for out in node.outputs}
+    for node, _, _ in wrapped:  # all of them while their operands are still those of the analysis
+        rewrite = rules.find_rewriter(rules.key(node.domain, node.op_type))
+        if rewrite is not None:
+            rewrite(rewriter, node)
     for node, inputs, outputs in wrapped:
-        _run_on_survivors(structure, rewriter, node, inputs, outputs)
+        _run_on_survivors(structure, rewriter, node, inputs, outputs, users)
 
 
 def _run_on_survivors(
-    structure: Structure, rewriter: Rewriter, node: ir.Node, inputs: list[Cuts], outputs: list[Cuts]
+    structure: Structure,
+    rewriter: Rewriter,
+    node: ir.Node,
+    inputs: list[Cuts],
+    outputs: list[Cuts],
+    users: Mapping[ir.Value, Sequence[tuple[ir.Node, int]]],
 ) -> None:
     """Let a node see only surviving indices: Gather before it, zeros put back behind it."""
-    rewrite = rules.find_rewriter(rules.key(node.domain, node.op_type))
-    users = {out: list(out.uses()) for out in node.outputs}
-    if rewrite is not None:
-        rewrite(rewriter, node)
     for k, cuts in enumerate(inputs):
         for i, flags in cuts:
             indices = rewriter.constant(np.flatnonzero(flags), node)

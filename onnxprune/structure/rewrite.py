@@ -178,21 +178,6 @@ class Rewriter:
         before.graph.insert_before(before, node)
         return node.outputs[0]
 
-    def replace_output(self, node: ir.Node, op_type: str, extra: list[ir.Value], attributes: Mapping[str, int]) -> None:
-        """Let all users of a node's first output read ``op_type(output, *extra)`` instead; names of outputs stay."""
-        out = node.outputs[0]
-        users, is_output = list(out.uses()), out.is_graph_output()
-        after = ir.node(op_type, [out, *extra], attributes=dict(attributes))
-        after.name = self.fresh(f"{node.name or out.name}_{op_type}")
-        assert node.graph is not None
-        node.graph.insert_after(node, after)
-        new = after.outputs[0]
-        new.type, new.name = out.type, self.fresh(f"{out.name}_{op_type}")
-        if is_output:
-            raise ValueError(f"{out.name} is a graph output, it cannot lose anything")
-        for user, index in users:
-            user.replace_input_with(index, new)
-
     def fresh(self, stem: str) -> str:
         name, count = stem, 0
         while name in self._names:

@@ -105,7 +105,8 @@ def rewrite_slice(rw: Rewriter, node: ir.Node) -> None:
         gaps = np.diff(left)
         if len(left) > 1 and not (gaps == gaps[0]).all():
             starts[k], ends[k], steps[k] = 0, _END, 1
-            rw.replace_output(node, "Gather", [rw.constant(left.astype(np.int64), node)], {"axis": axis})
+            gathered = rw.insert("Gather", [node.inputs[0], rw.constant(left.astype(np.int64), node)], node, {"axis": axis})
+            node.replace_input_with(0, gathered)
             continue
         steps[k] = int(gaps[0]) if len(left) > 1 else 1
         starts[k] = int(left[0])
