@@ -97,6 +97,23 @@ def test_joining_two_models_changes_neither() -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_models_that_list_their_constants_as_inputs_are_joined() -> None:
+    model = network(MLP, MLP_SHAPES)
+    model.graph.inputs.extend(model.graph.initializers.values())
+    x = correlated(20, (6,))
+    assert output_error(shadow(model, model.clone()), batches(model, {"x": x}), ["y"]) == 0.0
+    assert [layer.name for layer in linear_layers(model)[0]] == ["w1", "w2"]
+
+
+def test_a_number_among_the_inputs_holds_for_every_batch() -> None:
+    model = network(
+        MLP.replace("float[N, 6] x", "float[N, 6] x, float rate").replace("Relu(h)", "Mul(h, rate)"), MLP_SHAPES
+    )
+    feeds = batches(model, {"x": correlated(5, (6,)), "rate": np.array(2.0, np.float32)}, 2)
+    assert [len(f["x"]) for f in feeds] == [2, 2, 1]
+    assert all(f["rate"] == 2 for f in feeds)
+
+
 @pytest.mark.parametrize(("inputs", "words"), [({}, "no array"), ({"x": np.zeros((0, 6), np.float32)}, "fewer")])
 def test_inputs_that_do_not_fit_are_refused(inputs: dict, words: str) -> None:
     fixed = network(MLP.replace("N", "4"), MLP_SHAPES)
