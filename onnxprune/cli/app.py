@@ -39,9 +39,9 @@ def options(
 
 
 def _register() -> None:
-    from onnxprune.cli import compare, inspect, prune, unpack, verify
+    from onnxprune.cli import compare, inspect, prune, run, unpack, verify
 
-    for command in (prune, inspect, verify, compare, unpack):
+    for command in (prune, run, inspect, verify, compare, unpack):
         command.register(app)
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.run import apply_preset, check_folder, save_settings
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe import Recipe, make_recipe
+from onnxprune.recipe_file import PRESETS
 
 
 def register(app: typer.Typer) -> None:
@@ -23,10 +25,20 @@ def _about(name: str) -> str:
 
 
 def prune(
+    ctx: typer.Context,
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)
     ],
     sparsity: Annotated[float, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            callback=apply_preset,
+            is_eager=True,
+            help=f"Settings for an aim: {', '.join(PRESETS)}; flags win over it.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write [MODEL.pruned.onnx].", show_default=False)
     ] = None,
@@ -54,6 +66,10 @@ def prune(
     ] = False,
     require: Annotated[list[str], typer.Option(help=_about("require"), show_default=False)] = [],  # noqa: B006
     record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(callback=check_folder, help="Write these flags as a file for onnxprune run.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and measure everything, write nothing.")] = False,
@@ -90,6 +106,8 @@ def prune(
         dry_run=dry_run,
         force=force,
     )
+    if save_recipe is not None:
+        save_settings(ctx, prune, save_recipe, recipe)
 
 
 def run_recipe(
