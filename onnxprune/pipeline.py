@@ -1,65 +1,37 @@
 """A Recipe becomes a list of passes and is run. The only place that knows the order.
 
 load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> deliver (pack, limits) -> save
+
+With retraining, the steps from normalise to tidy are repeated, with a training after each (retraining.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnxprune import delivery, limits, model_io, runtime
-from onnxprune.errors import NothingToPrune
-from onnxprune.passes import MaskUnits, MaskWeights, Normalise, RemoveDeadUnits, RemoveUnits, Tidy
-from onnxprune.passes.remove_dead import compose_kept
+from onnxprune import delivery, limits, model_io
+from onnxprune.errors import RecipeError
+from onnxprune.planning import Plan, apply_plan, make_plan, masked_twin, prepare, shortfall
 from onnxprune.recipe import Recipe, make_recipe
-from onnxprune.record import FileId, Record, renamed_copies
-from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
-from onnxprune.scoring.weights import total_size
-from onnxprune.selection import UnitBudget, select_units, select_weights
-from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_size
-from onnxprune.structure.analysis import analyse
+from onnxprune.record import FileId, Record
+from onnxprune.scoring import find_criterion
 from onnxprune.structure.rewrite import Kept
-from onnxprune.structure.structure import Structure
-from onnxprune.structure.terms import Bools
 from onnxprune.verification import Verdict, verify
 
+__all__ = ["AnyData", "AnyModel", "Clock", "Plan", "Progress", "Result", "make_plan", "prepare", "prune", "save"]
+
 AnyModel = str | Path | onnx.ModelProto | ir.Model
+AnyData = str | Path | Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What goes, decided on a normalised model and not yet done.
-
-    Attributes:
-        structure: The analysis of the model.
-        removed: Flags by atom id of the units to remove (none where single weights are zeroed).
-        masks: Which single weights stay, by constant.
-        prunable: Parameters that could go.
-        gone: Parameters that go.
-        note: Why the sparsity asked for is not reached, empty where it is.
-    """
-
-    structure: Structure
-    removed: Bools
-    masks: Mapping[ir.Value, Bools]
-    prunable: int
-    gone: int
-    note: str = ""
-
-    @property
-    def sparsity(self) -> float:
-        """The share of prunable parameters that go."""
-        return self.gone / self.prunable if self.prunable else 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +51,7 @@ class Result:
         notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
         seconds: Time by stage.
         delivery: What was done to the pruned model before it is written: `model` is what came out.
+        retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
     """
 
     model: ir.Model
@@ -94,17 +67,20 @@ class Result:
     source: FileId = field(default_factory=FileId)
     seconds: Mapping[str, float] = field(default_factory=dict)
     delivery: delivery.Delivery | None = None
+    retraining: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def figures(self) -> dict[str, Any]:
         """The figures as plain data."""
-        own = {
+        own: dict[str, Any] = {
             "sparsity": self.sparsity,
             "prunable_parameters": self.prunable,
             "gone_parameters": self.gone,
             "dead_units": self.dead,
             "notes": list(self.notes),
         }
+        if self.retraining:
+            own["retraining"] = list(self.retraining)
         measured = {} if self.verdict is None else self.verdict.as_dict()
         return own | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
@@ -126,8 +102,11 @@ def prune(
     *,
     verification: bool = True,
     latency: bool = True,
-    eval_data: str | Path | None = None,
+    data: AnyData | None = None,
+    eval_data: AnyData | None = None,
     metric: str | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Result:
@@ -138,39 +117,80 @@ def prune(
         recipe: All settings; or give them by keyword: ``prune(model, sparsity=0.9, structure="channels")``.
         verification: Measure the result in ONNX Runtime; without it nothing is known of it.
         latency: Measure the latency ratio as part of the verification.
-        eval_data: An .npz of labelled inputs, to measure a metric before and after.
-        metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
+        data: What to retrain on (``retrain=True``): a path, ``module:function``, or arrays by name.
+        eval_data: Labelled inputs, to measure a metric before and after: an .npz; when retraining, anything that
+            ``data`` may be, and by default the share of them that is held out.
+        metric: ``accuracy``, ``top5`` or ``mse``, when retraining also ``agreement`` or ``module:function``; by default
+            the first that fits the data.
+        checkpoint: Folder that a retraining run keeps its state in.
+        resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         progress: Called with the name of each stage.
-        **settings: Fields of `Recipe`.
+        **settings: Fields of `Recipe`; those that hold settings of their own also take a dict of them.
 
     Returns:
         The pruned model with its record and figures.
 
     Raises:
         ModelError: The model cannot be read.
-        RecipeError: A setting is wrong.
+        RecipeError: A setting is wrong, or the loss of the training is no longer a number.
+        DataError: The data do not fit the model.
         NothingToPrune: No weight of the model may be pruned under this recipe.
         VerificationError: The result is not what was promised.
     """
     recipe = recipe or make_recipe(**settings)
     find_criterion(recipe.criterion)
-    limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=eval_data is not None)
-    clock = _Clock(progress)
+    has_metric = eval_data is not None or recipe.retrain is not None
+    limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=has_metric)
+    _check_data(recipe, data, eval_data, resume)
+    clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
+    if recipe.retrain is None:
+        assert not isinstance(eval_data, Mapping)
+        check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
+        result = _prune_once(original, recipe, clock, check if verification else None)
+    else:
+        from onnxprune import retraining  # PyTorch, which only retraining needs
+
+        assert data is not None
+        folder = None if checkpoint is None else Path(checkpoint)
+        wishes = retraining.Wishes(data, eval_data, metric, folder, resume, verification, latency)
+        result = retraining.prune_and_retrain(original, recipe, wishes, clock)
+        eval_data, metric = retraining.for_delivery(eval_data, metric)
+    result = replace(result, source=_file_id(original))
+    finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
+    delivered: Result = clock("deliver", finish)
+    return delivered
+
+
+def _check_data(recipe: Recipe, data: AnyData | None, eval_data: AnyData | None, resume: bool) -> None:
+    """Refuse data that nothing would read, and retraining on nothing.
+
+    Raises:
+        RecipeError: See above.
+    """
+    if recipe.retrain is not None:
+        if data is None:
+            raise RecipeError("--retrain needs the data to train on: give --data")
+        return
+    if data is not None:
+        raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
+    if resume:
+        raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
+    if isinstance(eval_data, Mapping):
+        raise RecipeError("--eval-data is the path of an .npz file where nothing is retrained")
+
+
+def _prune_once(original: ir.Model, recipe: Recipe, clock: Clock, check: Callable[..., Verdict] | None) -> Result:
+    """Prune without training. ``check`` compares the result with its masked twin."""
     structure = clock("analyse", lambda: prepare(original.clone()))
     plan = clock("select", lambda: make_plan(structure, recipe))
     pruned = structure.model
-    done = clock("prune", lambda: _apply(plan, recipe))
+    done = clock("prune", lambda: apply_plan(plan, recipe))
     verdict = None
-    if verification:
+    if check is not None:
         masked = clock("mask", lambda: masked_twin(original, plan.removed)) if plan.removed.any() else done.masked
-        verdict = clock(
-            "verify",
-            lambda: verify(
-                original, pruned, masked, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric
-            ),
-        )
-    result = Result(
+        verdict = clock("verify", lambda: check(pruned, masked))
+    return Result(
         model=pruned,
         recipe=recipe,
         sparsity=plan.sparsity,
@@ -180,51 +200,9 @@ def prune(
         renamed=done.renamed,
         verdict=verdict,
         dead=done.dead,
-        notes=tuple(note for note in (plan.note, *done.left) if note),
-        source=_file_id(original),
+        notes=tuple(note for note in (shortfall(recipe, plan.sparsity), *done.left) if note),
         seconds=clock.seconds,
     )
-    finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
-    delivered: Result = clock("deliver", finish)
-    return delivered
-
-
-def prepare(model: ir.Model) -> Structure:
-    """Normalise a model in place and analyse it; shapes that onnx cannot infer are measured in ONNX Runtime."""
-    Normalise()(model)
-    return analyse(model, runtime.known_facts(model))
-
-
-def make_plan(structure: Structure, recipe: Recipe) -> Plan:
-    """Decide what goes.
-
-    Raises:
-        NothingToPrune: There is nothing to decide on.
-    """
-    criterion = find_criterion(recipe.criterion)
-    weights = eligible_weights(structure, recipe)
-    if recipe.structure == "weights":
-        if not weights:
-            raise NothingToPrune(_nothing(structure, recipe))
-        prunable = total_size(weights) + protected_size(structure, recipe)
-        share = min(1.0, recipe.sparsity * prunable / total_size(weights))
-        masks = select_weights(weights, criterion, share, scope=recipe.scope, seed=recipe.seed)
-        gone = sum(int(np.count_nonzero(~m)) for m in masks.values())
-        return _with_note(Plan(structure, np.zeros(structure.terms.count, bool), masks, prunable, gone), recipe)
-    groups = eligible_groups(structure, weights, recipe)
-    if not groups:
-        raise NothingToPrune(_nothing(structure, recipe))
-    scores = unit_scores(structure, weights, groups, criterion, recipe.seed)
-    budget = UnitBudget(recipe.sparsity, recipe.scope, recipe.round_to, recipe.floor)
-    chosen = select_units(structure, prunable_weights(structure), groups, scores, budget)
-    return _with_note(Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone), recipe)
-
-
-def masked_twin(original: ir.Model, removed: Bools) -> ir.Model:
-    """Return a copy of the original with the removed units zeroed. Atom ids are the same in every analysis of it."""
-    structure = prepare(original.clone())
-    MaskUnits(structure, removed)(structure.model)
-    return structure.model
 
 
 def save(result: Result, path: str | Path, *, force: bool = False, record: str | Path | None = None) -> FileId:
@@ -240,58 +218,6 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     return output
 
 
-@dataclass(frozen=True)
-class _Applied:
-    """What was done to the plan's model."""
-
-    kept: Kept
-    renamed: Mapping[str, str]
-    masked: ir.Model | None
-    dead: int
-    left: Sequence[str]
-
-
-def _apply(plan: Plan, recipe: Recipe) -> _Applied:
-    """Do what was planned to the plan's model; keep a masked twin of what only removal of dead units changed."""
-    model = plan.structure.model
-    kept: Kept = {}
-    if recipe.structure == "channels":
-        remove = RemoveUnits(plan.structure, plan.removed)
-        remove(model)
-        kept = remove.kept
-    else:
-        MaskWeights(plan.structure, plan.masks)(model)
-    renamed = renamed_copies(model)
-    masked, dead = None, RemoveDeadUnits()
-    if recipe.remove_dead:
-        masked = model.clone() if recipe.structure == "weights" else None
-        dead(model)
-        kept = compose_kept(kept, dead.kept)
-    Tidy()(model)
-    left_over = renamed_copies(model)
-    renamed = {copy: source for copy, source in renamed.items() if copy in kept or copy in left_over}
-    return _Applied(kept, renamed, masked, dead.removed, dead.left)
-
-
-def _with_note(plan: Plan, recipe: Recipe) -> Plan:
-    if abs(plan.sparsity - recipe.sparsity) <= 0.01:
-        return plan
-    note = (
-        f"asked for {recipe.sparsity:.1%}, got {plan.sparsity:.1%}: the nearest below that whole units, floors and "
-        "rounding allow (--round-to none and --allow-inexact allow more)"
-    )
-    return Plan(plan.structure, plan.removed, plan.masks, plan.prunable, plan.gone, note)
-
-
-def _nothing(structure: Structure, recipe: Recipe) -> str:
-    if not structure.weights:
-        listed = ", ".join(sorted(structure.unruled)) or "no operator has weights"
-        return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({listed})"
-    if recipe.structure == "channels" and not any(not g.inexact for g in structure.groups):
-        return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
-    return "there is nothing to prune: the patterns and kinds given leave no weights"
-
-
 def _file_id(model: ir.Model) -> FileId:
     source = model_io.source_of(model)
     if source is None:
@@ -299,7 +225,7 @@ def _file_id(model: ir.Model) -> FileId:
     return FileId(file=str(source.path), sha256=model_io.sha256(source.path))
 
 
-class _Clock:
+class Clock:
     """Runs stages, notes how long each took, tells who listens."""
 
     def __init__(self, progress: Progress | None) -> None:

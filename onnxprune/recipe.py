@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from onnxprune import limits
 from onnxprune.errors import RecipeError
 from onnxprune.structure.groups import KINDS
+from onnxprune.train_settings import DataSettings, IterateSettings, Survivors, TrainSettings
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
+
+RETRAIN_ONLY = (
+    "retrain_last", "iterations", "schedule", "initial_sparsity", "survivors", "rewind_to", "alternate", "reading",
+)  # fmt: skip
+"""Fields that mean something only where a run retrains."""
+
+FLAGS = {
+    ("retrain", "learning_rate"): "lr",
+    ("retrain", "schedule"): "lr-schedule",
+    ("reading", "size"): "image-size",
+    ("reading", "scale"): "image-scale",
+    ("reading", "target"): "target-column",
+}
+"""Settings whose flag has another name than their field: two settings may bear one name, two flags may not."""
+
+
+def flag_name(section: str, field: str) -> str:
+    """The flag of a field of the recipe (section "") or of the settings that it embeds."""
+    return FLAGS.get((section, field), field.replace("_", "-"))
+
+
+def _of_turns(field: str) -> str:
+    return IterateSettings.model_fields[field].description or ""
 
 
 class Recipe(BaseModel):
@@ -21,7 +47,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sparsity: float = Field(ge=0, lt=1, description="share of prunable parameters that end up zero or gone")
+    sparsity: float = Field(0.0, ge=0, lt=1, description="share of prunable parameters that end up zero or gone")
+    quality: float | None = Field(
+        None,
+        gt=0,
+        description="instead of a share: weights below q standard deviations of their layer go (Han et al. 2015)",
+    )
     structure: Literal["weights", "channels"] = Field(
         "weights", description="weights zeroes single weights, channels removes whole units of every kind"
     )
@@ -38,6 +69,15 @@ class Recipe(BaseModel):
     )
     remove_dead: bool = Field(False, description="afterwards remove units that the outputs do not depend on, exactly")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+    retrain: TrainSettings | None = Field(None, description="train the pruned model on --data")
+    retrain_last: TrainSettings | None = Field(None, description=_of_turns("last"))
+    iterations: int = Field(1, ge=1, description=_of_turns("iterations"))
+    schedule: str = Field("exponential", description=_of_turns("schedule"))
+    initial_sparsity: float = Field(0.0, ge=0, lt=1, description=_of_turns("initial_sparsity"))
+    survivors: Survivors = Field("lr-rewind", description=_of_turns("weights"))
+    rewind_to: Path | None = Field(None, description=_of_turns("rewind_to"))
+    alternate: bool = Field(False, description=_of_turns("alternate"))
+    reading: DataSettings = Field(default_factory=DataSettings, description="how --data and --eval-data are read")
     pack: Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"] = Field(
         "no", description="store zeros small in standard operators that fold when a session loads"
     )
@@ -50,6 +90,26 @@ class Recipe(BaseModel):
     require: tuple[str, ...] = Field(
         (), description=f"write nothing unless this holds, such as latency<=0.6; of {', '.join(limits.FIGURES)}"
     )
+
+    @field_validator("retrain", mode="before")
+    @classmethod
+    def _by_default(cls, retrain: Any) -> Any:
+        """True means: with the default settings."""
+        return {} if retrain is True else None if retrain is False else retrain
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Recipe:
+        given = self.model_fields_set
+        if "sparsity" not in given and self.quality is None:
+            raise ValueError("--sparsity: say which share of the weights goes, between 0 and 1")
+        if self.quality is not None and "sparsity" in given:
+            raise ValueError("--quality: a threshold decides what goes, --sparsity a share: give one of them")
+        if self.quality is not None and self.structure != "weights":
+            raise ValueError("--quality: a threshold is for single weights, --structure channels takes a --sparsity")
+        for field in RETRAIN_ONLY if self.retrain is None else ():
+            if getattr(self, field) != Recipe.model_fields[field].get_default(call_default_factory=True):
+                raise ValueError(f"--{flag_name('', field)}: only with --retrain")
+        return self
 
     @field_validator("kinds")
     @classmethod
@@ -91,8 +151,23 @@ def make_recipe(**settings: Any) -> Recipe:
     try:
         return Recipe(**settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "recipe"
-        message = str(first["msg"]).removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "extra_forbidden") else f" (not {first['input']!r})"
-        raise RecipeError(f"--{name.replace('_', '-')}: {message[:1].lower()}{message[1:]}{given}") from None
+        raise RecipeError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, under the name of its flag."""
+    first = error.errors()[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    scalar = not isinstance(first["input"], (Mapping, BaseModel))
+    given = f" (not {first['input']!r})" if scalar and first["type"] not in ("missing", "extra_forbidden") else ""
+    return f"--{_flag_of(first['loc'])}: {message[:1].lower()}{message[1:]}{given}"
+
+
+def _flag_of(place: Sequence[int | str]) -> str:
+    names = [part for part in place if isinstance(part, str)]
+    section = "retrain" if names[0] == "retrain_last" else names[0]
+    if section in ("retrain", "reading") and len(names) > 1:
+        return flag_name(section, names[1])
+    return flag_name("", names[0])

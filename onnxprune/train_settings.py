@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
+Survivors = Literal["continue", "lr-rewind", "rewind", "reinit"]
 
 
 class _Settings(BaseModel):
@@ -196,7 +197,7 @@ class IterateSettings(_Settings):
         default="exponential",
         description="Sparsity per iteration: one-shot, linear, exponential, cubic, or module:function.",
     )
-    weights: Literal["continue", "lr-rewind", "rewind", "reinit"] = Field(
+    weights: Survivors = Field(
         default="lr-rewind",
         description="What the surviving weights retrain from. continue: where they are, one learning-rate schedule "
         "over all iterations. lr-rewind: where they are, the schedule starting anew each time (Renda et al. 2020). "

@@ -1,0 +1,181 @@
+"""The data of a retraining run: what it trains on, what picks the best state, and what its metric is measured on.
+
+The share that picks the best state is held out of the training data. The metric before and after is measured in ONNX
+Runtime, on ``--eval-data`` where they are given and on the held-out share otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune import runtime
+from onnxprune.bridge.training import Data, get_metric, read_data
+from onnxprune.bridge.training import Metric as Measure
+from onnxprune.bridge.training.checks import fit_target, fixed_batch, input_specs
+from onnxprune.bridge.training.data import Array, Arrays, Batch, first_batch, join, split
+from onnxprune.bridge.training.metrics import check_metric, default_metric
+from onnxprune.bridge.training.readers import by_name
+from onnxprune.errors import DataError, VerificationError
+from onnxprune.train_settings import DataSettings, TrainSettings
+from onnxprune.verification import Metric
+
+AnyData = str | Path | Mapping[str, Array]
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The data of a run.
+
+    Attributes:
+        train: What it trains on.
+        validation: What picks the best state; None where nothing is held out.
+        evaluation: What the metric before and after is measured on; None where there is nothing.
+        note: What the user should know about the evaluation, or "".
+    """
+
+    train: Data
+    validation: Data | None
+    evaluation: Data | None
+    note: str = ""
+
+
+def open_sets(
+    model: ir.Model, data: AnyData, eval_data: AnyData | None, settings: TrainSettings, reading: DataSettings
+) -> Sets:
+    """Open the data and hold out the share that picks the best state.
+
+    Raises:
+        DataError: They cannot be read, do not fit the model, or are too few to hold out a share.
+    """
+    whole = open_data(model, data, reading)
+    train, held = split(whole.source, settings.validation, settings.seed)
+    validation = None if held is None else Data(held, whole.outputs)
+    sets = Sets(Data(train, whole.outputs), validation, validation)
+    if eval_data is not None:
+        return Sets(sets.train, validation, open_data(model, eval_data, reading))
+    if validation is None or held is None:
+        why = "nothing is held out" if settings.validation == 0 else "they are read from front to back"
+        return Sets(sets.train, None, None, f"no metric was measured: of the training data {why}; give --eval-data")
+    note = (
+        f"the metric was measured on the {held.count} samples of --data that were held out of the training and picked "
+        "its best state: --eval-data gives a figure that nothing was picked by"
+    )
+    return Sets(sets.train, validation, validation, note)
+
+
+def open_data(model: ir.Model, data: AnyData, reading: DataSettings) -> Data:
+    """Open one data set: what a file, a folder or `module:function` holds, or arrays by name.
+
+    Raises:
+        DataError: See `read_data`.
+    """
+    if not isinstance(data, Mapping):
+        return read_data(data, model, reading)
+    inputs, targets, outputs = by_name(data, model, "The data")
+    opened = Data(Arrays(inputs, targets), outputs)
+    first_batch(opened.source, 1)
+    return opened
+
+
+def identity(data: AnyData | None) -> str | None:
+    """What tells these data from others, for a checkpoint: the content of a file, the name of anything else."""
+    if data is None or isinstance(data, Mapping):
+        return None if data is None else "arrays: " + ", ".join(f"{n}{list(np.shape(a))}" for n, a in data.items())
+    path = Path(data)
+    return f"sha256 {_sha256(path)}" if path.is_file() else str(data)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def training_metric(settings: TrainSettings, sets: Sets) -> TrainSettings:
+    """The settings of the training, where the metric asked for needs targets that only the evaluation data have."""
+    if settings.metric is None or sets.train.outputs or sets.evaluation is None or not sets.evaluation.outputs:
+        return settings
+    needs = get_metric(settings.metric).needs
+    return settings if needs == "original" else settings.model_copy(update={"metric": None})
+
+
+def measured(original: ir.Model, model: ir.Model, data: Data, name: str | None, trained_by: str) -> Metric:
+    """Measure a metric of both models in ONNX Runtime.
+
+    Args:
+        original, model: Before and after.
+        data: What to measure on.
+        name: The metric that the user asked for, if any.
+        trained_by: The metric that picked the best state, which says what fits data without targets.
+
+    Raises:
+        DataError: The data do not fit the metric or the models.
+        RecipeError: There is no such metric.
+    """
+    target = next(iter(first_batch(data.source, 1).targets), None)
+    measure = get_metric(name) if name is not None else default_metric(target, trained_by != "mse")
+    if measure.name == "mse" and target is None:
+        measure = default_metric(None, classes=False)
+    check_metric(measure, target)
+    sessions = runtime.make_session(original), runtime.make_session(model, error=VerificationError)
+    before = [_Seen(*seen) for seen in _run(sessions[0], original, data)]
+    after = [_Seen(*seen) for seen in _run(sessions[1], original, data)]
+    output = data.outputs[0] if data.outputs else 0
+    values = [_value(measure, seen, before, output) for seen in (before, after)]
+    return Metric(measure.name, values[0], values[1], sum(seen.samples for seen in before))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A batch's outputs, its targets in the types that metrics take, and how many samples it has."""
+
+    outputs: tuple[Array, ...]
+    targets: tuple[Array, ...]
+    samples: int
+
+
+def _run(session: ort.InferenceSession, model: ir.Model, data: Data) -> Iterator[tuple[Any, ...]]:
+    names = [spec.name for spec in input_specs(model)]
+    outputs = [value.name or "" for value in model.graph.outputs]
+    size = fixed_batch(model)
+    for batch in data.source.epoch(size or _BATCH):
+        feeds = dict(zip(names, _filled(batch, size), strict=True))
+        found = runtime.run(session, feeds, outputs)
+        arrays = tuple(np.asarray(found[name])[: len(batch)] for name in outputs)
+        given = zip(batch.targets, data.outputs, strict=True)
+        yield arrays, tuple(fit_target(t, arrays[i].shape, outputs[i]) for t, i in given), len(batch)
+
+
+def _filled(batch: Batch, size: int | None) -> tuple[Array, ...]:
+    """The inputs; for a model of fixed batch size, a last short batch is filled up by repetition."""
+    if size is None or len(batch) == size:
+        return batch.inputs
+    return tuple(np.take(a, range(size), axis=0, mode="wrap") if a.ndim else a for a in batch.inputs)
+
+
+def _value(measure: Measure, seen: list[_Seen], original: list[_Seen], output: int) -> float:
+    if measure.whole is not None:
+        outputs, targets = join([s.outputs for s in seen]), join([s.targets for s in seen])
+        value = measure.whole(outputs, targets)
+        try:
+            return float(np.asarray(value))
+        except (TypeError, ValueError):
+            raise DataError(f"the metric '{measure.name}' gave {value!r}, which is no number") from None
+    assert measure.update is not None
+    total, count = 0.0, 0
+    for mine, theirs in zip(seen, original, strict=True):
+        target = theirs.outputs[output] if measure.needs == "original" else mine.targets[0]
+        part, number = measure.update(mine.outputs[output], target)
+        total, count = total + part, count + number
+    return total / count if count else float("nan")

@@ -1,0 +1,104 @@
+"""The folder that a retraining run is resumed from: whose run it holds, and when it may be used, emptied or kept.
+
+The state itself is written by `bridge.training.iterate`; here is `run.json`, which says of which run it is, so that
+``--resume`` never goes on with other data or another recipe. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import RecipeError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+
+RUN = "run.json"
+BEST = "best.onnx"
+_STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data")
+
+
+def is_main() -> bool:
+    """Whether this process writes files; the others of `accelerate launch` only compute."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def folder_of(output: Path) -> Path:
+    """The folder for a run that names none: beside its output."""
+    return output.with_name(f"{output.stem}.checkpoint")
+
+
+def check(folder: Path, *, resume: bool, restart: bool) -> None:
+    """Refuse, before any work is done, a folder that cannot be used.
+
+    Raises:
+        RecipeError: It holds a run and neither ``resume`` nor ``restart`` says what to do with it, there is nothing
+            to resume, or it is no folder.
+    """
+    if not is_main():
+        return
+    held = (folder / RUN).exists()
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"--checkpoint '{folder}' is not a folder")
+    if resume and not held:
+        raise RecipeError(f"--resume: there is no run to go on with in '{folder}'")
+    if held and not resume and not restart:
+        raise RecipeError(f"'{folder}' holds a run that was interrupted: --resume goes on with it, --force starts anew")
+
+
+def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
+    """Start a run in the folder, or go on with the one that it holds.
+
+    Args:
+        folder: As `check` let it pass.
+        run: Everything that decides the result, as plain data for JSON.
+        resume: Whether to go on; otherwise what the folder holds is forgotten.
+
+    Raises:
+        RecipeError: The folder holds a run with another model, recipe or other data.
+    """
+    if not is_main():
+        return
+    content = json.dumps(run, indent=1, sort_keys=True)
+    if resume:
+        held = _read(folder / RUN)
+        for key, value in json.loads(content).items():
+            if held.get(key) != value:
+                raise RecipeError(
+                    f"'{folder}' holds a run with another {key.replace('_', ' ')}: give what it was started with, or "
+                    "another --checkpoint"
+                )
+        return
+    forget(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(folder / RUN) as (temporary, file):
+        file.write(content.encode() + b"\n")
+        sync(file)
+        publish(temporary, folder / RUN, replace=True)
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run left, and the folder if nothing else is in it."""
+    if not is_main() or not folder.is_dir():
+        return
+    for pattern in (*_STATE, RUN):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def forget_unless_started(folder: Path) -> None:
+    """Leave no trace of a run that was refused before it had any state."""
+    if not any(path for pattern in _STATE for path in folder.glob(pattern)):
+        forget(folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"the checkpoint '{path}' cannot be read: {error}") from None
+    return content if isinstance(content, dict) else {}
