@@ -105,7 +105,8 @@ def rewrite_slice(rw: Rewriter, node: ir.Node) -> None:
         gaps = np.diff(left)
         if len(left) > 1 and not (gaps == gaps[0]).all():
             starts[k], ends[k], steps[k] = 0, _END, 1
-            gathered = rw.insert("Gather", [node.inputs[0], rw.constant(left.astype(np.int64), node)], node, {"axis": axis})
+            places = rw.constant(left.astype(np.int64), node)
+            gathered = rw.insert("Gather", [node.inputs[0], places], node, {"axis": axis})
             node.replace_input_with(0, gathered)
             continue
         steps[k] = int(gaps[0]) if len(left) > 1 else 1
