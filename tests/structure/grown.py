@@ -207,7 +207,9 @@ def _branches(g: Grown, x: Tensor, option: int) -> Tensor:
             node = helper.make_node("Relu", [x.name], [name], name=f"{name}_node")
         else:
             node = helper.make_node(op_type, [x.name, g.weight(*shape)], [name], name=f"{name}_node")
-        graphs.append(helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]))
+        graphs.append(
+            helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+        )
     g.read.add(x.name)
     return Tensor(g.one("If", "flag", then_branch=graphs[0], else_branch=graphs[1]), x.shape)
 
@@ -231,7 +233,9 @@ def _conv(g: Grown, x: Tensor, option: int) -> Tensor:
 def _conv_bn(g: Grown, x: Tensor, option: int) -> Tensor:
     y = _conv(g, x, option)
     width = _width(y)
-    stats = [g.constant(v) for v in (g.rng.random(width), g.rng.random(width), g.rng.random(width), 1 + g.rng.random(width))]
+    stats = [
+        g.constant(v) for v in (g.rng.random(width), g.rng.random(width), g.rng.random(width), 1 + g.rng.random(width))
+    ]
     return Tensor(g.one("BatchNormalization", y.name, *stats), y.shape)
 
 
@@ -336,7 +340,11 @@ def _recurrent(g: Grown, x: Tensor, option: int) -> Tensor:
     kind, gates = (("LSTM", 4), ("GRU", 3), ("RNN", 1))[option % 3]
     directions = 1 + option // 3 % 2
     steps = g.one("Transpose", x.name, perm=[1, 0, 2])
-    weights = [g.weight(directions, gates * 5, _width(x)), g.weight(directions, gates * 5, 5), g.weight(directions, gates * 10)]
+    weights = [
+        g.weight(directions, gates * 5, _width(x)),
+        g.weight(directions, gates * 5, 5),
+        g.weight(directions, gates * 10),
+    ]
     direction = ("forward", "bidirectional")[directions - 1]
     y = g.add(kind, [steps, *weights], hidden_size=5, direction=direction)[0]
     moved = g.one("Transpose", y, perm=[2, 0, 1, 3])

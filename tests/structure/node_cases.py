@@ -23,12 +23,14 @@ class Case:
         node: Its only node.
         constants: The content of all its inputs.
         opsets: The operator sets that it imports.
+        shapes: The shape of each output, where ONNX gives one.
     """
 
     name: str
     node: onnx.NodeProto
     constants: Mapping[str, Array | onnx.TensorProto]
     opsets: Mapping[str, int]
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @functools.cached_property
     def model(self) -> onnx.ModelProto:
@@ -50,7 +52,8 @@ def cases() -> dict[str, list[Case]]:
         constants = _constants(graph, case.data_sets[0][0])
         if constants is not None and _plain(graph):
             opsets = {o.domain: o.version for o in case.model.opset_import}
-            out.setdefault(graph.node[0].op_type, []).append(Case(case.name, graph.node[0], constants, opsets))
+            shapes = tuple(_shape(o) for o in case.data_sets[0][1])
+            out.setdefault(graph.node[0].op_type, []).append(Case(case.name, graph.node[0], constants, opsets, shapes))
     return out
 
 
@@ -70,6 +73,10 @@ def _constants(graph: onnx.GraphProto, inputs: list[object]) -> dict[str, Array 
         else:
             return None
     return constants
+
+
+def _shape(content: object) -> tuple[int, ...]:
+    return tuple(content.dims) if isinstance(content, onnx.TensorProto) else np.asarray(content).shape
 
 
 def _same_type(array: Array, elem: int) -> bool:
