@@ -105,6 +105,7 @@ def prune(
     data: AnyData | None = None,
     eval_data: AnyData | None = None,
     metric: str | None = None,
+    calibration: str | Path | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -122,6 +123,7 @@ def prune(
             ``data`` may be, and by default the share of them that is held out.
         metric: ``accuracy``, ``top5`` or ``mse``, when retraining also ``agreement`` or ``module:function``; by default
             the first that fits the data.
+        calibration: An .npz of inputs that ``quantize="int8"`` takes ranges from, by default those of ``eval_data``.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         progress: Called with the name of each stage.
@@ -149,15 +151,17 @@ def prune(
         check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
         result = _prune_once(original, recipe, clock, check if verification else None)
     else:
-        from onnxprune import retraining  # PyTorch, which only retraining needs
+        from onnxprune.retraining import Wishes, for_delivery, prune_and_retrain  # PyTorch, which only this needs
 
         assert data is not None
         folder = None if checkpoint is None else Path(checkpoint)
-        wishes = retraining.Wishes(data, eval_data, metric, folder, resume, verification, latency)
-        result = retraining.prune_and_retrain(original, recipe, wishes, clock)
-        eval_data, metric = retraining.for_delivery(eval_data, metric)
+        wishes = Wishes(data, eval_data, metric, folder, resume, verification, latency)
+        result = prune_and_retrain(original, recipe, wishes, clock)
+        eval_data, metric = for_delivery(eval_data, metric)
+    assert not isinstance(eval_data, Mapping)
     result = replace(result, source=_file_id(original))
     finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
+    finish = partial(finish, calibration=calibration)
     delivered: Result = clock("deliver", finish)
     return delivered
 

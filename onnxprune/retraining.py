@@ -14,7 +14,7 @@ so that a checkpoint holds model and history in one file and a resumed run ends 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -292,7 +292,7 @@ class _Steps:
             _Trace.of(model).and_kept(done.kept, done.renamed, difference).put(pruned)
         return pruned, _trained_masks(plan, pruned)
 
-    def clean(self, model: ir.Model) -> tuple[ir.Model, Kept]:
+    def clean(self, model: ir.Model) -> tuple[ir.Model, Mapping[str, Mapping[int, Sequence[int]]]]:
         """Remove the dead units of a copy of the model."""
         smaller = model.clone()
         Normalise()(smaller)
@@ -302,7 +302,7 @@ class _Steps:
         difference = self._checked(model, smaller, model) if dead.kept else 0.0
         trace = _Trace.of(model).and_kept(dead.kept, names, difference)
         replace(trace, dead=trace.dead + dead.removed, left=tuple(dead.left)).put(smaller)
-        return smaller, dead.kept
+        return smaller, {n: {axis: kept.tolist() for axis, kept in axes.items()} for n, axes in dead.kept.items()}
 
     def _checked(self, before: ir.Model, after: ir.Model, masked: ir.Model) -> float:
         """How far removed and masked are apart, both as they are before the training.

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from onnxprune import retraining_state
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.run import apply_preset, check_folder, save_settings
+from onnxprune.cli.training_flags import (
+    CheckpointFlag,
+    DataFlag,
+    Given,
+    ResumeFlag,
+    RetrainFlag,
+    training_settings,
+    with_training_flags,
+)
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.recipe_file import PRESETS
@@ -24,12 +35,16 @@ def _about(name: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
+@with_training_flags
 def prune(
     ctx: typer.Context,
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)
     ],
-    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)],
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)
+    ] = None,
+    quality: Annotated[float | None, typer.Option(help=_about("quality"), show_default=False)] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -54,10 +69,24 @@ def prune(
     ends: Annotated[str, typer.Option(help=_about("ends"))] = "auto",
     remove_dead: Annotated[bool, typer.Option("--remove-dead", help=_about("remove_dead"))] = False,
     eval_data: Annotated[
-        Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
+        Path | None,
+        typer.Option(help="Labelled inputs to measure the metric on: .npz, or as --data.", show_default=False),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, top5 or mse [what fits the data].", show_default=False)
+        str | None,
+        typer.Option(
+            help="accuracy, top5 or mse, with --retrain also agreement or module:function; else what fits the data.",
+            show_default=False,
+        ),
+    ] = None,
+    retrain: RetrainFlag = False,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    resume: ResumeFlag = False,
+    training: Given = {},  # noqa: B006
+    quantize: Annotated[str, typer.Option(help=_about("quantize"))] = "no",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Inputs (.npz) for --quantize int8 [those of --eval-data].", show_default=False)
     ] = None,
     pack: Annotated[str, typer.Option(help=_about("pack"))] = "no",
     pack_values: Annotated[str, typer.Option(help=_about("pack_values"))] = "fp32",
@@ -76,8 +105,10 @@ def prune(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
+    amount = {name: value for name, value in (("sparsity", sparsity), ("quality", quality)) if value is not None}
     recipe = make_recipe(
-        sparsity=sparsity,
+        **amount,
+        **training_settings(retrain, training),
         structure=structure,
         criterion=criterion,
         scope=scope,
@@ -89,6 +120,7 @@ def prune(
         only=only,
         ends=ends,
         remove_dead=remove_dead,
+        quantize=quantize,
         pack=pack,
         pack_values=pack_values,
         sparse_initializers=sparse_initializers,
@@ -99,8 +131,10 @@ def prune(
         model,
         recipe,
         output,
+        training=Training(data, checkpoint, resume),
         eval_data=eval_data,
         metric=metric,
+        calibration=calibration,
         record=record,
         as_json=json,
         dry_run=dry_run,
@@ -110,13 +144,36 @@ def prune(
         save_settings(ctx, prune, save_recipe, recipe)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a retraining run is given beside its recipe."""
+
+    data: Path | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def folder(self, recipe: Recipe, target: Path, *, dry_run: bool, force: bool) -> Path | None:
+        """The folder for the state; None where nothing is trained, or nothing is to be written.
+
+        Raises:
+            RecipeError: It holds another run, or none to resume.
+        """
+        if recipe.retrain is None or (dry_run and self.checkpoint is None and not self.resume):
+            return None
+        folder = self.checkpoint or retraining_state.folder_of(target)
+        retraining_state.check(folder, resume=self.resume, restart=force)
+        return folder
+
+
 def run_recipe(
     model: Path,
     recipe: Recipe,
     output: Path | None,
     *,
+    training: Training = Training(),  # noqa: B008 (immutable)
     eval_data: Path | None,
     metric: str | None,
+    calibration: Path | None = None,
     record: Path | None,
     as_json: bool,
     dry_run: bool,
@@ -129,13 +186,28 @@ def run_recipe(
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
     if not dry_run:
         _check_files(model, target, record, force)
+    folder = training.folder(recipe, target, dry_run=dry_run, force=force)
     with stages(str(model)) as tell:
-        result = pipeline.prune(model, recipe, eval_data=eval_data, metric=metric, progress=tell)
+        result = pipeline.prune(
+            model,
+            recipe,
+            data=training.data,
+            eval_data=eval_data,
+            metric=metric,
+            calibration=calibration,
+            checkpoint=folder,
+            resume=training.resume,
+            progress=tell,
+        )
+        if not retraining_state.is_main():
+            return
         written: dict[str, Any] = {"output": None}
         if not dry_run:
             tell("save")
             file = pipeline.save(result, target, force=force, record=record)
             written = {"output": file.file, "sha256": file.sha256}
+            if folder is not None and training.checkpoint is None:
+                retraining_state.forget(folder)
         elif record is not None:
             result.record().save(record)
     if as_json:

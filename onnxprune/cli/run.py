@@ -68,7 +68,8 @@ def save_settings(ctx: typer.Context, command: Callable[..., None], path: Path, 
         if name not in _NOT_SAVED and getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
     ]
     own = recipe.model_dump(mode="json")
-    settings = {name: own[name] if name in own else _plain(ctx.params[name]) for name in decided}
+    flat = {name for name, value in own.items() if not isinstance(value, dict)}  # the others have flags of their own
+    settings = {name: own[name] if name in flat else _plain(ctx.params[name]) for name in decided}
     save(path, settings, paths=path_flags(command))
 
 

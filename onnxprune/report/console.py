@@ -28,6 +28,9 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     zeroed = result.recipe.structure == "weights"
     gone = "zero" if zeroed else "removed"
     console.print(f"{result.gone:,} of {result.prunable:,} prunable weights are {gone}: sparsity {result.sparsity:.1%}")
+    if result.delivery is not None and result.delivery.quantised_from is not None:
+        size = result.delivery.quantised_from.after.file_bytes
+        console.print(f"quantised to {result.delivery.quantize} (before that: {size:,} bytes)")
     if result.delivery is not None and result.delivery.packing is not None:
         packing = result.delivery.packing
         forms = ", ".join(f"{n} {form}" for form, n in Counter(t.form for t in packing.packed).most_common())
@@ -40,7 +43,7 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
-        console.print(_verdict(verdict))
+        console.print(_verdict(verdict, retrained=result.recipe.retrain is not None))
     if zeroed:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
@@ -71,11 +74,14 @@ def _rows(verdict: Verdict) -> Iterable[tuple[str, int, int]]:
     yield "file (bytes)", a.file_bytes, b.file_bytes
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict, *, retrained: bool) -> str:
+    masked = f"the same weights zeroed to {verdict.removed_vs_masked:.1e}"
+    equal = "equals the original with " + masked
+    if retrained:
+        equal = f"was equal to the original with {masked} before the training, masks held exactly"
     return (
-        f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), equals the original with "
-        f"the same weights zeroed to {verdict.removed_vs_masked:.1e}; against the original as it was, outputs differ "
-        f"by {verdict.output_change:.2g} of their largest value"
+        f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), {equal}; against the "
+        f"original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"
     )
 
 
