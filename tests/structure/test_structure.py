@@ -1,0 +1,108 @@
+"""What users see of the coupling: groups under the names of the field, shares, and reasons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.structure.analysis import analyse
+from onnxprune.structure.structure import Structure
+
+from .graphs import load, value
+
+
+def kinds(structure: Structure) -> dict[str, int]:
+    """How many atoms there are of each kind."""
+    out: dict[str, int] = {}
+    for group in structure.groups:
+        out[group.kind] = out.get(group.kind, 0) + len(group)
+    return out
+
+
+ATTENTION = """agraph (float[n, 5, 8] x) => (float[n, 5, 8] y) {
+    q = MatMul(x, wq)  rq = Reshape(q, s)  tq = Transpose <perm = [0, 2, 1, 3]> (rq)
+    k = MatMul(x, wk)  rk = Reshape(k, s)  tk = Transpose <perm = [0, 2, 3, 1]> (rk)
+    v = MatMul(x, wv)  rv = Reshape(v, s)  tv = Transpose <perm = [0, 2, 1, 3]> (rv)
+    m = MatMul(tq, tk)  p = Softmax <axis = -1> (m)  o = MatMul(p, tv)
+    b = Transpose <perm = [0, 2, 1, 3]> (o)  f = Reshape(b, back)  y = MatMul(f, wo) }"""
+
+
+def test_heads_and_head_sizes_are_told_apart() -> None:
+    sizes = {"wq": (8, 12), "wk": (8, 12), "wv": (8, 12), "wo": (12, 8)}
+    structure = analyse(load(ATTENTION, s=np.array([0, 5, 3, 4]), back=np.array([0, 5, 12]), **sizes))
+    assert kinds(structure) == {"heads": 3, "head-size": 8}
+    heads = next(g for g in structure.groups if g.kind == "heads")
+    assert {(s.value.name, s.axis) for s in heads.sites} == {("wq", 1), ("wk", 1), ("wv", 1), ("wo", 0)}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "kind"),
+    [
+        ("(float[n, 4, 3, 3] x) => (float[n, 2, 3, 3] y) { h = Conv(x, w)  y = Conv(h, v) }",
+         {"w": (6, 4, 1, 1), "v": (2, 6, 1, 1)}, "channels"),
+        ("(float[n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)  y = MatMul(h, v) }",
+         {"w": (4, 6), "v": (6, 2)}, "neurons"),
+        ("(float[t, n, 4] x) => (float[t, 1, n, 2] y) { h = GRU <hidden_size = 6> (x, w, r)  y = MatMul(h, v) }",
+         {"w": (1, 18, 4), "r": (1, 18, 6), "v": (6, 2)}, "hidden"),
+        ("(float[1, n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)  m = MatMul(h, v)"
+         "  y = ReduceSum <keepdims = 0> (m, a) }",
+         {"w": (6, 4, 1), "v": (6, 1, 2), "a": np.array([0])}, "experts"),
+    ],
+)  # fmt: skip
+def test_units_have_the_names_of_the_field(text: str, weights: dict, kind: str) -> None:
+    assert kinds(analyse(load(f"agraph {text}", **weights))) == {kind: 6}
+
+
+def test_a_residual_sum_ties_all_that_write_to_it() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 2] y) {
+        a = MatMul(x, w)  b = MatMul(a, u)  s = Add(a, b)  y = MatMul(s, v) }"""
+    (group,) = analyse(load(text, w=(4, 6), u=(6, 6), v=(6, 2))).groups
+    assert {(s.value.name, s.axis) for s in group.sites} == {("w", 1), ("u", 0), ("u", 1), ("v", 0)} and len(group) == 6
+
+
+def test_the_share_counts_weights_with_a_free_axis() -> None:
+    text = "agraph (float[n, 4] x) => (float[n, 5] y) { h = MatMul(x, w)  y = MatMul(h, v) }"
+    assert analyse(load(text, w=(4, 6), v=(6, 5))).prunable_share() == (54, 54)
+    alone = "agraph (float[n, 4] x) => (float[n, 6] y) { y = MatMul(x, w) }"
+    assert analyse(load(alone, w=(4, 6))).prunable_share() == (0, 24)
+
+
+def test_mixed_units_count_only_when_inexact_ones_are_asked_for() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 2] y) {
+        h = MatMul(x, w)  p = Softmax <axis = -1> (h)  y = MatMul(p, v) }"""
+    structure = analyse(load(text, w=(4, 6), v=(6, 2)))
+    assert structure.prunable_share() == (0, 36) and structure.prunable_share(exact=False) == (36, 36)
+    assert "Softmax" in structure.groups[0].inexact
+
+
+def test_every_pinned_axis_has_the_operator_and_the_reason() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 1] y, int64[n, 1] i) {
+        h = MatMul(x, w)  y, i = TopK(h, one) }"""
+    structure = analyse(load(text, w=(4, 6), one=np.array([1])))
+    reasons = structure.why_pinned(value(structure, "w"))
+    assert len(reasons) == 2
+    assert "graph input x" in reasons[0] and "TopK" in reasons[1] and "ranks" in reasons[1]
+
+
+def test_an_operator_without_a_rule_pins_and_is_counted() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)  z = com.microsoft.Unheard(h)  y = MatMul(h, v) }"""
+    structure = analyse(load(text, w=(4, 6), v=(6, 2)))
+    assert structure.unruled == {"com.microsoft::Unheard": 1}
+    assert "no rule" in structure.why_pinned(value(structure, "w"))[1]
+
+
+def test_an_atom_that_is_all_of_an_axis_is_pinned() -> None:
+    """Reading two halves as one leaves one unit for each half of a pair; a unit that is everything never goes."""
+    text = """agraph (float[n, 4] x) => (float[n, 2] y)
+        <int64[2] flip = {1, 0}> { h = MatMul(x, w)  g = Gather <axis = 1> (h, flip)  s = Add(h, g)  y = MatMul(s, v) }"""
+    structure = analyse(load(text, w=(4, 2), v=(2, 2)))
+    assert not structure.groups and "all of an axis" in structure.why_pinned(value(structure, "w"))[1]
+
+
+def test_a_sum_over_what_is_not_zero_is_mixed() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 1] y) <int64[1] a = {1}> { h = MatMul(x, w)  e = Exp(h)  y = ReduceSum(e, a) }"""
+    structure = analyse(load(text, w=(4, 6)))
+    w = value(structure, "w")
+    assert not structure.removable(w, 1).any() and structure.removable(w, 1, exact=False).all()
+    zero = text.replace("Exp", "Tanh")
+    assert analyse(load(zero, w=(4, 6))).prunable_share() == (24, 24)
