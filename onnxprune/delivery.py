@@ -36,21 +36,30 @@ class Delivery:
 
     Attributes:
         plain: The pruned model itself, with dense float weights.
+        quantize: The form it was quantised to, "no" where it was not.
+        quantised_from: What was measured before that; None where nothing was.
         packing: What packing did to each tensor; None where it was not asked for.
         sparse_tensors: How many tensors are written as `sparse_initializer`.
     """
 
     plain: ir.Model
+    quantize: str = "no"
+    quantised_from: Verdict | None = None
     packing: PackReport | None = None
     sparse_tensors: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON: what packing chose for each tensor."""
-        if self.packing is None:
-            return {"sparse_initializers": self.sparse_tensors} if self.sparse_tensors else {}
-        report = self.packing
-        tensors = [asdict(t) for t in report.tensors]
-        return {"packing": {"mode": report.mode, "values": report.values, "ratio": report.ratio, "tensors": tensors}}
+        """Return plain data for JSON: what was measured before quantising, what packing chose for each tensor."""
+        found: dict[str, Any] = {}
+        if self.quantised_from is not None:
+            found["before_quantising"] = self.quantised_from.as_dict()
+        if self.sparse_tensors:
+            found["sparse_initializers"] = self.sparse_tensors
+        if self.packing is not None:
+            tensors = [asdict(t) for t in self.packing.tensors]
+            own = {"mode": self.packing.mode, "values": self.packing.values, "ratio": self.packing.ratio}
+            found["packing"] = own | {"tensors": tensors}
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,24 +95,26 @@ def deliver(
     latency: bool = True,
     eval_data: str | Path | None = None,
     metric: str | None = None,
+    calibration: str | Path | None = None,
 ) -> Result:
-    """Pack the result as its recipe says and check its limits.
+    """Quantise and pack the result as its recipe says, and check its limits.
 
     Returns:
         The result with the model to write and the verdict measured on it.
 
     Raises:
+        RecipeError: There is nothing to calibrate on.
         VerificationError: The packed model differs from the pruned one, or a limit is missed.
     """
     recipe = result.recipe
     measure = _Measure(original, recipe, latency, eval_data, metric)
-    plain = result.model
+    result = replace(result, delivery=Delivery(result.model))
+    if recipe.quantize != "no":
+        result = _quantised(result, measure, calibration)
     if recipe.pack != "no":
         result = _packed(result, measure)
     elif recipe.sparse_initializers:
         result = _sparse(result, measure)
-    if result.delivery is None:
-        result = replace(result, delivery=Delivery(plain))
     limits.check(map(limits.parse, recipe.require), limits.measured_figures(result))
     return result
 
@@ -131,6 +142,19 @@ def write(result: Result, path: str | Path, *, force: bool = False) -> None:
         raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
 
 
+def _quantised(result: Result, measure: _Measure, calibration: str | Path | None) -> Result:
+    from onnxprune.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
+
+    form = result.recipe.quantize
+    data = calibration or measure.eval_data
+    batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
+    model = quantise(result.model, form, batches)
+    verdict = measure.again(model, result.verdict)
+    assert result.delivery is not None
+    own = replace(result.delivery, quantize=form, quantised_from=result.verdict)
+    return replace(result, model=model, verdict=verdict, delivery=own)
+
+
 def _packed(result: Result, measure: _Measure) -> Result:
     recipe = result.recipe
     assert recipe.pack != "no"
@@ -141,7 +165,8 @@ def _packed(result: Result, measure: _Measure) -> Result:
     compare_forms(result.model if exact else plain, packed, batches, 0.0 if exact else _LOSSY_TOLERANCE)
     verdict = result.verdict if exact else measure.again(plain, result.verdict)
     verdict = _with_bytes(verdict, model_io.serialized_size(packed))
-    return replace(result, model=packed, verdict=verdict, delivery=Delivery(result.model, packing=report))
+    assert result.delivery is not None
+    return replace(result, model=packed, verdict=verdict, delivery=replace(result.delivery, packing=report))
 
 
 def _sparse(result: Result, measure: _Measure) -> Result:
@@ -151,7 +176,8 @@ def _sparse(result: Result, measure: _Measure) -> Result:
     compare_forms(result.model, proto, batches, 0.0)
     verdict = _with_bytes(result.verdict, len(content))
     count = len(proto.graph.sparse_initializer)
-    return replace(result, verdict=verdict, delivery=Delivery(result.model, sparse_tensors=count))
+    assert result.delivery is not None
+    return replace(result, verdict=verdict, delivery=replace(result.delivery, sparse_tensors=count))
 
 
 def compare_forms(

@@ -78,6 +78,9 @@ class Recipe(BaseModel):
     rewind_to: Path | None = Field(None, description=_of_turns("rewind_to"))
     alternate: bool = Field(False, description=_of_turns("alternate"))
     reading: DataSettings = Field(default_factory=DataSettings, description="how --data and --eval-data are read")
+    quantize: Literal["no", "int8", "int8-dynamic", "fp16"] = Field(
+        "no", description="after pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)"
+    )
     pack: Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"] = Field(
         "no", description="store zeros small in standard operators that fold when a session loads"
     )

@@ -46,7 +46,7 @@ class LabelledData:
         Raises:
             DataError: No such file, no .npz, no `label`, an input without array, or lengths that differ.
         """
-        arrays = _read_npz(Path(path))
+        arrays = read_npz(Path(path))
         label = arrays.pop("label", None)
         if label is None:
             raise DataError(f"'{path}' has no array 'label'.")
@@ -149,7 +149,12 @@ def evaluate(
     return {"mse": mean_squared_error(result, label)}
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def read_npz(path: Path) -> dict[str, Array]:
+    """Read an .npz file.
+
+    Raises:
+        DataError: No such file, or no .npz of plain arrays.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

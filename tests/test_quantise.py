@@ -1,0 +1,108 @@
+"""Quantising after pruning: zeros stay zero, the metric is measured again, files get smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import array, conv_net, random, set_array, two_layers
+
+import onnxprune
+from onnxprune import model_io, quantise, runtime
+from onnxprune.errors import DataError, RecipeError, VerificationError
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MLP = MODELS / "digits_mlp.onnx"
+CALIBRATION = MODELS / "digits_train.npz"
+
+
+@pytest.mark.parametrize(("form", "ratio"), [("int8", 0.35), ("int8-dynamic", 0.3), ("fp16", 0.55)])
+def test_smaller_and_as_good(form: str, ratio: float) -> None:
+    result = onnxprune.prune(
+        MLP,
+        sparsity=0.5,
+        quantize=form,
+        calibration=CALIBRATION,
+        eval_data=MLP.with_suffix(".npz"),
+        latency=False,
+        require=["metric_drop<=0.01", f"size<={ratio}"],
+    )
+    assert result.verdict is not None and result.delivery is not None
+    assert result.verdict.after.nonzero_parameters <= 0.52 * result.verdict.after.parameters
+    assert "before_quantising" in result.figures
+    assert result.delivery.quantised_from is not None
+    assert result.delivery.quantised_from.after.file_bytes > 1.7 * result.verdict.after.file_bytes
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_resnet", "digits_transformer"])
+@pytest.mark.parametrize("form", quantise.FORMS)
+def test_zeros_stay_zero(name: str, form: str) -> None:
+    plain = onnxprune.prune(MODELS / f"{name}.onnx", sparsity=0.7, verification=False).model
+    batches = quantise.calibration_batches(CALIBRATION, plain)[:4]
+    found = quantise.quantise(plain, form, batches)
+    before, after = quantise.weights_that_count(plain), quantise.weights_that_count(found)
+    assert 0.9 * before < after <= before
+
+
+def test_a_lost_zero_is_found() -> None:
+    plain, other = two_layers(), two_layers()
+    pruned = array(plain, "w1")
+    pruned[:4] = 0
+    set_array(plain, "w1", pruned)
+    quantise._check_zeros(other, plain)
+    with pytest.raises(VerificationError, match="128 zeros"):
+        quantise._check_zeros(plain, other)
+
+
+def test_static_quantisation_follows_the_calibration_inputs() -> None:
+    model = two_layers()
+    small, large = ([{"x": random(8, 8, seed=s) * scale}] for s, scale in ((1, 0.1), (1, 10.0)))
+    feeds = {"x": random(5, 8, seed=2)}
+    expected = runtime.run(runtime.make_session(model), feeds)
+    gaps = []
+    for batches in (small, large):
+        found = runtime.run(runtime.make_session(quantise.quantise(model, "int8", batches)), feeds)
+        gaps.append(runtime.compare_outputs(expected, found).max_rel)
+    assert gaps[1] < 0.2 < gaps[0]  # ranges seen at a tenth of the inputs clip most of them
+
+
+def test_a_quantised_and_packed_model_is_smaller_than_either(tmp_path: Path) -> None:
+    sizes = {}
+    for name, settings in {
+        "quantised": {"quantize": "int8-dynamic"},
+        "packed": {"pack": "smallest"},
+        "both": {"quantize": "int8-dynamic", "pack": "smallest"},
+    }.items():
+        result = onnxprune.prune(MLP, sparsity=0.8, latency=False, **settings)
+        onnxprune.save(result, tmp_path / f"{name}.onnx")
+        sizes[name] = (tmp_path / f"{name}.onnx").stat().st_size
+        assert result.verdict is not None and result.verdict.after.file_bytes == sizes[name]
+    assert sizes["both"] < min(sizes["quantised"], sizes["packed"])
+    assert sizes["both"] * 8 < MLP.stat().st_size
+
+
+def test_int8_needs_something_to_calibrate_on() -> None:
+    with pytest.raises(RecipeError, match="--calibration or --eval-data"):
+        onnxprune.prune(conv_net(), sparsity=0.5, quantize="int8", latency=False)
+
+
+def test_calibration_data(tmp_path: Path) -> None:
+    model = conv_net()
+    path = tmp_path / "c.npz"
+    np.savez(path, images=random(20, 3, 12, 12), label=np.zeros(20, int))
+    assert [len(b["x"]) for b in quantise.calibration_batches(path, model)] == [8, 8]
+    np.savez(path, a=random(4, 3), b=random(4, 3))
+    with pytest.raises(DataError, match="'x'"):
+        quantise.calibration_batches(path, model)
+    np.savez(path, x=random(0, 3, 12, 12))
+    with pytest.raises(DataError, match="no samples"):
+        quantise.calibration_batches(path, model)
+
+
+def test_the_source_file_stays_protected(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    model_io.save(conv_net(), path)
+    result = onnxprune.prune(path, sparsity=0.5, quantize="int8-dynamic", latency=False)
+    with pytest.raises(onnxprune.ModelError, match="never changed"):
+        onnxprune.save(result, path, force=True)
