@@ -131,6 +131,19 @@ def recover(
     return Recovery(tuple(run.steps), {**skipped, **missing}, before, after, samples)
 
 
+def compose_kept(first: Kept, second: Kept) -> dict[str, dict[int, npt.NDArray[np.int64]]]:
+    """What is kept after two removals, in indices of the model before both.
+
+    With it a model is pruned in steps, each recovered towards the same dense model: recover(dense, model, kept, ...).
+    """
+    kept = {name: dict(axes) for name, axes in first.items()}
+    for name, axes in second.items():
+        for axis, indices in axes.items():
+            before = kept.setdefault(name, {}).get(axis)
+            kept[name][axis] = indices if before is None else before[indices]
+    return kept
+
+
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
     """Group layers by how many of them lie before each, along the longest path; first stage first."""
     depth: dict[ir.Value, int] = {}
@@ -216,4 +229,4 @@ def _try_on_outputs(run: _Run, layer: Layer, method: str, proposal: Proposal) ->
     return _step(layer, method, proposal, before, after)
 
 
-__all__ = ["FOLDS", "Kept", "Moments", "Recovery", "Step", "recover", "stages"]
+__all__ = ["FOLDS", "Kept", "Moments", "Recovery", "Step", "compose_kept", "recover", "stages"]

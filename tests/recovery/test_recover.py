@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.recovery import recover
+from onnxprune.recovery import compose_kept, recover
 from onnxprune.recovery.reconstruct import stages
 from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
 from onnxprune.runtime.linear import linear_layers
@@ -132,6 +132,19 @@ def test_a_step_that_does_not_help_is_taken_back() -> None:
         assert step.applied == (step.after < step.before)
         if not step.applied:
             assert (constant(pruned, step.layer) == weights[step.layer]).all()
+
+
+def test_pruning_in_steps_aims_at_the_same_dense_model() -> None:
+    dense = network(MLP, MLP_SHAPES)
+    x = {"x": correlated(200, (6,))}
+    first, kept = cut(dense, "w1", 0, [1, 4])
+    recover(dense, first, kept, x, batch=20)
+    second, more = cut(first, "w1", 0, [0, 5])  # units 0 and 7 of the dense model
+    kept = compose_kept(kept, more)
+    assert kept["w1"][0].tolist() == [2, 3, 5, 6]
+    assert kept["w2"][1].tolist() == [2, 3, 5, 6]
+    recovered = recover(dense, second, kept, x, batch=20)
+    assert recovered.after < recovered.before < 2
 
 
 def test_layers_side_by_side_share_a_stage() -> None:
