@@ -144,8 +144,9 @@ def _iterate(
     if folder is not None:
         run = {
             "recipe": steps.recipe.model_dump(mode="json"),
-            "model": fingerprint(start, settings),
+            "metric": settings.train.metric,
             "training data": identity(wishes.data),
+            "model": fingerprint(start, settings),
         }
         retraining_state.begin(folder, run, resume=wishes.resume)
         _together(settings.train)

@@ -53,7 +53,7 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
 
     Args:
         folder: As `check` let it pass.
-        run: Everything that decides the result, as plain data for JSON.
+        run: Everything that decides the result, as plain data for JSON; what differs is named in this order.
         resume: Whether to go on; otherwise what the folder holds is forgotten.
 
     Raises:
@@ -61,7 +61,7 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
     """
     if not is_main():
         return
-    content = json.dumps(run, indent=1, sort_keys=True)
+    content = json.dumps(run, indent=1)
     if resume:
         held = _read(folder / RUN)
         for key, value in json.loads(content).items():
