@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,9 @@ from onnxprune.cli.training_flags import (
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.recipe_file import PRESETS
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -95,6 +99,10 @@ def prune(
     ] = False,
     require: Annotated[list[str], typer.Option(help=_about("require"), show_default=False)] = [],  # noqa: B006
     record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(callback=check_folder, help="Write one HTML page about the run.", show_default=False),
+    ] = None,
     save_recipe: Annotated[
         Path | None,
         typer.Option(callback=check_folder, help="Write these flags as a file for onnxprune run.", show_default=False),
@@ -136,6 +144,7 @@ def prune(
         metric=metric,
         calibration=calibration,
         record=record,
+        report=report,
         as_json=json,
         dry_run=dry_run,
         force=force,
@@ -175,6 +184,7 @@ def run_recipe(
     metric: str | None,
     calibration: Path | None = None,
     record: Path | None,
+    report: Path | None = None,
     as_json: bool,
     dry_run: bool,
     force: bool,
@@ -186,6 +196,8 @@ def run_recipe(
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
     if not dry_run:
         _check_files(model, target, record, force)
+    if report is not None:
+        _check_report(report, model, target, record)
     folder = training.folder(recipe, target, dry_run=dry_run, force=force)
     with stages(str(model)) as tell:
         result = pipeline.prune(
@@ -210,10 +222,29 @@ def run_recipe(
                 retraining_state.forget(folder)
         elif record is not None:
             result.record().save(record)
+        if report is not None:
+            tell("report")
+            _report(model, result, report, None if dry_run else target)
     if as_json:
         print_json({"model": str(model), **written, "recipe": recipe.model_dump(mode="json"), **result.figures})
     else:
         print_result(console, str(model), None if dry_run else str(target), result)
+
+
+def _check_report(report: Path, *others: Path | None) -> None:
+    """Refuse a page that cannot be made, or that would replace a file of the run."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'")
+    if report.resolve() in {other.resolve() for other in others if other is not None}:
+        raise RecipeError(f"--report '{report}' is the model, the output or the record itself")
+
+
+def _report(model: Path, result: Result, path: Path, target: Path | None) -> None:
+    from onnxprune import model_io
+    from onnxprune.report.html import write_report
+
+    output = None if target is None else str(target)
+    write_report(model_io.load(model), result, path, model=str(model), output=output)
 
 
 def _check_files(model: Path, target: Path, record: Path | None, force: bool) -> None:

@@ -1,0 +1,182 @@
+"""One self-contained HTML page about a run: verdict first, then figures, layers, groups, what is pinned, the recipe.
+
+Nothing is fetched: style, script and plots are inside, and the page forbids itself any request. Needs jinja2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from onnxprune import limits
+from onnxprune.errors import ModelError, RecipeError
+from onnxprune.inspection import Inspection, inspect
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.report.console import NO_FASTER
+from onnxprune.report.layers import BINS, Layer, layers
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Result
+    from onnxprune.verification import Verdict
+
+_MOST_ROWS = 1000  # of a table; beyond, the largest layers and the first groups are shown
+_MOST_PLOTS = 300
+_MOST_RECORD = 400_000  # characters
+_WIDTH, _HEIGHT = 96, 28  # of a plot of magnitudes
+
+
+def write_report(original: ir.Model, result: Result, path: str | Path, *, model: str, output: str | None) -> None:
+    """Write the page; it appears whole or not at all, and replaces an older one.
+
+    Args:
+        original: The model before.
+        result: The run.
+        path: Where the page goes.
+        model, output: The names of the files; None where nothing was written.
+
+    Raises:
+        RecipeError: jinja2 is not installed.
+        ModelError: The file cannot be written.
+    """
+    text = render(original, result, model=model, output=output)
+    try:
+        with temporary_beside(Path(path)) as (temporary, file):
+            file.write(text.encode())
+            sync(file)
+            publish(temporary, Path(path), replace=True)
+    except OSError as error:
+        raise ModelError(f"the report '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def render(original: ir.Model, result: Result, *, model: str, output: str | None) -> str:
+    """Return the page.
+
+    Raises:
+        RecipeError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'") from None
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["shape"] = lambda shape: "×".join(map(str, shape)) or "scalar"
+    return environment.get_template("page.html.j2").render(**_content(original, result, model, output))
+
+
+def _content(original: ir.Model, result: Result, model: str, output: str | None) -> dict[str, Any]:
+    found = inspect(original)
+    rows = sorted(layers(original, result), key=lambda layer: -layer.total)
+    record = result.record().model_dump_json(indent=1)
+    recipe = result.recipe.model_dump(mode="json", exclude_defaults=True)
+    shown = rows[:_MOST_ROWS]
+    plots = [_magnitudes(layer) if i < _MOST_PLOTS else "" for i, layer in enumerate(shown)]
+    return {
+        "model": Path(model).name,
+        "output": Path(output).name if output else None,
+        "version": version("onnxprune"),
+        "result": result,
+        "verdict": result.verdict,
+        "headline": _headline(result),
+        "figures": _figures(result.verdict),
+        "limits": [str(limits.parse(text)) for text in result.recipe.require],
+        "layers": list(zip(shown, plots, strict=True)),
+        "more_layers": len(rows) - len(shown),
+        "packed": any(layer.form != "dense" for layer in rows),
+        "groups": found.groups[:_MOST_ROWS],
+        "more_groups": max(0, len(found.groups) - _MOST_ROWS),
+        "pinned": _pinned(found),
+        "unruled": sorted(found.unruled.items()),
+        "no_faster": NO_FASTER if result.recipe.structure == "weights" else "",
+        "recipe": json.dumps(recipe, indent=1),
+        "record": record if len(record) <= _MOST_RECORD else "",
+        "record_size": len(record),
+        "source": result.source,
+    }
+
+
+def _headline(result: Result) -> str:
+    """One sentence that says what came out."""
+    verdict = result.verdict
+    share = f"{result.sparsity:.1%} of the prunable weights are " + (
+        "zero" if result.recipe.structure == "weights" else "removed"
+    )
+    if verdict is None:
+        return f"{share}; nothing was measured."
+    parts = [f"{verdict.before.file_bytes / verdict.after.file_bytes:.2f}× smaller file"]
+    if verdict.latency_ratio is not None:
+        parts.append(f"{verdict.latency_ratio:.2f} of the latency")
+    if verdict.metric is not None:
+        parts.append(f"{verdict.metric.name} {verdict.metric.before:.4f} → {verdict.metric.after:.4f}")
+    return f"{', '.join(parts)}; {share}."
+
+
+def _figures(verdict: Verdict | None) -> list[dict[str, Any]]:
+    """Rows of the before/after table: name, texts, and after / before where it is a ratio."""
+    if verdict is None:
+        return []
+    a, b = verdict.before, verdict.after
+    pairs: list[tuple[str, int | None, int | None]] = [
+        ("file (bytes)", a.file_bytes, b.file_bytes),
+        ("parameters", a.parameters, b.parameters),
+        ("not zero", a.nonzero_parameters, b.nonzero_parameters),
+        ("multiply-adds", a.macs, b.macs),
+    ]
+    rows = [
+        {"name": name, "before": f"{x:,}", "after": f"{y:,}", "ratio": y / x}
+        for name, x, y in pairs
+        if x and y is not None
+    ]
+    if verdict.latency_ratio is not None:
+        ratio = verdict.latency_ratio
+        rows.append({"name": "latency (1 thread)", "before": "1", "after": f"{ratio:.3f}", "ratio": ratio})
+    if verdict.metric is not None:
+        m = verdict.metric
+        name = f"{m.name} ({m.samples:,} samples)"
+        rows.append({"name": name, "before": f"{m.before:.4f}", "after": f"{m.after:.4f}", "ratio": None})
+    return rows
+
+
+def _pinned(found: Inspection) -> list[tuple[str, int, list[str]]]:
+    """Reasons, how many axes each holds, and weights as examples."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for weight in found.weights:
+        for text in weight.pinned:
+            reason = text.split(": ", 1)[-1]
+            counts[reason] += 1
+            names = examples.setdefault(reason, [])
+            if len(names) < 3 and weight.name not in names:
+                names.append(weight.name)
+    return [(reason, count, examples[reason]) for reason, count in counts.most_common(200)]
+
+
+def _magnitudes(layer: Layer) -> Sequence[str] | str:
+    """Return two SVG paths, removed and kept weights by magnitude, stacked; "" where there is nothing to draw."""
+    if not layer.kept_by_size:
+        return ""
+    totals = [k + r for k, r in zip(layer.kept_by_size, layer.removed_by_size, strict=True)]
+    top = max(totals) or 1
+    kept = _steps(layer.kept_by_size, [0] * BINS, top)
+    removed = _steps(totals, layer.kept_by_size, top)
+    return (removed, kept)
+
+
+def _steps(upper: Sequence[int], lower: Sequence[int], top: int) -> str:
+    """Return the outline of bars from `lower` to `upper` as an SVG path."""
+    width = _WIDTH // BINS
+    parts = []
+    for i, (high, low) in enumerate(zip(upper, lower, strict=True)):
+        if high > low:
+            y, height = _HEIGHT * (1 - high / top), _HEIGHT * (high - low) / top
+            parts.append(f"M{i * width} {y:.1f}h{width - 1}v{height:.1f}h-{width - 1}z")
+    return "".join(parts)

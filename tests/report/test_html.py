@@ -1,0 +1,197 @@
+"""The report: one page, complete, self-contained, and tried in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import conv_net, set_array, two_layers
+
+import onnxprune
+from onnxprune import Result, model_io
+from onnxprune.cli import main
+from onnxprune.report.html import render
+from onnxprune.report.layers import layers
+
+TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return onnxprune.prune(
+        TRAINED,
+        sparsity=0.5,
+        structure="channels",
+        eval_data=TRAINED.with_suffix(".npz"),
+        pack="auto",
+        require=["latency<=2"],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(result: Result) -> str:
+    return render(model_io.load(TRAINED), result, model=str(TRAINED), output="out.onnx")
+
+
+def text_of(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(style|script)>.*?</\1>", "", page))).split())
+
+
+def test_the_verdict_comes_first(page: str, result: Result) -> None:
+    text = text_of(page)
+    assert result.verdict is not None and result.verdict.metric is not None
+    found = [text.index(part) for part in ("smaller file", "Verified in ONNX Runtime", "Before and after", "Layers")]
+    assert found == sorted(found)
+    assert f"{result.verdict.metric.before:.4f} → {result.verdict.metric.after:.4f}" in text
+    assert "Limits kept: latency<=2" in text
+
+
+def test_every_figure_layer_group_and_reason_is_there(page: str, result: Result) -> None:
+    text = text_of(page)
+    assert result.verdict is not None
+    assert f"{result.verdict.before.macs:,}" in text and f"{result.verdict.after.file_bytes:,}" in text
+    found = onnxprune.inspect(TRAINED)
+    assert all(w.name in text for w in found.weights) and all(g.name in text for g in found.groups)
+    reasons = {reason.split(": ", 1)[-1] for w in found.weights for reason in w.pinned}
+    assert reasons and all(reason in text for reason in reasons)
+    assert json.dumps({"sparsity": 0.5})[1:-1] in text  # the recipe
+    assert "onnxprune-record/1" in text and str(result.source.sha256) in text
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    assert len(page.encode()) < 2_000_000
+    assert not re.search(r"https?://|//[a-z]", re.sub(r"(?s)<script>.*?</script>", "", page))
+    assert not re.search(r"<(img|iframe|object|embed)|@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_plot_has_a_text_alternative(page: str) -> None:
+    plots = re.findall(r"<svg[^>]*>", page)
+    assert len(plots) > 10
+    assert all('role="img"' in plot and re.search(r'aria-label="[^"]+"', plot) for plot in plots)
+
+
+def test_elements_are_closed_in_order(page: str) -> None:
+    class Checker(HTMLParser):
+        stack: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: list) -> None:
+            if tag not in ("meta", "link", "br"):
+                self.stack.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: list) -> None: ...
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.stack.pop() == tag
+
+    checker = Checker()
+    checker.feed(page)
+    assert checker.stack == []
+
+
+def test_names_from_the_model_are_escaped() -> None:
+    model = two_layers()
+    model.graph.initializers["w1"].name = "<script>alert(1)</script>"
+    result = onnxprune.prune(model, sparsity=0.5, latency=False)
+    page = render(model, result, model="<b>.onnx", output=None)
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "<b>.onnx" not in page
+
+
+def test_counts_of_a_layer_add_up() -> None:
+    model = conv_net(64)
+    for structure in ("weights", "channels"):
+        result = onnxprune.prune(model, sparsity=0.5, structure=structure, latency=False)
+        rows = {layer.name: layer for layer in layers(model, result)}
+        assert set(rows) == {"w1", "w2", "w3"}
+        for name, layer in rows.items():
+            new = result.model.graph.initializers[name].const_value
+            assert new is not None and layer.new_shape == tuple(new.shape)
+            assert layer.kept == np.count_nonzero(new.numpy()) == sum(layer.kept_by_size)
+            assert layer.total == sum(layer.kept_by_size) + sum(layer.removed_by_size)
+            if structure == "weights" and layer.sparsity:
+                last = max(i for i, n in enumerate(layer.removed_by_size) if n)
+                assert last <= min(i for i, n in enumerate(layer.kept_by_size) if n)  # the smallest go
+
+
+def test_a_layer_of_zeros_has_no_plot() -> None:
+    model = two_layers()
+    set_array(model, "w2", np.zeros((32, 4), np.float32))
+    result = onnxprune.prune(model, sparsity=0.25, latency=False)
+    assert render(model, result, model="m.onnx", output=None)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "r.html"
+    for extra, status in (([], 0), (["--dry-run"], 0), (["--require", "size<=0.1", "--force"], 1)):
+        page.unlink(missing_ok=True)
+        with pytest.raises(SystemExit) as left:
+            main([str(TRAINED), "-s", "0.5", "-o", str(tmp_path / "o.onnx"), "--report", str(page), *extra])
+        assert left.value.code == status and page.exists() is (status == 0)
+    for wrong in (TRAINED, tmp_path / "o.onnx", tmp_path / "nowhere" / "r.html"):
+        with pytest.raises(SystemExit) as left:
+            main([str(TRAINED), "-s", "0.5", "-o", str(tmp_path / "o.onnx"), "--force", "--report", str(wrong)])
+        assert left.value.code == 2
+    assert TRAINED.read_bytes()[:1] != b"<"
+
+
+# -- in Chromium ----------------------------------------------------------------------------------------------------
+
+PROBE = """<script>
+const head = n => document.querySelectorAll("#layers thead th")[n].querySelector("button");
+const rows = () => [...document.querySelectorAll("#layers tbody tr")];
+const column = n => rows().map(r => r.cells[n].dataset.value || r.cells[n].textContent);
+const found = { width: document.documentElement.scrollWidth, view: window.innerWidth, columns: {} };
+for (const n of [0, 3, 6]) { head(n).click(); const a = column(n); head(n).click(); found.columns[n] = [a, column(n)]; }
+const probe = document.createElement("pre"); probe.id = "probe"; probe.textContent = JSON.stringify(found);
+document.body.append(probe);
+</script></body>"""
+
+
+def chromium(page: Path, *flags: str, width: int = 1280) -> subprocess.CompletedProcess:
+    own = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [str(CHROMIUM), *own, profile, *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1280])  # 500 is the narrowest window that Chromium opens
+def test_in_a_browser_tables_sort_and_nothing_goes_wrong(page: str, tmp_path: Path, width: int) -> None:
+    path, log = tmp_path / "page.html", tmp_path / "net.json"
+    path.write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    done = chromium(path, "--dump-dom", f"--log-net-log={log}", width=width)
+    assert "CONSOLE" not in done.stderr and requests(log) == []
+    probe = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
+    assert probe is not None
+    found = json.loads(html.unescape(probe[1]))
+    assert found["width"] <= found["view"]  # no sideways scrolling of the page itself
+    names = found["columns"]["0"]
+    assert names[0] == names[1][::-1] and len(set(names[0])) > 5
+    for n in ("3", "6"):
+        down, up = ([float(v) for v in values] for values in found["columns"][n])
+        assert down == sorted(down, reverse=True) and up == sorted(up) and len(set(up)) > 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_browser_test_would_notice(tmp_path: Path) -> None:
+    path, log = tmp_path / "page.html", tmp_path / "net.json"
+    path.write_text("<script>console.error('wrong')</script><img src='http://127.0.0.1:9/x.png' alt=''>")
+    done = chromium(path, "--dump-dom", f"--log-net-log={log}")
+    assert "CONSOLE" in done.stderr and requests(log) == ["http://127.0.0.1:9/x.png"]
+
+
+def requests(log: Path) -> list[str]:
+    """What was asked for over a network; Chromium's own look for updates is not the page's doing."""
+    asked = sorted(set(re.findall(r'"url":"([^"]+)"', log.read_text(encoding="utf-8", errors="replace"))))
+    own = ("file:", "data:", "chrome", "about:")
+    return [url for url in asked if not url.startswith(own) and "google" not in url and "gvt1" not in url]
