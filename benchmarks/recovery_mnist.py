@@ -281,6 +281,12 @@ def export_unfolded(module: nn.Module, path: Path) -> None:
 # --- results
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """All entries so far."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text())["entries"] if path.exists() else []
+    return entries
+
+
 def write(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write all entries, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +322,6 @@ def main() -> None:
         parser.error("say where the data are: --data-root or ONNXPRUNE_DATA")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     path = RESULTS / "recovery_mnist.json"
-    entries = json.loads(path.read_text())["entries"] if path.exists() else []
     for name in NETWORKS if args.network == "all" else [args.network]:
         for seed in args.seeds:
             if args.train_only:
@@ -324,9 +329,8 @@ def main() -> None:
                 continue
             new = run_network(name, seed, args.data_root, args.work)
             done = {(e["network"], e["seed"]) for e in new}
-            entries = [e for e in entries if (e["network"], e["seed"]) not in done] + new
-            write(entries, path)
-    print(summary(entries))
+            write([e for e in read(path) if (e["network"], e["seed"]) not in done] + new, path)
+    print(summary(read(path)))
 
 
 if __name__ == "__main__":
