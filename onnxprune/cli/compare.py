@@ -38,6 +38,6 @@ def compare(
     if json:
         content = found.as_dict()
         del content["removed_vs_masked"]
-        print_json({"a": str(a), "b": str(b), **content})
+        print_json("compare", {"a": str(a), "b": str(b), **content})
     else:
         print_comparison(console, str(a), str(b), found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,10 @@ def complain(message: str) -> None:
     errors.print(f"[bold red]onnxprune:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
 
 
-def print_json(content: Any) -> None:
-    """Write JSON, and nothing else, to standard output."""
-    sys.stdout.write(json.dumps(content, indent=1, default=float) + "\n")
+def print_json(command: str, content: Mapping[str, Any]) -> None:
+    """Write JSON, and nothing else, to standard output; ``format`` names the command and the version of its layout."""
+    versioned = {"format": f"onnxprune-{command}/1", **content}
+    sys.stdout.write(json.dumps(versioned, indent=1, default=float) + "\n")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def inspect(
         tell("analyse")
         found = inspection.inspect(model)
     if json:
-        print_json(found.as_dict())
+        print_json("inspect", found.as_dict())
     else:
         from onnxprune.report.inspection import print_inspection
 

@@ -226,7 +226,8 @@ def run_recipe(
             tell("report")
             _report(model, result, report, None if dry_run else target)
     if as_json:
-        print_json({"model": str(model), **written, "recipe": recipe.model_dump(mode="json"), **result.figures})
+        settings = recipe.model_dump(mode="json")
+        print_json("prune", {"model": str(model), **written, "recipe": settings, **result.figures})
     else:
         print_result(console, str(model), None if dry_run else str(target), result)
 

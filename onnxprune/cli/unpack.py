@@ -40,6 +40,7 @@ def unpack(
         saved = model_io.save(plain, target, force=force)
     before = packed.stat().st_size
     if json:
-        print_json({"packed": str(packed), "output": str(target), "before_bytes": before, "after_bytes": saved.size})
+        sizes = {"before_bytes": before, "after_bytes": saved.size}
+        print_json("unpack", {"packed": str(packed), "output": str(target), **sizes})
     else:
         console.print(f"wrote [b]{escape(str(target))}[/]: {before:,} -> {saved.size:,} bytes", soft_wrap=True)

@@ -32,7 +32,7 @@ def verify(
         tell("verify")
         found = check(original, pruned, record, seed=seed)
     if json:
-        print_json(asdict(found))
+        print_json("verify", asdict(found))
         return
     for line in found.lines():
         console.print(line, soft_wrap=True)

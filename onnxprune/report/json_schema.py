@@ -1,0 +1,67 @@
+"""What ``--json`` of a pruning run prints, as a versioned schema: ``python -m onnxprune.report.json_schema``.
+
+Within a version, keys may be added but none goes and none changes its meaning; other commands carry their version in
+``format`` in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onnxprune.packing import TensorReport
+from onnxprune.recipe import Recipe
+from onnxprune.runtime import Figures
+from onnxprune.verification import Metric, Verdict
+
+FORMAT = "onnxprune-prune/1"
+
+
+class Packing(BaseModel):
+    """What --pack did."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: str = Field(description="the form asked for")
+    values: str = Field(description="what packed weights keep of their values")
+    ratio: float = Field(description="bytes of all tensors, after / before")
+    tensors: list[TensorReport]
+
+
+class PruneOutput(BaseModel):
+    """The whole answer. Figures that were not measured are null or left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["onnxprune-prune/1"] = Field(description="name and version of this layout")
+    model: str = Field(description="the model that was pruned")
+    output: str | None = Field(description="the file that was written; null after a dry run")
+    sha256: str | None = Field(None, description="of the output, its external data included")
+    recipe: Recipe = Field(description="all settings, defaults included")
+    sparsity: float = Field(description="share of prunable parameters that are zero or gone")
+    prunable_parameters: int
+    gone_parameters: int
+    dead_units: int = Field(description="units that went beside what was asked for")
+    notes: list[str] = Field(description="what the user should know, as sentences")
+    retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
+    before: Figures
+    after: Figures
+    removed_vs_masked: float = Field(description="largest difference to the masked original, relative")
+    output_change: float = Field(description="largest difference to the original, relative to its largest output")
+    latency_ratio: float | None = Field(description="after / before")
+    metric: Metric | None
+    batches: int = Field(description="sizes of the dynamic dimensions that were run")
+    before_quantising: Verdict | None = Field(None, description="the figures of the pruned model in float")
+    packing: Packing | None = None
+    sparse_initializers: int = Field(0, description="how many tensors are written as sparse_initializer")
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PruneOutput.model_json_schema()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1))
