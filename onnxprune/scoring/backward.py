@@ -129,7 +129,7 @@ class Gradients:
     def samples(
         self, size: int, *, limit: int = 1 << 30, labelled: bool = True
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Batches of inputs in the order of the module's arguments, with labels (sample numbers where there are none)."""
+        """Batches of inputs in the order of the module's arguments, with labels (or the samples' numbers)."""
         feeds = batches(self.model, self.inputs, size)
         given = self.labels if labelled and self.labels is not None else None
         start = 0

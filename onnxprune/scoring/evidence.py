@@ -59,8 +59,8 @@ class Evidence:
         """
         if name not in self.layers:
             raise RecipeError(
-                f"the inputs of the weight {name!r} cannot be measured (it is tied, computed, or of an operator "
-                "without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no activations"
+                f"the inputs of the weight {name!r} cannot be measured (it is tied, computed, or of an "
+                "operator without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no activations"
             )
         return self.layers[name]
 
@@ -83,7 +83,7 @@ class Evidence:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
     def inverse_hessian(self, name: str) -> Matrix:
-        """Return (A^T A / n + damping)^-1, shape [g, K, K]; twice A^T A / n is the Hessian of a layer's squared error."""
+        """Return (A^T A / n + damping)^-1, shape [g, K, K]; the Hessian of a layer's error is twice A^T A / n."""
         moments = self.moments(name)
         hessian = moments.aa / moments.rows
         for block in hessian:
