@@ -60,7 +60,8 @@ class Evidence:
         if name not in self.layers:
             raise RecipeError(
                 f"the inputs of the weight {name!r} cannot be measured (it is tied, computed, or of an "
-                "operator without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no activations"
+                "operator without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no "
+                "activations"
             )
         return self.layers[name]
 
