@@ -1,0 +1,84 @@
+"""Retraining from Python: what `prune(..., retrain=...)` takes, and what stays true over the iterations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_models import array
+
+import onnxprune
+from onnxprune import model_io, retraining
+from onnxprune.bridge.training import Masks
+from onnxprune.errors import RecipeError
+from onnxprune.train_settings import TrainSettings
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+MLP = MODELS / "digits_mlp.onnx"
+
+
+def arrays(count: int = 200) -> dict[str, Any]:
+    with np.load(MODELS / "digits_train.npz") as found:
+        return {"image": found["image"][:count], "label": found["label"][:count]}
+
+
+def test_data_may_be_arrays_and_settings_a_dict_or_an_object() -> None:
+    common: dict[str, Any] = {"sparsity": 0.5, "data": arrays(), "eval_data": arrays(50), "latency": False}
+    a = onnxprune.prune(MLP, retrain={"steps": 3}, **common)
+    b = onnxprune.prune(MLP, retrain=TrainSettings(steps=3), **common)
+    assert model_io.to_bytes(a.model) == model_io.to_bytes(b.model)
+    assert a.verdict is not None and a.verdict.metric is not None and a.verdict.metric.samples == 50
+    assert a.retraining[0]["trainings"][0]["history"][0]["step"] == 3
+
+
+def test_the_model_passed_in_stays_and_no_trace_of_the_run_is_left() -> None:
+    model = model_io.load(MLP)
+    before = model_io.to_bytes(model)
+    found = onnxprune.prune(
+        model, sparsity=0.5, structure="channels", data=arrays(), retrain={"steps": 2}, latency=False
+    )
+    assert model_io.to_bytes(model) == before
+    assert dict(found.model.metadata_props) == dict(model.metadata_props)
+    assert found.kept and all(
+        len(indices) == array(found.model, name).shape[axis]
+        for name, axes in found.kept.items()
+        for axis, indices in axes.items()
+    )
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_what_was_pruned_stays_pruned(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Masks] = []
+    prune = retraining._Steps.prune
+
+    def spy(self: Any, model: ir.Model, share: float, iteration: int) -> tuple[ir.Model, Masks]:
+        pruned, masks = prune(self, model, share, iteration)
+        seen.append(masks)
+        return pruned, masks
+
+    monkeypatch.setattr(retraining._Steps, "prune", spy)
+    settings: dict[str, Any] = {"sparsity": 0.8, "iterations": 3, "criterion": criterion, "verification": False}
+    onnxprune.prune(MLP, data=arrays(), retrain={"steps": 2}, **settings)
+    assert len(seen) == 3
+    for earlier, later in zip(seen, seen[1:], strict=False):
+        assert all(not later[name][~mask].any() for name, mask in earlier.items())
+        assert sum(int(m.sum()) for m in later.values()) < sum(int(m.sum()) for m in earlier.values())
+
+
+def test_a_run_without_held_out_samples_says_so() -> None:
+    common: dict[str, Any] = {"sparsity": 0.5, "latency": False}
+    found = onnxprune.prune(MLP, data=arrays(), retrain={"steps": 2, "validation": 0}, **common)
+    assert found.verdict is not None and found.verdict.metric is None
+    assert any("no metric was measured" in note for note in found.notes)
+
+
+def test_retraining_needs_data() -> None:
+    with pytest.raises(RecipeError, match="give --data"):
+        onnxprune.prune(MLP, sparsity=0.5, retrain=True)
+    with pytest.raises(RecipeError, match="only with --retrain"):
+        onnxprune.prune(MLP, sparsity=0.5, iterations=3)
+    with pytest.raises(RecipeError, match="--epochs"):
+        onnxprune.prune(MLP, sparsity=0.5, data=arrays(), retrain={"epochs": 0})
