@@ -184,6 +184,8 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
 # --- whole or not at all -------------------------------------------------------------------------------------------
 
 WRITER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
 import sys
 import numpy as np
 from model_io_models import mlp
@@ -236,7 +238,7 @@ def test_a_terminated_writer_cleans_up(tmp_path: Path) -> None:
         process = start_writer(path, width=20_000)
         time.sleep(moment.uniform(0.01, 0.05))
         process.send_signal(number)
-        process.wait()
+        process.wait(timeout=60)
         assert process.returncode != 0
         assert leftovers(tmp_path) == []
 
