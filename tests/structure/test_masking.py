@@ -17,7 +17,8 @@ X = {"x": np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)}
 
 
 def test_all_sites_of_a_unit_are_zeroed_and_nothing_else() -> None:
-    text = """agraph (float[n, 4] x) => (float[n, 3] y) { a = MatMul(x, w)  b = Add(a, c)  h = Relu(b)  y = MatMul(h, v) }"""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y) {
+        a = MatMul(x, w)  b = Add(a, c)  h = Relu(b)  y = MatMul(h, v) }"""
     weights = {"w": (4, 6), "c": (6,), "v": (6, 3)}
     model = load(text, **weights)
     before = constants(load(text, **weights))
@@ -72,7 +73,8 @@ def test_mixing_nodes_behind_one_another_all_see_survivors() -> None:
 
 def test_weights_filled_at_run_time_become_initializers() -> None:
     text = """agraph (float[n, 4] x) => (float[n, 3] y)
-        <int64[2] s = {4, 6}> { w = ConstantOfShape <value = float[1] {0.5}> (s)  h = MatMul(x, w)  y = MatMul(h, v) }"""
+        <int64[2] s = {4, 6}> {
+        w = ConstantOfShape <value = float[1] {0.5}> (s)  h = MatMul(x, w)  y = MatMul(h, v) }"""
     model = load(text, v=(6, 3))
     structure = analyse(model)
     zero_units(structure, without(structure, {("w", 1): [3]}))

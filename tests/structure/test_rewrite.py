@@ -13,7 +13,7 @@ from onnxprune.structure.analysis import analyse
 from onnxprune.structure.masking import zero_units
 from onnxprune.structure.rewrite import remove
 
-from .graphs import constants, load, value, without
+from .graphs import constants, load, without
 from .twins import Array, difference, run
 
 MLP = """agraph (float[n, 4] x) => (float[n, 3] y) {
@@ -152,7 +152,8 @@ def test_the_scale_of_a_fused_attention_is_written_out() -> None:
 
 def test_a_target_computed_while_the_model_runs_is_corrected() -> None:
     text = """agraph (float[n, s, 8] x) => (float[n, s, 8] y)
-        <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] heads = {3}, int64[1] size = {4}, int64[1] wide = {12}> {
+        <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] heads = {3}, int64[1] size = {4},
+         int64[1] wide = {12}> {
         q = MatMul(x, w)  sh = Shape(x)  n0 = Gather(sh, zero)  s0 = Gather(sh, one)
         nu = Unsqueeze(n0, first)  su = Unsqueeze(s0, first)
         apart = Concat <axis = 0> (nu, su, heads, size)  together = Concat <axis = 0> (nu, su, wide)

@@ -128,7 +128,8 @@ def test_an_expression_of_names_is_followed() -> None:
 def test_a_setting_that_contradicts_the_graph_is_passed_over() -> None:
     """Halving the side five times needs a side that is a multiple of 32."""
     text = """agraph (float[n, 3, h, h] x) => (float[n, c, k, k] y)
-        <int64[4] s = {0, 3, 16, 16}> { a = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)  y = Reshape(a, s) }"""
+        <int64[4] s = {0, 3, 16, 16}> {
+        a = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)  y = Reshape(a, s) }"""
     facts = shapes.infer(model_of(text))
     assert facts.first.failures + facts.second.failures == 0
 
@@ -139,7 +140,8 @@ def test_a_setting_that_contradicts_the_graph_is_passed_over() -> None:
 def test_a_computed_target_is_known_at_both_settings() -> None:
     text = """agraph (float[n, 4, 6] x) => (float[m, 24] y)
         <int64 zero = {0}, int64[1] first = {0}, int64[1] rest = {-1}>
-        { s = Shape(x)  b = Gather(s, zero)  u = Unsqueeze(b, first)  t = Concat <axis = 0> (u, rest)  y = Reshape(x, t) }"""
+        { s = Shape(x)  b = Gather(s, zero)  u = Unsqueeze(b, first)  t = Concat <axis = 0> (u, rest)
+          y = Reshape(x, t) }"""
     facts = shapes.infer(model_of(text))
     t = named(facts, "t")
     first, second = facts.first.data[t], facts.second.data[t]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from onnxprune.structure.analysis import analyse
+from onnxprune.structure.groups import KIND_BITS, KINDS, kind_of
 from onnxprune.structure.structure import Structure
 
 from .graphs import load, value
@@ -53,6 +56,12 @@ def test_units_have_the_names_of_the_field(text: str, weights: dict, kind: str) 
     assert kinds(analyse(load(f"agraph {text}", **weights))) == {kind: 6}
 
 
+def test_the_most_telling_name_is_taken() -> None:
+    for telling, other in pairwise(KINDS):
+        assert kind_of(KIND_BITS[telling] | KIND_BITS[other]) == telling
+    assert KINDS[:2] == ("heads", "head-size") and kind_of(0) == "units"
+
+
 def test_a_residual_sum_ties_all_that_write_to_it() -> None:
     text = """agraph (float[n, 4] x) => (float[n, 2] y) {
         a = MatMul(x, w)  b = MatMul(a, u)  s = Add(a, b)  y = MatMul(s, v) }"""
@@ -85,7 +94,8 @@ def test_every_pinned_axis_has_the_operator_and_the_reason() -> None:
 
 
 def test_an_operator_without_a_rule_pins_and_is_counted() -> None:
-    text = """agraph (float[n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)  z = com.microsoft.Unheard(h)  y = MatMul(h, v) }"""
+    text = """agraph (float[n, 4] x) => (float[n, 2] y) {
+        h = MatMul(x, w)  z = com.microsoft.Unheard(h)  y = MatMul(h, v) }"""
     structure = analyse(load(text, w=(4, 6), v=(6, 2)))
     assert structure.unruled == {"com.microsoft::Unheard": 1}
     assert "no rule" in structure.why_pinned(value(structure, "w"))[1]
@@ -94,13 +104,15 @@ def test_an_operator_without_a_rule_pins_and_is_counted() -> None:
 def test_an_atom_that_is_all_of_an_axis_is_pinned() -> None:
     """Reading two halves as one leaves one unit for each half of a pair; a unit that is everything never goes."""
     text = """agraph (float[n, 4] x) => (float[n, 2] y)
-        <int64[2] flip = {1, 0}> { h = MatMul(x, w)  g = Gather <axis = 1> (h, flip)  s = Add(h, g)  y = MatMul(s, v) }"""
+        <int64[2] flip = {1, 0}> {
+        h = MatMul(x, w)  g = Gather <axis = 1> (h, flip)  s = Add(h, g)  y = MatMul(s, v) }"""
     structure = analyse(load(text, w=(4, 2), v=(2, 2)))
     assert not structure.groups and "all of an axis" in structure.why_pinned(value(structure, "w"))[1]
 
 
 def test_a_sum_over_what_is_not_zero_is_mixed() -> None:
-    text = """agraph (float[n, 4] x) => (float[n, 1] y) <int64[1] a = {1}> { h = MatMul(x, w)  e = Exp(h)  y = ReduceSum(e, a) }"""
+    text = """agraph (float[n, 4] x) => (float[n, 1] y)
+        <int64[1] a = {1}> { h = MatMul(x, w)  e = Exp(h)  y = ReduceSum(e, a) }"""
     structure = analyse(load(text, w=(4, 6)))
     w = value(structure, "w")
     assert not structure.removable(w, 1).any() and structure.removable(w, 1, exact=False).all()
