@@ -48,10 +48,13 @@ class RemoveDeadUnits(ir.passes.InPlacePass):
         while True:
             structure = analyse(model)
             folded, self.left = fold_constants(structure, constant_channels(structure))
+            if folded:  # it may have given a node a bias that this analysis does not know
+                modified = True
+                structure = analyse(model)
             dead = _without_emptying(structure, dead_atoms(structure))
-            modified |= bool(folded) or bool(dead.any())
             if not dead.any():
                 return ir.passes.PassResult(model, modified=modified)
+            modified = True
             self.removed += int(dead.sum())
             self.kept = compose_kept(self.kept, remove(structure, dead))
 

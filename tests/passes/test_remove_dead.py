@@ -79,6 +79,15 @@ def test_death_spreads_to_the_fixpoint() -> None:
     assert difference < 1e-6
 
 
+def test_a_bias_made_by_a_fold_is_cut_with_its_convolution() -> None:
+    model = conv_net()
+    zero(model, "w1", slice(0, 10))  # constant: folded into a bias that the second convolution does not have yet,
+    zero(model, "w3", (slice(None), slice(0, 5)))  # five channels of which nothing reads
+    done, difference = remove_dead(model)
+    assert done.removed == 15
+    assert difference < 1e-6
+
+
 def test_an_axis_never_becomes_empty() -> None:
     model = two_layers(4)
     zero(model, "w2", slice(None))
