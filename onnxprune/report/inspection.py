@@ -16,10 +16,10 @@ def print_inspection(console: Console, model: str, found: Inspection) -> None:
     """Print groups, shares, and what is pinned and why."""
     console.print(_groups(model, found))
     total = max(found.weight_parameters, 1)
+    exact, inexact = found.unit_parameters / total, found.inexact_parameters / total
     console.print(
-        f"{found.weight_parameters:,} weights; {found.unit_parameters / total:.1%} of them go with whole units "
-        f"exactly, {found.inexact_parameters / total:.1%} with --allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of "
-        f"{found.macs:,} multiply-adds"
+        f"{found.weight_parameters:,} weights; {exact:.1%} of them go with whole units exactly, {inexact:.1%} with "
+        f"--allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of {found.macs:,} multiply-adds"
     )
     reasons = [reason.split(": ", 1)[1] for w in found.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))

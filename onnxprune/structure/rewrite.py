@@ -69,9 +69,7 @@ class Rewriter:
                     rewrite(self, node)
         for value, axes in self.keep.lost().items():
             if value.is_initializer() and value.const_value is not None:
-                shape = [
-                    int(axes[i].sum()) if i in axes else n for i, n in enumerate(value.const_value.shape.numpy())
-                ]
+                shape = [int(axes[i].sum()) if i in axes else n for i, n in enumerate(value.const_value.shape.numpy())]
                 value.const_value = edited(value.const_value, partial(cut, axes=axes), shape)
         self._update_shapes()
 

@@ -370,7 +370,13 @@ class _Walk:
                 schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)
             )
             return found
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, AttributeError):
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+            ValueError,
+            AttributeError,
+        ):
             return None
 
     def _if(self, node: ir.Node) -> None:

@@ -28,7 +28,10 @@ EXCEPTIONS = {
     "magika_v1": (0.88, _WIDTH + "the classes, an output of the graph"),
     "basic_pitch_nmp": (0.44, "a filter bank in front: its channels become the frequencies that a Conv slides over"),
     "dtln_1": (0.0, "both LSTM states are inputs and outputs of the graph"),
-    "silero_vad_16k_op15": (0.57, "its LSTM state is an input and output, and an If of unlike branches stands before it"),
+    "silero_vad_16k_op15": (
+        0.57,
+        "its LSTM state is an input and output, and an If of unlike branches stands before it",
+    ),
     "light_shufflenet": (0.76, "its shuffles do not divide: 34 channels a group, spread over 4 groups"),
 }
 

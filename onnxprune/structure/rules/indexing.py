@@ -256,9 +256,7 @@ def scatter_nd(view: View) -> None:
         view.pin(axis, "it is placed by indices known only while the model runs")
     for i, j in zip(range(depth, view.rank(x)), range(lead, view.rank(updates)), strict=True):
         view.unify(view.axis(x, i), view.axis(updates, j))
-    zero = [
-        z and (i < depth or view.zero(updates)[lead + i - depth]) for i, z in enumerate(view.zero(x))
-    ]
+    zero = [z and (i < depth or view.zero(updates)[lead + i - depth]) for i, z in enumerate(view.zero(x))]
     view.give(view.out(), view.axes(x), zero)
 
 

@@ -32,9 +32,9 @@ class Factor:
     zero: bool
 
 
-def reshaped(view: View, axes: Sequence[Axis], zero: Sequence[bool], old: Sequence[Pair], new: Sequence[Pair]) -> (
-    tuple[list[Axis], list[bool]]
-):
+def reshaped(
+    view: View, axes: Sequence[Axis], zero: Sequence[bool], old: Sequence[Pair], new: Sequence[Pair]
+) -> tuple[list[Axis], list[bool]]:
     """Return the axes and zero flags of a value of shape ``old`` seen as shape ``new``, in row-major order."""
     if any(0 in pair for pair in (*old, *new)):
         raise RuleMismatch("it has no elements")

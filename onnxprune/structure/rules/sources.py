@@ -97,5 +97,3 @@ def made_here(view: View) -> None:
         if view.facts.shape(out) is not None:
             axes = [view.still_axis(out, i, "its position has a meaning") for i in range(view.rank(out))]
             view.give(out, axes, [False] * len(axes))
-
-
