@@ -170,10 +170,12 @@ def _parted(g: Grown, x: Tensor, option: int) -> list[Tensor] | None:
 
 
 @_on(IMAGE, SEQUENCE)
-def _sliced(g: Grown, x: Tensor, option: int) -> Tensor:
+def _sliced(g: Grown, x: Tensor, option: int) -> Tensor | None:
     width, axis = _width(x), _axis(x)
     start, end, step = ((1, width, 1), (0, width, 2), (-1, -width - 1, -1))[option % 3]
     picked = len(range(width)[slice(start, end if step > 0 else None, step)])
+    if not picked:
+        return None
     return _resized(x, g.one("Slice", x.name, g.ints(start), g.ints(end), g.ints(axis), g.ints(step)), picked)
 
 
