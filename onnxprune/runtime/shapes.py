@@ -15,7 +15,8 @@ import onnxruntime as ort
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError
-from onnxprune.structure.shapes import Facts, candidate_settings, infer, infer_at
+from onnxprune.structure.settings import candidate_settings
+from onnxprune.structure.shapes import Facts, infer, infer_at
 
 from .inputs import random_inputs
 from .session import make_session, run

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.structure.dead import contraction_sites
-from onnxprune.structure.shapes import evaluate_node
+from onnxprune.structure.evaluation import evaluate_node
 from onnxprune.structure.structure import Structure
 
 Numbers = npt.NDArray[np.float64]

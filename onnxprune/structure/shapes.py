@@ -8,22 +8,19 @@ resolve are left out (a probing run in ONNX Runtime may fill them, see `Facts.fi
 
 from __future__ import annotations
 
-import ast
-import functools
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx.reference import ops as reference_ops
 
 from onnxprune.structure import contrib_shapes
+from onnxprune.structure.evaluation import bare_node, evaluate_node
+from onnxprune.structure.settings import Sizes, candidate_settings, dim_name, graph_inputs
 
 Shape = tuple[int | None, ...]
-Sizes = Mapping[str, int]
 
 _DATA_LIMIT = 1 << 16  # elements of an integer tensor whose data are followed
 _FLOAT_LIMIT = 1 << 10
@@ -134,95 +131,6 @@ def infer_at(model: ir.Model, first: Sizes, second: Sizes) -> Facts:
     return Facts(a, a if first == second else _Walk(model, second).run())
 
 
-def dynamic_dims(model: ir.Model) -> dict[str, tuple[ir.Value, int]]:
-    """Return the name of every dynamic input dimension, with the first (input, axis) that has it."""
-    found: dict[str, tuple[ir.Value, int]] = {}
-    for value in graph_inputs(model):
-        for axis, dim in enumerate(value.shape or ()):
-            if not isinstance(dim, int):
-                found.setdefault(dim_name(value, axis), (value, axis))
-    return found
-
-
-def dim_name(value: ir.Value, axis: int) -> str:
-    """Return the symbol of a dynamic dimension, or a name made from the input's where it has none."""
-    assert value.shape is not None
-    dim = value.shape[axis]
-    symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
-    return str(symbol) if symbol else f"{value.name}[{axis}]"
-
-
-def graph_inputs(model: ir.Model) -> list[ir.Value]:
-    """Return the inputs a caller must feed: those that no initializer backs."""
-    return [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-
-
-def candidate_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Yield pairs of settings of the dynamic dimensions, the likeliest first.
-
-    The first axis of an input is taken for a batch, the others for a sequence or an image side.
-    """
-    dims = dynamic_dims(model)
-    if not dims:
-        yield {}, {}
-        return
-    sides = [(64, 96), (8, 12), (16, 24), (5, 7), (32, 48), (224, 256), (320, 416), (1024, 1536), (1, 1)]
-    for batch in ((2, 3), (1, 1)):
-        for low, high in sides:
-            yield _setting(dims, batch[0], low, 0), _setting(dims, batch[1], high, 1)
-
-
-def _setting(dims: Mapping[str, tuple[ir.Value, int]], batch: int, side: int, turn: int) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    others = 0
-    for name, (value, axis) in dims.items():
-        if _expression(name, {}) is not None:
-            continue
-        if axis == 0 and len(value.shape or ()) > 1:
-            sizes[name] = batch
-        else:
-            image = len(value.shape or ()) == 4
-            sizes[name] = side if image or not others else side + others * (2 + turn)
-            others += 1
-    for name in dims:
-        if name not in sizes:
-            sizes[name] = _expression(name, sizes) or side
-    return sizes
-
-
-def _expression(text: str, sizes: Sizes) -> int | None:
-    """Evaluate a dimension such as ``past + 1`` on known symbols; None if it is a plain symbol or cannot be."""
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError:
-        return None
-
-    def value(node: ast.AST) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.Name):
-            return sizes.get(node.id, 4)
-        if isinstance(node, ast.BinOp):
-            left, right = value(node.left), value(node.right)
-            match node.op:
-                case ast.Add():
-                    return left + right
-                case ast.Sub():
-                    return left - right
-                case ast.Mult():
-                    return left * right
-                case ast.FloorDiv() | ast.Div():
-                    return left // right
-        raise ValueError(text)
-
-    if not isinstance(tree, ast.BinOp):
-        return None
-    try:
-        return value(tree)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
 class _Walk:
     """One forward walk with concrete numbers."""
 
@@ -293,7 +201,7 @@ class _Walk:
         if _has_graph(node):
             return False
         arrays = [None if v is None else probe.data[v] for v in node.inputs]
-        result = _reference(node, arrays, self.model.opset_imports.get("", 1), self._output_size(node))
+        result = evaluate_node(node, arrays, self.model.opset_imports.get("", 1), self._output_size(node))
         return result is not None and self._known(out, result)
 
     def _output_size(self, node: ir.Node) -> int:
@@ -364,7 +272,7 @@ class _Walk:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
             return {}
-        proto = _bare_node(node)
+        proto = bare_node(node)
         try:
             found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)
@@ -447,17 +355,6 @@ class _Walk:
         self._set(out, dims, self.probe.dtypes.get(sources[0], 0))
 
 
-def _bare_node(node: ir.Node) -> onnx.NodeProto:
-    """Write a node as a protobuf with plain names; graph attributes are left out."""
-    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-    proto.input.extend("" if v is None else f"i{i}" for i, v in enumerate(node.inputs))
-    proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
-    for attribute in node.attributes.values():
-        if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            proto.attribute.append(ir.to_proto(attribute))
-    return proto
-
-
 def _has_graph(node: ir.Node) -> bool:
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
@@ -465,40 +362,3 @@ def _has_graph(node: ir.Node) -> bool:
 def _is_integral(dtype: int) -> bool:
     kind = ir.DataType(dtype)
     return kind.is_integer() or kind == ir.DataType.BOOL
-
-
-@functools.lru_cache(maxsize=512)
-def _operator(op_type: str, version: int) -> type | None:
-    try:
-        return reference_ops.load_op("", op_type, version)
-    except Exception:
-        return None
-
-
-def evaluate_node(
-    node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int
-) -> npt.NDArray[np.generic] | None:
-    """Compute the output of one small node in onnx's reference implementation; None where that cannot be done."""
-    return _reference(node, arrays, version, 1)
-
-
-def _reference(
-    node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int, cost: int
-) -> npt.NDArray[np.generic] | None:
-    """Run one node in onnx's reference implementation; None where it has none or fails."""
-    if cost > _DATA_LIMIT:
-        return None
-    operator = _operator(node.op_type, version)
-    if operator is None:
-        return None
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            runner = operator(
-                _bare_node(node), {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None}
-            )
-            result = runner.run(*arrays)
-    except Exception:  # the reference implementation raises whatever numpy does; not knowing is always sound
-        return None
-    array = result[0]
-    return np.asarray(array) if isinstance(array, (np.ndarray, np.generic)) else None
