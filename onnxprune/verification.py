@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune import model_io, runtime
-from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
+from onnxprune.errors import DataError, ModelError, OnnxPruneError, RecipeError, VerificationError
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
@@ -139,13 +140,34 @@ def _observe(
 ) -> tuple[list[runtime.Feeds], _Observed]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
     session = runtime.make_session(model, error=error)
+    data = None if eval_data is None else runtime.LabelledData.load(eval_data, session)
     if batches is None:
-        batches = runtime.working_inputs(model, seed=seed, count=2, session=session)
+        batches = _batches(model, session, seed, data)
     outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
-    if eval_data is None:
+    if data is None:
         return batches, _Observed(outputs, {}, 0)
-    data = runtime.LabelledData.load(eval_data, session)
     return batches, _Observed(outputs, runtime.evaluate(session, data), data.samples)
+
+
+def _batches(
+    model: ir.Model, session: ort.InferenceSession, seed: int, data: runtime.LabelledData | None
+) -> list[runtime.Feeds]:
+    """Return random inputs that the model runs with; where none are found, the first samples of the user's data."""
+    try:
+        return runtime.working_inputs(model, seed=seed, count=2, session=session)
+    except DataError:
+        if data is None:
+            raise
+        samples = [{name: array[:count] for name, array in data.inputs.items()} for count in (1, 2)]
+        return [feeds for feeds in samples if _runs(session, feeds)] or samples[:1]
+
+
+def _runs(session: ort.InferenceSession, feeds: runtime.Feeds) -> bool:
+    try:
+        runtime.run(session, feeds)
+    except DataError:
+        return False
+    return True
 
 
 def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:

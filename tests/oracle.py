@@ -116,6 +116,7 @@ def check(load: Load, share: float, seed: int = 0, *, exact: bool = True) -> Ver
     start = time.process_time()
     structure = analyse(model)
     seconds = time.process_time() - start
+    assert not [name for name in structure.unruled if "failed" in name]
     prunable, weights = structure.prunable_share()
     before = _parameters(model)
     candidates = _candidates(structure, exact)

@@ -408,6 +408,10 @@ class View:
                 for value in self.node.inputs[1:3]:  # its weights count, though nothing of them can go
                     if value is not None and len(self.facts.shape(value) or ()) > 1:
                         self.weight(value)
+        except Exception as error:  # a form of the operator that its rule does not foresee: pinning is always sound
+            failed = f"{name} (its rule failed)"
+            self._analysis.unruled[failed] = self._analysis.unruled.get(failed, 0) + 1
+            self.opaque(f"its rule failed on it ({type(error).__name__}: {error})")
 
     def opaque(self, reason: str) -> None:
         """Pin every axis that the node touches."""

@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from small_models import two_layers
 
-from onnxprune.structure.analysis import analyse
+from onnxprune.structure import rules
+from onnxprune.structure.analysis import View, analyse
 from onnxprune.structure.groups import KIND_BITS, KINDS, kind_of
 from onnxprune.structure.structure import Structure
 
@@ -118,3 +120,14 @@ def test_a_sum_over_what_is_not_zero_is_mixed() -> None:
     assert not structure.removable(w, 1).any() and structure.removable(w, 1, exact=False).all()
     zero = text.replace("Exp", "Tanh")
     assert analyse(load(zero, w=(4, 6))).prunable_share() == (24, 24)
+
+
+def test_a_rule_that_fails_pins_its_node_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: View) -> None:
+        raise IndexError("no such axis")
+
+    monkeypatch.setitem(rules._RULES, "Relu", broken)
+    structure = analyse(two_layers())
+    assert structure.unruled == {"Relu (its rule failed)": 1}
+    assert structure.prunable_share()[0] == 0
+    assert any("no such axis" in reason for value in structure.weights for reason in structure.why_pinned(value))
