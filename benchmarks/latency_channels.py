@@ -2,8 +2,9 @@
 
     python benchmarks/latency_channels.py --output benchmarks/results/latency_channels.json
 
-Inner channels are those between the convolutions of one block (bottleneck widths, expansions); the residual stream
-stays. Latency is thread CPU time on one thread, the median of alternating rounds, as a ratio.
+Inner channels are all that do not run along the residual stream: in ResNet-50 the stem and both inner widths of every
+block, in MobileNetV2 the expansions (and the first depthwise layer). Latency is thread CPU time on one thread, the
+median of alternating rounds, as a ratio.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from onnxprune.structure.structure import Structure
 
 
 def inner_groups(structure: Structure) -> list[Group]:
-    """Groups inside one block: they touch two convolutions (and a depthwise one between them), not the first layer."""
-    first = prunable_weights(structure)[0].value
+    """Groups of channels that are not the residual stream: one convolution makes them, convolutions read them.
+
+    Where a network filters by depth, only what is filtered: its expansions.
+    """
     found = []
     for group in structure.groups:
-        touched = {s.value for s in group.sites if s.value in structure.weights}
-        depthwise = sum(w.shape is not None and w.shape[1] == 1 for w in touched)
-        convolutions = all(structure.weights[w].op_type == "Conv" for w in touched)
-        if convolutions and len(touched) - depthwise == 2 and first not in touched:
-            found.append(group)
-    return found
+        sites = [s for s in group.sites if s.value in structure.weights]
+        depthwise = [s for s in sites if s.value.shape is not None and s.value.shape[1] == 1]
+        makers = [s for s in sites if s.axis == 0 and s not in depthwise]
+        if len(makers) == 1 and all(structure.weights[s.value].op_type == "Conv" for s in sites):
+            found.append((group, bool(depthwise)))
+    filtered = any(depthwise for _, depthwise in found)
+    return [group for group, depthwise in found if depthwise or not filtered]
 
 
 def halved(path: Path, round_to: str) -> tuple[object, dict[str, object]]:
