@@ -196,3 +196,16 @@ def test_without_verification_nothing_is_run() -> None:
     result = onnxprune.prune(two_layers(), sparsity=0.5, verification=False)
     assert result.verdict is None
     assert runtime.working_inputs(result.model)
+
+
+@pytest.mark.parametrize("structure", ["weights", "channels"])
+def test_weights_that_are_filled_at_run_time(structure: str) -> None:
+    model = graph(
+        "agraph (float[N,3,6,6] x) => (float[N,4] y) {"
+        "w1 = ConstantOfShape <value = float[1] {0.5}> (s1) a = Conv(x, w1) b = GlobalAveragePool(a) c = Flatten(b)"
+        "w2 = ConstantOfShape <value = float[1] {0.25}> (s2) y = Gemm <transB = 1> (c, w2) }",
+        {"s1": np.array([16, 3, 3, 3]), "s2": np.array([4, 16])},
+    )
+    result = onnxprune.prune(model, sparsity=0.5, structure=structure, latency=False)
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+    assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-6

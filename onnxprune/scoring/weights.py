@@ -53,7 +53,7 @@ def prunable_weights(structure: Structure) -> list[Weight]:
     return [
         Weight(str(value.name), value, node, structure)
         for value, node in structure.weights.items()
-        if value in structure.axes and (_is_float(value) or value in structure.fills)
+        if value in structure.axes and (_is_float(structure, value) or value in structure.fills)
     ]
 
 
@@ -62,5 +62,5 @@ def total_size(weights: Iterable[Weight]) -> int:
     return sum(w.size for w in weights)
 
 
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
+def _is_float(structure: Structure, value: ir.Value) -> bool:
+    return ir.DataType(structure.facts.dtype(value)).is_floating_point()

@@ -41,3 +41,9 @@ def test_real_models(path: Path, share: float) -> None:
             _prune(path, share)
     else:
         _prune(path, share)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("path", oracle.light_models(), ids=lambda path: path.stem)
+def test_full_size_models(path: Path) -> None:
+    _prune(path, 0.3)
