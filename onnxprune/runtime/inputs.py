@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import DataError
+from onnxprune.structure.settings import dim_name, evaluate, graph_inputs, is_expression
 
 from .roles import integer_role
 from .session import make_session, run
@@ -39,7 +40,7 @@ class InputSpec:
         value: The graph input.
         name: Its name.
         dtype: Its element type.
-        dims: Each dimension, fixed (int) or by name (str); `a + b` is the sum of two others.
+        dims: Each dimension, fixed (int) or by name (str); `a + b` follows from two others.
     """
 
     value: ir.Value
@@ -55,14 +56,12 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         DataError: An input is no tensor (a sequence, optional or map), or has no known rank.
     """
     specs = []
-    for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
-            continue
+    for value in graph_inputs(model):
         if not isinstance(value.type, ir.TensorType) or value.dtype is None:
             raise DataError(f"input '{value.name}' is no tensor: give inputs in an .npz file.")
         if value.shape is None:
             raise DataError(f"input '{value.name}' has no known rank: give inputs in an .npz file.")
-        dims = tuple(_dim(value, axis, dim) for axis, dim in enumerate(value.shape))
+        dims = tuple(d if isinstance(d, int) else dim_name(value, axis) for axis, d in enumerate(value.shape))
         specs.append(InputSpec(value, value.name or "", value.dtype, dims))
     return specs
 
@@ -74,7 +73,7 @@ def dynamic_dims(model: ir.Model) -> dict[str, bool]:
         for axis, dim in enumerate(spec.dims):
             if isinstance(dim, str):
                 first[dim] = first.get(dim, True) and axis == 0
-    return {name: batch for name, batch in first.items() if not _terms(name, first)}
+    return {name: batch for name, batch in first.items() if not is_expression(name, first)}
 
 
 def candidate_sizes(model: ir.Model) -> Iterator[dict[str, int]]:
@@ -163,28 +162,9 @@ def _other_batches(
         yield feeds
 
 
-def _dim(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> int | str:
-    if isinstance(dim, int):
-        return dim
-    return str(dim.value) if dim.value else f"{value.name}[{axis}]"
-
-
-def _terms(name: str, known: Mapping[str, Any]) -> list[str]:
-    """The parts of a dimension such as `past_length + sequence_length`, where all parts are dimensions or numbers."""
-    parts = [part.strip() for part in name.split("+")]
-    return parts if len(parts) > 1 and all(part in known or part.isdigit() for part in parts) else []
-
-
 def _resolve(spec: InputSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
-    shape = []
-    for dim in spec.dims:
-        if isinstance(dim, int):
-            shape.append(dim)
-        elif dim in extents:
-            shape.append(extents[dim])
-        else:
-            shape.append(sum(int(part) if part.isdigit() else extents[part] for part in _terms(dim, extents)))
-    return tuple(shape)
+    shape = (dim if isinstance(dim, int) else extents.get(dim, evaluate(dim, extents)) for dim in spec.dims)
+    return tuple(int(extent or 0) for extent in shape)
 
 
 def _extent(name: str, is_batch: bool, specs: list[InputSpec], batch: int, extents: tuple[int, int, int]) -> int:

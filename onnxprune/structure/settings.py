@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -53,7 +53,7 @@ def _setting(dims: Mapping[str, tuple[ir.Value, int]], batch: int, side: int, tu
     sizes: dict[str, int] = {}
     others = 0
     for name, (value, axis) in dims.items():
-        if _expression(name, {}) is not None:
+        if is_expression(name, dims):
             continue
         if axis == 0 and len(value.shape or ()) > 1:
             sizes[name] = batch
@@ -63,38 +63,42 @@ def _setting(dims: Mapping[str, tuple[ir.Value, int]], batch: int, side: int, tu
             others += 1
     for name in dims:
         if name not in sizes:
-            sizes[name] = _expression(name, sizes) or side
+            sizes[name] = evaluate(name, sizes) or side
     return sizes
 
 
-def _expression(text: str, sizes: Sizes) -> int | None:
-    """Evaluate a dimension such as ``past + 1`` on known symbols; None if it is a plain symbol or cannot be."""
+def is_expression(name: str, dims: Iterable[str]) -> bool:
+    """Return whether a dimension such as ``past + 1`` follows from others of the model."""
+    return evaluate(name, dict.fromkeys(dims, 1)) is not None
+
+
+def evaluate(name: str, sizes: Sizes) -> int | None:
+    """Return the extent of a dimension such as ``past + 1``; None if it is a plain symbol, or holds unknown ones."""
     try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError:
+        tree = ast.parse(name, mode="eval").body
+        return _value(tree, sizes) if isinstance(tree, ast.BinOp) else None
+    except (SyntaxError, KeyError, ValueError, ZeroDivisionError):
         return None
 
-    def value(node: ast.AST) -> int:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        if isinstance(node, ast.Name):
-            return sizes.get(node.id, 4)
-        if isinstance(node, ast.BinOp):
-            left, right = value(node.left), value(node.right)
-            match node.op:
-                case ast.Add():
-                    return left + right
-                case ast.Sub():
-                    return left - right
-                case ast.Mult():
-                    return left * right
-                case ast.FloorDiv() | ast.Div():
-                    return left // right
-        raise ValueError(text)
 
-    if not isinstance(tree, ast.BinOp):
-        return None
-    try:
-        return value(tree)
-    except (ValueError, ZeroDivisionError):
-        return None
+def _value(node: ast.AST, sizes: Sizes) -> int:
+    """Evaluate integers, symbols and + - * /.
+
+    Raises:
+        KeyError: A symbol is not known.
+        ValueError: It is something else.
+    """
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=symbol):
+            return sizes[symbol]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, sizes) + _value(right, sizes)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left, sizes) - _value(right, sizes)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left, sizes) * _value(right, sizes)
+        case ast.BinOp(left=left, op=ast.FloorDiv() | ast.Div(), right=right):
+            return _value(left, sizes) // _value(right, sizes)
+    raise ValueError(ast.dump(node))
