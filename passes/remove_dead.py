@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.scoring.weights import prunable_weights
-from onnxprune.selection.units import Ledger
+from onnxprune.selection.ledger import Ledger
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.constants import constant_channels, fold_constants
 from onnxprune.structure.dead import dead_atoms

@@ -113,6 +113,14 @@ def macs_of(node: ir.Node, shapes: Shapes) -> int | None:
         return None
 
 
+def nodes_with_times(graph: ir.Graph, shapes: Shapes, times: int = 1) -> Iterator[tuple[ir.Node, int]]:
+    """All nodes of a graph and of the bodies in it, with how often each runs (of an If, both branches)."""
+    for node in graph:
+        yield node, times
+        for body in _bodies(node):
+            yield from nodes_with_times(body, shapes, times * _iterations(node, shapes))
+
+
 def _is_parameter(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     if len(tensor.shape) == 0 or tensor.dtype == ir.DataType.STRING:
         return False
@@ -151,6 +159,13 @@ def _graph_macs(graph: ir.Graph, shapes: Shapes, uncounted: list[str]) -> int:
 
 def _subgraph_macs(node: ir.Node, shapes: Shapes, uncounted: list[str]) -> int:
     """If: the costlier branch. Loop and Scan: the body times the number of iterations, once where that is not known."""
+    bodies = _bodies(node)
+    if not bodies:
+        return 0
+    return max(_graph_macs(body, shapes, uncounted) for body in bodies) * _iterations(node, shapes)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
     bodies = []
     for attribute in node.attributes.values():
         if attribute.is_ref():
@@ -159,9 +174,7 @@ def _subgraph_macs(node: ir.Node, shapes: Shapes, uncounted: list[str]) -> int:
             bodies.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
             bodies.extend(attribute.as_graphs())
-    if not bodies:
-        return 0
-    return max(_graph_macs(body, shapes, uncounted) for body in bodies) * _iterations(node, shapes)
+    return bodies
 
 
 def _iterations(node: ir.Node, shapes: Shapes) -> int:

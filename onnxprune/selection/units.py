@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
+from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.rounding import RoundTo, kept_counts, step_of
-from onnxprune.structure.axes import Dynamic, parts
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
@@ -125,110 +123,3 @@ class _Queue:
         chunk = self._chunk()
         self.level += 1
         return self.atoms[chunk]
-
-
-class Ledger:
-    """Keeps count of the parameters and of every axis while atoms go."""
-
-    def __init__(self, structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], floor: int) -> None:
-        self.structure = structure
-        self.removed: Bools = np.zeros(structure.terms.count, bool)
-        self.gone = 0
-        self._floor = floor
-        self._alive: list[Bools] = []
-        self._left: list[int] = []
-        self._rows: dict[int, list[tuple[int, Ids]]] = defaultdict(list)
-        self._index: dict[bytes, int] = {}
-        offered = np.zeros(structure.terms.count, bool)
-        for group in groups:
-            offered[group.atoms] = True
-        for axes in structure.axes.values():
-            for ids in (i for axis in axes for i in parts(axis)):
-                self._register(ids, offered)
-        self._weights = [self._axes_of(w) for w in weights]
-        self._users: dict[int, list[int]] = defaultdict(list)
-        for w, (axes_, _) in enumerate(self._weights):
-            for k in set(axes_):
-                self._users[k].append(w)
-        self._sizes = [self._size(w) for w in range(len(self._weights))]
-        self.prunable = sum(self._sizes) - sum(self._stuck(w, offered) for w in weights)
-
-    def remove(self, atoms: Ids, *, limit: float) -> bool:
-        """Remove atoms unless an axis would fall below the floor or more than ``limit`` parameters be gone."""
-        before: dict[int, Bools] = {}
-        for atom in atoms.tolist():
-            for k, rows in self._rows.get(atom, ()):
-                if k not in before:
-                    before[k] = self._alive[k].copy()
-                self._alive[k][rows] = False
-        left = {k: int(np.count_nonzero(self._alive[k])) for k in before}
-        touched = {w for k in before for w in self._users.get(k, ())}
-        old = {k: self._left[k] for k in left}
-        for k, n in left.items():
-            self._left[k] = n
-        sizes = {w: self._size(w) for w in touched}
-        gone = self.gone + sum(self._sizes[w] - n for w, n in sizes.items())
-        if any(n < self._floor for n in left.values()) or gone > limit:
-            for k, flags in before.items():
-                self._alive[k] = flags
-                self._left[k] = old[k]
-            return False
-        for w, n in sizes.items():
-            self._sizes[w] = n
-        self.gone = gone
-        self.removed[atoms] = True
-        return True
-
-    def _register(self, ids: Ids, offered: Bools) -> int | None:
-        """Note an axis once, however many values have it; return its number, None where nothing of it can go."""
-        key = self.structure.terms.find(ids).tobytes()
-        if key not in self._index:
-            rows, atoms = self.structure.terms.members(ids)
-            wanted = offered[atoms]
-            if not wanted.any():
-                self._index[key] = -1
-            else:
-                self._index[key] = k = len(self._alive)
-                self._alive.append(np.ones(len(ids), bool))
-                self._left.append(len(ids))
-                for atom, where in _by_atom(rows[wanted], atoms[wanted]):
-                    self._rows[atom].append((k, where))
-        found = self._index[key]
-        return None if found < 0 else found
-
-    def _axes_of(self, weight: Weight) -> tuple[list[int], int]:
-        """Return the numbers of a weight's axes that can shrink, and the product of the others."""
-        axes, rest = [], 1
-        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
-            key = b"" if isinstance(axis, Dynamic) else self.structure.terms.find(axis).tobytes()
-            k = self._index.get(key, -1)
-            if k < 0:
-                rest *= n
-            else:
-                axes.append(k)
-        return axes, rest
-
-    def _size(self, w: int) -> int:
-        axes, size = self._weights[w]
-        for k in axes:
-            size *= self._left[k]
-        return size
-
-    def _stuck(self, weight: Weight, offered: Bools) -> int:
-        """Count the parameters of a weight that no offered atom takes along."""
-        stuck = 1
-        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
-            if isinstance(axis, Dynamic):
-                stuck *= n
-                continue
-            rows, atoms = self.structure.terms.members(axis)
-            stuck *= n - len(np.unique(rows[offered[atoms]]))
-        return stuck
-
-
-def _by_atom(rows: Ids, atoms: Ids) -> Iterable[tuple[int, npt.NDArray[np.int64]]]:
-    order = np.argsort(atoms, kind="stable")
-    rows, atoms = rows[order], atoms[order]
-    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
-    for start, piece in zip(starts.tolist(), np.split(rows, starts[1:]), strict=True):
-        yield int(atoms[start]), piece

@@ -1,0 +1,99 @@
+"""Units in the order of importance lost per cost saved, for budgets in multiply-adds, bytes or latency.
+
+A group that keeps the share E of the sum of its scores has lost -n log E, n being the number of weights that its units
+run through. What is greatest for the cost, then, is the product over all layers of the importance that stays: the
+fair division between unlike claims of Kelly et al. 1998 (Rate control for communication networks, section 2). Layers
+that cost more are cut deeper, none for little gain, and none is emptied while others stay whole.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.scoring.units import Scores
+from onnxprune.scoring.weights import Weight
+from onnxprune.selection.costs import Cost
+from onnxprune.selection.ledger import Change, Ledger
+from onnxprune.selection.rounding import kept_counts, step_of
+from onnxprune.selection.units import UnitBudget, UnitSelection
+from onnxprune.structure.groups import Group
+from onnxprune.structure.structure import Structure
+
+_OVERSHOOT = 0.005  # a step that goes further beyond the target than this share is left out
+
+
+def select_by_cost(
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget,
+    cost: Cost,
+) -> UnitSelection:  # fmt: skip
+    """Take units in the order of importance lost per cost saved, until the sparsity is met, or the nearest below it.
+
+    Args:
+        structure: The analysis of the model.
+        weights: The weights that count.
+        groups: The groups whose units may go.
+        scores: By atom id, not negative; the order in which the units of a group go.
+        budget: How much goes, and in which steps.
+        cost: What is to be saved.
+    """
+    ledger = Ledger(structure, weights, groups, budget.floor, cost)
+    target = budget.sparsity * ledger.prunable
+    limit = target + _OVERSHOOT * ledger.prunable
+    offers = [_Offer(ledger, group, scores, budget) for group in groups]
+    heap = [(0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
+    while heap and ledger.gone < target:
+        _, i = heapq.heappop(heap)
+        found = offers[i].price()
+        if found is None:
+            continue
+        price, change = found
+        if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
+            heapq.heappush(heap, (price, i))
+        elif change.gone <= limit:
+            offers[i].take(change)
+            heapq.heappush(heap, (price, i))
+    return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
+
+
+class _Offer:
+    """The units of one group, least important first, in steps to the counts that it may shrink to."""
+
+    def __init__(self, ledger: Ledger, group: Group, scores: Scores, budget: UnitBudget) -> None:
+        order = np.argsort(scores[group.atoms], kind="stable")
+        self.ledger = ledger
+        self.atoms = group.atoms[order]
+        self.worth = np.cumsum(scores[self.atoms][::-1])  # worth[k - 1]: of the k most important units
+        self.layers = len({s.value for s in group.sites if s.value in ledger.structure.weights})
+        step = step_of(ledger.structure, group, budget.round_to)
+        self.counts = kept_counts(len(group), step, budget.floor)
+
+    def price(self) -> tuple[float, Change] | None:
+        """Return the loss per saved cost of the next step, and the step; one that saves nothing joins the one behind.
+
+        None where no step is possible or none saves anything.
+        """
+        now = self.counts[0]
+        for then in self.counts[1:]:
+            change = self.ledger.preview(self.atoms[len(self.atoms) - now : len(self.atoms) - then])
+            if change is None:
+                return None
+            saved = self.ledger.cost - change.cost
+            if saved > 0:
+                return self._loss(now, then) / saved, change
+        return None
+
+    def take(self, change: Change) -> None:
+        """Do the step."""
+        self.ledger.commit(change)
+        now = self.counts[0] - len(change.atoms)
+        self.counts = [k for k in self.counts if k <= now]
+
+    def _loss(self, now: int, then: int) -> float:
+        before, after = self.worth[now - 1], self.worth[then - 1]
+        if before <= 0:
+            return 0.0
+        return self.layers * math.log(before / after)
