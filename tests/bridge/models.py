@@ -16,6 +16,7 @@ import torch
 
 from onnxprune.bridge import OnnxModule, to_torch
 from onnxprune.bridge.dtypes import from_numpy, to_numpy
+from onnxprune.bridge.training.widen import widen
 
 SHARED = Path(os.environ.get("ONNXPRUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 
@@ -52,24 +53,6 @@ def runtime(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.
     return list(session.run(None, dict(feeds)))
 
 
-def own_noise(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> float:
-    """How far ONNX Runtime's outputs move, relative to the largest, when the inputs move by their last bits.
-
-    Some models amplify float32 rounding beyond 1e-4; no two implementations agree better than this on them.
-    """
-    base, rng = runtime(proto, feeds), generator(1)
-    worst = 0.0
-    for _ in range(3):
-        moved = {
-            name: (x * (1 + rng.uniform(-2e-7, 2e-7, x.shape))).astype(x.dtype) if x.dtype == np.float32 else x
-            for name, x in feeds.items()
-        }
-        for left, right in zip(runtime(proto, moved), base, strict=True):
-            scale = max(float(np.max(np.abs(right), initial=0)), 1e-6)
-            worst = max(worst, float(np.max(np.abs(left.astype(np.float64) - right), initial=0)) / scale)
-    return worst
-
-
 def bridge(module: torch.nn.Module, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of the bridge's module."""
     with torch.no_grad():
@@ -85,6 +68,22 @@ def assert_same(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rtol: 
         assert left.dtype == right.dtype
         scale = max(float(np.max(np.abs(right.astype(np.float64)), initial=0, where=np.isfinite(right))), 1e-6)
         np.testing.assert_allclose(left.astype(np.float64), right.astype(np.float64), rtol=0, atol=rtol * scale)
+
+
+def distance(values: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """The largest difference of any output, over the largest absolute value of that output in the reference."""
+    worst = 0.0
+    for left, right in zip(values, reference, strict=True):
+        scale = max(float(np.max(np.abs(right.astype(np.float64)), initial=0)), 1e-6)
+        worst = max(worst, float(np.max(np.abs(left.astype(np.float64) - right), initial=0)) / scale)
+    return worst
+
+
+def in_double(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in float64: all its float32 numbers, casts and declared types."""
+    model = ir.from_proto(proto)
+    widen(model, {ir.DataType.FLOAT}, ir.DataType.DOUBLE)
+    return ir.to_proto(model)
 
 
 def within(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], rtol: float) -> bool:

@@ -10,17 +10,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
-from onnxprune.bridge import to_torch, write_back
+from onnxprune.bridge import OnnxModule, to_torch, write_back
 from tests import zoo
 
 from .models import (
     SHARED,
-    assert_same,
     bridge,
     buffers_with_gradient,
+    distance,
     generator,
-    own_noise,
+    in_double,
     parameters_without_gradient,
     rest_of_the_float_initializers,
     runtime,
@@ -49,10 +50,13 @@ NEVER_TRAINED = {  # fmt: skip
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Sqrt", "Pow", "Where"}
 
 
-def feeds_for(path: Path) -> dict[str, np.ndarray]:
+SEEDS = range(5)
+
+
+def feeds_for(path: Path, seed: int) -> dict[str, np.ndarray]:
     """Random inputs of the shapes in the manifest; a sampling rate where one is asked for."""
     entry = next(entry for entry in json.loads((ZOO / "manifest.json").read_text()) if entry["name"] == path.stem)
-    rng = generator()
+    rng = generator(seed)
     feeds = {}
     for given in entry["inputs"]:
         shape = entry["run_input_shapes"][given["name"]]
@@ -73,15 +77,37 @@ def untrained_for_a_reason(name: str, model: ir.Model) -> bool:
     return True
 
 
-def check(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
+def check_outputs(module: OnnxModule, model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> None:
+    """The module gives what ONNX Runtime gives, to 1e-4 of the largest value, on every batch.
+
+    Some models turn float32 rounding into more than that: the logarithm of a sum that nearly cancels, a deep stack
+    fed with noise, a Sigmoid far below 1 (ONNX Runtime's is exact to 3e-8, not relatively). On such a batch ONNX's
+    own reference implementation in float64 is the judge, of which neither side is a part: the module in float64 has
+    to agree with it to 1e-9, and the module in float32 may be no farther from it than ten times what ONNX Runtime is
+    on the worst of the batches.
+    """
+    theirs = [runtime(model, feeds) for feeds in batches]
+    ours = [bridge(module, feeds) for feeds in batches]
+    doubtful = [index for index in range(len(batches)) if not within(ours[index], theirs[index], 1e-4)]
+    if not doubtful:
+        return
+    exact_model = in_double(model)
+    exact_module = to_torch(exact_model)
+    doubles = [{n: x.astype(np.float64) if x.dtype == np.float32 else x for n, x in feeds.items()} for feeds in batches]
+    exact = [bridge(exact_module, feeds) for feeds in doubles]
+    noise = max(distance(*pair) for pair in zip(theirs, exact, strict=True))
+    for index in doubtful:
+        reference = ReferenceEvaluator(exact_model).run(None, doubles[index])
+        assert distance(exact[index], reference) < 1e-9  # type: ignore[arg-type]
+        assert distance(ours[index], exact[index]) <= max(1e-4, 10 * noise)
+
+
+def check(model: onnx.ModelProto, batches: list[dict[str, np.ndarray]]) -> None:
     """The three promises of the bridge about one model."""
-    module = to_torch(model)
-    reference = runtime(model, feeds)
-    ours = bridge(module, feeds)
-    if not within(ours, reference, 1e-4):
-        assert_same(ours, reference, max(1e-4, 4 * own_noise(model, feeds)))
+    module, feeds = to_torch(model), batches[0]
+    check_outputs(module, model, batches)
     written = ir.to_proto(write_back(module, model))
-    for ours, theirs in zip(runtime(written, feeds), reference, strict=True):
+    for ours, theirs in zip(runtime(written, feeds), runtime(model, feeds), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     source = ir.from_proto(model)
     for name, value in ir.from_proto(written).graph.initializers.items():
@@ -102,10 +128,10 @@ def check(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> None:
 @pytest.mark.skipif(not FILES, reason="the shared model zoo is not here (ONNXPRUNE_SHARED)")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_real_models(path: Path) -> None:
-    check(onnx.load(path), feeds_for(path))
+    check(onnx.load(path), [feeds_for(path, seed) for seed in SEEDS])
 
 
 @pytest.mark.parametrize("case", zoo.cases(), ids=lambda case: "-".join(map(str, case)))
 def test_our_architectures(case: tuple[Any, ...]) -> None:
     name, exporter, opset = case
-    check(zoo.export(name, exporter, opset), zoo.feeds(name, batch=3))
+    check(zoo.export(name, exporter, opset), [zoo.feeds(name, batch=3, seed=seed) for seed in SEEDS])

@@ -1,41 +1,42 @@
 """Half-precision graphs are trained in float32: the steps of an optimiser are too small for 10 or 7 bits of mantissa.
 
-Only the training view is widened; write-back rounds the trained numbers to the types that the file has.
+Only the training view is widened; write-back rounds the trained numbers to the types that the file has. The same
+function makes float64 twins of float32 graphs, against which rounding can be told from error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import onnx_ir as ir
 
-HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
-def widen(model: ir.Model) -> None:
-    """Make every float16 and bfloat16 value of `model` a float32 one, in place; other types stay."""
+def widen(model: ir.Model, narrow: Container[int] = HALF, wide: ir.DataType = ir.DataType.FLOAT) -> None:
+    """Make every value of `model` of a type in `narrow` one of type `wide`, in place; other types stay."""
     for graph in model.graphs():
         for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
-            _widen_value(value)
+            if value.dtype is not None and value.dtype in narrow:
+                value.dtype = wide
+            if value.const_value is not None and value.const_value.dtype in narrow:
+                value.const_value = _cast(value.const_value, wide)
         for node in graph:
-            _widen_attributes(node)
+            for name, attribute in list(node.attributes.items()):
+                _widen_attribute(node, name, attribute, narrow, wide)
 
 
-def _widen_value(value: ir.Value) -> None:
-    if value.dtype in HALF:
-        value.dtype = ir.DataType.FLOAT
-    tensor = value.const_value
-    if tensor is not None and tensor.dtype in HALF:
-        value.const_value = _float32(tensor)
+def _widen_attribute(node: ir.Node, name: str, attribute: ir.Attr, narrow: Container[int], wide: ir.DataType) -> None:
+    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in narrow:
+        node.attributes[name] = ir.AttrTensor(name, _cast(attribute.as_tensor(), wide))
+    elif name in TYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT and attribute.as_int() in narrow:
+        node.attributes[name] = ir.AttrInt64(name, int(wide))
+    elif node.op_type == "Constant" and name in ("value_float", "value_floats") and ir.DataType.FLOAT in narrow:
+        del node.attributes[name]
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.asarray(attribute.value, wide.numpy())))
 
 
-def _widen_attributes(node: ir.Node) -> None:
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in HALF:
-            node.attributes[name] = ir.AttrTensor(name, _float32(attribute.as_tensor()))
-        elif name in TYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT and attribute.as_int() in HALF:
-            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-
-
-def _float32(tensor: ir.TensorProtocol) -> ir.Tensor:
-    return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+def _cast(tensor: ir.TensorProtocol, wide: ir.DataType) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy().astype(wide.numpy()), name=tensor.name)
