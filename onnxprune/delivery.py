@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import limits, model_io, runtime
+from onnxprune.calibration import AnyArrays
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import PackReport, pack, to_sparse_initializers, unpack
@@ -76,16 +77,15 @@ class _Measure:
         """Verify a later form of the model; the proof that removed == masked is that of the first."""
         if first is None:
             return None
-        found = verify(
+        return verify(
             self.original,
             model,
-            None,
+            removed_vs_masked=first.removed_vs_masked,
             seed=self.recipe.seed,
             latency=self.latency,
             eval_data=self.eval_data,
             metric=self.metric,
         )
-        return replace(found, removed_vs_masked=first.removed_vs_masked)
 
 
 def deliver(
@@ -95,7 +95,7 @@ def deliver(
     latency: bool = True,
     eval_data: str | Path | None = None,
     metric: str | None = None,
-    calibration: str | Path | None = None,
+    calibration: AnyArrays | None = None,
 ) -> Result:
     """Quantise and pack the result as its recipe says, and check its limits.
 
@@ -142,7 +142,7 @@ def write(result: Result, path: str | Path, *, force: bool = False) -> None:
         raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
 
 
-def _quantised(result: Result, measure: _Measure, calibration: str | Path | None) -> Result:
+def _quantised(result: Result, measure: _Measure, calibration: AnyArrays | None) -> Result:
     from onnxprune.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
 
     form = result.recipe.quantize

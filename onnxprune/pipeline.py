@@ -1,8 +1,10 @@
 """A Recipe becomes a list of passes and is run. The only place that knows the order.
 
-load -> normalise -> analyse -> score -> select -> remove or mask -> tidy -> verify -> deliver (pack, limits) -> save
+load -> [normalise -> analyse -> score -> select -> remove or mask -> removed == masked? -> recover] -> verify
+     -> deliver (quantise, pack, limits) -> save
 
-With retraining, the steps from normalise to tidy are repeated, with a training after each (retraining.py).
+What is in brackets is one step (steps.py); there are as many as the recipe's iterations. With retraining a training
+follows each (retraining.py).
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import delivery, limits, model_io
+from onnxprune.calibration import AnyArrays, Calibration, read_calibration
+from onnxprune.demands import check_method, recovery_methods
 from onnxprune.errors import RecipeError
-from onnxprune.planning import Plan, apply_plan, make_plan, masked_twin, prepare, shortfall
+from onnxprune.planning import prepare
 from onnxprune.recipe import Recipe, make_recipe
-from onnxprune.record import FileId, Record
-from onnxprune.scoring import find_criterion
+from onnxprune.record import FileId, Record, renamed_copies
+from onnxprune.schedules import sparsities
+from onnxprune.steps import State, Steps, Trace
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verification import Verdict, verify
 
-__all__ = ["AnyData", "AnyModel", "Clock", "Plan", "Progress", "Result", "make_plan", "prepare", "prune", "save"]
+__all__ = ["AnyData", "AnyModel", "Clock", "Progress", "Result", "prepare", "prune", "save"]
 
 AnyModel = str | Path | onnx.ModelProto | ir.Model
 AnyData = str | Path | Mapping[str, npt.NDArray[Any]]
@@ -51,6 +56,9 @@ class Result:
         notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
         seconds: Time by stage.
         delivery: What was done to the pruned model before it is written: `model` is what came out.
+        steps: Each step as plain data: the sparsity that it aimed at and reached, what recovery did to each layer, what
+            a scan of sensitivity found.
+        dense: Weights that a pattern (N:M) did not fit and left as they were, with the reason.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
     """
 
@@ -67,6 +75,8 @@ class Result:
     source: FileId = field(default_factory=FileId)
     seconds: Mapping[str, float] = field(default_factory=dict)
     delivery: delivery.Delivery | None = None
+    steps: tuple[Mapping[str, Any], ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
     retraining: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -78,6 +88,8 @@ class Result:
             "gone_parameters": self.gone,
             "dead_units": self.dead,
             "notes": list(self.notes),
+            "steps": list(self.steps),
+            "left_dense": dict(self.dense),
         }
         if self.retraining:
             own["retraining"] = list(self.retraining)
@@ -105,7 +117,7 @@ def prune(
     data: AnyData | None = None,
     eval_data: AnyData | None = None,
     metric: str | None = None,
-    calibration: str | Path | None = None,
+    calibration: AnyArrays | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -123,7 +135,9 @@ def prune(
             ``data`` may be, and by default the share of them that is held out.
         metric: ``accuracy``, ``top5`` or ``mse``, when retraining also ``agreement`` or ``module:function``; by default
             the first that fits the data.
-        calibration: An .npz of inputs that ``quantize="int8"`` takes ranges from, by default those of ``eval_data``.
+        calibration: Inputs, as an .npz or as arrays by name, with ``label`` where there are labels: for criteria that
+            look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
+            By default criteria take them from ``data`` when retraining, int8 from ``eval_data``.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         progress: Called with the name of each stage.
@@ -140,22 +154,27 @@ def prune(
         VerificationError: The result is not what was promised.
     """
     recipe = recipe or make_recipe(**settings)
-    find_criterion(recipe.criterion)
+    check_method(recipe, calibration, retrains=recipe.retrain is not None)
     has_metric = eval_data is not None or recipe.retrain is not None
     limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=has_metric)
     _check_data(recipe, data, eval_data, resume)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
+    samples = None
+    if calibration is not None:
+        limit, seed = recipe.calibration_samples, recipe.seed
+        samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed))
     if recipe.retrain is None:
         assert not isinstance(eval_data, Mapping)
         check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
-        result = _prune_once(original, recipe, clock, check if verification else None)
+        checks = {"verification": verification, "eval_data": eval_data}
+        result = _prune_once(original, recipe, samples, clock, check if verification else None, checks)
     else:
         from onnxprune.retraining import Wishes, for_delivery, prune_and_retrain  # PyTorch, which only this needs
 
         assert data is not None
         folder = None if checkpoint is None else Path(checkpoint)
-        wishes = Wishes(data, eval_data, metric, folder, resume, verification, latency)
+        wishes = Wishes(data, eval_data, metric, samples, folder, resume, verification, latency)
         result = prune_and_retrain(original, recipe, wishes, clock)
         eval_data, metric = for_delivery(eval_data, metric)
     assert not isinstance(eval_data, Mapping)
@@ -184,28 +203,57 @@ def _check_data(recipe: Recipe, data: AnyData | None, eval_data: AnyData | None,
         raise RecipeError("--eval-data is the path of an .npz file where nothing is retrained")
 
 
-def _prune_once(original: ir.Model, recipe: Recipe, clock: Clock, check: Callable[..., Verdict] | None) -> Result:
-    """Prune without training. ``check`` compares the result with its masked twin."""
+def _prune_once(
+    original: ir.Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    clock: Clock,
+    check: Callable[..., Verdict] | None,
+    checks: Mapping[str, Any],
+) -> Result:
+    """Prune without training, in as many steps as the recipe says.
+
+    Args:
+        check: Measures the result; None where nothing is verified.
+        checks: How each step is checked: fields of `Steps`.
+    """
     structure = clock("analyse", lambda: prepare(original.clone()))
-    plan = clock("select", lambda: make_plan(structure, recipe))
-    pruned = structure.model
-    done = clock("prune", lambda: apply_plan(plan, recipe))
+    methods = recovery_methods(recipe, given=calibration is not None)
+    steps = Steps.of(structure, recipe, methods=methods, calibration=calibration, **checks)
+    state = State(original)
+    wanted = sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
+    for number, sparsity in enumerate(wanted, 1):
+        name = "prune" if len(wanted) == 1 else f"prune {number}/{len(wanted)}"
+        step = partial(steps.prune, state, sparsity, number, structure if number == 1 else None)
+        state = clock(name, step)
+    if recipe.remove_dead:
+        state, _ = clock("remove dead units", partial(steps.clean, state))
     verdict = None
     if check is not None:
-        masked = clock("mask", lambda: masked_twin(original, plan.removed)) if plan.removed.any() else done.masked
-        verdict = clock("verify", lambda: check(pruned, masked))
+        verdict = clock("verify", lambda: check(state.model, removed_vs_masked=state.trace.difference))
+    return result_of(state.model, recipe, steps.prunable, state.trace, verdict, clock)
+
+
+def result_of(
+    model: ir.Model, recipe: Recipe, prunable: int, trace: Trace, verdict: Verdict | None, clock: Clock
+) -> Result:
+    """Return the result of a run whose steps left this trace."""
+    copies = renamed_copies(model)
+    names = {**trace.names, **copies}
     return Result(
-        model=pruned,
+        model=model,
         recipe=recipe,
-        sparsity=plan.sparsity,
-        prunable=plan.prunable,
-        gone=plan.gone,
-        kept=done.kept,
-        renamed=done.renamed,
+        sparsity=trace.gone / prunable,
+        prunable=prunable,
+        gone=trace.gone,
+        kept=trace.kept,
+        renamed={copy: source for copy, source in names.items() if copy in trace.kept or copy in copies},
         verdict=verdict,
-        dead=done.dead,
-        notes=tuple(note for note in (shortfall(recipe, plan.sparsity), *done.left) if note),
+        dead=trace.dead,
+        notes=tuple(trace.notes(recipe, trace.gone / prunable)),
         seconds=clock.seconds,
+        steps=trace.steps,
+        dense=trace.dense,
     )
 
 

@@ -32,11 +32,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from onnxprune import model_io
-from onnxprune.errors import DataError, ModelError, RecipeError, VerificationError
+from onnxprune.calibration import AnyArrays, read_calibration
+from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.runtime import Feeds
 from onnxprune.runtime.figures import parameter_tensors
-from onnxprune.runtime.metrics import read_npz
 from onnxprune.runtime.session import one_sentence
+from onnxprune.runtime.statistics import batches
 
 FORMS = ("int8", "int8-dynamic", "fp16")
 
@@ -77,38 +78,14 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Mo
     return found
 
 
-def calibration_batches(path: str | Path, model: ir.Model) -> list[Feeds]:
-    """Read calibration inputs from an .npz: arrays by input name, samples along the first axis. Labels are left out.
+def calibration_batches(given: AnyArrays, model: ir.Model) -> list[Feeds]:
+    """Read calibration inputs: arrays by input name, samples along the first axis. Labels are left out.
 
     Raises:
         DataError: No such file, no .npz, or an input without samples.
     """
-    arrays = read_npz(Path(path))
-    inputs = [v for v in model.graph.inputs if v not in model.graph.initializers.values()]
-    if "label" not in {v.name for v in inputs}:
-        arrays.pop("label", None)
-    if len(inputs) == len(arrays) == 1:
-        arrays = {str(inputs[0].name): next(iter(arrays.values()))}
-    missing = [str(v.name) for v in inputs if str(v.name) not in arrays]
-    if missing:
-        raise DataError(f"'{path}' has no array for the model's input '{missing[0]}'.")
-    chosen = {str(v.name): arrays[str(v.name)] for v in inputs}
-    samples = min((len(a) if a.ndim else 0 for a in chosen.values()), default=0)
-    if not samples:
-        raise DataError(f"'{path}' has no samples to calibrate on.")
-    size = _batch_size(inputs)
-    starts = range(0, samples - size + 1, size)
-    if not starts:
-        raise DataError(f"'{path}' has {samples} samples, the model takes {size} at once.")
-    return [{name: array[i : i + size] for name, array in chosen.items()} for i in starts[:_MAX_BATCHES]]
-
-
-def _batch_size(inputs: Sequence[ir.Value]) -> int:
-    """Return the fixed size of the first axis where there is one."""
-    for value in inputs:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
-            return value.shape[0]
-    return _BATCH
+    inputs = read_calibration(given, model, _MAX_BATCHES * _BATCH).inputs
+    return batches(model, inputs, _BATCH)[:_MAX_BATCHES]
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

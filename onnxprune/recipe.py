@@ -11,13 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from onnxprune import limits
 from onnxprune.errors import RecipeError
 from onnxprune.structure.groups import KINDS
+from onnxprune.structures import NM, Parts, Weights, parse_structure
 from onnxprune.train_settings import DataSettings, IterateSettings, Survivors, TrainSettings
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
 
-RETRAIN_ONLY = (
-    "retrain_last", "iterations", "schedule", "initial_sparsity", "survivors", "rewind_to", "alternate", "reading",
-)  # fmt: skip
+RETRAIN_ONLY = ("retrain_last", "survivors", "rewind_to", "alternate", "reading")
 """Fields that mean something only where a run retrains."""
 
 FLAGS = {
@@ -53,11 +52,30 @@ class Recipe(BaseModel):
         gt=0,
         description="instead of a share: weights below q standard deviations of their layer go (Han et al. 2015)",
     )
-    structure: Literal["weights", "channels"] = Field(
-        "weights", description="weights zeroes single weights, channels removes whole units of every kind"
+    structure: str = Field(
+        "weights",
+        description="what goes: weights (single ones become zero), channels (whole units are removed), N:M such as "
+        "2:4, block:RxC such as block:1x4, or a mix such as channels+weights or channels+2:4",
     )
-    criterion: str = Field("magnitude", description="how much a weight or a unit matters")
-    scope: Literal["global", "layer"] = Field("global", description="rank all layers together, or cut each alike")
+    unit_share: float = Field(
+        0.5, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
+    )
+    criterion: str = Field(
+        "magnitude", description="how much a weight or a unit matters; onnxprune criteria lists them"
+    )
+    allocation: Literal["global", "uniform", "erk", "lamp", "sensitivity"] = Field(
+        "global",
+        description="how layers compete: global (all ranked together), uniform, erk, lamp, or sensitivity (scanned on "
+        "--calibration); units: global, uniform or sensitivity",
+    )
+    recover: tuple[str, ...] = Field(
+        ("auto",),
+        description="change the weights that are left so that outputs come back to the original's: auto (where "
+        "--calibration is given), no, or methods",
+    )
+    calibration_samples: int = Field(
+        1024, ge=1, description="so many samples of --calibration are looked at, at most (else of --data)"
+    )
     kinds: tuple[str, ...] = Field((), description=f"units to remove: {', '.join(KINDS)} (default: all)")
     allow_inexact: bool = Field(False, description="also remove units on axes that a normalisation runs over")
     round_to: RoundTo = Field("auto", description="step of kept counts: auto (16 for Conv), none or a number")
@@ -100,19 +118,84 @@ class Recipe(BaseModel):
         """True means: with the default settings."""
         return {} if retrain is True else None if retrain is False else retrain
 
+    @property
+    def parts(self) -> Parts:
+        """The structure, read."""
+        return parse_structure(self.structure)
+
+    @field_validator("structure")
+    @classmethod
+    def _known_structure(cls, text: str) -> str:
+        try:
+            return parse_structure(text).text
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("recover", mode="before")
+    @classmethod
+    def _listed(cls, recover: Any) -> Any:
+        """Methods may be written in a row, with commas."""
+        return tuple(part.strip() for part in recover.split(",")) if isinstance(recover, str) else recover
+
+    @field_validator("recover")
+    @classmethod
+    def _auto_and_no_stand_alone(cls, recover: tuple[str, ...]) -> tuple[str, ...]:
+        if not recover or (len(recover) > 1 and {"auto", "no"} & set(recover)):
+            raise ValueError("give auto, no, or methods")
+        return recover
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_by_pattern(cls, settings: Any) -> Any:
+        """N:M alone sets the sparsity; a sparsity beside it has to be the same."""
+        if not isinstance(settings, Mapping):
+            return settings
+        try:
+            parts = parse_structure(str(settings.get("structure", "")))
+        except RecipeError:
+            return settings
+        if parts.units or not isinstance(parts.zeros, NM) or settings.get("quality") is not None:
+            return settings
+        return {"sparsity": parts.zeros.sparsity, **settings}
+
     @model_validator(mode="after")
     def _belong_together(self) -> Recipe:
+        self._amount_is_given()
+        parts, zeros = self.parts, self.parts.zeros
+        if isinstance(zeros, NM):
+            if not parts.units and abs(self.sparsity - zeros.sparsity) > 1e-9:
+                raise ValueError(f"--sparsity: {parts.text} makes it {zeros.sparsity:g}: leave it out")
+            if self.sparsity < zeros.sparsity - 1e-9:
+                raise ValueError(
+                    f"--sparsity: {parts.text} zeroes {zeros.sparsity:g} of the weights by itself: give more"
+                )
+            if self.iterations > 1:
+                raise ValueError(f"--iterations: {parts.text} zeroes its share in one step")
+            if self.allocation != "global" and not parts.units:
+                raise ValueError(f"--allocation: {parts.text} takes the same share of every layer: leave it out")
+        if self.unit_share != 0.5 and (not parts.mixed or isinstance(zeros, NM)):
+            raise ValueError("--unit-share: only with --structure channels+weights or channels+block:RxC")
+        if not parts.units and (self.kinds or self.allow_inexact):
+            flag = "kinds" if self.kinds else "allow-inexact"
+            raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
+        if parts.units and self.allocation in ("erk", "lamp"):
+            raise ValueError(f"--allocation: {self.allocation} is for single weights, not for whole units")
+        return self
+
+    def _amount_is_given(self) -> None:
         given = self.model_fields_set
         if "sparsity" not in given and self.quality is None:
             raise ValueError("--sparsity: say which share of the weights goes, between 0 and 1")
         if self.quality is not None and "sparsity" in given:
             raise ValueError("--quality: a threshold decides what goes, --sparsity a share: give one of them")
-        if self.quality is not None and self.structure != "weights":
-            raise ValueError("--quality: a threshold is for single weights, --structure channels takes a --sparsity")
+        if self.quality is not None and self.parts != Parts("weights", False, Weights()):
+            raise ValueError(f"--quality: a threshold is for single weights, --structure {self.structure} is not")
+        for field in ("criterion", "allocation") if self.quality is not None else ():
+            if getattr(self, field) != Recipe.model_fields[field].default:
+                raise ValueError(f"--{field}: --quality is a threshold on the magnitudes of each layer: leave it out")
         for field in RETRAIN_ONLY if self.retrain is None else ():
             if getattr(self, field) != Recipe.model_fields[field].get_default(call_default_factory=True):
                 raise ValueError(f"--{flag_name('', field)}: only with --retrain")
-        return self
 
     @field_validator("kinds")
     @classmethod

@@ -1,8 +1,8 @@
 """Prune and retrain in turns: a Recipe becomes the callbacks of `bridge.training.iterate`, its result a `Result`.
 
     sets = data opened, a share held out                                            (retraining_data.py)
-    iterate: for each iteration   prune   analyse, plan, mask or remove; removed == masked is checked here, on numbers
-                                          that no training has touched yet
+    iterate: for each iteration   prune   one of `steps.Steps`: choose, mask or remove, check that removed == masked
+                                          while no training has touched the numbers, recover
                                   train   masks held exactly
                                   clean   remove dead units, if the recipe says so
     verify: masks hold, the interface is kept, it loads and runs, the metric before and after in ONNX Runtime
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,15 @@ from onnxprune.bridge.parameters import Role, role_of, trainable_values
 from onnxprune.bridge.training import Event, IterateResult, IterateSettings, Masks, TrainSettings, get_metric, iterate
 from onnxprune.bridge.training.iterate import fingerprint
 from onnxprune.bridge.training.progress import describe
+from onnxprune.calibration import Calibration
+from onnxprune.demands import looks_at_data, needs_labels, recovery_methods
 from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
-from onnxprune.passes import Normalise, RemoveDeadUnits, Tidy
-from onnxprune.passes.remove_dead import compose_kept
-from onnxprune.pipeline import AnyData, Clock, Result
-from onnxprune.planning import Plan, apply_plan, make_plan, masked_twin, prepare, shortfall
+from onnxprune.passes import Normalise, Tidy
+from onnxprune.pipeline import AnyData, Clock, Result, result_of
+from onnxprune.planning import prepare
 from onnxprune.recipe import Recipe
-from onnxprune.record import renamed_copies
-from onnxprune.retraining_data import Sets, identity, measured, open_sets, training_metric
-from onnxprune.scoring import prunable_weights
-from onnxprune.scoring.weights import total_size
-from onnxprune.selection.eligible import eligible_weights, protected_size
-from onnxprune.structure.rewrite import Kept
-from onnxprune.structure.structure import Structure
+from onnxprune.retraining_data import Sets, identity, measured, open_sets, samples_of, training_metric
+from onnxprune.steps import State, Steps, Trace
 from onnxprune.verification import Verdict, verify
 
 _TRACE = "onnxprune.retraining"
@@ -53,6 +49,7 @@ class Wishes:
     data: AnyData
     eval_data: AnyData | None = None
     metric: str | None = None
+    calibration: Calibration | None = None
     checkpoint: Path | None = None
     resume: bool = False
     verification: bool = True
@@ -77,15 +74,36 @@ def prune_and_retrain(original: ir.Model, recipe: Recipe, wishes: Wishes, clock:
     start = original.clone()
     Normalise()(start)
     Tidy()(start)
-    steps = clock("analyse", lambda: _Steps.of(original, recipe, wishes.verification))
+    steps = clock("analyse", lambda: _steps(original, recipe, wishes, sets))
     done = clock("retrain", lambda: _iterate(start, settings, steps, sets, wishes, clock))
-    model, trace = done.model, _Trace.of(done.model)
+    model, trace = done.model, _trace_of(done.model)
     model.metadata_props.pop(_TRACE, None)
     model.graph.meta.update(original.graph.meta)
     verdict = None
     if wishes.verification:
         verdict = clock("verify", lambda: _verify(original, model, done, trace, sets, metric, recipe, wishes))
-    return _result(model, recipe, steps, done, trace, verdict, sets, clock)
+    zeros = sum(int(np.count_nonzero(~mask)) for mask in done.masks.values())
+    gone = steps.prunable - (steps.left(prepare(model.clone())) - zeros)
+    result = result_of(model, recipe, steps.prunable, replace(trace, gone=gone), verdict, clock)
+    notes = (*result.notes, *([sets.note] if sets.note else []), *_stops(done))
+    return replace(result, notes=notes, retraining=tuple(asdict(entry) for entry in done.history))
+
+
+def _steps(original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets) -> Steps:
+    """What happens before each training; samples of the training data stand in for calibration data.
+
+    Raises:
+        RecipeError: The criterion needs labels, and there are none.
+        NothingToPrune: No weight may be pruned.
+    """
+    methods = recovery_methods(recipe, given=wishes.calibration is not None)
+    calibration = wishes.calibration
+    if calibration is None and (methods or looks_at_data(recipe)):
+        calibration = samples_of(original, sets.train, recipe.calibration_samples, recipe.seed)
+        if needs_labels(recipe) and calibration.labels is None:
+            raise RecipeError(f"--criterion {recipe.criterion} needs labels, which --data have none of: --calibration")
+    structure = prepare(original.clone())
+    return Steps.of(structure, recipe, methods=methods, calibration=calibration, verification=wishes.verification)
 
 
 def for_delivery(eval_data: AnyData | None, metric: str | None) -> tuple[str | Path | None, str | None]:
@@ -103,9 +121,9 @@ def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:
     assert recipe.retrain is not None
     train, last = _of_run(recipe.retrain, recipe, wishes), recipe.retrain_last
     get_metric(train.metric or "accuracy")
-    if recipe.structure == "channels" and recipe.alternate:
+    if recipe.parts.units and recipe.alternate:
         raise RecipeError("--alternate prunes single weights of one kind of layer at a time: --structure weights")
-    if recipe.structure == "channels" and recipe.survivors == "rewind":
+    if recipe.parts.units and recipe.survivors == "rewind":
         raise RecipeError("--survivors rewind goes back to weights of the original's shapes: --structure weights")
     if (recipe.survivors == "rewind") != (recipe.rewind_to is not None):
         raise RecipeError("--survivors rewind and --rewind-to, the file with the weights, go together")
@@ -133,19 +151,20 @@ def _of_run(train: TrainSettings, recipe: Recipe, wishes: Wishes) -> TrainSettin
 
 
 def _iterate(
-    start: ir.Model, settings: IterateSettings, steps: _Steps, sets: Sets, wishes: Wishes, clock: Clock
+    start: ir.Model, settings: IterateSettings, steps: Steps, sets: Sets, wishes: Wishes, clock: Clock
 ) -> IterateResult:
     """Run the iterations, with their state in the checkpoint's folder.
 
     Raises:
         RecipeError: The loss is no longer a number; the best so far is in the checkpoint's folder.
     """
-    folder = wishes.checkpoint
+    folder, callbacks = wishes.checkpoint, _Callbacks(steps)
     if folder is not None:
         run = {
             "recipe": steps.recipe.model_dump(mode="json"),
             "metric": settings.train.metric,
             "training data": identity(wishes.data),
+            "calibration data": None if wishes.calibration is None else wishes.calibration.digest,
             "model": fingerprint(start, settings),
         }
         retraining_state.begin(folder, run, resume=wishes.resume)
@@ -154,10 +173,10 @@ def _iterate(
         done = iterate(
             start,
             settings,
-            steps.prune,
+            callbacks.prune,
             sets.train,
             validation=sets.validation,
-            clean=steps.clean if steps.recipe.remove_dead else None,
+            clean=callbacks.clean if steps.recipe.remove_dead else None,
             checkpoint=folder,
             progress=_told(clock.progress),
         )
@@ -204,129 +223,52 @@ def _told(progress: Callable[[str], None] | None) -> Callable[[Event], None] | N
 # --- what one iteration does to the model
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """What the iterations so far did.
+def _trace_of(model: ir.Model) -> Trace:
+    """The trace that the model carries."""
+    text = model.metadata_props.get(_TRACE)
+    if text is None:
+        return Trace()
+    plain = json.loads(text)
+    kept = {n: {int(a): np.asarray(i, np.int64) for a, i in axes.items()} for n, axes in plain.pop("kept").items()}
+    return Trace(kept=kept, left=tuple(plain.pop("left")), steps=tuple(plain.pop("steps")), **plain)
 
-    Attributes:
-        kept: The kept indices of the original, by constant and axis.
-        names: Copies of constants that were cut, with the names of their sources.
-        dead: Dead units that went.
-        left: Sentences on dead units that had to stay.
-        difference: Largest difference between removed and masked, relative to the largest output.
-    """
 
-    kept: Kept = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    dead: int = 0
-    left: tuple[str, ...] = ()
-    difference: float = 0.0
-
-    @staticmethod
-    def of(model: ir.Model) -> _Trace:
-        """The trace that the model carries."""
-        text = model.metadata_props.get(_TRACE)
-        if text is None:
-            return _Trace()
-        plain = json.loads(text)
-        kept = {n: {int(a): np.asarray(i, np.int64) for a, i in axes.items()} for n, axes in plain["kept"].items()}
-        return _Trace(kept, plain["names"], plain["dead"], tuple(plain["left"]), plain["difference"])
-
-    def put(self, model: ir.Model) -> None:
-        """Let the model carry this trace."""
-        kept = {n: {str(a): np.asarray(i).tolist() for a, i in axes.items()} for n, axes in self.kept.items()}
-        model.metadata_props[_TRACE] = json.dumps(asdict(replace(self, kept={})) | {"kept": kept})
-
-    def and_kept(self, kept: Kept, names: Mapping[str, str], difference: float) -> _Trace:
-        """This trace after another cut."""
-        return replace(
-            self,
-            kept=compose_kept(self.kept, kept),
-            names={**self.names, **names},
-            difference=max(self.difference, difference),
-        )
+def _put(trace: Trace, model: ir.Model) -> None:
+    """Let the model carry this trace."""
+    kept = {n: {str(a): np.asarray(i).tolist() for a, i in axes.items()} for n, axes in trace.kept.items()}
+    model.metadata_props[_TRACE] = json.dumps(asdict(replace(trace, kept={})) | {"kept": kept})
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """The callbacks of `iterate`. Sparsities are those of the original, however much is gone already.
+class _Callbacks:
+    """The steps as `iterate` calls them, with the trace in the model."""
 
-    Attributes:
-        recipe: The recipe.
-        prunable: The original's parameters that could go.
-        total: All its weights.
-        verification: Whether removed == masked is checked.
-    """
-
-    recipe: Recipe
-    prunable: int
-    total: int
-    verification: bool
-
-    @staticmethod
-    def of(original: ir.Model, recipe: Recipe, verification: bool) -> _Steps:
-        """The steps for a model.
-
-        Raises:
-            NothingToPrune: No weight may be pruned.
-        """
-        plan = make_plan(prepare(original.clone()), recipe)
-        return _Steps(recipe, plan.prunable, total_size(prunable_weights(plan.structure)), verification)
-
-    def left(self, structure: Structure) -> int:
-        """The parameters of the model, as pruned so far, that could still go (zeros among them)."""
-        if self.recipe.structure == "channels":
-            return self.prunable - (self.total - total_size(prunable_weights(structure)))
-        return total_size(eligible_weights(structure, self.recipe)) + protected_size(structure, self.recipe)
+    steps: Steps
 
     def prune(self, model: ir.Model, sparsity: float, iteration: int) -> tuple[ir.Model, Masks]:
         """Prune a copy of the model until `sparsity` of the original is gone."""
-        structure = prepare(model.clone())
-        left = self.left(structure)
-        share = max(0.0, 1 - self.prunable * (1 - sparsity) / left)
-        step = self.recipe.model_copy(update={"sparsity": share, "remove_dead": False})
-        plan = make_plan(structure, step, again=iteration > 1 or step.alternate)
-        done = apply_plan(plan, step)
-        pruned = structure.model
-        if done.kept:
-            difference = self._checked(model, pruned, masked_twin(model, plan.removed))
-            _Trace.of(model).and_kept(done.kept, done.renamed, difference).put(pruned)
-        return pruned, _trained_masks(plan, pruned)
+        state = self.steps.prune(State(model, _trace_of(model)), sparsity, iteration)
+        _put(state.trace, state.model)
+        return state.model, _trained_masks(state)
 
     def clean(self, model: ir.Model) -> tuple[ir.Model, Mapping[str, Mapping[int, Sequence[int]]]]:
         """Remove the dead units of a copy of the model."""
-        smaller = model.clone()
-        Normalise()(smaller)
-        names, dead = renamed_copies(smaller), RemoveDeadUnits()
-        dead(smaller)
-        Tidy()(smaller)
-        difference = self._checked(model, smaller, model) if dead.kept else 0.0
-        trace = _Trace.of(model).and_kept(dead.kept, names, difference)
-        replace(trace, dead=trace.dead + dead.removed, left=tuple(dead.left)).put(smaller)
-        return smaller, {n: {axis: kept.tolist() for axis, kept in axes.items()} for n, axes in dead.kept.items()}
-
-    def _checked(self, before: ir.Model, after: ir.Model, masked: ir.Model) -> float:
-        """How far removed and masked are apart, both as they are before the training.
-
-        Raises:
-            VerificationError: Too far.
-        """
-        if not self.verification:
-            return 0.0
-        return verify(before, after, masked, seed=self.recipe.seed, latency=False).removed_vs_masked
+        state, kept = self.steps.clean(State(model, _trace_of(model)))
+        _put(state.trace, state.model)
+        return state.model, {n: {axis: at.tolist() for axis, at in axes.items()} for n, axes in kept.items()}
 
 
-def _trained_masks(plan: Plan, pruned: ir.Model) -> Masks:
+def _trained_masks(state: State) -> Masks:
     """The masks by name, of the weights that a training could change.
 
     Raises:
         ModelError: A pruned weight of a subgraph, which the training could not hold at zero.
     """
+    pruned = state.model
     reached, opsets = trainable_values(pruned), dict(pruned.graph.opset_imports)
     inner = {name for graph in pruned.graph.subgraphs() for name in graph.initializers}
     masks = {}
-    for value, mask in plan.masks.items():
-        name = str(value.name)
+    for name, mask in state.masks.items():
         if name in inner and not mask.all():
             raise ModelError(f"the weight '{name}' lies in a subgraph, where retraining cannot hold it: --exclude it")
         now = pruned.graph.initializers.get(name)
@@ -342,7 +284,7 @@ def _verify(
     original: ir.Model,
     model: ir.Model,
     done: IterateResult,
-    trace: _Trace,
+    trace: Trace,
     sets: Sets,
     metric: str | None,
     recipe: Recipe,
@@ -356,8 +298,7 @@ def _verify(
     """
     _masks_hold(model, done.masks)
     _same_interface(original, model)
-    verdict = verify(original, model, None, seed=recipe.seed, latency=wishes.latency)
-    verdict = replace(verdict, removed_vs_masked=trace.difference)
+    verdict = verify(original, model, removed_vs_masked=trace.difference, seed=recipe.seed, latency=wishes.latency)
     if sets.evaluation is None:
         return verdict
     name = done.history[-1].trainings[-1].metric_name if done.history else ""
@@ -381,39 +322,6 @@ def _same_interface(original: ir.Model, model: ir.Model) -> None:
     ):
         if [(v.name, v.dtype, str(v.shape)) for v in a] != [(v.name, v.dtype, str(v.shape)) for v in b]:
             raise VerificationError(f"the {what} of the retrained model are not those of the original")
-
-
-def _result(
-    model: ir.Model,
-    recipe: Recipe,
-    steps: _Steps,
-    done: IterateResult,
-    trace: _Trace,
-    verdict: Verdict | None,
-    sets: Sets,
-    clock: Clock,
-) -> Result:
-    zeros = sum(int(np.count_nonzero(~mask)) for mask in done.masks.values())
-    gone = steps.prunable - (steps.left(prepare(model.clone())) - zeros)
-    sparsity = gone / steps.prunable
-    copies = renamed_copies(model)
-    notes = (shortfall(recipe, sparsity), *trace.left, sets.note, *_stops(done))
-    return Result(
-        model=model,
-        recipe=recipe,
-        sparsity=sparsity,
-        prunable=steps.prunable,
-        gone=gone,
-        kept=trace.kept,
-        renamed={
-            copy: source for copy, source in {**trace.names, **copies}.items() if copy in trace.kept or copy in copies
-        },
-        verdict=verdict,
-        dead=trace.dead,
-        notes=tuple(note for note in notes if note),
-        seconds=clock.seconds,
-        retraining=tuple(asdict(entry) for entry in done.history),
-    )
 
 
 def _stops(done: IterateResult) -> list[str]:

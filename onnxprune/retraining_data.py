@@ -20,9 +20,10 @@ from onnxprune import runtime
 from onnxprune.bridge.training import Data, get_metric, read_data
 from onnxprune.bridge.training import Metric as Measure
 from onnxprune.bridge.training.checks import fit_target, fixed_batch, input_specs
-from onnxprune.bridge.training.data import Array, Arrays, Batch, first_batch, join, split
+from onnxprune.bridge.training.data import Array, Arrays, Batch, first_batch, is_indexed, join, split
 from onnxprune.bridge.training.metrics import check_metric, default_metric
 from onnxprune.bridge.training.readers import by_name
+from onnxprune.calibration import Calibration
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.train_settings import DataSettings, TrainSettings
 from onnxprune.verification import Metric
@@ -84,6 +85,19 @@ def open_data(model: ir.Model, data: AnyData, reading: DataSettings) -> Data:
     opened = Data(Arrays(inputs, targets), outputs)
     first_batch(opened.source, 1)
     return opened
+
+
+def samples_of(model: ir.Model, data: Data, limit: int, seed: int) -> Calibration:
+    """Draw up to `limit` samples, as calibration data; of a source that is read from front to back, the first."""
+    count = data.source.count
+    if is_indexed(data.source) and count is not None and count > limit:
+        chosen = np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+        batch = data.source.rows(chosen)  # type: ignore[attr-defined]
+    else:
+        batch = first_batch(data.source, limit)
+    inputs = {spec.name: array for spec, array in zip(input_specs(model), batch.inputs, strict=True)}
+    labels = batch.targets[0] if batch.targets and data.outputs and data.outputs[0] == 0 else None
+    return Calibration(inputs, labels)
 
 
 def identity(data: AnyData | None) -> str | None:

@@ -191,11 +191,11 @@ class IterateSettings(_Settings):
     iterations: int = Field(
         default=1,
         ge=1,
-        description="How many times to prune and retrain.",
+        description="In how many steps to prune, each with statistics made anew (and retraining, recovery).",
     )
     schedule: str = Field(
         default="exponential",
-        description="Sparsity per iteration: one-shot, linear, exponential, cubic, or module:function.",
+        description="Sparsity after each step: one-shot, linear, exponential, cubic, or module:function.",
     )
     weights: Survivors = Field(
         default="lr-rewind",

@@ -91,7 +91,7 @@ def test_calibration_data(tmp_path: Path) -> None:
     model = conv_net()
     path = tmp_path / "c.npz"
     np.savez(path, images=random(20, 3, 12, 12), label=np.zeros(20, int))
-    assert [len(b["x"]) for b in quantise.calibration_batches(path, model)] == [8, 8]
+    assert [len(b["x"]) for b in quantise.calibration_batches(path, model)] == [8, 8, 4]
     np.savez(path, a=random(4, 3), b=random(4, 3))
     with pytest.raises(DataError, match="'x'"):
         quantise.calibration_batches(path, model)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from small_models import array
 
 import onnxprune
-from onnxprune import model_io, retraining
+from onnxprune import model_io
 from onnxprune.bridge.training import Masks
 from onnxprune.errors import RecipeError
+from onnxprune.steps import State, Steps
 from onnxprune.train_settings import TrainSettings
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -52,14 +52,14 @@ def test_the_model_passed_in_stays_and_no_trace_of_the_run_is_left() -> None:
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
 def test_what_was_pruned_stays_pruned(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Masks] = []
-    prune = retraining._Steps.prune
+    prune = Steps.prune
 
-    def spy(self: Any, model: ir.Model, share: float, iteration: int) -> tuple[ir.Model, Masks]:
-        pruned, masks = prune(self, model, share, iteration)
-        seen.append(masks)
-        return pruned, masks
+    def spy(self: Any, state: State, share: float, number: int) -> State:
+        done = prune(self, state, share, number)
+        seen.append(done.masks)
+        return done
 
-    monkeypatch.setattr(retraining._Steps, "prune", spy)
+    monkeypatch.setattr(Steps, "prune", spy)
     settings: dict[str, Any] = {"sparsity": 0.8, "iterations": 3, "criterion": criterion, "verification": False}
     onnxprune.prune(MLP, data=arrays(), retrain={"steps": 2}, **settings)
     assert len(seen) == 3
@@ -79,6 +79,6 @@ def test_retraining_needs_data() -> None:
     with pytest.raises(RecipeError, match="give --data"):
         onnxprune.prune(MLP, sparsity=0.5, retrain=True)
     with pytest.raises(RecipeError, match="only with --retrain"):
-        onnxprune.prune(MLP, sparsity=0.5, iterations=3)
+        onnxprune.prune(MLP, sparsity=0.5, survivors="reinit")
     with pytest.raises(RecipeError, match="--epochs"):
         onnxprune.prune(MLP, sparsity=0.5, data=arrays(), retrain={"epochs": 0})

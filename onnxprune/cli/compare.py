@@ -34,7 +34,7 @@ def compare(
 
     with stages(f"{a} and {b}") as tell:
         tell("measure")
-        found = verify(model_io.load(a), model_io.load(b), None, seed=seed, eval_data=eval_data, metric=metric)
+        found = verify(model_io.load(a), model_io.load(b), seed=seed, eval_data=eval_data, metric=metric)
     if json:
         content = found.as_dict()
         del content["removed_vs_masked"]

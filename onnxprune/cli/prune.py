@@ -63,7 +63,8 @@ def prune(
     ] = None,
     structure: Annotated[str, typer.Option(help=_about("structure"))] = "weights",
     criterion: Annotated[str, typer.Option(help=_about("criterion"))] = "magnitude",
-    scope: Annotated[str, typer.Option(help=_about("scope"))] = "global",
+    allocation: Annotated[str, typer.Option(help=_about("allocation"))] = "global",
+    unit_share: Annotated[float, typer.Option(help=_about("unit_share"))] = 0.5,
     kinds: Annotated[str, typer.Option(help=_about("kinds"), show_default=False)] = "",
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help=_about("allow_inexact"))] = False,
     round_to: Annotated[str, typer.Option(help=_about("round_to"))] = "auto",
@@ -72,6 +73,20 @@ def prune(
     only: Annotated[list[str], typer.Option(help=_about("only"), show_default=False)] = [],  # noqa: B006
     ends: Annotated[str, typer.Option(help=_about("ends"))] = "auto",
     remove_dead: Annotated[bool, typer.Option("--remove-dead", help=_about("remove_dead"))] = False,
+    iterations: Annotated[int, typer.Option(help=_about("iterations"))] = 1,
+    schedule: Annotated[str, typer.Option(help=_about("schedule"))] = "exponential",
+    initial_sparsity: Annotated[float, typer.Option(help=_about("initial_sparsity"))] = 0.0,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs (.npz by input name; label where there are labels) for criteria that look at data, for "
+            "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are "
+            "left.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(help=_about("calibration_samples"))] = 1024,
+    recover: Annotated[str, typer.Option(help=_about("recover"))] = "auto",
     eval_data: Annotated[
         Path | None,
         typer.Option(help="Labelled inputs to measure the metric on: .npz, or as --data.", show_default=False),
@@ -89,9 +104,6 @@ def prune(
     resume: ResumeFlag = False,
     training: Given = {},  # noqa: B006
     quantize: Annotated[str, typer.Option(help=_about("quantize"))] = "no",
-    calibration: Annotated[
-        Path | None, typer.Option(help="Inputs (.npz) for --quantize int8 [those of --eval-data].", show_default=False)
-    ] = None,
     pack: Annotated[str, typer.Option(help=_about("pack"))] = "no",
     pack_values: Annotated[str, typer.Option(help=_about("pack_values"))] = "fp32",
     sparse_initializers: Annotated[
@@ -119,7 +131,13 @@ def prune(
         **training_settings(retrain, training),
         structure=structure,
         criterion=criterion,
-        scope=scope,
+        allocation=allocation,
+        unit_share=unit_share,
+        iterations=iterations,
+        schedule=schedule,
+        initial_sparsity=initial_sparsity,
+        recover=recover,
+        calibration_samples=calibration_samples,
         kinds=_names(kinds),
         allow_inexact=allow_inexact,
         round_to=_round_to(round_to),

@@ -25,9 +25,10 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     verdict = result.verdict
     if verdict is not None:
         console.print(_figures(model, verdict))
-    zeroed = result.recipe.structure == "weights"
-    gone = "zero" if zeroed else "removed"
-    console.print(f"{result.gone:,} of {result.prunable:,} prunable weights are {gone}: sparsity {result.sparsity:.1%}")
+    parts = result.recipe.parts
+    console.print(
+        f"{result.gone:,} of {result.prunable:,} prunable weights are {parts.gone}: sparsity {result.sparsity:.1%}"
+    )
     if result.delivery is not None and result.delivery.quantised_from is not None:
         size = result.delivery.quantised_from.after.file_bytes
         console.print(f"quantised to {result.delivery.quantize} (before that: {size:,} bytes)")
@@ -44,7 +45,7 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict, retrained=result.recipe.retrain is not None))
-    if zeroed:
+    if not parts.units:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
 

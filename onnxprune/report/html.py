@@ -96,7 +96,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "more_groups": max(0, len(found.groups) - _MOST_ROWS),
         "pinned": _pinned(found),
         "unruled": sorted(found.unruled.items()),
-        "no_faster": NO_FASTER if result.recipe.structure == "weights" else "",
+        "no_faster": "" if result.recipe.parts.units else NO_FASTER,
         "recipe": json.dumps(recipe, indent=1),
         "record": record if len(record) <= _MOST_RECORD else "",
         "record_size": len(record),
@@ -107,9 +107,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
 def _headline(result: Result) -> str:
     """One sentence that says what came out."""
     verdict = result.verdict
-    share = f"{result.sparsity:.1%} of the prunable weights are " + (
-        "zero" if result.recipe.structure == "weights" else "removed"
-    )
+    share = f"{result.sparsity:.1%} of the prunable weights are {result.recipe.parts.gone}"
     if verdict is None:
         return f"{share}; nothing was measured."
     parts = [f"{verdict.before.file_bytes / verdict.after.file_bytes:.2f}× smaller file"]

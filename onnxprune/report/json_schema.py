@@ -45,6 +45,10 @@ class PruneOutput(BaseModel):
     gone_parameters: int
     dead_units: int = Field(description="units that went beside what was asked for")
     notes: list[str] = Field(description="what the user should know, as sentences")
+    steps: list[dict[str, Any]] = Field(
+        [], description="each step of pruning: sparsity wanted and reached, what recovery did, what a scan found"
+    )
+    left_dense: dict[str, str] = Field({}, description="weights that the pattern does not fit, with the reason")
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
     before: Figures
     after: Figures

@@ -1,4 +1,4 @@
-"""How much goes of each layer: uniform, ERK, LAMP, or by measured sensitivity. Each gives {weight: share that goes}.
+"""How much goes of each layer: a registry of functions ``(weights, sparsity, look) -> {weight: share that goes}``.
 
 All reach the sparsity asked for over all weights together, as nearly as whole weights allow.
 
@@ -12,27 +12,44 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.runtime.graph_tools import Builder
-from onnxprune.runtime.statistics import Inputs, batches, output_error, shadow
+from onnxprune.errors import DataError
+from onnxprune.runtime.statistics import Inputs
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection.matrices import matrix_axes
-from onnxprune.structure.masking import constant_content, zero_of
+from onnxprune.selection.sensitivity import Sensitivity, scan, shares_by_sensitivity, zero_share
+from onnxprune.selection.weights import least_salient
 from onnxprune.structure.terms import Bools
 
 Shares = dict[ir.Value, float]
-Allocation = Callable[[Sequence[Weight], float], Shares]
+
+
+@dataclass(eq=False)
+class Look:
+    """What an allocation may look at beside the weights.
+
+    Attributes:
+        criterion: What goes first.
+        inputs: Unlabelled samples by input name; None where there are none.
+        seed: For criteria that draw at random.
+        table: What a scan found, once one was made.
+    """
+
+    criterion: Criterion
+    inputs: Inputs | None = None
+    seed: int = 0
+    table: Sensitivity | None = None
+
+
+Allocation = Callable[[Sequence[Weight], float, Look | None], Shares | None]
+"""Shares of the weights; None leaves them to the one ranking of all weights together."""
 
 ALLOCATIONS: dict[str, Allocation] = {}
-"""Allocations that look at shapes and weights alone, by name."""
-
-Point = tuple[float, float]
-
-LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+NEEDS_INPUTS = frozenset({"sensitivity"})
+"""Allocations that cannot do without calibration inputs."""
 
 
 def allocation(name: str) -> Callable[[Allocation], Allocation]:
@@ -45,14 +62,19 @@ def allocation(name: str) -> Callable[[Allocation], Allocation]:
     return register
 
 
+@allocation("global")
+def together(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> None:
+    """No shares: the weights of all layers are ranked together by the criterion."""
+
+
 @allocation("uniform")
-def uniform(weights: Sequence[Weight], sparsity: float) -> Shares:
+def uniform(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
     """The same share of every layer."""
     return {w.value: sparsity for w in weights}
 
 
 @allocation("erk")
-def erk(weights: Sequence[Weight], sparsity: float) -> Shares:
+def erk(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
     """Erdos-Renyi kernel: density in proportion to (inputs + outputs + sides of the kernel) / (their product).
 
     Layers whose density would exceed 1 stay dense, and the others share what is left.
@@ -81,7 +103,7 @@ def _erk_factor(weight: Weight) -> float:
 
 
 @allocation("lamp")
-def lamp_shares(weights: Sequence[Weight], sparsity: float) -> Shares:
+def lamp_shares(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
     """The shares that ranking all weights by LAMP gives, whatever criterion then chooses inside a layer.
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning.
@@ -94,123 +116,27 @@ def lamp_shares(weights: Sequence[Weight], sparsity: float) -> Shares:
     return {w.value: float(n) / w.size for w, n in zip(weights, gone, strict=True)}
 
 
+@allocation("sensitivity")
+def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+    """By a scan: each layer is pruned alone to several levels, and errors of the outputs, taken as additive, are least.
+
+    Source: Han et al. 2015, Learning both Weights and Connections, section 4.1 and figure 6.
+
+    Raises:
+        DataError: There are no inputs to scan on.
+    """
+    if look is None or look.inputs is None:
+        raise DataError("the allocation 'sensitivity' scans layers on calibration data, and there are none.")
+    look.table = scan(weights, look.criterion, look.inputs, seed=look.seed)
+    shares = shares_by_sensitivity(look.table, sparsity, [zero_share(w) for w in weights])
+    return {w.value: shares[w.name] for w in weights}
+
+
 def masks_of_shares(
     weights: Sequence[Weight], criterion: Criterion, shares: Mapping[ir.Value, float], *, seed: int = 0
 ) -> dict[ir.Value, Bools]:
     """Let the least salient share of each weight go: masks, True where a weight stays."""
     return {
-        w.value: least_salient_mask(criterion.saliency(w, np.random.default_rng([seed, i])), shares[w.value])
+        w.value: least_salient(criterion.saliency(w, np.random.default_rng([seed, i])), round(shares[w.value] * w.size))
         for i, w in enumerate(weights)
     }
-
-
-def least_salient_mask(saliency: npt.NDArray[np.float32], share: float) -> Bools:
-    """Drop exactly ``round(share * size)`` entries, the least salient; ties go in order."""
-    mask = np.ones(saliency.size, bool)
-    mask[np.argsort(saliency.reshape(-1), kind="stable")[: round(share * saliency.size)]] = False
-    return mask.reshape(saliency.shape)
-
-
-# -- by sensitivity -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How much a model suffers when a share of one layer goes and nothing else.
-
-    Attributes:
-        names: The weights.
-        sizes: Their numbers of parameters.
-        levels: Shares that were tried, rising.
-        errors: Relative squared error of the model's outputs, shape (weights, levels).
-    """
-
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    levels: tuple[float, ...]
-    errors: npt.NDArray[np.float64]
-
-    def rows(self) -> list[dict[str, object]]:
-        """Return one row a layer for a table."""
-        return [
-            {"weight": name, "parameters": size}
-            | {f"{level:.0%}": float(e) for level, e in zip(self.levels, row, strict=True)}
-            for name, size, row in zip(self.names, self.sizes, self.errors, strict=True)
-        ]
-
-
-def scan(
-    weights: Sequence[Weight], criterion: Criterion, inputs: Inputs, *, levels: Sequence[float] = LEVELS,
-    seed: int = 0, batch: int = 64, progress: Callable[[str], None] | None = None,
-) -> Sensitivity:  # fmt: skip
-    """Prune one layer at a time to each level and measure the outputs (Han et al. 2015, section 4.1 and figure 6).
-
-    Args:
-        weights: The layers, of one normalised model. It stays as it is.
-        criterion: What goes first.
-        inputs: Unlabelled samples by input name.
-        levels: Shares to try, rising.
-        seed: For criteria that draw at random.
-        batch: Samples run at once.
-        progress: Called with the name of each layer.
-    """
-    model = weights[0].structure.model
-    feeds = batches(model, inputs, batch)
-    outputs = [str(v.name) for v in model.graph.outputs]
-    errors = np.zeros((len(weights), len(levels)))
-    for i, weight in enumerate(weights):
-        if progress is not None:
-            progress(weight.name)
-        saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
-        for j, level in enumerate(levels):
-            joined = shadow(model, model)
-            _zero(joined, weight, least_salient_mask(saliency, level))
-            errors[i, j] = output_error(joined, feeds, outputs)
-    return Sensitivity(tuple(w.name for w in weights), tuple(w.size for w in weights), tuple(levels), errors)
-
-
-def _zero(joined: ir.Model, weight: Weight, mask: Bools) -> None:
-    """Zero what a mask drops of one weight, in one of the two models of a joined graph."""
-    values = (*joined.graph.initializers.values(), *(out for node in joined.graph for out in node.outputs))
-    value = next(v for v in values if v.name == weight.name)
-    array = constant_content(weight.value).copy()
-    np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
-    value.replace_all_uses_with(Builder(joined).constant(array))
-
-
-def shares_by_sensitivity(table: Sensitivity, sparsity: float) -> dict[str, float]:
-    """Choose a level for each layer so that errors, taken as additive, are least for the weights that go.
-
-    Steps go in the order of error per weight (along the lower convex hull of each layer's curve, which makes the greedy
-    choice optimal at every step's end); the last one is taken in part, so that the sparsity is reached exactly.
-
-    Returns:
-        By weight name, the share that goes.
-    """
-    steps = []
-    for i, size in enumerate(table.sizes):
-        errors = np.maximum.accumulate([0.0, *table.errors[i].tolist()])
-        for (x0, y0), (x1, y1) in _hull([0.0, *table.levels], errors.tolist()):
-            steps.append(((y1 - y0) / ((x1 - x0) * size), i, x0, x1))
-        steps.append((np.inf, i, table.levels[-1], 1.0))  # beyond what was measured, only where all else is gone
-    shares = np.zeros(len(table.sizes))
-    left = sparsity * sum(table.sizes)
-    for _, i, start, stop in sorted(steps):
-        taken = min(left, (stop - start) * table.sizes[i])
-        shares[i] = start + taken / table.sizes[i] if taken > 0 else shares[i]
-        left -= taken
-    return dict(zip(table.names, shares.tolist(), strict=True))
-
-
-def _hull(x: Sequence[float], y: Sequence[float]) -> list[tuple[Point, Point]]:
-    """The segments of the lower convex hull of points with rising x."""
-    kept: list[Point] = []
-    for point in zip(x, y, strict=True):
-        while len(kept) > 1 and _above(kept[-2], kept[-1], point):
-            kept.pop()
-        kept.append(point)
-    return list(zip(kept, kept[1:], strict=False))
-
-
-def _above(a: Point, b: Point, c: Point) -> bool:
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])

@@ -37,7 +37,7 @@ def protected_size(structure: Structure, recipe: Recipe) -> int:
 
     They count as prunable, so that the sparsity asked for is that of the model.
     """
-    if recipe.ends != "auto" or recipe.structure != "weights" or recipe.exclude or recipe.only:
+    if recipe.ends != "auto" or recipe.parts.zeros is None or recipe.exclude or recipe.only:
         return 0
     return total_size(_ends(prunable_weights(structure), recipe))
 
@@ -72,7 +72,7 @@ def _ends(weights: Sequence[Weight], recipe: Recipe) -> list[Weight]:
         return []
     if recipe.ends == "keep":
         return [weights[0], weights[-1]]
-    if recipe.structure != "weights":
+    if recipe.parts.zeros is None:
         return []
     total = total_size(weights)
     return [w for w in (weights[0], weights[-1]) if w.size < _SMALL_END * total]

@@ -7,7 +7,6 @@ output and kernel position. Blocks lie on the same matrix, outputs by inputs, fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,29 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import RecipeError
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.weights import Weight
 from onnxprune.selection.matrices import MatrixAxes, matrix_axes
 from onnxprune.structure.terms import Bools
+from onnxprune.structures import NM, Block
 
 Saliencies = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NM:
-    """At most ``n`` of every ``m`` weights along the reduction axis stay."""
-
-    n: int
-    m: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """Blocks of ``rows`` outputs by ``columns`` inputs stay or go as one; at the ends of an axis they are smaller."""
-
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True)
@@ -53,35 +36,18 @@ class PatternMasks:
     dense: Mapping[str, str]
 
 
-def parse_pattern(text: str) -> NM | Block:
-    """Read ``2:4`` or ``block:1x4``.
-
-    Raises:
-        RecipeError: It is neither.
-    """
-    if found := re.fullmatch(r"(\d+):(\d+)", text):
-        n, m = int(found[1]), int(found[2])
-        if 0 < n < m:
-            return NM(n, m)
-    elif found := re.fullmatch(r"block:(\d+)x(\d+)", text):
-        rows, columns = int(found[1]), int(found[2])
-        if rows > 0 and columns > 0:
-            return Block(rows, columns)
-    raise RecipeError(
-        f"{text!r} is no pattern: write N:M with 0 < N < M, such as 2:4, or block:RxC, such as block:1x4."
-    )
-
-
 def pattern_masks(
-    weights: Sequence[Weight], criterion: Criterion, pattern: NM | Block, sparsity: float, *, seed: int = 0
-) -> PatternMasks:
+    weights: Sequence[Weight], criterion: Criterion, pattern: NM | Block, sparsity: float, *,
+    shares: Mapping[ir.Value, float] | None = None, seed: int = 0,
+) -> PatternMasks:  # fmt: skip
     """Choose what stays.
 
     Args:
         weights: The prunable tensors.
         criterion: How saliency is measured.
-        pattern: N:M sets the share that goes by itself; blocks are ranked over all tensors by their mean saliency.
+        pattern: N:M sets the share that goes by itself; blocks go by their mean saliency.
         sparsity: The share of all weights that should be zero, for blocks; never more.
+        shares: For blocks, the share of each weight; without them the blocks of all weights are ranked together.
         seed: For criteria that draw at random.
     """
     dense: dict[str, str] = {}
@@ -95,7 +61,10 @@ def pattern_masks(
         chosen.append((weight, criterion.saliency(weight, np.random.default_rng([seed, i])), axes))
     if isinstance(pattern, NM):
         return PatternMasks({w.value: nm_mask(s, pattern, a.reduction) for w, s, a in chosen}, dense)
-    return PatternMasks(_block_masks(chosen, pattern, sparsity * sum(w.size for w in weights)), dense)
+    if shares is None:
+        return PatternMasks(_block_masks(chosen, pattern, sparsity * sum(w.size for w in weights)), dense)
+    own = [_block_masks([one], pattern, shares[one[0].value] * one[0].size) for one in chosen]
+    return PatternMasks({value: mask for masks in own for value, mask in masks.items()}, dense)
 
 
 def nm_mask(saliency: Saliencies, pattern: NM, axis: int) -> Bools:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
 from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.rounding import RoundTo, kept_counts, step_of
+from onnxprune.selection.unit_allocation import Price, by_score
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
@@ -26,13 +27,11 @@ class UnitBudget:
 
     Attributes:
         sparsity: The share of prunable parameters that should be gone, 0 to 1.
-        scope: ``global`` ranks the units of all groups together, ``layer`` cuts every group alike.
         round_to: The step of kept counts.
         floor: No axis falls below so many indices.
     """
 
     sparsity: float
-    scope: Literal["global", "layer"] = "global"
     round_to: RoundTo = "auto"
     floor: int = 1
 
@@ -58,12 +57,22 @@ class UnitSelection:
 
 
 def select_units(
-    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget
-) -> UnitSelection:
-    """Take units in the order of their scores until the budget is met, or the nearest below it."""
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget,
+    price: Price = by_score,
+) -> UnitSelection:  # fmt: skip
+    """Take units, the cheapest first, until the budget is met, or the nearest below it.
+
+    Args:
+        structure: The analysis of the model.
+        weights: The weights that count.
+        groups: The groups whose units may go.
+        scores: By atom id; the order in which the units of a group go.
+        budget: How much goes.
+        price: How groups compete: one of `unit_allocation.UNIT_ALLOCATIONS`.
+    """
     ledger = Ledger(structure, weights, groups, budget.floor)
     target, slack = budget.sparsity * ledger.prunable, _OVERSHOOT * ledger.prunable
-    queue = [_Queue(structure, group, scores, budget) for group in groups]
+    queue = [_Queue(structure, group, scores, budget, price) for group in groups]
     heap = [(q.priority(), i) for i, q in enumerate(queue) if q.more()]
     heapq.heapify(heap)
     while heap and ledger.gone < target:
@@ -93,12 +102,12 @@ def select_share(
 class _Queue:
     """The units of one group, least important first, in chunks that end at allowed counts."""
 
-    def __init__(self, structure: Structure, group: Group, scores: Scores, budget: UnitBudget) -> None:
+    def __init__(self, structure: Structure, group: Group, scores: Scores, budget: UnitBudget, price: Price) -> None:
         values = scores[group.atoms]
         order = np.argsort(values, kind="stable")
         self.atoms = group.atoms[order]
         self.values = values[order]
-        self.uniform = budget.scope == "layer"
+        self.price = partial(price, group, self.values)
         self.counts = kept_counts(len(group), step_of(structure, group, budget.round_to), budget.floor)
         self.level = 0
         self.last = 0.0
@@ -112,10 +121,9 @@ class _Queue:
         return slice(n - self.counts[self.level], n - self.counts[self.level + 1])
 
     def priority(self) -> float:
-        """Return how dear the next chunk is: its mean score, never less than that of the chunk before."""
+        """Return how dear the next chunk is, never less than the chunk before."""
         chunk = self._chunk()
-        new = chunk.stop / len(self.atoms) if self.uniform else float(self.values[chunk].mean())
-        self.last = max(self.last, new)
+        self.last = max(self.last, self.price(chunk.start, chunk.stop))
         return self.last
 
     def take(self) -> Ids:

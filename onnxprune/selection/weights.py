@@ -1,9 +1,8 @@
-"""Which single weights go: the least salient share, of the whole model or of each tensor."""
+"""Which single weights go: the least salient of all tensors ranked together, or of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,30 +12,23 @@ from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.weights import Weight
 from onnxprune.structure.terms import Bools
 
-Scope = Literal["global", "layer"]
 _BUCKET_BITS = 16
 
 
 def select_weights(
-    weights: Sequence[Weight], criterion: Criterion, sparsity: float, *, scope: Scope = "global", seed: int = 0
+    weights: Sequence[Weight], criterion: Criterion, sparsity: float, *, seed: int = 0
 ) -> Mapping[ir.Value, Bools]:
-    """Choose the weights that stay.
+    """Rank the weights of all tensors together and choose those that stay.
 
     Args:
         weights: The prunable tensors.
         criterion: How saliency is measured; it is computed once or twice per tensor and never held for all at once.
         sparsity: The share to zero, 0 to 1. Exactly ``round(sparsity * size)`` weights go; ties go in order.
-        scope: ``global`` ranks all tensors together, ``layer`` takes the same share of each.
         seed: For criteria that draw at random.
 
     Returns:
         For each tensor a mask of its shape, True where the weight stays.
     """
-    if scope == "layer":
-        return {
-            w.value: _least(criterion.saliency(w, _rng(seed, i)), round(sparsity * w.size))
-            for i, w in enumerate(weights)
-        }
     count = round(sparsity * sum(w.size for w in weights))
     threshold, ties = _global_threshold(weights, criterion, count, seed)
     masks: dict[ir.Value, Bools] = {}
@@ -60,8 +52,8 @@ def _bits(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return (clean + np.float32(0)).view(np.uint32)
 
 
-def _least(saliency: npt.NDArray[np.float32], count: int) -> Bools:
-    """Return a mask that drops the ``count`` least salient entries; ties go in order."""
+def least_salient(saliency: npt.NDArray[np.float32], count: int) -> Bools:
+    """Return a mask of the same shape that drops the ``count`` least salient entries; ties go in order."""
     mask = np.ones(saliency.size, bool)
     if count:
         bits = _bits(saliency).reshape(-1)

@@ -28,13 +28,24 @@ def zero_units(structure: Structure, removed: Bools) -> None:
         removed: Flags by atom id, shape (number of ids,).
     """
     keep = structure.keep(removed)
-    lost = keep.lost()
-    rewriter = Rewriter(structure, keep)
-    _wrap_mixing_nodes(structure, keep, rewriter)
-    for value, axes in lost.items():
-        if value in structure.unmasked or not _maskable(structure, value):
-            continue
+    lost = _maskable_sites(structure, keep)
+    _wrap_mixing_nodes(structure, keep, Rewriter(structure, keep))
+    for value, axes in lost:
         edit_constant(structure.model, value, partial(_zeroed, fill=structure.fills.get(value), axes=axes))
+
+
+def zeroed_units(structure: Structure, removed: Bools) -> list[tuple[ir.Value, Array]]:
+    """Return what `zero_units` would write into each constant, and leave the model as it is."""
+    return [
+        (value, _zeroed(constant_content(value), structure.fills.get(value), axes))
+        for value, axes in _maskable_sites(structure, structure.keep(removed))
+    ]
+
+
+def _maskable_sites(structure: Structure, keep: Keep) -> list[tuple[ir.Value, Mapping[int, Bools]]]:
+    """The constants that lose indices and have a zero, with the kept flags of each axis."""
+    lost = keep.lost().items()
+    return [(v, axes) for v, axes in lost if v not in structure.unmasked and _maskable(structure, v)]
 
 
 def _zeroed(array: Array, fill: Fill | None, axes: Mapping[int, Bools]) -> Array:

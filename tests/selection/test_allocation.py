@@ -10,7 +10,8 @@ import pytest
 from onnxprune.passes import Normalise
 from onnxprune.scoring import Weight, find_criterion, prunable_weights
 from onnxprune.selection import select_weights
-from onnxprune.selection.allocation import ALLOCATIONS, Sensitivity, masks_of_shares, scan, shares_by_sensitivity
+from onnxprune.selection.allocation import ALLOCATIONS, masks_of_shares
+from onnxprune.selection.sensitivity import Sensitivity, scan, shares_by_sensitivity
 from onnxprune.structure.analysis import analyse
 
 NETWORK = """<ir_version: 8, opset_import: ["": 13]>
@@ -39,7 +40,7 @@ def weights() -> list[Weight]:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
 def test_shares_add_up_and_masks_follow_them(name: str, sparsity: float) -> None:
     own = weights()
-    shares = ALLOCATIONS[name](own, sparsity)
+    shares = ALLOCATIONS[name](own, sparsity, None)
     assert all(0 <= s <= 1 for s in shares.values())
     total = sum(w.size for w in own)
     assert sum(shares[w.value] * w.size for w in own) == pytest.approx(sparsity * total, abs=1)
@@ -51,7 +52,7 @@ def test_shares_add_up_and_masks_follow_them(name: str, sparsity: float) -> None
 def test_erk_by_hand() -> None:
     """Factors (20+40)/800, (40+30)/1200, (30+2)/60; the last layer stays dense at 50 %."""
     own = weights()
-    shares = ALLOCATIONS["erk"](own, 0.5)
+    shares = ALLOCATIONS["erk"](own, 0.5, None)
     scale = (0.5 * 2060 - 60) / (60 + 70)
     assert [round(shares[w.value], 6) for w in own] == pytest.approx(
         [1 - scale * 60 / 800, 1 - scale * 70 / 1200, 0.0], abs=1e-5
@@ -65,14 +66,14 @@ def test_erk_of_a_convolution_counts_the_sides_of_its_kernel() -> None:
     for name, shape in {"w1": (16, 4, 3, 3), "w2": (8, 16, 3, 1)}.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
     own = prunable_weights(analyse(ir.from_proto(proto)))
-    density = [1 - s for s in ALLOCATIONS["erk"](own, 0.9).values()]
+    density = [1 - s for s in ALLOCATIONS["erk"](own, 0.9, None).values()]
     assert density[0] / density[1] == pytest.approx(((16 + 4 + 3 + 3) / 576) / ((8 + 16 + 3 + 1) / 384))
 
 
 def test_lamp_shares_are_those_of_the_global_lamp_ranking() -> None:
     own = weights()
     masks = select_weights(own, find_criterion("lamp"), 0.7)
-    shares = ALLOCATIONS["lamp"](own, 0.7)
+    shares = ALLOCATIONS["lamp"](own, 0.7, None)
     for w in own:
         assert shares[w.value] * w.size == pytest.approx((~masks[w.value]).sum(), abs=1)
 

@@ -9,6 +9,7 @@ from small_models import conv_net, two_layers
 from onnxprune.pipeline import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.rounding import kept_counts
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
 from onnxprune.selection.units import UnitBudget, UnitSelection, select_share, select_units
 
 
@@ -28,11 +29,14 @@ def test_allowed_counts(n: int, step: int, floor: int, counts: list[int]) -> Non
     assert kept_counts(n, step, floor) == counts
 
 
-def choose(budget: UnitBudget, *, convolutional: bool = False) -> tuple[UnitSelection, dict[str, int]]:
+def choose(
+    budget: UnitBudget, allocation: str = "global", *, convolutional: bool = False
+) -> tuple[UnitSelection, dict[str, int]]:
     structure = prepare(conv_net(64) if convolutional else two_layers(64))
     weights, groups = prunable_weights(structure), structure.groups
     scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    chosen = select_units(structure, weights, groups, scores, budget)
+    price = UNIT_ALLOCATIONS[allocation](UnitLook(structure, weights, groups, scores))
+    chosen = select_units(structure, weights, groups, scores, budget, price)
     return chosen, {g.name: int((~chosen.removed[g.atoms]).sum()) for g in groups}
 
 
@@ -53,8 +57,8 @@ def test_unrounded_comes_closer() -> None:
     assert chosen.sparsity == pytest.approx(0.37, abs=0.01)
 
 
-def test_layer_scope_cuts_all_groups_alike() -> None:
-    _, kept = choose(UnitBudget(0.75, scope="layer", round_to="none"), convolutional=True)
+def test_uniform_allocation_cuts_all_groups_alike() -> None:
+    _, kept = choose(UnitBudget(0.75, round_to="none"), "uniform", convolutional=True)
     assert max(kept.values()) - min(kept.values()) <= 1
 
 

@@ -13,13 +13,13 @@ from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.selection.weights import select_weights
 
 
-@given(sparsity=st.floats(0, 1), scope=st.sampled_from(["global", "layer"]))
-def test_the_share_is_exact(sparsity: float, scope: str) -> None:
+@given(sparsity=st.floats(0, 1))
+def test_the_share_is_exact(sparsity: float) -> None:
     weights = prunable_weights(prepare(conv_net(8)))
-    masks = select_weights(weights, find_criterion("magnitude"), sparsity, scope=scope)  # type: ignore[arg-type]
+    masks = select_weights(weights, find_criterion("magnitude"), sparsity)
     gone = sum(int((~m).sum()) for m in masks.values())
     total = sum(w.size for w in weights)
-    assert gone == pytest.approx(sparsity * total, abs=1 if scope == "global" else len(weights))
+    assert gone == pytest.approx(sparsity * total, abs=1)
 
 
 def test_global_magnitude_is_one_threshold() -> None:

@@ -1,0 +1,244 @@
+"""What goes: a method of pruning, composed. The one place where structure, criterion and allocation meet.
+
+A method is structure x criterion x allocation x schedule x fine-tuning x recovery, each found by its name:
+
+    structure     what shape goes                   structures.py; a chooser below for each
+    criterion     what matters least                scoring/
+    allocation    how layers compete                selection/allocation.py, selection/unit_allocation.py
+    schedule      how much goes at each step        schedules.py, used by steps.py
+    fine-tuning   training between the steps        bridge/training, used by retraining.py
+    recovery      bringing outputs back without it  recovery/, used by steps.py
+
+A chooser decides on the model as it is at one step; the criterion sees that model's own statistics and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibration import Calibration
+from onnxprune.errors import NothingToPrune
+from onnxprune.recipe import Recipe
+from onnxprune.scoring import Criterion, find_criterion, prunable_weights, unit_scores
+from onnxprune.scoring.threshold import threshold_masks
+from onnxprune.scoring.weights import Weight, total_size
+from onnxprune.selection import UnitBudget, select_units, select_weights
+from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
+from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_size
+from onnxprune.selection.ledger import Ledger
+from onnxprune.selection.patterns import pattern_masks
+from onnxprune.selection.sensitivity import Sensitivity
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.structure.structure import Structure
+from onnxprune.structure.terms import Bools
+from onnxprune.structures import NM, Block, Weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes, decided on a normalised model and not yet done.
+
+    Attributes:
+        structure: The analysis of the model.
+        removed: Flags by atom id of the units to remove (none where weights become zero).
+        masks: Which weights stay, by constant (none where units go).
+        prunable: Parameters that could go.
+        gone: Parameters that go.
+        dense: Weights that the pattern does not fit, with the reason.
+        sensitivity: What a scan found, where the allocation made one.
+    """
+
+    structure: Structure
+    removed: Bools
+    masks: Mapping[ir.Value, Bools]
+    prunable: int
+    gone: int
+    dense: Mapping[str, str] = field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of prunable parameters that go."""
+        return self.gone / self.prunable if self.prunable else 0.0
+
+
+def choose(
+    structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, again: bool = False
+) -> Plan:
+    """Decide what goes in one step.
+
+    Args:
+        structure: The analysis of the model as it is.
+        recipe: How much goes, and by what; its structure is no mix.
+        calibration: Samples, where some were given.
+        again: The model was pruned before: weights that are zero go first.
+
+    Raises:
+        NothingToPrune: There is nothing to decide on.
+        DataError: The criterion or the allocation needs data that are not there.
+    """
+    weights = eligible_weights(structure, recipe)
+    parts = recipe.parts
+    if parts.units:
+        return _units(_Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration)))
+    if not weights:
+        raise NothingToPrune(_nothing(structure, recipe))
+    criterion = _criterion(structure, recipe, calibration)
+    task = _Task(structure, recipe, calibration, weights, _of_survivors(criterion) if again else criterion)
+    return _CHOOSERS[type(parts.zeros)](task)
+
+
+def prunable_size(structure: Structure, recipe: Recipe) -> int:
+    """Return how many parameters could go, of which a sparsity is a share.
+
+    Raises:
+        NothingToPrune: None.
+    """
+    weights = eligible_weights(structure, recipe)
+    if recipe.parts.zeros is not None:
+        size = total_size(weights) + protected_size(structure, recipe) if weights else 0
+    else:
+        groups = eligible_groups(structure, weights, recipe)
+        size = Ledger(structure, prunable_weights(structure), groups, recipe.floor).prunable
+    if not size:
+        raise NothingToPrune(_nothing(structure, recipe))
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What a chooser decides on: see `choose`; `weights` are those that may go."""
+
+    structure: Structure
+    recipe: Recipe
+    calibration: Calibration | None
+    weights: list[Weight]
+    criterion: Criterion
+
+    @property
+    def share(self) -> float:
+        """The share of `weights` that becomes zero; small first and last layers count, and stay."""
+        return min(1.0, self.recipe.sparsity * self.prunable / total_size(self.weights))
+
+    @property
+    def prunable(self) -> int:
+        return total_size(self.weights) + protected_size(self.structure, self.recipe)
+
+    def look(self) -> Look:
+        """What an allocation of single weights may look at."""
+        inputs = None if self.calibration is None else self.calibration.inputs
+        return Look(self.criterion, inputs, self.recipe.seed)
+
+    def plan(
+        self,
+        masks: Mapping[ir.Value, Bools],
+        dense: Mapping[str, str] | None = None,
+        sensitivity: Sensitivity | None = None,
+    ) -> Plan:
+        """The plan that these masks make."""
+        gone = sum(int(np.count_nonzero(~m)) for m in masks.values())
+        none = np.zeros(self.structure.terms.count, bool)
+        return Plan(self.structure, none, masks, self.prunable, gone, dense or {}, sensitivity)
+
+
+def _single_weights(task: _Task) -> Plan:
+    """Single weights, by share; or by Han's threshold, where the recipe has a quality."""
+    recipe = task.recipe
+    if recipe.quality is not None:
+        return task.plan(_below_threshold(task.weights, recipe.quality))
+    look = task.look()
+    shares = ALLOCATIONS[recipe.allocation](task.weights, task.share, look)
+    if shares is None:
+        masks = select_weights(task.weights, task.criterion, task.share, seed=recipe.seed)
+    else:
+        masks = masks_of_shares(task.weights, task.criterion, shares, seed=recipe.seed)
+    return task.plan(masks, sensitivity=look.table)
+
+
+def _below_threshold(weights: Sequence[Weight], quality: float) -> Mapping[ir.Value, Bools]:
+    masks: dict[ir.Value, Bools] = {}
+    for weight in weights:
+        numbers = weight.numbers()
+        masks[weight.value] = threshold_masks({"": numbers}, quality, {"": numbers != 0})[""]
+    return masks
+
+
+def _n_of_m(task: _Task) -> Plan:
+    """N:M, of every layer that it fits."""
+    pattern = task.recipe.parts.zeros
+    assert isinstance(pattern, NM)
+    found = pattern_masks(task.weights, task.criterion, pattern, pattern.sparsity, seed=task.recipe.seed)
+    return _of_pattern(task, found.masks, found.dense, None)
+
+
+def _blocks(task: _Task) -> Plan:
+    """Blocks, by share."""
+    pattern = task.recipe.parts.zeros
+    assert isinstance(pattern, Block)
+    look = task.look()
+    shares = ALLOCATIONS[task.recipe.allocation](task.weights, task.share, look)
+    found = pattern_masks(task.weights, task.criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
+    return _of_pattern(task, found.masks, found.dense, look.table)
+
+
+def _of_pattern(
+    task: _Task, masks: Mapping[ir.Value, Bools], dense: Mapping[str, str], table: Sensitivity | None
+) -> Plan:
+    if not masks:
+        why = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
+        raise NothingToPrune(f"--structure {task.recipe.structure} fits no layer ({why})")
+    return task.plan(masks, dense, table)
+
+
+_CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {Weights: _single_weights, NM: _n_of_m, Block: _blocks}
+"""What becomes zero, by the kind of structure."""
+
+
+def _units(task: _Task) -> Plan:
+    """Whole units."""
+    structure, recipe = task.structure, task.recipe
+    groups = eligible_groups(structure, task.weights, recipe)
+    if not groups:
+        raise NothingToPrune(_nothing(structure, recipe))
+    scores = unit_scores(structure, task.weights, groups, task.criterion, recipe.seed)
+    counted = prunable_weights(structure)
+    inputs = None if task.calibration is None else task.calibration.inputs
+    look = UnitLook(structure, counted, groups, scores, inputs)
+    price = UNIT_ALLOCATIONS[recipe.allocation](look)
+    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
+    chosen = select_units(structure, counted, groups, scores, budget, price)
+    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, sensitivity=look.table)
+
+
+def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:
+    """The criterion with what it may look at of this model.
+
+    Raises:
+        DataError: It needs data or labels that are not there.
+    """
+    evidence = None if calibration is None else calibration.evidence(structure, recipe.seed)
+    return find_criterion(recipe.criterion).on(evidence)
+
+
+def _of_survivors(criterion: Criterion) -> Criterion:
+    """The criterion for a model that was pruned before: a weight that is zero matters less than any other."""
+    saliency = criterion.weights
+    if saliency is None:
+        return criterion
+    tiny = np.float32(np.finfo(np.float32).tiny)
+    return replace(
+        criterion, weights=lambda weight, at: np.where(weight.numbers() != 0, np.maximum(saliency(weight, at), tiny), 0)
+    )
+
+
+def _nothing(structure: Structure, recipe: Recipe) -> str:
+    if not structure.weights:
+        listed = ", ".join(sorted(structure.unruled)) or "no operator has weights"
+        return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({listed})"
+    if recipe.parts.units and not any(not g.inexact for g in structure.groups):
+        return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
+    return "there is nothing to prune: the patterns and kinds given leave no weights"

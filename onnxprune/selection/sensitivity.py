@@ -1,0 +1,209 @@
+"""How much a model suffers when a share of one layer, or of one group of units, goes and nothing else.
+
+table = scan(weights, criterion, inputs)                            single weights, layer by layer
+table = scan_units(structure, weights, groups, scores, inputs)      whole units, group by group
+shares = shares_by_sensitivity(table, 0.9)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.runtime.graph_tools import Builder
+from onnxprune.runtime.inputs import Feeds
+from onnxprune.runtime.statistics import Inputs, batches, output_error, shadow
+from onnxprune.scoring.registry import Criterion
+from onnxprune.scoring.units import Scores
+from onnxprune.scoring.weights import Weight
+from onnxprune.selection.weights import least_salient
+from onnxprune.structure.groups import Group
+from onnxprune.structure.masking import constant_content, zero_of, zeroed_units
+from onnxprune.structure.structure import Structure
+from onnxprune.structure.tensors import Array
+
+LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+UNIT_LEVELS = (0.25, 0.5, 0.75, 0.9)
+SAMPLES = 256
+"""A scan looks at so many samples at most: it runs the model once for every layer and level."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much a model suffers when a share of one layer goes and nothing else.
+
+    Attributes:
+        names: The weights, or the groups of units.
+        sizes: Their numbers of parameters.
+        levels: Shares that were tried, rising.
+        errors: Relative squared error of the model's outputs, shape (weights, levels).
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    levels: tuple[float, ...]
+    errors: npt.NDArray[np.float64]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row a layer for a table."""
+        return [
+            {"weight": name, "parameters": size}
+            | {f"{level:.0%}": float(e) for level, e in zip(self.levels, row, strict=True)}
+            for name, size, row in zip(self.names, self.sizes, self.errors, strict=True)
+        ]
+
+    def curve(self, number: int) -> tuple[list[float], list[float]]:
+        """Return shares from 0 to the last level and the errors at them, made to rise."""
+        errors = np.maximum.accumulate([0.0, *self.errors[number].tolist()])
+        return [0.0, *self.levels], errors.tolist()
+
+
+def scan(
+    weights: Sequence[Weight], criterion: Criterion, inputs: Inputs, *, levels: Sequence[float] = LEVELS,
+    seed: int = 0, batch: int = 64, progress: Callable[[str], None] | None = None,
+) -> Sensitivity:  # fmt: skip
+    """Prune one layer at a time to each level and measure the outputs (Han et al. 2015, section 4.1 and figure 6).
+
+    Args:
+        weights: The layers, of one normalised model. It stays as it is.
+        criterion: What goes first.
+        inputs: Unlabelled samples by input name; the first `SAMPLES` are run.
+        levels: Shares to try, rising.
+        seed: For criteria that draw at random.
+        batch: Samples run at once.
+        progress: Called with the name of each layer.
+    """
+    run = _Scan.of(weights[0].structure.model, inputs, batch)
+    errors = np.zeros((len(weights), len(levels)))
+    for i, weight in enumerate(weights):
+        if progress is not None:
+            progress(weight.name)
+        saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
+        for j, level in enumerate(levels):
+            mask = least_salient(saliency, round(level * weight.size))
+            array = constant_content(weight.value).copy()
+            np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
+            errors[i, j] = run.error({weight.name: array})
+    return Sensitivity(tuple(w.name for w in weights), tuple(w.size for w in weights), tuple(levels), errors)
+
+
+def scan_units(
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, inputs: Inputs, *,
+    levels: Sequence[float] = UNIT_LEVELS, batch: int = 64,
+) -> Sensitivity:  # fmt: skip
+    """Zero the units of one group at a time, those of the lowest scores first, to each level; measure the outputs.
+
+    A normalisation that runs over the group's axis still sees the zeroed units.
+
+    Args:
+        structure: The analysis of the model, which stays as it is.
+        weights: The weights that count.
+        groups: The groups of units.
+        scores: By atom id.
+        inputs: Unlabelled samples by input name; the first `SAMPLES` are run.
+        levels: Shares to try, rising.
+        batch: Samples run at once.
+    """
+    run = _Scan.of(structure.model, inputs, batch)
+    errors = np.zeros((len(groups), len(levels)))
+    for i, group in enumerate(groups):
+        order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
+        for j, level in enumerate(levels):
+            removed = np.zeros(structure.terms.count, bool)
+            removed[order[: round(level * len(order))]] = True
+            changed = {str(v.name): array for v, array in zeroed_units(structure, removed)}
+            errors[i, j] = run.error(changed) if changed else 0.0
+    sizes = tuple(size_of_units(structure, weights, group) for group in groups)
+    return Sensitivity(tuple(g.name for g in groups), sizes, tuple(levels), errors)
+
+
+def size_of_units(structure: Structure, weights: Sequence[Weight], group: Group) -> int:
+    """Return how many parameters go when all units of a group do, counted axis by axis."""
+    own = {(site.value, site.axis) for site in group.sites}
+    total = 0.0
+    for weight in weights:
+        for axis, extent in enumerate(weight.shape):
+            ids = structure.ids(weight.value, axis) if (weight.value, axis) in own else None
+            if ids is not None:
+                rows, atoms = structure.terms.members(ids)
+                total += weight.size * len(np.unique(rows[np.isin(atoms, group.atoms)])) / extent
+    return round(total)
+
+
+def zero_share(weight: Weight) -> float:
+    """Return the share of a weight that is zero already."""
+    return 1 - np.count_nonzero(weight.numbers()) / weight.size
+
+
+def shares_by_sensitivity(table: Sensitivity, sparsity: float, gone: Sequence[float] | None = None) -> dict[str, float]:
+    """Choose a level for each layer so that errors, taken as additive, are least for the weights that go.
+
+    Steps go in the order of error per weight (along the lower convex hull of each layer's curve, which makes the greedy
+    choice optimal at every step's end); the last one is taken in part, so that the sparsity is reached exactly.
+
+    Args:
+        table: What a scan found.
+        sparsity: The share of all weights that goes.
+        gone: The share of each layer that went before, which is the least that goes of it.
+
+    Returns:
+        By weight name, the share that goes.
+    """
+    shares = np.zeros(len(table.sizes)) if gone is None else np.array(gone, np.float64)
+    steps = []
+    for i, size in enumerate(table.sizes):
+        for (x0, y0), (x1, y1) in _hull(*table.curve(i)):
+            steps.append(((y1 - y0) / ((x1 - x0) * size), i, x0, x1))
+        steps.append((np.inf, i, table.levels[-1], 1.0))  # beyond what was measured, only where all else is gone
+    left = sparsity * sum(table.sizes) - float(np.dot(shares, table.sizes))
+    for _, i, start, stop in sorted(steps):
+        start = max(start, float(shares[i]))
+        taken = min(left, (stop - start) * table.sizes[i])
+        if taken > 0:
+            shares[i] = start + taken / table.sizes[i]
+            left -= taken
+    return dict(zip(table.names, shares.tolist(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scan:
+    """A model, to be run beside itself with a few constants changed."""
+
+    model: ir.Model
+    feeds: list[Feeds]
+    outputs: list[str]
+
+    @staticmethod
+    def of(model: ir.Model, inputs: Inputs, batch: int) -> _Scan:
+        few = {name: array[:SAMPLES] if np.ndim(array) else array for name, array in inputs.items()}
+        return _Scan(model, batches(model, few, batch), [str(v.name) for v in model.graph.outputs])
+
+    def error(self, changed: Mapping[str, Array]) -> float:
+        """The relative squared error of the outputs with other numbers in some constants, by name."""
+        joined = shadow(self.model, self.model)
+        build = Builder(joined)
+        for value in (*joined.graph.initializers.values(), *(out for node in joined.graph for out in node.outputs)):
+            name = str(value.name)
+            if name in changed:
+                value.replace_all_uses_with(build.constant(changed[name]))
+        return output_error(joined, self.feeds, self.outputs)
+
+
+def _hull(x: Sequence[float], y: Sequence[float]) -> list[tuple[Point, Point]]:
+    """The segments of the lower convex hull of points with rising x."""
+    kept: list[Point] = []
+    for point in zip(x, y, strict=True):
+        while len(kept) > 1 and _above(kept[-2], kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    return list(zip(kept, kept[1:], strict=False))
+
+
+def _above(a: Point, b: Point, c: Point) -> bool:
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])

@@ -1,0 +1,220 @@
+"""One step of a run after the other: choose, remove or mask, check that removed == masked, recover.
+
+    steps = Steps.of(structure, recipe, ...)
+    state = steps.prune(State(model), 0.5, 1)      until half of the original's prunable parameters are gone
+    state = steps.clean(state)                     dead units as well
+
+Without training these are all there is (`pipeline.py`); with training they are what happens before each
+(`retraining.py`). Statistics are those of the model as it is at each step; recovery always aims at the first, dense
+model. The check comes before any number is changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.calibration import Calibration
+from onnxprune.choosing import choose, prunable_size
+from onnxprune.passes.remove_dead import compose_kept
+from onnxprune.planning import apply_plan, masked_twin, prepare, remove_dead, shortfall
+from onnxprune.recipe import Recipe
+from onnxprune.recovery import recover
+from onnxprune.scoring import prunable_weights
+from onnxprune.scoring.weights import total_size
+from onnxprune.selection.eligible import eligible_weights, protected_size
+from onnxprune.structure.rewrite import Kept
+from onnxprune.structure.structure import Structure
+from onnxprune.structure.terms import Bools
+from onnxprune.structures import NM, UNITS
+from onnxprune.verification import compare_with_masked
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the steps so far did.
+
+    Attributes:
+        kept: The kept indices of the original, by constant and axis.
+        names: Copies of constants, with the names of their sources.
+        gone: Parameters that are zero or gone, of those that could go.
+        dead: Dead units that went.
+        left: Sentences on dead units that had to stay.
+        dense: Weights that a pattern did not fit, with the reason.
+        difference: Largest difference between removed and masked, relative to the largest output.
+        steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
+    """
+
+    kept: Kept = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    gone: int = 0
+    dead: int = 0
+    left: tuple[str, ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
+    difference: float = 0.0
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+    def notes(self, recipe: Recipe, sparsity: float) -> list[str]:
+        """What a person should know, as sentences.
+
+        Args:
+            recipe: The recipe of the run.
+            sparsity: What was reached.
+        """
+        notes = [shortfall(recipe, sparsity)]
+        if self.dense:
+            named = ", ".join(f"{name} ({reason})" for name, reason in self.dense.items())
+            notes = [f"{recipe.structure} left {len(self.dense)} weights dense: {named}"]
+        return [note for note in (*notes, *self.left, self._not_recovered()) if note]
+
+    def _not_recovered(self) -> str:
+        done = self.steps[-1].get("recovery") if self.steps else None
+        if done is None or not done["skipped"]:
+            return ""
+        reasons = Counter(done["skipped"].values())
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        return f"recovery left {len(done['skipped'])} layers as they are: {listed}"
+
+    def and_kept(self, kept: Kept, names: Mapping[str, str], difference: float) -> Trace:
+        """This trace after another cut."""
+        return replace(
+            self,
+            kept=compose_kept(self.kept, kept),
+            names={**self.names, **names},
+            difference=max(self.difference, difference),
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """A model in the middle of a run.
+
+    Attributes:
+        model: As it is. It is never changed.
+        trace: What was done to the original.
+        masks: By name, which weights stay of those that the last step masked.
+    """
+
+    model: ir.Model
+    trace: Trace = field(default_factory=Trace)
+    masks: Mapping[str, Bools] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every step of a run needs. Sparsities are those of the original, however much is gone already.
+
+    Attributes:
+        recipe: The recipe.
+        prunable: The original's parameters that could go.
+        total: All its weights.
+        dense: The original, normalised: what recovery aims at; None where nothing is recovered.
+        methods: Of recovery, in order.
+        calibration: Samples, where some were given.
+        verification: Whether removed == masked is checked.
+        eval_data: An .npz with inputs, for the check where no random inputs work.
+    """
+
+    recipe: Recipe
+    prunable: int
+    total: int
+    dense: ir.Model | None = None
+    methods: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    verification: bool = True
+    eval_data: str | Path | None = None
+
+    @staticmethod
+    def of(structure: Structure, recipe: Recipe, *, methods: tuple[str, ...] = (), **given: Any) -> Steps:
+        """The steps for the original, analysed.
+
+        Raises:
+            NothingToPrune: No weight may be pruned.
+        """
+        total = total_size(prunable_weights(structure))
+        dense = structure.model.clone() if methods else None
+        return Steps(recipe, prunable_size(structure, recipe), total, dense, methods, **given)
+
+    def prune(self, state: State, sparsity: float, number: int, structure: Structure | None = None) -> State:
+        """Prune a copy of the model until `sparsity` of the original is gone.
+
+        Args:
+            state: The model, as the steps before left it.
+            sparsity: The share of the original's prunable parameters.
+            number: Of the step, from 1.
+            structure: An analysis of a copy of the model, which is cut in place, to save making one.
+        """
+        masks: Mapping[str, Bools] = {}
+        trace, tables = state.trace, []
+        model = state.model
+        for part in self.recipe.parts.texts:
+            structure = structure or prepare(model.clone())
+            own = self._part(part, structure, sparsity)
+            gone_before = self.prunable - self.left(structure)
+            plan = choose(structure, own, self.calibration, again=number > 1 or self.recipe.alternate)
+            done = apply_plan(plan)
+            difference = self._checked(structure.model, masked_twin(model, plan.removed)) if done.kept else 0.0
+            trace = trace.and_kept(done.kept, done.renamed, difference)
+            trace = replace(trace, gone=gone_before + plan.gone, dense=plan.dense)
+            masks = {str(value.name): mask for value, mask in plan.masks.items()}
+            tables += [plan.sensitivity] if plan.sensitivity is not None else []
+            model, structure = structure.model, None
+        told: dict[str, Any] = {"step": number, "wanted": sparsity, "sparsity": trace.gone / self.prunable}
+        told |= {"sensitivity": [row for table in tables for row in table.rows()]} if tables else {}
+        told |= self._recovered(model, trace.kept)
+        return State(model, replace(trace, steps=(*trace.steps, told)), masks)
+
+    def left(self, structure: Structure) -> int:
+        """The parameters of the model, as pruned so far, that could still go (zeros among them)."""
+        if self.recipe.parts.zeros is None:
+            return self.prunable - (self.total - total_size(prunable_weights(structure)))
+        return total_size(eligible_weights(structure, self.recipe)) + protected_size(structure, self.recipe)
+
+    def _part(self, part: str, structure: Structure, sparsity: float) -> Recipe:
+        """The recipe of one part of the structure: how much of the model as it is goes in it."""
+        own = self.recipe.model_copy(update={"structure": part})
+        left = self.left(structure)
+        if self.recipe.parts.mixed and part == UNITS:
+            goal = self._by_units(sparsity) * self.prunable - (self.prunable - left)
+            share = max(0.0, goal) / prunable_size(structure, own)
+        else:
+            share = max(0.0, 1 - self.prunable * (1 - sparsity) / left)
+        return own.model_copy(update={"sparsity": share})
+
+    def _by_units(self, sparsity: float) -> float:
+        """Of a mix: the share of the original that goes with whole units. N:M takes its share of what they leave."""
+        zeros = self.recipe.parts.zeros
+        if isinstance(zeros, NM):
+            return 1 - (1 - sparsity) / (1 - zeros.sparsity)
+        return sparsity * self.recipe.unit_share
+
+    def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
+        """Recover the model in place; what was done, as plain data."""
+        if self.dense is None or self.calibration is None:
+            return {}
+        done = recover(self.dense, model, kept, self.calibration.inputs, methods=self.methods)
+        return {"recovery": asdict(done) | {"methods": list(self.methods)}}
+
+    def clean(self, state: State) -> tuple[State, Kept]:
+        """Remove the dead units of a copy of the model; what is kept of that copy, by constant and axis."""
+        model = state.model.clone()
+        done = remove_dead(model)
+        difference = self._checked(model, state.model) if done.kept else 0.0
+        trace = state.trace.and_kept(done.kept, done.renamed, difference)
+        trace = replace(trace, dead=trace.dead + done.removed, left=tuple(done.left))
+        return replace(state, model=model, trace=trace), done.kept
+
+    def _checked(self, after: ir.Model, masked: ir.Model) -> float:
+        """How far removed and masked are apart.
+
+        Raises:
+            VerificationError: Too far.
+        """
+        if not self.verification:
+            return 0.0
+        return compare_with_masked(after, masked, seed=self.recipe.seed, eval_data=self.eval_data)

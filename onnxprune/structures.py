@@ -1,0 +1,120 @@
+"""What ``--structure`` says: the shape in which weights go.
+
+    weights                single weights, anywhere
+    2:4, 1:4, N:M          at most N of every M consecutive weights along the reduction axis stay
+    block:1x4, block:RxC   blocks of R outputs by C inputs
+    channels               whole units (channels, neurons, heads, ...): the graph gets smaller
+    channels+weights       a share by whole units, the rest by single weights (or by a pattern: channels+2:4)
+
+Data alone: how each is chosen is in `selection/`, in what order the two of a mix are done in `steps.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from onnxprune.errors import RecipeError
+
+UNITS, WEIGHTS = "channels", "weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Single weights go, each by itself."""
+
+
+@dataclass(frozen=True)
+class NM:
+    """At most ``n`` of every ``m`` weights along the reduction axis stay."""
+
+    n: int
+    m: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share that goes, of every layer that the pattern fits."""
+        return 1 - self.n / self.m
+
+
+@dataclass(frozen=True)
+class Block:
+    """Blocks of ``rows`` outputs by ``columns`` inputs stay or go as one; at the ends of an axis they are smaller."""
+
+    rows: int
+    columns: int
+
+
+Zeros = Weights | NM | Block
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A structure, read.
+
+    Attributes:
+        text: As it is written.
+        units: Whether whole units go.
+        zeros: What becomes zero (after units went, where both do); None where only units go.
+    """
+
+    text: str
+    units: bool
+    zeros: Zeros | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The parts by themselves, in the order in which they are done."""
+        return tuple(self.text.split("+"))
+
+    @property
+    def gone(self) -> str:
+        """What weights are that went."""
+        return "zero or removed" if self.mixed else "removed" if self.units else "zero"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether units go and weights become zero."""
+        return self.units and self.zeros is not None
+
+
+def parse_structure(text: str) -> Parts:
+    """Read the value of ``--structure``.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    first, plus, second = text.partition("+")
+    if text == UNITS:
+        return Parts(text, True, None)
+    if plus and first != UNITS:
+        raise RecipeError(f"a mixed structure starts with whole units, such as channels+weights, not {text!r}")
+    zeros = second if plus else text
+    if zeros == WEIGHTS:
+        return Parts(text, bool(plus), Weights())
+    try:
+        return Parts(text, bool(plus), parse_pattern(zeros))
+    except RecipeError:
+        raise RecipeError(
+            f"there is no structure {text!r}: choose weights, channels, N:M such as 2:4, block:RxC such as block:1x4, "
+            "or a mix such as channels+weights"
+        ) from None
+
+
+def parse_pattern(text: str) -> NM | Block:
+    """Read ``2:4`` or ``block:1x4``.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    if found := re.fullmatch(r"(\d+):(\d+)", text):
+        n, m = int(found[1]), int(found[2])
+        if 0 < n < m:
+            return NM(n, m)
+    elif found := re.fullmatch(r"block:(\d+)x(\d+)", text):
+        rows, columns = int(found[1]), int(found[2])
+        if rows > 0 and columns > 0:
+            return Block(rows, columns)
+    raise RecipeError(
+        f"{text!r} is no pattern: write N:M with 0 < N < M, such as 2:4, or block:RxC, such as block:1x4."
+    )
