@@ -16,21 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.calibration import Calibration
-from onnxprune.errors import NothingToPrune
+from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.recipe import Recipe
-from onnxprune.scoring import Criterion, find_criterion, prunable_weights, unit_scores
+from onnxprune.scoring import Context, Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.threshold import threshold_masks
+from onnxprune.scoring.units import score_units
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection import UnitBudget, select_units, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
-from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_size
+from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.ledger import Ledger
-from onnxprune.selection.patterns import pattern_masks
+from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
 from onnxprune.structure.structure import Structure
@@ -48,7 +51,7 @@ class Plan:
         masks: Which weights stay, by constant (none where units go).
         prunable: Parameters that could go.
         gone: Parameters that go.
-        dense: Weights that the pattern does not fit, with the reason.
+        untouched: Weights, or groups of units, that the pattern or the criterion does not fit, with the reason.
         sensitivity: What a scan found, where the allocation made one.
     """
 
@@ -57,7 +60,7 @@ class Plan:
     masks: Mapping[ir.Value, Bools]
     prunable: int
     gone: int
-    dense: Mapping[str, str] = field(default_factory=dict)
+    untouched: Mapping[str, str] = field(default_factory=dict)
     sensitivity: Sensitivity | None = None
 
     @property
@@ -82,14 +85,13 @@ def choose(
         DataError: The criterion or the allocation needs data that are not there.
     """
     weights = eligible_weights(structure, recipe)
-    parts = recipe.parts
-    if parts.units:
-        return _units(_Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration)))
+    criterion = _criterion(structure, recipe, calibration)
+    if recipe.parts.units:
+        return _units(_Task(structure, recipe, calibration, weights, criterion))
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
-    criterion = _criterion(structure, recipe, calibration)
-    task = _Task(structure, recipe, calibration, weights, _of_survivors(criterion) if again else criterion)
-    return _CHOOSERS[type(parts.zeros)](task)
+    criterion = _of_survivors(criterion) if again else criterion
+    return _CHOOSERS[type(recipe.parts.zeros)](_able(_Task(structure, recipe, calibration, weights, criterion)))
 
 
 def prunable_size(structure: Structure, recipe: Recipe) -> int:
@@ -100,7 +102,7 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
     """
     weights = eligible_weights(structure, recipe)
     if recipe.parts.zeros is not None:
-        size = total_size(weights) + protected_size(structure, recipe) if weights else 0
+        size = total_size([*weights, *protected_weights(structure, recipe)]) if weights else 0
     else:
         groups = eligible_groups(structure, weights, recipe)
         size = Ledger(structure, prunable_weights(structure), groups, recipe.floor).prunable
@@ -111,22 +113,24 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What a chooser decides on: see `choose`; `weights` are those that may go."""
+    """What a chooser decides on: see `choose`; `weights` are those that may go, `unable` why others may not."""
 
     structure: Structure
     recipe: Recipe
     calibration: Calibration | None
     weights: list[Weight]
     criterion: Criterion
+    unable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
-        """The share of `weights` that becomes zero; small first and last layers count, and stay."""
+        """The share of `weights` that becomes zero; others that count and stay make it larger."""
         return min(1.0, self.recipe.sparsity * self.prunable / total_size(self.weights))
 
     @property
     def prunable(self) -> int:
-        return total_size(self.weights) + protected_size(self.structure, self.recipe)
+        """The parameters that count."""
+        return prunable_size(self.structure, self.recipe)
 
     def look(self) -> Look:
         """What an allocation of single weights may look at."""
@@ -136,13 +140,13 @@ class _Task:
     def plan(
         self,
         masks: Mapping[ir.Value, Bools],
-        dense: Mapping[str, str] | None = None,
         sensitivity: Sensitivity | None = None,
+        misfits: Mapping[str, str] = MappingProxyType({}),
     ) -> Plan:
         """The plan that these masks make."""
         gone = sum(int(np.count_nonzero(~m)) for m in masks.values())
         none = np.zeros(self.structure.terms.count, bool)
-        return Plan(self.structure, none, masks, self.prunable, gone, dense or {}, sensitivity)
+        return Plan(self.structure, none, masks, self.prunable, gone, {**self.unable, **misfits}, sensitivity)
 
 
 def _single_weights(task: _Task) -> Plan:
@@ -156,7 +160,7 @@ def _single_weights(task: _Task) -> Plan:
         masks = select_weights(task.weights, task.criterion, task.share, seed=recipe.seed)
     else:
         masks = masks_of_shares(task.weights, task.criterion, shares, seed=recipe.seed)
-    return task.plan(masks, sensitivity=look.table)
+    return task.plan(masks, look.table)
 
 
 def _below_threshold(weights: Sequence[Weight], quality: float) -> Mapping[ir.Value, Bools]:
@@ -172,7 +176,7 @@ def _n_of_m(task: _Task) -> Plan:
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, NM)
     found = pattern_masks(task.weights, task.criterion, pattern, pattern.sparsity, seed=task.recipe.seed)
-    return _of_pattern(task, found.masks, found.dense, None)
+    return _of_pattern(task, found)
 
 
 def _blocks(task: _Task) -> Plan:
@@ -182,16 +186,16 @@ def _blocks(task: _Task) -> Plan:
     look = task.look()
     shares = ALLOCATIONS[task.recipe.allocation](task.weights, task.share, look)
     found = pattern_masks(task.weights, task.criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
-    return _of_pattern(task, found.masks, found.dense, look.table)
+    return _of_pattern(task, found, look.table)
 
 
-def _of_pattern(
-    task: _Task, masks: Mapping[ir.Value, Bools], dense: Mapping[str, str], table: Sensitivity | None
-) -> Plan:
-    if not masks:
-        why = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
+def _of_pattern(task: _Task, found: PatternMasks, table: Sensitivity | None = None) -> Plan:
+    ends = protected_weights(task.structure, task.recipe)
+    small = {w.name: "it is a small first or last layer (--ends prune takes it too)" for w in ends}
+    if not found.masks:
+        why = "; ".join(f"{name}: {reason}" for name, reason in {**small, **found.dense}.items())
         raise NothingToPrune(f"--structure {task.recipe.structure} fits no layer ({why})")
-    return task.plan(masks, dense, table)
+    return task.plan(found.masks, table, {**small, **found.dense})
 
 
 _CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {Weights: _single_weights, NM: _n_of_m, Block: _blocks}
@@ -204,14 +208,19 @@ def _units(task: _Task) -> Plan:
     groups = eligible_groups(structure, task.weights, recipe)
     if not groups:
         raise NothingToPrune(_nothing(structure, recipe))
-    scores = unit_scores(structure, task.weights, groups, task.criterion, recipe.seed)
+    found = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
+    scores, groups = found.values, [g for g in groups if g not in found.unscored]
+    if not groups:
+        group, reason = next(iter(found.unscored.items()))
+        raise RecipeError(f"--criterion {recipe.criterion} can score no units, as those of {group.name}: {reason}")
     counted = prunable_weights(structure)
     inputs = None if task.calibration is None else task.calibration.inputs
     look = UnitLook(structure, counted, groups, scores, inputs)
     price = UNIT_ALLOCATIONS[recipe.allocation](look)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
     chosen = select_units(structure, counted, groups, scores, budget, price)
-    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, sensitivity=look.table)
+    whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
+    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 
 
 def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:
@@ -220,8 +229,36 @@ def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | 
     Raises:
         DataError: It needs data or labels that are not there.
     """
-    evidence = None if calibration is None else calibration.evidence(structure, recipe.seed)
-    return find_criterion(recipe.criterion).on(evidence)
+    samples = Calibration({}) if calibration is None else calibration
+    criterion = find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed))
+    return criterion if criterion.looks_at == "weights" else _remembered(criterion)
+
+
+def _remembered(criterion: Criterion) -> Criterion:
+    """The criterion with saliencies found once: rankings ask for them again, and these take data to find."""
+    saliency, known = criterion.weights, dict[ir.Value, npt.NDArray[np.float32]]()
+    assert saliency is not None
+
+    def look_up(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
+        if weight.value not in known:
+            known[weight.value] = saliency(weight, context)
+        return known[weight.value]
+
+    return replace(criterion, weights=look_up)
+
+
+def _able(task: _Task) -> _Task:
+    """The task without the weights that the criterion has no saliency for.
+
+    Raises:
+        RecipeError: It has none for any.
+    """
+    unable = {w.name: reason for w in task.weights if (reason := task.criterion.obstacle(w))}
+    able = [w for w in task.weights if w.name not in unable]
+    if not able:
+        name, reason = next(iter(unable.items()))
+        raise RecipeError(f"--criterion {task.criterion.name} can score no weight, as '{name}': {reason}")
+    return replace(task, weights=able, unable=unable)
 
 
 def _of_survivors(criterion: Criterion) -> Criterion:

@@ -58,7 +58,7 @@ class Result:
         delivery: What was done to the pruned model before it is written: `model` is what came out.
         steps: Each step as plain data: the sparsity that it aimed at and reached, what recovery did to each layer, what
             a scan of sensitivity found.
-        dense: Weights that a pattern (N:M) did not fit and left as they were, with the reason.
+        untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
     """
 
@@ -76,7 +76,7 @@ class Result:
     seconds: Mapping[str, float] = field(default_factory=dict)
     delivery: delivery.Delivery | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
-    dense: Mapping[str, str] = field(default_factory=dict)
+    untouched: Mapping[str, str] = field(default_factory=dict)
     retraining: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -89,7 +89,7 @@ class Result:
             "dead_units": self.dead,
             "notes": list(self.notes),
             "steps": list(self.steps),
-            "left_dense": dict(self.dense),
+            "untouched": dict(self.untouched),
         }
         if self.retraining:
             own["retraining"] = list(self.retraining)
@@ -253,7 +253,7 @@ def result_of(
         notes=tuple(trace.notes(recipe, trace.gone / prunable)),
         seconds=clock.seconds,
         steps=trace.steps,
-        dense=trace.dense,
+        untouched=trace.untouched,
     )
 
 

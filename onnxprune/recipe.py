@@ -162,6 +162,8 @@ class Recipe(BaseModel):
     def _belong_together(self) -> Recipe:
         self._amount_is_given()
         parts, zeros = self.parts, self.parts.zeros
+        if self.initial_sparsity > self.sparsity and self.quality is None:
+            raise ValueError("--initial-sparsity is more than --sparsity")
         if isinstance(zeros, NM):
             if not parts.units and abs(self.sparsity - zeros.sparsity) > 1e-9:
                 raise ValueError(f"--sparsity: {parts.text} makes it {zeros.sparsity:g}: leave it out")

@@ -127,8 +127,6 @@ def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:
         raise RecipeError("--survivors rewind goes back to weights of the original's shapes: --structure weights")
     if (recipe.survivors == "rewind") != (recipe.rewind_to is not None):
         raise RecipeError("--survivors rewind and --rewind-to, the file with the weights, go together")
-    if recipe.initial_sparsity > recipe.sparsity and recipe.quality is None:
-        raise RecipeError("--initial-sparsity is more than --sparsity")
     return IterateSettings(
         sparsity=recipe.sparsity,
         initial_sparsity=recipe.initial_sparsity,

@@ -27,12 +27,15 @@ from onnxprune.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.weights import total_size
-from onnxprune.selection.eligible import eligible_weights, protected_size
+from onnxprune.selection.eligible import eligible_weights, protected_weights
+from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structures import NM, UNITS
 from onnxprune.verification import compare_with_masked
+
+_NAMED = 8  # names that a note lists for one reason
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Trace:
         gone: Parameters that are zero or gone, of those that could go.
         dead: Dead units that went.
         left: Sentences on dead units that had to stay.
-        dense: Weights that a pattern did not fit, with the reason.
+        untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         difference: Largest difference between removed and masked, relative to the largest output.
         steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
     """
@@ -55,7 +58,7 @@ class Trace:
     gone: int = 0
     dead: int = 0
     left: tuple[str, ...] = ()
-    dense: Mapping[str, str] = field(default_factory=dict)
+    untouched: Mapping[str, str] = field(default_factory=dict)
     difference: float = 0.0
     steps: tuple[Mapping[str, Any], ...] = ()
 
@@ -66,11 +69,17 @@ class Trace:
             recipe: The recipe of the run.
             sparsity: What was reached.
         """
-        notes = [shortfall(recipe, sparsity)]
-        if self.dense:
-            named = ", ".join(f"{name} ({reason})" for name, reason in self.dense.items())
-            notes = [f"{recipe.structure} left {len(self.dense)} weights dense: {named}"]
-        return [note for note in (*notes, *self.left, self._not_recovered()) if note]
+        short = "" if self.untouched else shortfall(recipe, sparsity)
+        return [note for note in (short, self._untouched(recipe), *self.left, self._not_recovered()) if note]
+
+    def _untouched(self, recipe: Recipe) -> str:
+        if not self.untouched:
+            return ""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.untouched.items():
+            names.setdefault(reason, []).append(name)
+        listed = "; ".join(f"{_some(own)}: {reason}" for reason, own in names.items())
+        return f"--structure {recipe.structure} and --criterion {recipe.criterion} left some as they were: {listed}"
 
     def _not_recovered(self) -> str:
         done = self.steps[-1].get("recovery") if self.steps else None
@@ -150,8 +159,8 @@ class Steps:
             structure: An analysis of a copy of the model, which is cut in place, to save making one.
         """
         masks: Mapping[str, Bools] = {}
-        trace, tables = state.trace, []
-        model = state.model
+        trace, model = replace(state.trace, untouched={}), state.model
+        tables: list[Sensitivity] = []
         for part in self.recipe.parts.texts:
             structure = structure or prepare(model.clone())
             own = self._part(part, structure, sparsity)
@@ -160,7 +169,7 @@ class Steps:
             done = apply_plan(plan)
             difference = self._checked(structure.model, masked_twin(model, plan.removed)) if done.kept else 0.0
             trace = trace.and_kept(done.kept, done.renamed, difference)
-            trace = replace(trace, gone=gone_before + plan.gone, dense=plan.dense)
+            trace = replace(trace, gone=gone_before + plan.gone, untouched={**trace.untouched, **plan.untouched})
             masks = {str(value.name): mask for value, mask in plan.masks.items()}
             tables += [plan.sensitivity] if plan.sensitivity is not None else []
             model, structure = structure.model, None
@@ -173,7 +182,7 @@ class Steps:
         """The parameters of the model, as pruned so far, that could still go (zeros among them)."""
         if self.recipe.parts.zeros is None:
             return self.prunable - (self.total - total_size(prunable_weights(structure)))
-        return total_size(eligible_weights(structure, self.recipe)) + protected_size(structure, self.recipe)
+        return total_size([*eligible_weights(structure, self.recipe), *protected_weights(structure, self.recipe)])
 
     def _part(self, part: str, structure: Structure, sparsity: float) -> Recipe:
         """The recipe of one part of the structure: how much of the model as it is goes in it."""
@@ -218,3 +227,9 @@ class Steps:
         if not self.verification:
             return 0.0
         return compare_with_masked(after, masked, seed=self.recipe.seed, eval_data=self.eval_data)
+
+
+def _some(names: list[str]) -> str:
+    """The first few names; all of them are in the JSON and the record."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -48,7 +48,9 @@ class PruneOutput(BaseModel):
     steps: list[dict[str, Any]] = Field(
         [], description="each step of pruning: sparsity wanted and reached, what recovery did, what a scan found"
     )
-    left_dense: dict[str, str] = Field({}, description="weights that the pattern does not fit, with the reason")
+    untouched: dict[str, str] = Field(
+        {}, description="weights or groups of units that the pattern or the criterion does not fit, with the reason"
+    )
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
     before: Figures
     after: Figures

@@ -19,7 +19,8 @@ from onnxprune.structure.structure import Structure
 _COST = "one pass over the calibration data"
 
 
-@criterion("wanda", needs="calibration", source="Sun et al. 2024, A Simple and Effective Pruning Approach, eq. 1",
+@criterion("wanda", looks_at="activations", needs="calibration",
+           source="Sun et al. 2024, A Simple and Effective Pruning Approach, eq. 1",
            cost=_COST)  # fmt: skip
 def wanda(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """w^2 E[x^2], the square of |w| times the norm of its input channel."""
@@ -76,5 +77,5 @@ def _of_consumers(
         np.add.at(totals, atoms, number(evidence.input_moments[name])[rows])
         np.add.at(counts, atoms, 1.0)
     if not counts[group.atoms].any():
-        raise RecipeError(f"no layer that reads the units of {group.name} can be measured; choose another criterion")
+        raise RecipeError("no layer that reads these units can be measured")
     return totals[group.atoms] / np.maximum(counts[group.atoms], 1)

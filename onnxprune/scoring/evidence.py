@@ -21,6 +21,7 @@ from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
     from onnxprune.scoring.backward import Gradients
+    from onnxprune.scoring.registry import LooksAt
 
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
@@ -64,6 +65,14 @@ class Evidence:
                 "activations"
             )
         return self.layers[name]
+
+    def obstacle(self, looks_at: LooksAt, name: str) -> str:
+        """Say why what a criterion looks at cannot be had of a weight, empty where it can."""
+        if looks_at == "activations" and name not in self.layers:
+            return "what it reads cannot be measured (it is tied, computed, or of an operator without a plain matrix)"
+        if looks_at == "gradients" and name not in self.gradients.parameters:
+            return "it has no gradient in the bridge"
+        return ""
 
     @functools.cached_property
     def input_moments(self) -> Mapping[str, ChannelMoments]:

@@ -30,7 +30,7 @@ def gates(structure: Structure, weights: list[Weight], group: Group, context: Co
     """
     trained = _trained(context.evidence)
     if not np.isin(group.atoms, list(trained)).any():
-        raise RecipeError(f"no layer that reads the units of {group.name} can be gated; choose another criterion")
+        raise RecipeError("no layer that reads these units can be gated")
     return np.array([abs(trained.get(int(a), 0.0)) for a in group.atoms])
 
 

@@ -17,7 +17,7 @@ from onnxprune.structure.structure import Structure
 _PASS = "one backward pass over the data"
 
 
-@criterion("taylor", needs="labels", cost=_PASS,
+@criterion("taylor", looks_at="gradients", needs="labels", cost=_PASS,
            source="Molchanov et al. 2019, Importance Estimation for Neural Network Pruning, eq. 8")  # fmt: skip
 def taylor(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """(g w)^2, the squared change of the loss, to first order, when a weight goes."""
@@ -37,14 +37,21 @@ def taylor_unit(structure: Structure, weights: list[Weight], group: Group, conte
     return np.abs(signed[group.atoms])
 
 
-@criterion("snip", needs="labels", cost=_PASS, source="Lee et al. 2019, SNIP: Single-shot Network Pruning, eq. 6")
+@criterion(
+    "snip",
+    looks_at="gradients",
+    needs="labels",
+    cost=_PASS,
+    source="Lee et al. 2019, SNIP: Single-shot Network Pruning, eq. 6",
+)
 def snip(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """|g w|: how sensitive the loss is to the connection."""
     change: npt.NDArray[np.float32] = context.evidence.gradients.mean(weight.name) * weight.numbers()
     return np.abs(change)
 
 
-@criterion("grasp", needs="labels", cost="two backward passes over the data, the second through the first",
+@criterion("grasp", looks_at="gradients", needs="labels",
+           cost="two backward passes over the data, the second through the first",
            source="Wang et al. 2020, Picking Winning Tickets (GraSP), eq. 8")  # fmt: skip
 def grasp(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """w (H g): what goes first is what lets the gradient grow when it goes. Shifted to start at 0 over the whole model.
@@ -56,8 +63,8 @@ def grasp(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     return (gradients.flow(weight.name) - least).astype(np.float32)
 
 
-@criterion("synflow", source="Tanaka et al. 2020, Pruning Neural Networks without any Data (SynFlow), eq. 3",
-           cost="one backward pass")  # fmt: skip
+@criterion("synflow", looks_at="gradients", cost="one backward pass",
+           source="Tanaka et al. 2020, Pruning Neural Networks without any Data (SynFlow), eq. 3")  # fmt: skip
 def synflow(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """|w| dR/d|w|, R the sum of the outputs for an input of ones through the magnitudes of all weights."""
     known = context.known or _without_data(weight.structure)
@@ -69,7 +76,7 @@ def _without_data(structure: Structure) -> Evidence:
     return Evidence(structure, {})
 
 
-@criterion("fisher", needs="labels", cost="one backward pass a sample, at most 256",
+@criterion("fisher", looks_at="gradients", needs="labels", cost="one backward pass a sample, at most 256",
            source="Theis et al. 2018, Faster Gaze Prediction (Fisher pruning), eq. 5")  # fmt: skip
 def fisher(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """E[g^2] w^2 / 2, the diagonal of the empirical Fisher information in the place of the Hessian's."""

@@ -15,7 +15,7 @@ _COST = "one pass over the calibration data and one inverse a layer"
 _SOURCE = "Frantar and Alistarh 2022, Optimal Brain Compression, eq. 3; 2023, SparseGPT, eq. 5"
 
 
-@criterion("obc", needs="calibration", source=_SOURCE, cost=_COST)
+@criterion("obc", looks_at="activations", needs="calibration", source=_SOURCE, cost=_COST)
 def obc(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """w^2 / [H^-1]_qq with H = E[a a^T] + damping: a layer's error when one weight goes and the others adapt.
 
@@ -63,7 +63,8 @@ def channel_obs(structure: Structure, weights: list[Weight], group: Group, conte
     return np.asarray(np.sqrt(np.maximum(sums[group.atoms], 0.0)))
 
 
-@criterion("obd", needs="calibration", source="LeCun et al. 1990, Optimal Brain Damage, eq. 5 (Gauss-Newton diagonal)",
+@criterion("obd", looks_at="gradients", needs="calibration",
+           source="LeCun et al. 1990, Optimal Brain Damage, eq. 5 (Gauss-Newton diagonal)",
            cost="one backward pass a sample, at most 256")  # fmt: skip
 def obd(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """h w^2 / 2, h the diagonal of the loss's Hessian (Gauss-Newton, by labels drawn from the model's own outputs)."""

@@ -61,8 +61,8 @@ def batchnorm_scale(structure: Structure, _: list[Weight], group: Group, __: Con
         np.add.at(counts, atoms, 1.0)
     if not found:
         raise RecipeError(
-            f"bn-scale: no BatchNormalization scales the units of {group.name}; exporters fold it into the convolution "
-            "before it, so export in training mode, or choose another criterion"
+            "no BatchNormalization scales these units (exporters fold it into the convolution before it, unless they "
+            "export in training mode)"
         )
     return totals[group.atoms] / np.maximum(counts[group.atoms], 1)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.structure.structure import Structure
 
 Needs = Literal["nothing", "calibration", "labels", "training"]
+LooksAt = Literal["weights", "activations", "gradients"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,7 @@ class Criterion:
         needs: What it needs beside the weights.
         source: Where the formula comes from.
         cost: What it costs, in words.
+        looks_at: What of a weight its saliencies come from, which not every weight has.
         evidence: What it was given to look at.
     """
 
@@ -80,6 +82,7 @@ class Criterion:
     needs: Needs
     source: str
     cost: str
+    looks_at: LooksAt = "weights"
     evidence: Evidence | None = None
 
     @property
@@ -116,6 +119,10 @@ class Criterion:
             )
         return self.weights(weight, self.context(rng))
 
+    def obstacle(self, weight: Weight) -> str:
+        """Say why a weight has no saliency, empty where it has."""
+        return "" if self.evidence is None else self.evidence.obstacle(self.looks_at, weight.name)
+
     def context(self, rng: np.random.Generator) -> Context:
         """Return what its functions see."""
         if self.needs != "nothing" and self.evidence is None:
@@ -127,13 +134,14 @@ _CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, *, needs: Needs = "nothing", source: str, cost: str = "one look at the weights"
-) -> Callable[[Saliency], Saliency]:
+    name: str, *, needs: Needs = "nothing", source: str, cost: str = "one look at the weights",
+    looks_at: LooksAt = "weights",
+) -> Callable[[Saliency], Saliency]:  # fmt: skip
     """Register a saliency function under a name."""
 
     def register(function: Saliency) -> Saliency:
         old = _CRITERIA.get(name)
-        _CRITERIA[name] = Criterion(name, function, old.units if old else None, needs, source, cost)
+        _CRITERIA[name] = Criterion(name, function, old.units if old else None, needs, source, cost, looks_at)
         return function
 
     return register

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.errors import RecipeError
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
@@ -19,27 +21,61 @@ Scores = npt.NDArray[np.float64]
 def unit_scores(
     structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], criterion: Criterion, seed: int
 ) -> Scores:
-    """Score every atom.
+    """Score every atom of groups that can be scored; see `score_units`.
+
+    Raises:
+        RecipeError: The criterion has no scores for the units of one of them.
+    """
+    found = score_units(structure, weights, groups, criterion, seed)
+    for reason in found.unscored.values():
+        raise RecipeError(reason)
+    return found.values
+
+
+@dataclass(frozen=True, eq=False)
+class UnitScores:
+    """Scores of units.
+
+    Attributes:
+        values: By atom id, shape (number of ids,); atoms without a weight have 0.
+        unscored: Groups that the criterion has no scores for, with the reason.
+    """
+
+    values: Scores
+    unscored: Mapping[Group, str]
+
+
+def score_units(
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], criterion: Criterion, seed: int
+) -> UnitScores:
+    """Score every atom that the criterion can score.
 
     The score of an atom is the root of the summed saliencies over all its sites (the L2 norm of the unit where the
     saliency is w^2), or what the criterion says of units itself, divided by the mean over its group, so that groups of
     small and of large weights compete fairly (Blalock et al. 2020, section 2.3: global scope).
-
-    Returns:
-        Scores by atom id, shape (number of ids,); atoms without a weight have 0.
     """
     rng = np.random.default_rng(seed)
+    unscored: dict[Group, str] = {}
     if criterion.units is not None:
         scores: Scores = np.zeros(structure.terms.count)
         for group in groups:
-            scores[group.atoms] = criterion.units(structure, list(weights), group, criterion.context(rng))
+            try:
+                scores[group.atoms] = criterion.units(structure, list(weights), group, criterion.context(rng))
+            except RecipeError as reason:
+                unscored[group] = str(reason)
     else:
-        scores = np.sqrt(sum_over_units(structure, weights, lambda w: criterion.saliency(w, rng)))
+        obstacles = {w.value: criterion.obstacle(w) for w in weights}
+        able = [w for w in weights if not obstacles[w.value]]
+        scores = np.sqrt(sum_over_units(structure, able, lambda w: criterion.saliency(w, rng)))
+        for group in groups:
+            reasons = [obstacles[site.value] for site in group.sites if site.value in obstacles]
+            if reasons and all(reasons):
+                unscored[group] = reasons[0]
     for group in groups:
         mean = scores[group.atoms].mean()
         if mean > 0:
             scores[group.atoms] /= mean
-    return scores
+    return UnitScores(scores, unscored)
 
 
 def sum_over_units(

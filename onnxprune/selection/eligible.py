@@ -32,14 +32,14 @@ def eligible_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
     return [w for w in chosen if w not in kept]
 
 
-def protected_size(structure: Structure, recipe: Recipe) -> int:
-    """Return the number of weights that stay only because their layer is small and first or last.
+def protected_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
+    """Return the weights that stay only because their layer is small and first or last.
 
     They count as prunable, so that the sparsity asked for is that of the model.
     """
     if recipe.ends != "auto" or recipe.parts.zeros is None or recipe.exclude or recipe.only:
-        return 0
-    return total_size(_ends(prunable_weights(structure), recipe))
+        return []
+    return _ends(prunable_weights(structure), recipe)
 
 
 def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:

@@ -312,7 +312,7 @@ def test_evaluation_data_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         (("--retrain",), "give --data"),
         (("--data", TRAIN), "--retrain"),
         (("--epochs", 3), "--epochs: only with --retrain"),
-        (("--iterations", 3), "--iterations: only with --retrain"),
+        (("--survivors", "reinit"), "--survivors: only with --retrain"),
         (("--resume",), "--retrain"),
         (("--data", "nowhere.npz", "--retrain"), "nowhere.npz"),
         (("--data", MLP, "--retrain"), "no kind of data"),
