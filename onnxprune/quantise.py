@@ -9,6 +9,7 @@ int8 weights are symmetric (zero point 0), so that a pruned weight is exactly ze
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ def _static(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelP
     prepared = source.with_name("prepared.onnx")
     # BatchNormalization goes into the convolution before it, where a BatchNormalization of its own would stay float.
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    _untie_biases(prepared)
     quantize_static(
         str(prepared),
         str(target),
@@ -113,6 +115,29 @@ def _static(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelP
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     return onnx.load(target)
+
+
+def _untie_biases(path: Path) -> None:
+    """Give each node a bias of its own, since its scale follows from the node's input.
+
+    The tools copy shared ones too, under a name with a number behind it, which another tensor may bear already.
+    """
+    model = onnx.load(path)
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    biases = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in biases:
+            continue
+        if node.input[2] in seen:
+            copy = onnx.TensorProto()
+            copy.CopyFrom(biases[node.input[2]])
+            copy.name = next(n for i in itertools.count(1) if (n := f"{node.input[2]}_copy{i}") not in taken)
+            taken.add(copy.name)
+            model.graph.initializer.append(copy)
+            node.input[2] = copy.name
+        seen.add(node.input[2])
+    onnx.save(model, path)
 
 
 def _dynamic(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:

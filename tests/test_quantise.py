@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_models import array, conv_net, random, set_array, two_layers
 
@@ -106,3 +107,22 @@ def test_the_source_file_stays_protected(tmp_path: Path) -> None:
     result = onnxprune.prune(path, sparsity=0.5, quantize="int8-dynamic", latency=False)
     with pytest.raises(onnxprune.ModelError, match="never changed"):
         onnxprune.save(result, path, force=True)
+
+
+def test_biases_that_nodes_share_are_quantised_for_each() -> None:
+    """ONNX Runtime's tool would name its copy "b1", which is a tensor of the model."""
+    w = onnx.numpy_helper.from_array(random(4, 4, 3, 3, seed=1), "w")
+    b = onnx.numpy_helper.from_array(random(4, seed=2), "b")
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w", "b"], ["b1"], name="first"),
+        onnx.helper.make_node("Conv", ["b1", "w", "b"], ["b2"], name="second"),
+        onnx.helper.make_node("Conv", ["b2", "w", "b"], ["y"], name="third"),
+    ]
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, [1, 4, s, s]) for n, s in (("x", 12), ("y", 6)))
+    graph = onnx.helper.make_graph(nodes, "shared", [x], [y], [w, b])
+    model = model_io.load_any(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
+    batches = [{"x": random(1, 4, 12, 12, seed=s)} for s in range(3)]
+    found = quantise.quantise(model, "int8", batches)
+    sessions = [runtime.make_session(m) for m in (model, found)]
+    plain, quantised = (runtime.run(session, batches[0]) for session in sessions)
+    assert runtime.compare_outputs(plain, quantised).max_rel < 0.1
