@@ -1,0 +1,247 @@
+"""docs/findings.md: what the literature says of pruning, beside what prunebench measured, from the rows alone.
+
+A finding is a claim that one way does better than another at the same compression, data set and seed. The paired
+difference over the seeds decides: it *holds* where all seeds agree and their mean is beyond their deviation, is
+*reversed* where that is so with the other sign, and is *level* otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from prunebench_report import Setting, spread, text
+from prunebench_table import Measured, Row
+
+
+class Way(NamedTuple):
+    """One side of a comparison; fields as in `Key`. A target of None is that of the row."""
+
+    structure: str = "weights"
+    criterion: str = "magnitude"
+    allocation: str = "global"
+    start: str = "finetune"
+    penalty: str = "none"
+    target: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What should be better than what.
+
+    Attributes:
+        label: In words.
+        better, worse: The two sides.
+        field: What is compared, a field of `Measured`.
+    """
+
+    label: str
+    better: Way
+    worse: Way
+    field: str = "top1"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim and how it is checked.
+
+    Attributes:
+        title, source: The claim and who made it.
+        how: What is compared with what.
+        comparisons: All of them decide alike.
+        ratios: The compression ratios that the claim is about; others are shown and do not count.
+        level_counts: The claim is "as good or better".
+    """
+
+    title: str
+    source: str
+    how: str
+    comparisons: tuple[Comparison, ...]
+    ratios: tuple[int, ...] = (2, 4, 8, 16, 32)
+    level_counts: bool = False
+
+
+SPARSE = Way()
+FINDINGS = (
+    Finding(
+        "Magnitude beats random at high sparsity, and by little at low",
+        "Blalock et al. 2020, section 7.2",
+        "Magnitude, ranked globally, against random pruning, global and with the shares of each layer that magnitude "
+        "takes. The claim is judged at 8x and beyond; the differences at 2x and 4x show how little there is at low.",
+        (
+            Comparison("weights: random, global", SPARSE, Way(criterion="random")),
+            Comparison("weights: random, magnitude's shares", SPARSE, Way(criterion="random", allocation="magnitude")),
+            Comparison("channels: random, global", Way("channels"), Way("channels", "random")),
+            Comparison("channels: random, magnitude's shares", Way("channels"), Way("channels", "random", "magnitude")),
+        ),
+        (8, 16, 32),
+    ),
+    Finding(
+        "Global beats uniform",
+        "Blalock et al. 2020, section 7.2",
+        "Magnitude ranked over all layers against the same share of every layer.",
+        (
+            Comparison("weights", SPARSE, Way(allocation="uniform")),
+            Comparison("channels", Way("channels"), Way("channels", allocation="uniform")),
+        ),
+    ),
+    Finding(
+        "Pruned and fine-tuned beats the same mask from scratch",
+        "Blalock et al. 2020, section 3.2; Han et al. 2015, section 3.3",
+        "The same mask (magnitude, global) with new random weights, trained for as many steps as dense training and "
+        "fine-tuning together, on the dense training's schedule.",
+        (Comparison("from scratch", SPARSE, Way(start="scratch")),),
+    ),
+    Finding(
+        "Sparse beats a dense network with as many parameters",
+        "Blalock et al. 2020, section 3.2; Zhu and Gupta 2017",
+        "A dense network with the same depth and a smaller width, its parameters as near as can be to those that the "
+        "sparse one (magnitude, global) keeps, trained for as many steps as dense training and fine-tuning together.",
+        (Comparison("narrower and dense", SPARSE, Way("narrow", "", "", "scratch")),),
+    ),
+    Finding(
+        "A mildly pruned network matches or beats the original",
+        "Blalock et al. 2020, section 3.2; Han et al. 2015, table 1",
+        "Magnitude, global, at 2x and fine-tuned, against the dense network as it was trained, and against the dense "
+        "network trained on for as long without pruning. Level counts as a match.",
+        (
+            Comparison("the original", SPARSE, Way("none", "", "", "trained", target=1)),
+            Comparison("the original trained on", SPARSE, Way("none", "", "", "finetune", target=1)),
+        ),
+        (2,),
+        level_counts=True,
+    ),
+    Finding(
+        "Keeping the weights beats new ones",
+        "Han et al. 2015, section 3.3",
+        "The same mask (magnitude, global) with new random weights, trained like the fine-tuned ones and as long.",
+        (Comparison("re-initialised", SPARSE, Way(start="reinit")),),
+    ),
+    Finding(
+        "L2 beats L1 after retraining",
+        "Han et al. 2015, section 3.1 and figure 5",
+        "The dense network trained with an L2 or L1 penalty, pruned (magnitude, global) and fine-tuned with the same.",
+        (Comparison("L2 against L1, after fine-tuning", Way(penalty="l2"), Way(penalty="l1")),),
+    ),
+    Finding(
+        "L1 beats L2 before retraining",
+        "Han et al. 2015, section 3.1 and figure 5",
+        "The same networks after pruning, before any fine-tuning.",
+        (Comparison("L1 against L2, pruned only", Way(penalty="l1"), Way(penalty="l2"), "top1_pruned"),),
+    ),
+)  # fmt: skip
+
+INTRODUCTION = """# What pruning does: the literature, measured
+
+Written by `python benchmarks/prunebench.py findings` from `benchmarks/results/prunebench/*.csv`; do not edit.
+
+Eight statements about pruning, each looked at with the same benchmark: every network is trained once for each data set
+and seed, all methods start from that file, and all are fine-tuned for the same number of steps. Top-1 on the test set
+in percent, mean ± standard deviation over the seeds, and the difference of the two sides, paired by seed. A difference
+*holds* where every seed agrees with the claim and the mean is beyond the deviation, is *reversed* where that is so with
+the other sign, and is *level* otherwise. Verdicts in (parentheses) are shown and do not count. With few seeds, short
+training and small networks this says what happens here, not what must happen elsewhere.
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison at one ratio of one network and data set, by seed."""
+
+    setting: Setting
+    label: str
+    ratio: int
+    better: list[float]
+    worse: list[float]
+
+    @property
+    def differences(self) -> list[float]:
+        """Paired by seed."""
+        return [a - b for a, b in zip(self.better, self.worse, strict=True)]
+
+    @property
+    def verdict(self) -> str:
+        """holds, reversed or level."""
+        mean, deviation = spread(self.differences)
+        if abs(mean) <= deviation or len({np.sign(d) for d in self.differences}) > 1:
+            return "level"
+        return "holds" if mean > 0 else "reversed"
+
+
+def write_findings(rows: Sequence[Row], path: Path) -> None:
+    """Write docs/findings.md."""
+    parts = [INTRODUCTION, *(section(number, finding, rows) for number, finding in enumerate(FINDINGS, 1))]
+    path.write_text("\n".join(parts))
+    print(path.read_text())
+
+
+def section(number: int, finding: Finding, rows: Sequence[Row]) -> str:
+    """The table of a finding, and what it comes to."""
+    lines = list(compare(finding, rows))
+    table = [
+        "| network, data | compared with | ratio | this | that | difference | seeds | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        verdict = line.verdict if line.ratio in finding.ratios else f"({line.verdict})"
+        cells = [
+            f"{line.setting.network}, {line.setting.data}", line.label, f"{line.ratio}x", text(line.better),
+            text(line.worse), f"{spread(line.differences)[0]:+.2f} ± {spread(line.differences)[1]:.2f}",
+            str(len(line.better)), verdict,
+        ]  # fmt: skip
+        table.append("| " + " | ".join(cells) + " |")
+    head = [f"## {number}. {finding.title}", "", f"Source: {finding.source}. {finding.how}"]
+    return "\n".join([*head, "", conclusion(finding, lines), "", *table, ""])
+
+
+def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
+    """All comparisons that there are results for."""
+    found = {row.key: row.measured for row in rows}
+    settings = dict.fromkeys(Setting(row.key.network, row.key.data) for row in rows)
+    shown = (2,) if finding.level_counts else (2, 4, 8, 16, 32)
+    for setting in settings:
+        for comparison in finding.comparisons:
+            for ratio in shown:
+                pairs = [
+                    tuple(getattr(m, comparison.field) for m in pair)
+                    for seed in sorted({key.seed for key in found})
+                    if (pair := _pair(found, setting, seed, comparison, ratio))
+                ]
+                if pairs:
+                    better, worse = map(list, zip(*pairs, strict=True))
+                    yield Line(setting, comparison.label, ratio, better, worse)
+
+
+def _pair(
+    found: Mapping[tuple, Measured], setting: Setting, seed: int, comparison: Comparison, ratio: int
+) -> tuple[Measured, Measured] | None:
+    """Both sides of a comparison, if there are both."""
+    keys = [(*setting, seed, *way[:5], way.target or ratio) for way in (comparison.better, comparison.worse)]
+    return (found[keys[0]], found[keys[1]]) if all(key in found for key in keys) else None
+
+
+def conclusion(finding: Finding, lines: Sequence[Line]) -> str:
+    """One sentence: reproduced or not, and by how much."""
+    counted = [line for line in lines if line.ratio in finding.ratios]
+    if not counted:
+        return "**Not run.**"
+    verdicts = Counter(line.verdict for line in counted)
+    good = verdicts["holds"] + (verdicts["level"] if finding.level_counts else 0)
+    if good == len(counted):
+        word = "Reproduced"
+    elif good > len(counted) / 2 and not verdicts["reversed"]:
+        word = "Mostly reproduced"
+    elif good > verdicts["reversed"]:
+        word = "Partly reproduced"
+    else:
+        word = "Not reproduced"
+    numbers = ", ".join(f"{verdicts[v]} of {len(counted)} {v}" for v in ("holds", "level", "reversed"))
+    sizes = "; ".join(
+        f"{ratio}x {np.median([spread(line.differences)[0] for line in lines if line.ratio == ratio]):+.2f}"
+        for ratio in sorted({line.ratio for line in lines})
+    )
+    return f"**{word}**: {numbers}. Median difference in points: {sizes}."

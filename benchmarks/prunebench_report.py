@@ -1,0 +1,168 @@
+"""Means and deviations over the seeds of prunebench's results: tables (summary.md) and plots, from the rows alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from prunebench_table import Measured, Row
+
+Series = Mapping[int, list[Measured]]
+"""The results of one method by the ratio aimed at, one for each seed."""
+
+TICKS = (1, 2, 4, 8, 16, 32)
+
+
+class Name(NamedTuple):
+    """What a curve is called by: its structure, criterion and allocation."""
+
+    structure: str
+    criterion: str
+    allocation: str
+
+    def __str__(self) -> str:
+        shares = "magnitude's shares" if self.allocation == "magnitude" else self.allocation
+        return f"{self.criterion}, {shares}" + (
+            "" if self.structure in ("weights", "channels") else f" ({self.structure})"
+        )
+
+
+class Setting(NamedTuple):
+    """A network and a data set."""
+
+    network: str
+    data: str
+
+
+def report(rows: Sequence[Row], folder: Path) -> None:
+    """Write summary.md and one picture for each network and data set."""
+    lines = ["# prunebench", "", *_INTRODUCTION]
+    for setting in dict.fromkeys(Setting(row.key.network, row.key.data) for row in rows):
+        own = [row for row in rows if (row.key.network, row.key.data) == setting]
+        methods = of_methods(own)
+        lines += ["", f"## {setting.network}, {setting.data}", "", *_dense_lines(own)]
+        for kind, title in (("zeros", "Zeros in the graph as it was"), ("shrunk", "Units cut out of the graph")):
+            lines += ["", f"### {title}", "", *_table(methods[kind], _unpruned(own)["trained"])]
+        plot(setting, methods, _unpruned(own), folder / f"{setting.network}-{setting.data}.png")
+    (folder / "summary.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+_INTRODUCTION = (
+    "Written by `python benchmarks/prunebench.py report` from the CSV files; do not edit.",
+    "",
+    "Top-1 on the test set in percent, mean ± standard deviation over the seeds; *pruned*: before fine-tuning.",
+    "*ratio*: all parameters / non-zero parameters; *speed-up*: multiply-adds / non-zero multiply-adds; *bytes*: file",
+    "over the dense file, for zeros after packing (unpacked it is as large as the dense one); *latency*: ONNX Runtime",
+    "time over the dense network's, one thread, 64 images: measured for every shrunk row, and for zeros once a",
+    "network, data set and seed (magnitude, global, 32x), since zeros change nothing there. The N:M patterns of tensor",
+    "cores exist at 2x and 4x only; layers that they do not fit stay dense.",
+)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (of a sample; 0 for one)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def text(values: Sequence[float]) -> str:
+    """Mean ± deviation."""
+    mean, deviation = spread(values)
+    return f"{mean:.2f} ± {deviation:.2f}"
+
+
+def of_methods(rows: Sequence[Row]) -> dict[str, dict[Name, Series]]:
+    """The curves of the methods that were fine-tuned without penalty, by kind."""
+    found: dict[str, dict[Name, dict[int, list[Measured]]]] = {"zeros": {}, "shrunk": {}}
+    for key, measured in rows:
+        if key.start == "finetune" and key.penalty == "none" and measured.kind in found:
+            series = found[measured.kind].setdefault(Name(*key[3:6]), defaultdict(list))
+            series[key.target].append(measured)
+    return found  # type: ignore[return-value]
+
+
+def _unpruned(rows: Sequence[Row]) -> dict[str, list[Measured]]:
+    """The dense network as trained, and trained on without pruning."""
+    plain = [row for row in rows if row.key.structure == "none" and row.key.penalty == "none"]
+    return {start: [row.measured for row in plain if row.key.start == start] for start in ("trained", "finetune")}
+
+
+def _dense_lines(rows: Sequence[Row]) -> list[str]:
+    unpruned = _unpruned(rows)
+    if not unpruned["trained"]:
+        return []
+    first, top1 = unpruned["trained"][0], text([m.top1 for m in unpruned["trained"]])
+    on = text([m.top1 for m in unpruned["finetune"]]) if unpruned["finetune"] else "not run"
+    return [
+        f"Dense: {first.parameters:,} parameters, {first.macs:,} multiply-adds, {first.file_bytes:,} bytes; top-1 "
+        f"{top1} ({len(unpruned['trained'])} seeds). Compression 1, trained on like all others but not pruned: {on}."
+    ]
+
+
+def _table(methods: Mapping[Name, Series], dense: Sequence[Measured]) -> list[str]:
+    lines = [
+        "| method | target | ratio | speed-up | pruned | top-1 | validation | bytes | latency | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, series in methods.items():
+        for target, found in sorted(series.items()):
+            latency = [m.latency for m in found if not np.isnan(m.latency)]
+            size = spread([(m.packed_bytes or m.file_bytes) / dense[0].file_bytes for m in found])[0]
+            cells = [
+                str(name),
+                f"{target}x",
+                f"{spread([m.ratio for m in found])[0]:.1f}",
+                f"{spread([m.speedup for m in found])[0]:.1f}",
+                *(text([getattr(m, field) for m in found]) for field in ("top1_pruned", "top1", "top1_validation")),
+                f"{size:.3f}",
+                f"{spread(latency)[0]:.2f}" if latency else "",
+                str(len(found)),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+# --- plots
+
+
+def plot(setting: Setting, methods: Mapping[str, Mapping[Name, Series]], unpruned: Mapping[str, list[Measured]],
+         path: Path) -> None:  # fmt: skip
+    """Top-1 against the compression ratio and against the speed-up, zeros above and shrunk graphs below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(11, 8.5), sharey=True)
+    for panels, kind in zip(grid, ("zeros", "shrunk"), strict=True):
+        for axes, field, label in zip(panels, ("ratio", "speedup"), ("compression ratio", "theoretical speed-up"),
+                                      strict=True):  # fmt: skip
+            _curves(axes, methods[kind], unpruned, lambda m, field=field: getattr(m, field))
+            axes.set(xscale="log", xlabel=label, title=f"{kind}", ylabel="top-1, %")
+            axes.set_xticks(TICKS, [f"{tick}x" for tick in TICKS])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        panels[0].legend(fontsize=6.5, loc="lower left")
+    figure.suptitle(f"{setting.network}, {setting.data}: mean and deviation over the seeds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=75)
+    pyplot.close(figure)
+
+
+def _curves(axes: object, methods: Mapping[Name, Series], unpruned: Mapping[str, list[Measured]],
+            where: Callable[[Measured], float]) -> None:  # fmt: skip
+    """One curve a method, from the unpruned network on; random ones dashed."""
+    dense, on = unpruned["trained"], unpruned["finetune"]
+    if dense:
+        axes.axhline(spread([m.top1 for m in dense])[0], color="grey", linewidth=1)  # type: ignore[attr-defined]
+    for name, series in methods.items():
+        points = ([(1.0, *spread([m.top1 for m in on]))] if on else []) + [
+            (spread([where(m) for m in found])[0], *spread([m.top1 for m in found]))
+            for _, found in sorted(series.items())
+        ]
+        style = "--" if name.criterion == "random" else "-"
+        x, y, deviation = map(list, zip(*sorted(points), strict=True))
+        axes.errorbar(x, y, deviation, linestyle=style, marker=".", capsize=2, linewidth=1, label=str(name))  # type: ignore[attr-defined]
