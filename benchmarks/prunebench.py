@@ -10,7 +10,8 @@ A network is trained and exported for each data set and seed. Each method prunes
     python benchmarks/prunebench.py run --data-root DATA
 
 Resumable: results that are in the CSV are not made again; the trained networks lie in --work. Top-1 is measured on the
-test set in ONNX Runtime; 5,000 images held out of the training set pick the best state of every training.
+test set in ONNX Runtime; 5,000 images held out of the training set pick the best state of every training, and are what
+networks are measured on between pruning and training.
 """
 
 from __future__ import annotations
@@ -187,28 +188,31 @@ class Place:
         started = time.process_time()
         path = self.work / "result.onnx"
         if job.start == "trained":
-            path, pruned, steps = self.dense(job.penalty).path, np.nan, 0
+            path = self.dense(job.penalty).path
+            held, steps = (np.nan, self.accuracy(path)), 0
         elif job.method == NARROW:
             self.train(self.share_of(job.target), self.settings(self.whole_budget, job.penalty), path)
-            pruned, steps = np.nan, self.whole_budget.steps or 0
+            held, steps = (np.nan, self.accuracy(path)), self.whole_budget.steps or 0
         else:
-            pruned, steps = self.prune_and_train(job, path)
-        return self.measure(job, path, pruned, steps, started)
+            settings = self.whole_budget if job.start == "scratch" else self.network.finetune
+            held, steps = self.prune_and_train(job, settings, path), settings.steps or 0
+        return self.measure(job, path, held, steps, started)
 
-    def prune_and_train(self, job: Job, path: Path) -> tuple[float, int]:
-        """Write the pruned and trained model; return top-1 before its training, and how long that was."""
+    def accuracy(self, path: Path) -> float:
+        """Top-1 on the images that pick states."""
+        return 100 - error(path, self.sets.held_out)
+
+    def prune_and_train(self, job: Job, settings: TrainSettings, path: Path) -> tuple[float, float]:
+        """Write the pruned, trained model; return top-1 on the images that pick states, before training and after."""
         dense = self.dense(job.penalty)
         made = Cut(dense.structure.model, {}) if job.method == NONE else cut(dense, job.method, job.target)
-        settings = self.whole_budget if job.start == "scratch" else self.network.finetune
         model = made.model if job.start == "finetune" else reinitialise(made.model, made.masks, self.seed)
-        ir.save(model, path)
-        before = 100 - error(path, self.sets.test)
         trained = retrain(
             model, self.sets.train, self.settings(settings, job.penalty), masks=made.masks,
             validation=self.sets.validation,
         )  # fmt: skip
         ir.save(trained.model, path)
-        return before, settings.steps or 0
+        return 100 * (trained.result.start or 0), 100 * (trained.result.best or 0)
 
     def share_of(self, ratio: int) -> float:
         """The share of the width whose parameters are nearest to all / ratio."""
@@ -216,7 +220,7 @@ class Place:
             sizes = {s: sum(p.numel() for p in self.network.build(s).parameters()) for s in SHARES}
         return min(SHARES, key=lambda s: abs(sizes[s] - self.counts.parameters / ratio))
 
-    def measure(self, job: Job, path: Path, pruned: float, steps: int, started: float) -> Measured:
+    def measure(self, job: Job, path: Path, held: tuple[float, float], steps: int, started: float) -> Measured:
         """Everything about a finished file."""
         model, whole = ir.load(path), self.counts
         own = count(model, self.feeds(1))
@@ -234,9 +238,9 @@ class Place:
             macs=whole.macs,
             nonzero_macs=own.nonzero_macs,
             speedup=whole.macs / own.nonzero_macs,
-            top1_pruned=pruned,
             top1=100 - error(path, self.sets.test),
-            top1_validation=100 - error(path, self.sets.held_out),
+            validation_pruned=held[0],
+            validation=held[1],
             file_bytes=path.stat().st_size,
             packed_bytes=packed,
             latency=self.latency(path) if timed else np.nan,
@@ -272,7 +276,8 @@ def run(root: dict[str, Path], work: Path, networks: Sequence[str], seeds: Seque
         what = f"{network} {data} seed {seed} {' '.join(key[3:8])} {job.target}x"
         print(
             f"[{number}/{len(jobs)}] {what}: {done.ratio:.2f}x {done.speedup:.2f}x, "
-            f"top-1 {done.top1_pruned:.2f} -> {done.top1:.2f} %, {done.seconds:.1f} s",
+            f"top-1 {done.top1:.2f} % (validation {done.validation_pruned:.2f} -> {done.validation:.2f} %), "
+            f"{done.seconds:.1f} s",
             flush=True,
         )
 

@@ -72,11 +72,11 @@ MAIN = (
     Method("channels", "random"),
     Method("channels", "magnitude", "uniform"),
     Method("channels", "random", "magnitude"),
+)
+"""Magnitude and the baselines, which the findings rest on; run before all others."""
+OTHERS = (
     Method("weights", "lamp"),
     Method("n:m", "magnitude", "uniform"),
-)
-"""The baselines and magnitude, which the findings rest on; run before all others."""
-OTHERS = (
     Method("weights", "wanda"),
     Method("weights", "obc"),
     Method("weights", "taylor"),

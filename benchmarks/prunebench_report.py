@@ -54,7 +54,8 @@ def report(rows: Sequence[Row], folder: Path) -> None:
 _INTRODUCTION = (
     "Written by `python benchmarks/prunebench.py report` from the CSV files; do not edit.",
     "",
-    "Top-1 on the test set in percent, mean ± standard deviation over the seeds; *pruned*: before fine-tuning.",
+    "Top-1 in percent, mean ± standard deviation over the seeds: on the test set, and on the *validation* images that",
+    "pick the best state of every training (*pruned*: before it).",
     "*ratio*: all parameters / non-zero parameters; *speed-up*: multiply-adds / non-zero multiply-adds; *bytes*: file",
     "over the dense file, for zeros after packing (unpacked it is as large as the dense one); *latency*: ONNX Runtime",
     "time over the dense network's, one thread, 64 images: measured for every shrunk row, and for zeros once a",
@@ -104,7 +105,7 @@ def _dense_lines(rows: Sequence[Row]) -> list[str]:
 
 def _table(methods: Mapping[Name, Series], dense: Sequence[Measured]) -> list[str]:
     lines = [
-        "| method | target | ratio | speed-up | pruned | top-1 | validation | bytes | latency | seeds |",
+        "| method | target | ratio | speed-up | validation, pruned | validation | top-1 | bytes | latency | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, series in methods.items():
@@ -116,7 +117,7 @@ def _table(methods: Mapping[Name, Series], dense: Sequence[Measured]) -> list[st
                 f"{target}x",
                 f"{spread([m.ratio for m in found])[0]:.1f}",
                 f"{spread([m.speedup for m in found])[0]:.1f}",
-                *(text([getattr(m, field) for m in found]) for field in ("top1_pruned", "top1", "top1_validation")),
+                *(text([getattr(m, field) for m in found]) for field in ("validation_pruned", "validation", "top1")),
                 f"{size:.3f}",
                 f"{spread(latency)[0]:.2f}" if latency else "",
                 str(len(found)),

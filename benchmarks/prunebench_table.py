@@ -36,14 +36,15 @@ class Key(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured. Top-1 accuracies are in percent, in ONNX Runtime.
+    """What was measured. Top-1 accuracies are in percent.
 
     Attributes:
         kind: dense (also a narrower one), zeros (the graph as it was, weights zeroed) or shrunk (a smaller graph).
         parameters, nonzero, ratio: Of the dense network, what is left, and all / left.
         macs, nonzero_macs, speedup: The same of multiply-adds, for one image.
-        top1_pruned: On the test set after pruning and before any training; nan where nothing was pruned.
-        top1, top1_validation: After training, on the test set and on the images that picked the best state.
+        top1: After training, on the test set, in ONNX Runtime.
+        validation_pruned, validation: After pruning and before any training (nan where nothing was pruned), and after
+            training, on the images that picked the best state.
         file_bytes: Of the .onnx file.
         packed_bytes: Of the file with its zeros packed; 0 where there are none.
         latency: ONNX Runtime time over that of the dense network, one thread, 64 images; nan where not measured.
@@ -58,9 +59,9 @@ class Measured(NamedTuple):
     macs: int
     nonzero_macs: int
     speedup: float
-    top1_pruned: float
     top1: float
-    top1_validation: float
+    validation_pruned: float
+    validation: float
     file_bytes: int
     packed_bytes: int
     latency: float

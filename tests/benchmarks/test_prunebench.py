@@ -162,7 +162,7 @@ def test_a_table_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def result(seed: int, top1: float, start: str = "finetune", ratio: int = 4) -> Row:
     key = Key("net", "data", seed, "weights", "magnitude", "global", start, "none", ratio)
-    return Row(key, Measured("zeros", 100, 25, 4.0, 1000, 250, 4.0, 50.0, top1, 90.0, 400, 100, math.nan, 3, 1.25))
+    return Row(key, Measured("zeros", 100, 25, 4.0, 1000, 250, 4.0, top1, 50.0, 90.0, 400, 100, math.nan, 3, 1.25))
 
 
 @pytest.mark.parametrize(
