@@ -31,6 +31,8 @@ from onnxprune.scoring.units import score_units
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection import UnitBudget, select_units, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
+from onnxprune.selection.by_cost import select_by_cost
+from onnxprune.selection.costs import COSTS, CostName
 from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
@@ -202,6 +204,12 @@ _CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {Weights: _single_weights, N
 """What becomes zero, by the kind of structure."""
 
 
+_COSTS: Mapping[str, CostName] = {
+    "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
+}  # fmt: skip
+"""What units save where a target is looked for."""
+
+
 def _units(task: _Task) -> Plan:
     """Whole units."""
     structure, recipe = task.structure, task.recipe
@@ -218,7 +226,11 @@ def _units(task: _Task) -> Plan:
     look = UnitLook(structure, counted, groups, scores, inputs)
     price = UNIT_ALLOCATIONS[recipe.allocation](look)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
-    chosen = select_units(structure, counted, groups, scores, budget, price)
+    cost = _COSTS.get(recipe.target or "")
+    if cost is not None and recipe.allocation == "global":
+        chosen = select_by_cost(structure, counted, groups, scores, budget, COSTS[cost])
+    else:
+        chosen = select_units(structure, counted, groups, scores, budget, price)
     whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 

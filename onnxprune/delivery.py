@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import Result
 
 _LEVELS: tuple[Optimize, ...] = ("basic", "all")
+_OF_VERIFY = ("accuracy", "top5", "mse")
 _LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
 
 
@@ -140,6 +141,19 @@ def write(result: Result, path: str | Path, *, force: bool = False) -> None:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
     except OSError as error:
         raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def measurable(eval_data: Any, metric: str | None) -> tuple[str | Path | None, str | None]:
+    """What of the data and the metric of a run `verify` can measure on a model that is not trained."""
+    plain = isinstance(eval_data, (str, Path)) and Path(eval_data).suffix == ".npz"
+    return (eval_data if plain else None), metric if metric in _OF_VERIFY else None
+
+
+def written_bytes(result: Result) -> int:
+    """Return how many bytes `write` would write, external data included."""
+    if result.delivery is not None and result.delivery.sparse_tensors:
+        return to_sparse_initializers(result.model).ByteSize()
+    return model_io.serialized_size(result.model)
 
 
 def _quantised(result: Result, measure: _Measure, calibration: AnyArrays | None) -> Result:

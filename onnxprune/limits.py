@@ -105,9 +105,13 @@ def measured_figures(result: Result) -> dict[str, float]:
     if verdict.latency_ratio is not None:
         found["latency"] = verdict.latency_ratio
     if verdict.metric is not None:
-        drop = verdict.metric.before - verdict.metric.after
-        found["metric_drop"] = -drop if verdict.metric.name in LOWER_IS_BETTER else drop
+        found["metric_drop"] = drop(verdict.metric.name, verdict.metric.before, verdict.metric.after)
     return found
+
+
+def drop(metric: str, before: float, after: float) -> float:
+    """By how much a metric got worse, in its own unit."""
+    return after - before if metric in LOWER_IS_BETTER else before - after
 
 
 def check(limits: Iterable[Limit], measured: Mapping[str, float]) -> None:

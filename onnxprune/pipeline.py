@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnxprune import delivery, limits, model_io
+from onnxprune import delivery, limits, model_io, targets
 from onnxprune.calibration import AnyArrays, Calibration, read_calibration
 from onnxprune.demands import check_method, recovery_methods
 from onnxprune.errors import RecipeError
@@ -60,6 +60,7 @@ class Result:
             a scan of sensitivity found.
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
+        target: What a target asked for and what came out; None where the recipe has none.
     """
 
     model: ir.Model
@@ -78,6 +79,7 @@ class Result:
     steps: tuple[Mapping[str, Any], ...] = ()
     untouched: Mapping[str, str] = field(default_factory=dict)
     retraining: tuple[Mapping[str, Any], ...] = ()
+    target: targets.Reached | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -93,6 +95,8 @@ class Result:
         }
         if self.retraining:
             own["retraining"] = list(self.retraining)
+        if self.target is not None:
+            own["target"] = self.target.as_dict()
         measured = {} if self.verdict is None else self.verdict.as_dict()
         return own | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
@@ -158,29 +162,66 @@ def prune(
     has_metric = eval_data is not None or recipe.retrain is not None
     limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=has_metric)
     _check_data(recipe, data, eval_data, resume)
+    targets.check(recipe, metric=has_metric, verification=verification, resume=resume)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
     samples = None
     if calibration is not None:
         limit, seed = recipe.calibration_samples, recipe.seed
         samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed))
-    if recipe.retrain is None:
-        assert not isinstance(eval_data, Mapping)
-        check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
-        checks = {"verification": verification, "eval_data": eval_data}
-        result = _prune_once(original, recipe, samples, clock, check if verification else None, checks)
-    else:
-        from onnxprune.retraining import Wishes, for_delivery, prune_and_retrain  # PyTorch, which only this needs
+    folder = None if checkpoint is None else Path(checkpoint)
+    given = _Given(data, eval_data, metric, calibration, samples, folder, resume, verification, latency)
+    if recipe.target is None:
+        return _run(original, recipe, given, clock)
+    return targets.reach(original, recipe, partial(_try, original, given, clock), eval_data, metric, progress)
 
-        assert data is not None
-        folder = None if checkpoint is None else Path(checkpoint)
-        wishes = Wishes(data, eval_data, metric, samples, folder, resume, verification, latency)
+
+def _try(original: ir.Model, given: _Given, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
+    """One run of a search: without verification, unless it is whole."""
+    if whole:
+        return _run(original, recipe, given, clock)
+    data, metric = delivery.measurable(given.eval_data, given.metric)
+    given = replace(given, eval_data=data, metric=metric, verification=False, latency=False)
+    return _run(original, recipe, given, Clock(None))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a run is given beside model and recipe; see `prune`. `samples` are those of `calibration`, read."""
+
+    data: AnyData | None
+    eval_data: AnyData | None
+    metric: str | None
+    calibration: AnyArrays | None
+    samples: Calibration | None
+    checkpoint: Path | None
+    resume: bool
+    verification: bool
+    latency: bool
+
+
+def _run(original: ir.Model, recipe: Recipe, given: _Given, clock: Clock) -> Result:
+    """Prune, with training or without, and bring the model into the form that is delivered."""
+    latency = given.latency
+    if recipe.retrain is None:
+        assert not isinstance(given.eval_data, Mapping)
+        eval_data, metric = given.eval_data, given.metric
+        check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
+        checks = {"verification": given.verification, "eval_data": eval_data}
+        result = _prune_once(original, recipe, given.samples, clock, check if given.verification else None, checks)
+    else:
+        from onnxprune.retraining import Wishes, prune_and_retrain  # PyTorch, which only this needs
+
+        assert given.data is not None
+        wishes = Wishes(
+            given.data, given.eval_data, given.metric, given.samples, given.checkpoint, given.resume,
+            given.verification, latency,
+        )  # fmt: skip
         result = prune_and_retrain(original, recipe, wishes, clock)
-        eval_data, metric = for_delivery(eval_data, metric)
-    assert not isinstance(eval_data, Mapping)
+        eval_data, metric = delivery.measurable(given.eval_data, given.metric)
     result = replace(result, source=_file_id(original))
     finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
-    finish = partial(finish, calibration=calibration)
+    finish = partial(finish, calibration=given.calibration)
     delivered: Result = clock("deliver", finish)
     return delivered
 

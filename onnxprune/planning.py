@@ -77,7 +77,8 @@ def _tidied(model: ir.Model) -> Mapping[str, str]:
 
 def shortfall(recipe: Recipe, sparsity: float) -> str:
     """Why the sparsity asked for is not reached, empty where it is."""
-    if recipe.quality is not None or abs(sparsity - recipe.sparsity) <= 0.01:
+    searched = recipe.target is not None  # nobody asked for this sparsity
+    if recipe.quality is not None or searched or abs(sparsity - recipe.sparsity) <= 0.01:
         return ""
     asked = f"asked for {recipe.sparsity:.1%}, got {sparsity:.1%}"
     if not recipe.parts.units:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from onnxprune import limits
+from onnxprune.amounts import TARGETS, Ratio, check_amount, target_of
 from onnxprune.errors import RecipeError
 from onnxprune.structure.groups import KINDS
 from onnxprune.structures import NM, Parts, Weights, parse_structure
@@ -51,6 +52,21 @@ class Recipe(BaseModel):
         None,
         gt=0,
         description="instead of a share: weights below q standard deviations of their layer go (Han et al. 2015)",
+    )
+    target_latency: Ratio | None = Field(
+        None, description="look for the sparsity at which the measured latency, after / before, is this: 0.5 or 0.5x"
+    )
+    target_macs: Ratio | None = Field(
+        None, description="look for the sparsity at which at most this share of the multiply-adds is left"
+    )
+    target_size: Ratio | None = Field(
+        None, description="look for the sparsity at which the file has at most this share of its bytes"
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        description="look for the highest sparsity at which the metric on --eval-data falls by at most this, in its "
+        "own unit (0.01 is one point of accuracy)",
     )
     structure: str = Field(
         "weights",
@@ -119,6 +135,11 @@ class Recipe(BaseModel):
         return {} if retrain is True else None if retrain is False else retrain
 
     @property
+    def target(self) -> str | None:
+        """Which field decides the sparsity by a search; None where the recipe says it."""
+        return target_of(self)
+
+    @property
     def parts(self) -> Parts:
         """The structure, read."""
         return parse_structure(self.structure)
@@ -154,7 +175,8 @@ class Recipe(BaseModel):
             parts = parse_structure(str(settings.get("structure", "")))
         except RecipeError:
             return settings
-        if parts.units or not isinstance(parts.zeros, NM) or settings.get("quality") is not None:
+        others = any(settings.get(name) is not None for name in ("quality", *TARGETS))
+        if parts.units or not isinstance(parts.zeros, NM) or others:
             return settings
         return {"sparsity": parts.zeros.sparsity, **settings}
 
@@ -167,7 +189,7 @@ class Recipe(BaseModel):
         if isinstance(zeros, NM):
             if not parts.units and abs(self.sparsity - zeros.sparsity) > 1e-9:
                 raise ValueError(f"--sparsity: {parts.text} makes it {zeros.sparsity:g}: leave it out")
-            if self.sparsity < zeros.sparsity - 1e-9:
+            if self.target is None and self.sparsity < zeros.sparsity - 1e-9:
                 raise ValueError(
                     f"--sparsity: {parts.text} zeroes {zeros.sparsity:g} of the weights by itself: give more"
                 )
@@ -185,11 +207,7 @@ class Recipe(BaseModel):
         return self
 
     def _amount_is_given(self) -> None:
-        given = self.model_fields_set
-        if "sparsity" not in given and self.quality is None:
-            raise ValueError("--sparsity: say which share of the weights goes, between 0 and 1")
-        if self.quality is not None and "sparsity" in given:
-            raise ValueError("--quality: a threshold decides what goes, --sparsity a share: give one of them")
+        check_amount(self)
         if self.quality is not None and self.parts != Parts("weights", False, Weights()):
             raise ValueError(f"--quality: a threshold is for single weights, --structure {self.structure} is not")
         for field in ("criterion", "allocation") if self.quality is not None else ():

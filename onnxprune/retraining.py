@@ -39,7 +39,6 @@ from onnxprune.steps import State, Steps, Trace
 from onnxprune.verification import Verdict, verify
 
 _TRACE = "onnxprune.retraining"
-_OF_VERIFY = ("accuracy", "top5", "mse")
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,6 @@ def _steps(original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets) -> St
             raise RecipeError(f"--criterion {recipe.criterion} needs labels, which --data have none of: --calibration")
     structure = prepare(original.clone())
     return Steps.of(structure, recipe, methods=methods, calibration=calibration, verification=wishes.verification)
-
-
-def for_delivery(eval_data: AnyData | None, metric: str | None) -> tuple[str | Path | None, str | None]:
-    """What of these `verification.verify` can measure again on a packed model."""
-    plain = isinstance(eval_data, (str, Path)) and Path(eval_data).suffix == ".npz"
-    return (eval_data if plain else None), metric if metric in _OF_VERIFY else None  # type: ignore[return-value]
 
 
 def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:

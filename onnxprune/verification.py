@@ -140,6 +140,30 @@ def verify(
     )
 
 
+def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: str | Path | None = None) -> list[runtime.Feeds]:
+    """Return the inputs that `verify` runs a model on.
+
+    Raises:
+        DataError: No inputs are found that the model runs with.
+    """
+    session = runtime.make_session(model)
+    data = None if eval_data is None else runtime.LabelledData.load(eval_data, session)
+    return _batches(model, session, seed, data)
+
+
+def metric_of(model: ir.Model, eval_data: str | Path, name: str | None) -> tuple[str, float]:
+    """Measure a model on labelled inputs: the metric asked for, or the first that fits the data, with its name.
+
+    Raises:
+        DataError: The data do not fit.
+        RecipeError: There is no such metric on these data.
+    """
+    session = runtime.make_session(model, error=VerificationError)
+    found = runtime.evaluate(session, runtime.LabelledData.load(eval_data, session))
+    name = _known_metric(found, name)
+    return name, found[name]
+
+
 def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
     """Return the latency of ``b`` over that of ``a``: alternating runs, one thread, all optimisations."""
     sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (a, b)]
@@ -203,7 +227,12 @@ def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) ->
 def _metric(before: _Observed, after: _Observed, name: str | None) -> Metric | None:
     if not before.metrics:
         return None
-    name = name or next(iter(before.metrics))
-    if name not in before.metrics:
-        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(before.metrics)}")
+    name = _known_metric(before.metrics, name)
     return Metric(name, before.metrics[name], after.metrics[name], before.samples)
+
+
+def _known_metric(found: Mapping[str, float], name: str | None) -> str:
+    name = name or next(iter(found))
+    if name not in found:
+        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(found)}")
+    return name

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnxprune import retraining_state
+from onnxprune.amounts import TARGETS
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.run import apply_preset, check_folder, save_settings
+from onnxprune.cli.run import apply_preset, check_folder, given_amount, save_settings
 from onnxprune.cli.training_flags import (
     CheckpointFlag,
     DataFlag,
@@ -49,6 +50,10 @@ def prune(
         float | None, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)
     ] = None,
     quality: Annotated[float | None, typer.Option(help=_about("quality"), show_default=False)] = None,
+    target_latency: Annotated[str | None, typer.Option(help=_about("target_latency"), show_default=False)] = None,
+    target_macs: Annotated[str | None, typer.Option(help=_about("target_macs"), show_default=False)] = None,
+    target_size: Annotated[str | None, typer.Option(help=_about("target_size"), show_default=False)] = None,
+    max_drop: Annotated[float | None, typer.Option(help=_about("max_drop"), show_default=False)] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -125,9 +130,8 @@ def prune(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
-    amount = {name: value for name, value in (("sparsity", sparsity), ("quality", quality)) if value is not None}
     recipe = make_recipe(
-        **amount,
+        **given_amount(ctx, ("sparsity", "quality", *TARGETS)),
         **training_settings(retrain, training),
         structure=structure,
         criterion=criterion,

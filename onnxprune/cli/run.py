@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +51,13 @@ def apply_preset(ctx: typer.Context, name: str | None) -> str | None:
     own = ctx.default_map or {}
     ctx.default_map = {**preset(name), **own}
     return name
+
+
+def given_amount(ctx: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Return what says how much goes: one that is given as a flag wins over those of a recipe file or a preset."""
+    found = {name: ctx.params[name] for name in names if ctx.params[name] is not None}
+    flags = [name for name in found if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    return {name: found[name] for name in flags} or found
 
 
 def check_folder(path: Path | None) -> Path | None:

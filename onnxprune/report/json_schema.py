@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from onnxprune.packing import TensorReport
 from onnxprune.recipe import Recipe
 from onnxprune.runtime import Figures
+from onnxprune.targets import Reached
 from onnxprune.verification import Metric, Verdict
 
 FORMAT = "onnxprune-prune/1"
@@ -52,6 +53,7 @@ class PruneOutput(BaseModel):
         {}, description="weights or groups of units that the pattern or the criterion does not fit, with the reason"
     )
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
+    target: Reached | None = Field(None, description="what a target asked for, what came out, and what was tried")
     before: Figures
     after: Figures
     removed_vs_masked: float = Field(description="largest difference to the masked original, relative")

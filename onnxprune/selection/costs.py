@@ -1,4 +1,4 @@
-"""What a node costs at given shapes: multiply-adds, or an estimate of the time that ONNX Runtime takes for it.
+"""What a node costs at given shapes: parameters, multiply-adds, or an estimate of the time that ONNX Runtime takes.
 
 A `Ledger` asks for the costs of the nodes that a removal touches, so that units can go in the order of importance per
 cost. An estimate need only tell nodes of one model apart: what a target asks for is measured on the whole model.
@@ -16,7 +16,7 @@ from onnxprune.runtime.figures import Shapes, macs_of, nodes_with_times
 from onnxprune.structure.structure import Structure
 
 Cost = Callable[[ir.Node, Shapes], float]
-CostName = Literal["macs", "latency"]
+CostName = Literal["parameters", "macs", "latency"]
 
 BLOCK = 16
 """Channels that a convolution of ONNX Runtime takes at once."""
@@ -29,6 +29,11 @@ _POINTWISE = {
     "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Mul", "BatchNormalization", "Identity",
 }  # fmt: skip
 _FREE = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "ConstantOfShape", "Dropout"}
+
+
+def parameters(node: ir.Node, shapes: Shapes) -> float:
+    """Elements of the constants that the node reads."""
+    return sum(math.prod(shapes[v]) for v in node.inputs if v is not None and v.is_initializer() and v in shapes)
 
 
 def macs(node: ir.Node, shapes: Shapes) -> float:
@@ -47,7 +52,7 @@ def latency(node: ir.Node, shapes: Shapes) -> float:
     return macs(node, shapes) + TRAFFIC * moved
 
 
-COSTS: Mapping[CostName, Cost] = {"macs": macs, "latency": latency}
+COSTS: Mapping[CostName, Cost] = {"parameters": parameters, "macs": macs, "latency": latency}
 
 
 def counted_nodes(structure: Structure) -> Iterator[tuple[ir.Node, int]]:

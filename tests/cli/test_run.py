@@ -46,6 +46,20 @@ def test_flags_win_over_the_file_and_the_file_over_a_preset(folder: Path, capsys
     assert recipe_used(capsys)["sparsity"] == 0.75
 
 
+def test_a_target_wins_over_the_sparsity_of_a_preset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder / "net.onnx", "--preset", "fastest", "--target-macs", "0.6x", "--dry-run", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["recipe"]["target_macs"] == 0.6 and answer["target"]["reached"] <= 0.6
+    recipe = folder / "r.toml"
+    recipe.write_text("model = 'net.onnx'\nstructure = 'channels'\ntarget-size = '0.7x'\n")
+    assert run("run", recipe, "--dry-run") == 0
+    assert "--target-size 0.7: reached 0." in capsys.readouterr().out
+    assert "give one of them" in refused(capsys, folder, folder / "net.onnx", "-s", 0.5, "--target-macs", 0.5)
+    assert "cannot be reached" in refused(
+        capsys, folder, folder / "net.onnx", "--structure", "channels", "--target-macs", 0.001, status=1
+    )
+
+
 def test_a_preset_is_enough(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(TRAINED, "--preset", "smallest", "--json", "-o", folder / "small.onnx") == 0
     used = recipe_used(capsys)

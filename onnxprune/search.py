@@ -1,0 +1,166 @@
+"""Looking for the sparsity that gives what was asked for, in few runs. Pure arithmetic: what a run is, the caller says.
+
+Both searches ask ``measure(sparsity)`` for a number, remember every answer, and are deterministic where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MOST = 0.999
+"""The sparsity at which everything goes that can."""
+
+_CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
+_FINEST = 1 / 2048  # no two sparsities closer than this are tried
+_LEAST = 1e-9  # in the place of 0, where a logarithm is taken
+
+Measure = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One run: the sparsity asked for, and what was measured."""
+
+    sparsity: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with.
+
+    Attributes:
+        best: The run to keep; None where none does.
+        tries: All runs, in their order.
+    """
+
+    best: Try | None
+    tries: tuple[Try, ...]
+
+
+def nearest_ratio(
+    measure: Measure,
+    wanted: float,
+    *,
+    under: bool,
+    least: float = 0.0,
+    whole: float | None = None,
+    most_tries: int = 12,
+) -> Found:
+    """Find the sparsity at which a figure that falls with it is what is wanted: by interpolation and by halves.
+
+    Args:
+        measure: From a sparsity to the figure, after / before.
+        wanted: The figure.
+        under: Keep only what is no more than ``wanted``; otherwise the nearest is kept, by its ratio to ``wanted``.
+        least: The least sparsity that makes sense.
+        whole: The figure at ``least``, where it is known without a run.
+        most_tries: Runs at most, but for one at `MOST`.
+
+    Returns:
+        No ``best`` where even `MOST` is not enough; the last try is that at `MOST`.
+    """
+    search = _Runs(measure)
+    low = Try(least, whole) if whole is not None else search.at(least)
+    high: Try | None = None
+    same_side = 0
+    while low.value > wanted and len(search.tries) < most_tries:
+        end = MOST if high is None else high.sparsity
+        if end - low.sparsity <= _FINEST:
+            break
+        new = search.at(_between(low, high, wanted, halve=abs(same_side) > 1))
+        if (new.value <= wanted or not under) and abs(new.value / wanted - 1) <= _CLOSE:
+            break
+        if new.value > wanted:
+            low, same_side = new, max(same_side, 0) + 1
+        else:
+            high, same_side = new, min(same_side, 0) - 1
+    reached = [t for t in (low, *search.tries) if t.value <= wanted or (not under and t.value <= wanted * (1 + _CLOSE))]
+    if not reached and (last := search.at(MOST)).value <= wanted:
+        reached = [last]
+    if not reached:
+        return Found(None, search.tries)
+    fits = reached if under else [low, *search.tries]
+    return Found(min(fits, key=lambda t: abs(math.log(max(t.value, _LEAST) / wanted))), search.tries)
+
+
+def _between(low: Try, high: Try | None, wanted: float, halve: bool) -> float:
+    """The sparsity to try next, between two that are too little and too much (None: not known yet).
+
+    Between two points figures go about as a power of what is left; where one end stays for long, by halves.
+    """
+    end = MOST if high is None else high.sparsity
+    left, at_end = math.log(1 - low.sparsity), math.log(1 - end)
+    if high is None:
+        guess = left + math.log(wanted / low.value)
+    else:
+        share = math.log(low.value / wanted) / max(math.log(low.value / max(high.value, _LEAST)), _LEAST)
+        guess = left + share * (at_end - left)
+    share = 0.5 if halve else (1 - math.exp(guess) - low.sparsity) / (end - low.sparsity)
+    return low.sparsity + min(max(share, 0.1), 0.9) * (end - low.sparsity)
+
+
+def highest_within(measure: Measure, limit: float, *, least: float = 0.0, most_tries: int = 24) -> Found:
+    """Find the highest sparsity whose loss is within the limit, and 5 % more of which is not.
+
+    Losses need not rise evenly: a search by halves ends at a sparsity that holds, with one just above it that does not;
+    then 5 % more (both times 1.05 and 5 points more) is tried, and where that holds the search goes on from there.
+
+    Args:
+        measure: From a sparsity to the loss; NaN holds no limit.
+        limit: The loss that is allowed.
+        least: The least sparsity that makes sense.
+        most_tries: Runs at most.
+
+    Returns:
+        No ``best`` where nothing holds.
+    """
+    search = _Runs(measure)
+    best: Try | None = None
+    low, high = least, MOST
+    while len(search.tries) < most_tries:
+        if high - low > _resolution(low):
+            new = search.at((low + high) / 2)
+            if new.value <= limit:
+                best, low = new, new.sparsity
+            else:
+                high = new.sparsity
+            continue
+        further = next((t for t in map(search.at, five_percent_more(low)) if t.value <= limit), None)
+        if further is None:
+            break
+        best, low = further, further.sparsity
+        high = min((t.sparsity for t in search.tries if t.sparsity > low and not t.value <= limit), default=MOST)
+    return Found(best, search.tries)
+
+
+def five_percent_more(sparsity: float) -> list[float]:
+    """Both readings of 5 % more, none above `MOST`."""
+    return [min(s, MOST) for s in (sparsity * 1.05, sparsity + 0.05) if sparsity < MOST]
+
+
+def _resolution(low: float) -> float:
+    """A hundredth of the sparsity, a tenth of what it leaves, whichever is less."""
+    return max(_FINEST, min(0.01 * low, 0.1 * (1 - low)))
+
+
+class _Runs:
+    """The runs of a search, each sparsity once."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+        self._known: dict[float, Try] = {}
+
+    @property
+    def tries(self) -> tuple[Try, ...]:
+        """All runs so far."""
+        return tuple(self._known.values())
+
+    def at(self, sparsity: float) -> Try:
+        """Run, or remember."""
+        sparsity = round(sparsity, 6)
+        if sparsity not in self._known:
+            self._known[sparsity] = Try(sparsity, self._measure(sparsity))
+        return self._known[sparsity]

@@ -1,0 +1,252 @@
+"""Targets that decide how much goes: a share of the latency, multiply-adds or bytes, or a drop of the metric.
+
+A search (search.py) tries sparsities; every try is a run of the recipe, measured as the result will be. Budgets are
+tried without training and verification, which change neither shapes nor the number of zeros; for a drop the training
+belongs to the try. Units go in the order of importance per cost (selection/by_cost.py), so that the sparsity is the one
+thing left to find.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnx_ir as ir
+
+from onnxprune import limits, model_io, runtime
+from onnxprune.delivery import measurable, written_bytes
+from onnxprune.errors import DataError, RecipeError, VerificationError
+from onnxprune.recipe import Recipe, flag_name
+from onnxprune.search import Found, Try, highest_within, nearest_ratio
+from onnxprune.structures import NM
+from onnxprune.verification import latency_ratio, metric_of, sample_inputs
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Result
+
+Figure = Callable[["Result"], float]
+_OFF = 0.1  # a latency further than this from its target, relative to it, is told as missed
+
+
+class Run(Protocol):
+    """One run of a recipe: whole, or without training and verification."""
+
+    def __call__(self, recipe: Recipe, *, whole: bool) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a target asked for and what came out.
+
+    Attributes:
+        target: The field of the recipe.
+        wanted: Its value.
+        reached: The same of the result; as measured in the search, where the result was not measured.
+        sparsity: The sparsity that was asked for to get it.
+        tries: All runs of the search.
+    """
+
+    target: str
+    wanted: float
+    reached: float
+    sparsity: float
+    tries: tuple[Try, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    @property
+    def note(self) -> str:
+        """One sentence for the user."""
+        flag = f"--{flag_name('', self.target)} {self.wanted:g}"
+        text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}, in {len(self.tries)} tries"
+        missed = self.target == "target_latency" and abs(self.reached / self.wanted - 1) > _OFF
+        return text + ("; the steps that whole units go in allow nothing nearer" if missed else "")
+
+
+def check(recipe: Recipe, *, metric: bool, verification: bool, resume: bool) -> None:
+    """Refuse, before any work is done, a target that this run cannot look for.
+
+    Raises:
+        RecipeError: See above.
+    """
+    if recipe.target == "max_drop" and not metric:
+        raise RecipeError("--max-drop needs labelled data to measure the metric on: give --eval-data")
+    if recipe.target == "max_drop" and not verification:
+        raise RecipeError("--max-drop measures a metric, which cannot be done without verification")
+    if recipe.target == "max_drop" and resume:
+        raise RecipeError("--resume: a search by --max-drop trains many times and starts anew; leave it out")
+    if recipe.target == "target_latency" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("--target-latency is measured in one process, so this run cannot be shared by several")
+
+
+def reach(
+    original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None, tell: Callable[[str], None] | None
+) -> Result:
+    """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
+
+    Args:
+        original: The model before.
+        recipe: With a target.
+        run: Runs a recipe on the original.
+        eval_data: What a drop is measured on, and what models run on for which no random inputs are found.
+        metric: The metric asked for.
+        tell: Called with the name of each try.
+
+    Raises:
+        VerificationError: The target cannot be reached; the sentence says what can.
+        DataError: The data do not fit the model.
+    """
+    search = _Search.of(original, recipe, run, eval_data, metric, tell)
+    found = search.find()
+    if found.best is None:
+        raise VerificationError(_unreachable(search.target, search.wanted, found))
+    result = search.result(found.best.sparsity)
+    if search.target == "max_drop" and result.gone == 0:
+        raise VerificationError(_unreachable(search.target, search.wanted, found))
+    measured = limits.measured_figures(result)
+    value = measured.get(_MEASURED_AS[search.target], found.best.value)
+    reached = Reached(search.target, search.wanted, value, found.best.sparsity, found.tries)
+    return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search of one recipe.
+
+    Attributes:
+        recipe: With its target.
+        target: Which.
+        wanted: What is asked for.
+        run: Runs a recipe.
+        figure: What is measured of each try.
+        tell: Called with the name of each try.
+        figures: What was measured, by the parameters gone: two sparsities may come to the same units.
+        results: Of tries that are whole runs, by sparsity.
+    """
+
+    recipe: Recipe
+    target: str
+    wanted: float
+    run: Run
+    figure: Figure
+    tell: Callable[[str], None] | None
+    figures: dict[int, float] = field(default_factory=dict)
+    results: dict[float, Result] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+        tell: Callable[[str], None] | None,
+    ) -> _Search:  # fmt: skip
+        """Prepare what is measured."""
+        target = recipe.target
+        assert target is not None
+        data, name = measurable(eval_data, metric)
+        trained = target == "max_drop" and recipe.retrain is not None
+        figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, data, name)
+        return _Search(recipe, target, float(getattr(recipe, target)), run, figure, tell)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training belongs to each try."""
+        return self.target == "max_drop" and self.recipe.retrain is not None
+
+    def find(self) -> Found:
+        """Run the search."""
+        recipe, zeros = self.recipe, self.recipe.parts.zeros
+        least = zeros.sparsity if isinstance(zeros, NM) else 0.0
+        if self.target == "max_drop":
+            return highest_within(self.measure, self.wanted, least=least)
+        changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
+        whole, under = None if changed else 1.0, self.target != "target_latency"
+        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under)
+
+    def measure(self, sparsity: float) -> float:
+        """One try."""
+        if self.tell is not None:
+            self.tell(f"--{flag_name('', self.target)}: sparsity {sparsity:.4f}")
+        update: dict[str, Any] = {"sparsity": sparsity, "require": ()}
+        if not self.trained:
+            update["retrain"] = None
+        result = self.run(self.recipe.model_copy(update=update), whole=self.trained)
+        if self.trained:
+            self.results[sparsity] = result
+            return self.figure(result)
+        if result.gone not in self.figures:
+            self.figures[result.gone] = self.figure(result)
+        return self.figures[result.gone]
+
+    def result(self, sparsity: float) -> Result:
+        """The result at the sparsity that was found, within the limits of the recipe."""
+        if sparsity not in self.results:
+            return self.run(self.recipe.model_copy(update={"sparsity": sparsity}), whole=True)
+        result = self.results[sparsity]
+        limits.check(map(limits.parse, self.recipe.require), limits.measured_figures(result))
+        return result
+
+
+def _unreachable(target: str, wanted: float, found: Found) -> str:
+    flag = f"--{flag_name('', target)} {wanted:g}"
+    if target == "max_drop":
+        least = min((t for t in found.tries if not t.value <= wanted), key=lambda t: t.sparsity)
+        return f"{flag} allows no pruning: a sparsity of {least.sparsity:.2%} costs {least.value:.4g} already"
+    best = min(found.tries, key=lambda t: t.value)
+    return (
+        f"{flag} cannot be reached: the least that this recipe gives is {best.value:.3g}, with all gone that can "
+        "(--allow-inexact, --round-to, --quantize and --pack may allow more)"
+    )
+
+
+# --- what is measured
+
+
+def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+    return lambda result: latency_ratio(original, result.model, feeds)
+
+
+def _macs(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+
+    def macs(model: ir.Model) -> int:
+        shapes = runtime.concrete_shapes(model, feeds, runtime.counted_values(model))
+        return runtime.figures(model, shapes).macs or 0
+
+    before = max(macs(original), 1)
+    return lambda result: macs(result.model) / before
+
+
+def _size(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    before = model_io.serialized_size(original)
+    return lambda result: written_bytes(result) / before
+
+
+def _drop(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    if eval_data is None:
+        raise DataError("--max-drop needs an .npz as --eval-data where nothing is retrained")
+    data = eval_data
+    name, before = metric_of(original, data, metric)
+
+    def drop(result: Result) -> float:
+        _, after = metric_of(result.model, data, name)
+        return limits.drop(name, before, after)
+
+    return drop
+
+
+def _drop_of_verdict(result: Result) -> float:
+    found = limits.measured_figures(result)
+    if "metric_drop" not in found:
+        raise DataError("--max-drop: no metric was measured, since nothing is held out of --data: give --eval-data")
+    return found["metric_drop"]
+
+
+_FIGURES: dict[str, Callable[[ir.Model, Recipe, Path | str | None, str | None], Figure]] = {
+    "target_latency": _latency, "target_macs": _macs, "target_size": _size, "max_drop": _drop,
+}  # fmt: skip
+_MEASURED_AS = {"target_latency": "latency", "target_macs": "macs", "target_size": "size", "max_drop": "metric_drop"}
