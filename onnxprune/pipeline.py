@@ -82,6 +82,11 @@ class Result:
     target: targets.Reached | None = None
 
     @property
+    def recovered(self) -> Mapping[str, Any] | None:
+        """What recovery did after the last step; None where nothing was recovered."""
+        return self.steps[-1].get("recovery") if self.steps else None
+
+    @property
     def figures(self) -> dict[str, Any]:
         """The figures as plain data."""
         own: dict[str, Any] = {

@@ -76,9 +76,7 @@ class Recipe(BaseModel):
     unit_share: float = Field(
         0.5, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
-    criterion: str = Field(
-        "magnitude", description="how much a weight or a unit matters; onnxprune criteria lists them"
-    )
+    criterion: str = Field("magnitude", description="how much a weight or a unit matters; onnxprune methods lists them")
     allocation: Literal["global", "uniform", "erk", "lamp", "sensitivity"] = Field(
         "global",
         description="how layers compete: global (all ranked together), uniform, erk, lamp, or sensitivity (scanned on "

@@ -1,12 +1,6 @@
-"""What ``--structure`` says: the shape in which weights go.
+"""What ``--structure`` says: the shape in which weights go; `STRUCTURES` lists how it is written.
 
-    weights                single weights, anywhere
-    2:4, 1:4, N:M          at most N of every M consecutive weights along the reduction axis stay
-    block:1x4, block:RxC   blocks of R outputs by C inputs
-    channels               whole units (channels, neurons, heads, ...): the graph gets smaller
-    channels+weights       a share by whole units, the rest by single weights (or by a pattern: channels+2:4)
-
-Data alone: how each is chosen is in `selection/`, in what order the two of a mix are done in `steps.py`.
+Data alone: how each is chosen is in `choosing.py` and `selection/`, the order of the two of a mix in `steps.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +11,15 @@ from dataclasses import dataclass
 from onnxprune.errors import RecipeError
 
 UNITS, WEIGHTS = "channels", "weights"
+STRUCTURES = {
+    "weights": "single weights become zero, anywhere",
+    "N:M": "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity",
+    "block:RxC": "blocks of R outputs by C inputs become zero as one (block:1x4, block:4x1)",
+    "channels": "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller",
+    "channels+weights": "a mix: --unit-share of the sparsity by whole units, the rest by single weights (or a pattern: "
+    "channels+2:4, channels+block:1x4)",
+}
+"""How values of ``--structure`` are written, for lists of them."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -41,13 +41,33 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         )
     if result.dead:
         console.print(f"{result.dead:,} dead units went as well")
+    if result.recovered is not None:
+        console.print(recovery_line(result.recovered))
+    for table in sensitivity_tables(result):
+        console.print(table)
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
-        console.print(_verdict(verdict, retrained=result.recipe.retrain is not None))
+        console.print(_verdict(verdict, changed_by(result)))
     if not parts.units:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
+
+
+def sensitivity_tables(result: Result) -> Iterable[Table]:
+    """What a scan of the dense model found, one row a layer or group; none where there was no scan."""
+    rows = result.steps[0].get("sensitivity") if result.steps else None
+    if rows:
+        table = Table(title="sensitivity: error of the outputs when a share of one alone goes", title_justify="left")
+        for column in rows[0]:
+            table.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+        yield table
+
+
+def _cell(value: str | int | float) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _figures(model: str, verdict: Verdict) -> Table:
@@ -75,11 +95,28 @@ def _rows(verdict: Verdict) -> Iterable[tuple[str, int, int]]:
     yield "file (bytes)", a.file_bytes, b.file_bytes
 
 
-def _verdict(verdict: Verdict, *, retrained: bool) -> str:
+def changed_by(result: Result) -> str:
+    """What changed the weights that are left, after removed == masked was checked; empty where nothing did."""
+    parts = ("recovery", result.recovered is not None), ("training", result.recipe.retrain is not None)
+    return " and ".join(name for name, did in parts if did)
+
+
+def recovery_line(recovered: Mapping[str, Any]) -> str:
+    """What recovery did, in one sentence."""
+    changed = len({step["layer"] for step in recovered["steps"] if step["applied"]})
+    tried = len({step["layer"] for step in recovered["steps"]})
+    by = f"{', '.join(recovered['methods'])}; {recovered['samples']:,} calibration inputs"
+    return (
+        f"recovery ({by}) changed {changed} of {tried} layers: relative squared error of the outputs "
+        f"{recovered['before']:.3g} before, {recovered['after']:.3g} after"
+    )
+
+
+def _verdict(verdict: Verdict, changed: str) -> str:
     masked = f"the same weights zeroed to {verdict.removed_vs_masked:.1e}"
     equal = "equals the original with " + masked
-    if retrained:
-        equal = f"was equal to the original with {masked} before the training, masks held exactly"
+    if changed:
+        equal = f"was equal to the original with {masked} before {changed}, masks held exactly"
     return (
         f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), {equal}; against the "
         f"original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"

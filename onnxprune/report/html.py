@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from onnxprune import limits
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.inspection import Inspection, inspect
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.report.console import NO_FASTER
+from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "result": result,
         "verdict": result.verdict,
         "headline": _headline(result),
+        "changed": changed_by(result),
+        "recovered": recovery_line(result.recovered) if result.recovered is not None else "",
+        "sensitivity": [(row, _curve(row)) for row in _scan(result)[:_MOST_ROWS]],
         "figures": _figures(result.verdict),
         "limits": [str(limits.parse(text)) for text in result.recipe.require],
         "layers": list(zip(shown, plots, strict=True)),
@@ -102,6 +105,18 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "record_size": len(record),
         "source": result.source,
     }
+
+
+def _scan(result: Result) -> list[Mapping[str, Any]]:
+    """What a scan of the dense model found, a row a layer; empty where there was none."""
+    rows: list[Mapping[str, Any]] = (result.steps[0].get("sensitivity") if result.steps else None) or []
+    return rows
+
+
+def _curve(row: Mapping[str, Any]) -> str:
+    """Points of an SVG line: the error of the outputs, up to 1, by the share of a layer that goes."""
+    points = [(0.0, 0.0), *((float(k[:-1]) / 100, float(v)) for k, v in row.items() if k.endswith("%"))]
+    return " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (1 - min(y, 1.0)):.1f}" for x, y in points)
 
 
 def _headline(result: Result) -> str:

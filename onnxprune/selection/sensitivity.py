@@ -53,7 +53,7 @@ class Sensitivity:
     def rows(self) -> list[dict[str, object]]:
         """Return one row a layer for a table."""
         return [
-            {"weight": name, "parameters": size}
+            {"name": name, "parameters": size}
             | {f"{level:.0%}": float(e) for level, e in zip(self.levels, row, strict=True)}
             for name, size, row in zip(self.names, self.sizes, self.errors, strict=True)
         ]

@@ -95,6 +95,6 @@ def test_the_scan_finds_the_sensitive_layer_and_leaves_the_model_alone() -> None
     assert ir.to_proto(own[0].structure.model).SerializeToString() == before
     assert (np.diff(table.errors, axis=1) > 0).all()
     assert table.names == ("w1", "w2", "w3")
-    assert table.rows()[0]["parameters"] == 800
+    assert table.rows()[0]["name"] == "w1" and table.rows()[0]["parameters"] == 800
     shares = shares_by_sensitivity(table, 0.6)
     assert sum(shares[w.name] * w.size for w in own) == pytest.approx(0.6 * 2060)

@@ -1,0 +1,60 @@
+"""Everything that a method of pruning can be made of, read from the registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.recovery import METHODS
+from onnxprune.schedules import SCHEDULES
+from onnxprune.scoring import Criterion, criteria
+from onnxprune.selection.allocation import ALLOCATIONS
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS
+from onnxprune.structures import STRUCTURES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of one setting.
+
+    Attributes:
+        setting: The setting.
+        name: The value.
+        about: What it does: a formula, where there is one.
+        fits: ``weights``, ``units`` or ``weights, units``; empty where the question makes no sense.
+        needs: ``nothing``, ``calibration``, ``labels`` or ``training`` (labelled inputs to train gates on).
+    """
+
+    setting: str
+    name: str
+    about: str
+    fits: str = ""
+    needs: str = "nothing"
+
+
+def catalogue() -> list[Entry]:
+    """Return all values of all settings that a method is made of, in the order in which they act."""
+    return [
+        *(Entry("structure", name, about) for name, about in STRUCTURES.items()),
+        *(Entry("criterion", name, c.formula, _fits(c), c.needs) for name, c in criteria().items()),
+        *_allocations(),
+        *(Entry("schedule", name, _first(function)) for name, function in SCHEDULES.items()),
+        *(Entry("recover", name, _first(m.propose), needs="calibration") for name, m in METHODS.items()),
+    ]
+
+
+def _fits(criterion: Criterion) -> str:
+    return "units" if criterion.weights is None else "weights, units"
+
+
+def _allocations() -> Iterable[Entry]:
+    for name, function in ALLOCATIONS.items():
+        fits = "weights, units" if name in UNIT_ALLOCATIONS else "weights"
+        needs = "calibration" if name == "sensitivity" else "nothing"
+        yield Entry("allocation", name, _first(function), fits, needs)
+
+
+def _first(function: Callable[..., Any]) -> str:
+    """The first sentence of its docstring."""
+    return " ".join((function.__doc__ or "").split("\n\n")[0].split())
