@@ -10,10 +10,14 @@ import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import codegen
+from onnxprune.bridge.dtypes import torch_dtype
 from onnxprune.bridge.nodes import describe, unsupported
 from onnxprune.bridge.parameters import opset_of
 from onnxprune.bridge.values import Bound
 from onnxprune.errors import ModelError
+
+Row = tuple[torch.dtype, tuple[int, ...]]
+"""Type and shape of what one step of a Loop or Scan adds to an output, for the case that there is no step."""
 
 
 def add_control_flow(builder: codegen.GraphBuilder, node: ir.Node) -> None:
@@ -98,8 +102,19 @@ def _add_loop(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
         None if v is None else builder.as_host(builder.lookup(v)) for v in (*node.inputs, None, None)[:2]
     )
     carried = tuple(builder.as_tensor(builder.lookup(v)) for v in node.inputs[2:] if v is not None)
-    stacked = len(node.outputs) - len(carried)
-    return builder.graph.call_function(loop, (trips, condition, carried, body, captures, stacked))
+    rows = _rows(node, 1 + len(carried))
+    return builder.graph.call_function(loop, (trips, condition, carried, body, captures, rows))
+
+
+def _rows(node: ir.Node, first: int) -> tuple[Row, ...]:
+    """What the body's outputs from number `first` on give at each step, as far as the model says."""
+    declared = node.attributes["body"].as_graph().outputs[first:]
+    return tuple((torch_dtype(value.dtype or ir.DataType.FLOAT), _extents(value)) for value in declared)
+
+
+def _extents(value: ir.Value) -> tuple[int, ...]:
+    """The extents of a value; 0 where one is not known, as ONNX Runtime has it."""
+    return tuple(dim if isinstance(dim, int) else 0 for dim in value.shape or ())
 
 
 def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
@@ -120,7 +135,8 @@ def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
             )
         inputs, function = inputs[1:], scan_8
     carried, scanned = tuple(inputs[: len(inputs) - n_scanned]), tuple(inputs[len(inputs) - n_scanned :])
-    return builder.graph.call_function(function, (carried, scanned, body, captures), options)
+    rows = _rows(node, len(carried))
+    return builder.graph.call_function(function, (carried, scanned, body, captures, rows), options)
 
 
 def if_else(
@@ -138,12 +154,17 @@ def if_else(
 
 
 def loop(
-    trips: Any, condition: Any, carried: tuple[Any, ...], body: torch.nn.Module, captures: tuple[Any, ...], stacked: int
+    trips: Any,
+    condition: Any,
+    carried: tuple[Any, ...],
+    body: torch.nn.Module,
+    captures: tuple[Any, ...],
+    declared: tuple[Row, ...],
 ) -> tuple[Any, ...]:
     """Run a body until `trips` steps are done or it says stop; scan outputs are stacked along a new first axis."""
     trips, condition = _single(trips), _single(condition)
     step, going = 0, True if condition is None else bool(condition)
-    rows: list[list[torch.Tensor]] = [[] for _ in range(stacked)]
+    rows: list[list[torch.Tensor]] = [[] for _ in declared]
     while going and (trips is None or step < trips):
         going, *results = body(step, going, *carried, *captures)
         going = bool(_single(going))
@@ -151,11 +172,17 @@ def loop(
         for row, result in zip(rows, results[len(carried) :], strict=True):
             row.append(result)
         step += 1
-    return (*carried, *(_stack(row) for row in rows))
+    device = carried[0].device if carried else None
+    return (*carried, *(_stack(row, kind, device) for row, kind in zip(rows, declared, strict=True)))
 
 
-def _stack(rows: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(rows) if rows else torch.empty(0)
+def _stack(rows: list[torch.Tensor], declared: Row, device: torch.device | None, axis: int = 0) -> torch.Tensor:
+    """One tensor of all steps; an empty one of the declared type and shape where there was no step."""
+    if rows:
+        return torch.stack(rows, dim=axis)
+    dtype, shape = declared
+    at = axis % (len(shape) + 1)
+    return torch.empty(*shape[:at], 0, *shape[at:], dtype=dtype, device=device)
 
 
 def _single(value: Any) -> Any:
@@ -169,6 +196,7 @@ def scan(
     scanned: tuple[torch.Tensor, ...],
     body: torch.nn.Module,
     captures: tuple[Any, ...],
+    declared: tuple[Row, ...],
     scan_input_axes: tuple[int, ...] = (),
     scan_input_directions: tuple[int, ...] = (),
     scan_output_axes: tuple[int, ...] = (),
@@ -188,11 +216,11 @@ def scan(
         rows.append(results[len(carried) :])
         carried = tuple(results[: len(carried)])
     stacked = []
-    for index in range(len(rows[0]) if rows else 0):
+    for index, kind in enumerate(declared):
         row = [results[index] for results in rows]
         if scan_output_directions and scan_output_directions[index]:
             row.reverse()
-        stacked.append(torch.stack(row, dim=scan_output_axes[index] if scan_output_axes else 0))
+        stacked.append(_stack(row, kind, scanned[0].device, scan_output_axes[index] if scan_output_axes else 0))
     return (*carried, *stacked)
 
 
@@ -201,12 +229,13 @@ def scan_8(
     scanned: tuple[torch.Tensor, ...],
     body: torch.nn.Module,
     captures: tuple[Any, ...],
+    declared: tuple[Row, ...],
     directions: tuple[int, ...] = (),
 ) -> tuple[Any, ...]:
     """Scan of opset 8: every value has a batch axis first, and slices run over axis 1."""
     batch = scanned[0].shape[0]
     results = [
-        scan(tuple(x[b] for x in carried), tuple(x[b] for x in scanned), body, captures, (), directions)
+        scan(tuple(x[b] for x in carried), tuple(x[b] for x in scanned), body, captures, declared, (), directions)
         for b in range(batch)
     ]
     return tuple(torch.stack([row[index] for row in results]) for index in range(len(results[0])))

@@ -152,7 +152,26 @@ def _inlined(model: ir.Model) -> tuple[ir.Model, frozenset[str] | None]:
         return model, None
     names = {value.name or "" for graph in model.graphs() for node in graph for value in node.outputs}
     names |= {name for graph in model.graphs() for name in graph.initializers}
-    return InlinePass()(model.clone()).model, frozenset(names)
+    copy = model.clone()
+    _pin_versions(copy)
+    return InlinePass()(copy).model, frozenset(names)
+
+
+def _pin_versions(model: ir.Model) -> None:
+    """Write its opset version into each node of a function that imports another one than the model.
+
+    The inliner refuses such functions, because a model has one version for all of a domain's nodes; the bridge reads
+    the version of each node.
+    """
+    imports = dict(model.graph.opset_imports)
+    for function in model.functions.values():
+        for domain, version in function.opset_imports.items():
+            if imports.setdefault(domain, version) == version:
+                continue
+            for node in function.all_nodes():
+                if node.domain == domain:
+                    node.version = version
+            function.opset_imports[domain] = imports[domain]
 
 
 def _reserved_names() -> frozenset[str]:

@@ -257,6 +257,39 @@ def test_local_functions_are_inlined_and_the_model_keeps_them() -> None:
     assert_same(runtime(written, {"x": rand(2, 3)}), bridge(module, {"x": rand(2, 3)}))
 
 
+def test_a_function_of_another_opset_keeps_its_own_operators() -> None:
+    text = """<ir_version: 8, opset_import: ["": 16, "my": 1]> graph (float[n, 3] x) => (y) {
+        h = my.inner(x)  t = Softmax<axis = 1>(h)  y = my.outer(t) }
+    <domain: "my", opset_import: ["": 12]> inner (a) => (b) { c = Softmax<axis = 0>(a)  b = Squeeze<axes = [0]>(c) }
+    <domain: "my", opset_import: ["": 13, "my": 1]> outer (a) => (b) { c = Softmax<axis = 0>(a)  b = Neg(c) }"""
+    proto = onnx.parser.parse_model(text.replace("float[n, 3]", "float[1, 2, 3]"))
+    assert_like_runtime(proto, {"x": rand(1, 2, 3)})
+
+
+@pytest.mark.parametrize("trips", [0, 2])
+def test_a_loop_without_steps_gives_empty_rows(trips: int) -> None:
+    text = """<ir_version: 8, opset_import: ["": 16]> graph (float[2, 3] x, int64 trips) => (float[2, 3] y, rows) {
+        y, rows = Loop(trips, "", x) <body = step (int64 i, bool go, float[2, 3] h)
+            => (bool on, float[2, 3] next, float[3] row)
+            { on = Identity(go)  next = Tanh(h)  row = ReduceSum<keepdims = 0>(next, first) }> }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    assert_like_runtime(proto, {"x": rand(2, 3), "trips": np.array(trips)})
+
+
+def test_a_scan_over_nothing_gives_empty_rows() -> None:
+    text = """<ir_version: 8, opset_import: ["": 16]> graph (float[3] s, float[2, n] x) => (last, rows) {
+        last, rows = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [-1],
+            body = step (float[3] a, float[2] b) => (float[3] c, float[2, 3] d) { c = Neg(a)  e = Unsqueeze(b, one)
+            d = Mul(e, c) }> (s, x) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    module = assert_like_runtime(proto, {"s": rand(3), "x": rand(2, 4)})
+    last, rows = bridge(module, {"s": rand(3), "x": rand(2, 0)})  # here ONNX Runtime 1.32 crashes
+    np.testing.assert_array_equal(last, rand(3))
+    assert rows.shape == (2, 3, 0)
+
+
 def test_weights_in_loop_and_if_bodies_train_and_come_back() -> None:
     step = oh.make_graph(
         [oh.make_node("MatMul", ["h", "w"], ["m"]), oh.make_node("Tanh", ["m"], ["next"]),

@@ -197,9 +197,13 @@ def qlinear_add(
     c_zero_point: torch.Tensor | None = None,
     input_types: tuple[str | None, ...] = (),
 ) -> torch.Tensor:
-    """Sum of quantised values."""
-    total = _real(a, a_scale, a_zero_point) + _real(b, b_scale, b_zero_point)
-    return _requantized(total, c_scale, c_zero_point, _name(input_types, 7, 0))
+    """Sum of quantised values, in ONNX Runtime's order of operations, so that ties fall the same way."""
+    left, right = (a_scale / c_scale).float(), (b_scale / c_scale).float()
+    zero_a, zero_b, zero_c = (0.0 if z is None else z.float() for z in (a_zero_point, b_zero_point, c_zero_point))
+    fixed = zero_c - (left * zero_a + right * zero_b)
+    first = (carry(a).double() * left + fixed).float()
+    levels = round_through((carry(b).double() * right + first).float())
+    return _levels(levels, _name(input_types, 7, 0) or "UINT8", True)
 
 
 @op("QLinearMul", domain=MICROSOFT, fixed=(1, 2, 4, 5, 6, 7), quantized=(0, 3), quantizes=_type_of_input(7))
@@ -272,7 +276,17 @@ def _register_unary() -> None:
 _register_unary()
 
 
-@op("QLinearConcat", domain=MICROSOFT, fixed=range(1024), quantizes=_type_of_input(1))
+_VALUES = range(2, 1024, 3)
+"""Where QLinearConcat has values; a scale and a zero point follow each."""
+
+
+@op(
+    "QLinearConcat",
+    domain=MICROSOFT,
+    fixed=set(range(1024)) - set(_VALUES),
+    quantized=_VALUES,
+    quantizes=_type_of_input(1),
+)
 def qlinear_concat(
     y_scale: torch.Tensor,
     y_zero_point: torch.Tensor,
@@ -285,7 +299,21 @@ def qlinear_concat(
     return _requantized(torch.cat(parts, dim=axis), y_scale, y_zero_point, input_types[1])
 
 
-@op("QGemm", domain=MICROSOFT, fixed=(1, 2, 4, 5, 7, 8), quantized=(0, 3, 6), weights={3: (4, 5)})
+def _gemm_type(attributes: dict[str, Any], types: list[ir.DataType | None]) -> ir.DataType | None:
+    """None, for a float result, where no output scale is given."""
+    if len(types) <= 7:
+        return None
+    return (types[8] if len(types) > 8 else None) or types[0] or ir.DataType.UINT8
+
+
+@op(
+    "QGemm",
+    domain=MICROSOFT,
+    fixed=(1, 2, 4, 5, 7, 8),
+    quantized=(0, 3, 6),
+    weights={3: (4, 5)},
+    quantizes=_gemm_type,
+)
 def qgemm(
     a: torch.Tensor,
     a_scale: torch.Tensor,
@@ -309,9 +337,7 @@ def qgemm(
     real = total * (alpha * a_scale.double() * b_scale.double())
     if y_scale is None:
         return real.to(a_scale.dtype)
-    return _requantized(real, y_scale, y_zero_point, _name(input_types, 8, 0)).to(
-        held_in(_name(input_types, 8, 0) or "UINT8")
-    )
+    return _requantized(real, y_scale, y_zero_point, _name(input_types, 8, 0))
 
 
 @op("MatMulIntegerToFloat", domain=MICROSOFT, fixed=(2, 3, 4, 5), quantized=(0, 1))
