@@ -33,12 +33,13 @@ from torch import nn
 from onnxprune import model_io
 from onnxprune.bridge.training import TrainSettings
 from onnxprune.passes import MaskWeights, Normalise, RemoveUnits, Tidy
-from onnxprune.recovery import compose_kept, recover
-from onnxprune.recovery.reconstruct import Kept
+from onnxprune.passes.remove_dead import compose_kept
+from onnxprune.recovery import recover
 from onnxprune.runtime import make_session
 from onnxprune.scoring import Evidence, find_criterion, prunable_weights, unit_scores
 from onnxprune.selection import select_weights
 from onnxprune.structure.analysis import analyse
+from onnxprune.structure.rewrite import Kept
 
 METHODS = {"bias": ("bias",), "moments": ("moments",), "least-squares": ("least-squares",)}
 IMAGES = 1_024

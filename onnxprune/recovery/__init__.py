@@ -1,6 +1,5 @@
-"""Getting accuracy back without labels or training: bias and variance matching, least-squares reconstruction."""
+"""Getting accuracy back without labels or training: least squares, OBC, matching of moments, merging of units."""
 
-from onnxprune.recovery.methods import METHODS
-from onnxprune.recovery.reconstruct import Recovery, Step, compose_kept, recover
+from onnxprune.recovery.reconstruct import METHODS, Method, Recovery, Step, recover, stages
 
-__all__ = ["METHODS", "Recovery", "Step", "compose_kept", "recover"]
+__all__ = ["METHODS", "Method", "Recovery", "Step", "recover", "stages"]

@@ -1,21 +1,24 @@
-"""The methods of recovery: from a layer and its moments to a proposal of new weights and biases.
+"""The methods of recovery that see one layer: from its moments to a proposal of new weights and biases.
 
-Each is a registered function of a few lines. `least-squares` is judged on the layer's own output, by cross-validation
-over the folds of the calibration inputs: every fold is held back once. The others move means and variances, which can
-bring a layer's output nearer and the model's farther (bias correction at high ratios does), so they are made from all
-folds but the last, and judged by the model's outputs on the last.
+Each is a registered function of a few lines. `least-squares` and `obc` are judged on the layer's own output, by
+cross-validation over the folds of the calibration inputs: every fold is held back once. The others move means and
+variances, which can bring a layer's output nearer and the model's farther (bias correction at high ratios does), so
+they are made from all folds but the last, and judged by the model's outputs on the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_fit, squared_error
+from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
 from onnxprune.runtime.linear import Linear, Matrix
 from onnxprune.runtime.statistics import Moments
+from onnxprune.selection.patterns import NM, Block
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +30,16 @@ class Layer:
         start: Its weights and bias as they are.
         support: Which weights are not zero, shape [g, O, K].
         has_shift: Whether there is a place for a change of the bias.
+        dense: The dense network's weights at the places that are left, shape [g, O, K].
+        pattern: What its zeros must keep to where they are chosen anew; None for anything.
     """
 
     linear: Linear
     start: Affine
     support: Support
     has_shift: bool
+    dense: Matrix
+    pattern: NM | Block | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +55,8 @@ class Proposal:
 _CONSTANT = 1e-6  # an output whose variance fell below this share is a constant: no gain brings it back
 
 Propose = Callable[[Layer, Sequence[Moments]], Proposal]
+Fit = Callable[[float], Affine]
+"""From a ridge to weights and biases."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,14 @@ class Method:
     source: str
 
 
-METHODS: dict[str, Method] = {}
+LAYER_METHODS: dict[str, Method] = {}
 
 
 def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Propose], Propose]:
-    """Register a method."""
+    """Register a method that sees one layer."""
 
     def register(function: Propose) -> Propose:
-        METHODS[name] = Method(function, judged_by_outputs, source)
+        LAYER_METHODS[name] = Method(function, judged_by_outputs, source)
         return function
 
     return register
@@ -85,16 +94,41 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
 )
 def least_squares(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """W, b = argmin |Z_dense - A W^T - b|^2 + lambda |W - W0|^2; lambda by cross-validation."""
-    total = _sum(folds)
-    scale = _size(folds)
-    before = sum(float(squared_error(m, layer.start).sum()) for m in folds) / scale
-    errors = {}
-    for ridge in RIDGES:
-        fits = (ridge_fit(total - m, layer.start, layer.support, ridge, with_bias=layer.has_shift) for m in folds)
-        errors[ridge] = sum(float(squared_error(m, f).sum()) for m, f in zip(folds, fits, strict=True)) / scale
-    best = min(errors, key=lambda r: errors[r])
-    fitted = ridge_fit(total, layer.start, layer.support, best, with_bias=layer.has_shift)
-    return Proposal(fitted, before, errors[best], f"ridge {best:g}")
+
+    def on(moments: Moments) -> Fit:
+        return partial(ridge_fit, moments, layer.start, layer.support, with_bias=layer.has_shift)
+
+    return _cross_validated(layer, folds, on)
+
+
+@method(
+    "obc",
+    judged_by_outputs=False,
+    source="Frantar and Alistarh 2023, SparseGPT, algorithm 1; 2022, Optimal Brain Compression, eqs. 3 and 4",
+)
+def obc(layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """Which weights of a layer are zero is chosen anew, as many as there are, by w^2 / [H^-1]_qq column by column.
+
+    It starts from the best weights without zeros, for the inputs that the layer now has; what is left is then fitted by
+    least squares. Where that is no nearer than least squares on the zeros as they were, those stay.
+    """
+    given = least_squares(layer, folds)
+    if isinstance(layer.pattern, Block) or not (~layer.support & (layer.dense != 0)).any():
+        return given
+
+    def on(moments: Moments) -> Fit:
+        dense = Affine(layer.dense, layer.start.bias)
+        full = ridge_fit(moments, dense, layer.dense != 0, RIDGES[0], with_bias=layer.has_shift)
+        hessian = damped_hessian(moments, centred=layer.has_shift)
+        if isinstance(layer.pattern, NM):
+            pattern = (layer.pattern.n, layer.pattern.m)
+            weight, support = choose_pattern(full.weight, hessian, pattern, layer.linear.places)
+        else:
+            weight, support = choose_support(full.weight, hessian, int((~layer.support).sum()))
+        return partial(ridge_fit, moments, Affine(weight, full.bias), support, with_bias=layer.has_shift)
+
+    chosen = _cross_validated(layer, folds, on)
+    return chosen if chosen.after < given.after else given
 
 
 @method("bias", judged_by_outputs=True, source="Nagel et al. 2019, Data-Free Quantization, section 4.2")
@@ -122,6 +156,16 @@ def match_moments(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     gain = np.sqrt(np.divide(theirs, ours, out=np.ones_like(ours), where=alive))
     scaled: Matrix = w * gain[:, :, None]
     return _judged_outside(layer, Affine(scaled, best_bias(used, scaled)), folds)
+
+
+def _cross_validated(layer: Layer, folds: Sequence[Moments], on: Callable[[Moments], Fit]) -> Proposal:
+    """Choose the ridge by the error on each fold of what is fitted to the others; then fit to all of them."""
+    total, scale = _sum(folds), _size(folds)
+    fits = [(m, on(total - m)) for m in folds]
+    before = sum(float(squared_error(m, layer.start).sum()) for m in folds) / scale
+    errors = {ridge: sum(float(squared_error(m, f(ridge)).sum()) for m, f in fits) / scale for ridge in RIDGES}
+    best = min(errors, key=lambda r: errors[r])
+    return Proposal(on(total)(best), before, errors[best], f"ridge {best:g}")
 
 
 def _judged_outside(layer: Layer, new: Affine, folds: Sequence[Moments]) -> Proposal:

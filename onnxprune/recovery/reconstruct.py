@@ -5,26 +5,31 @@
 In topological order, each contraction of the pruned network gets the activations that the network before it now gives,
 and the dense network's outputs as targets. A *method* proposes new weights and biases from their moments; a proposal is
 kept only where it lowers the error on inputs held back from it. Layers that lie side by side (query, key and value)
-share one pass over the data.
+share one pass over the data. Two methods see more than one layer: `batchnorm`, and `merge`, which needs no data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.recovery.methods import METHODS, Layer, Proposal
+from onnxprune.recovery import batchnorm
+from onnxprune.recovery.merging import merge_units
+from onnxprune.recovery.methods import LAYER_METHODS, Layer, Proposal
 from onnxprune.recovery.solve import Affine
 from onnxprune.runtime.inputs import Feeds
-from onnxprune.runtime.linear import Linear, linear_layers, tensor_of
-from onnxprune.runtime.statistics import Inputs, Moments, batches, layer_moments, output_error, shadow
+from onnxprune.runtime.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
+from onnxprune.runtime.statistics import Inputs, batches, layer_moments, output_error, shadow
+from onnxprune.selection.patterns import NM, Block
+from onnxprune.structure.rewrite import Kept
 
-Kept = Mapping[str, Mapping[int, npt.NDArray[np.int64]]]
 FOLDS = 4
 
 
@@ -36,15 +41,15 @@ class Step:
         layer: Name of its weight.
         method: What was tried.
         before, after: Relative error on held-back inputs: of the layer's output for methods that are judged by it,
-            of the model's outputs for the others.
+            of the model's outputs for the others. None where no inputs were needed.
         applied: Whether it was kept.
         detail: What else there is to know: the ridge that was chosen.
     """
 
     layer: str
     method: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     applied: bool
     detail: str = ""
 
@@ -56,14 +61,14 @@ class Recovery:
     Attributes:
         steps: In the order in which they were tried.
         skipped: Contractions that were left as they are, with the reason.
-        before, after: Relative squared error of the model's outputs on the calibration inputs.
+        before, after: Relative squared error of the model's outputs on the calibration inputs; None without any.
         samples: How many inputs were used.
     """
 
     steps: tuple[Step, ...]
     skipped: Mapping[str, str]
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     samples: int
 
 
@@ -73,14 +78,30 @@ class _Run:
 
     dense: ir.Model
     pruned: ir.Model
+    kept: Kept
     feeds: Sequence[Feeds]
-    outputs: Sequence[str]
     windows: int
+    pattern: NM | Block | None
+    progress: Callable[[str], None]
     steps: list[Step] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
-    def error(self) -> float:
-        """The model's error on the last fold, which no proposal of a globally judged method is made from."""
-        return output_error(shadow(self.dense, self.pruned), self.feeds[FOLDS - 1 :: FOLDS], self.outputs)
+    def error(self, feeds: Sequence[Feeds] | None = None) -> float:
+        """The model's error, by default on the last fold, which no globally judged proposal is made from."""
+        outputs = [str(v.name) for v in self.pruned.graph.outputs]
+        chosen = self.feeds[FOLDS - 1 :: FOLDS] if feeds is None else feeds
+        return output_error(shadow(self.dense, self.pruned), chosen, outputs)
+
+    def attempt(self, layer: str, method: str, values: Sequence[ir.Value], write: Callable[[], None]) -> None:
+        """Write to some constants, and take it back unless the model's outputs come nearer to the dense model's."""
+        tensors = [value.const_value for value in values]
+        before = self.error()
+        write()
+        after = self.error()
+        if not after < before:
+            for value, tensor in zip(values, tensors, strict=True):
+                value.const_value = tensor
+        self.steps.append(Step(layer, method, before, after, after < before))
 
 
 def recover(
@@ -90,6 +111,7 @@ def recover(
     inputs: Inputs,
     *,
     methods: Sequence[str] = ("least-squares",),
+    pattern: NM | Block | None = None,
     batch: int = 64,
     windows: int = 256,
     progress: Callable[[str], None] | None = None,
@@ -98,10 +120,11 @@ def recover(
 
     Args:
         dense: The model before pruning, normalised. It stays as it is.
-        pruned: The model after; removed units are gone, zeroed weights are zero and stay zero.
+        pruned: The model after; removed units are gone, and there are as many zeros afterwards as before.
         kept: The kept indices of cut constants, by name and axis, as `RemoveUnits` tells them.
-        inputs: Unlabelled samples by input name.
+        inputs: Unlabelled samples by input name; may be empty for methods that need none.
         methods: Names of `METHODS`, each run over the whole network in this order.
+        pattern: What zeros keep to where a method chooses them anew.
         batch: Samples run at once.
         windows: Largest number of places of one feature map that statistics are taken from.
         progress: Called with the name of each layer.
@@ -113,35 +136,17 @@ def recover(
     for name in methods:
         if name not in METHODS:
             raise RecipeError(f"unknown recovery {name!r}; choose of {', '.join(METHODS)}")
-    feeds = batches(pruned, inputs, batch, least=2 * FOLDS)
-    if len(feeds) < 2:
+    measured = bool(inputs) or any(METHODS[name].needs == "calibration" for name in methods)
+    feeds = batches(pruned, inputs, batch, least=2 * FOLDS) if measured else []
+    if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
-    outputs = [str(v.name) for v in pruned.graph.outputs]
-    run = _Run(dense, pruned, feeds, outputs, windows)
-    layers, skipped = linear_layers(pruned)
-    affected, missing = _affected(dense, layers, kept)
-    before = output_error(shadow(dense, pruned), feeds, outputs)
-    for method in methods:
-        for stage in stages(pruned, affected):
-            if progress is not None:
-                progress(stage[0].name)
-            _recover_stage(run, stage, kept, method)
-    after = output_error(shadow(dense, pruned), feeds, outputs) if run.steps else before
+    run = _Run(dense, pruned, kept, feeds, windows, pattern, progress or (lambda _: None))
+    before = run.error(feeds) if measured else None
+    for name in methods:
+        METHODS[name].run(run, name)
+    after = run.error(feeds) if measured and run.steps else before
     samples = sum(len(next(iter(f.values()))) for f in feeds)
-    return Recovery(tuple(run.steps), {**skipped, **missing}, before, after, samples)
-
-
-def compose_kept(first: Kept, second: Kept) -> dict[str, dict[int, npt.NDArray[np.int64]]]:
-    """What is kept after two removals, in indices of the model before both.
-
-    With it a model is pruned in steps, each recovered towards the same dense model: recover(dense, model, kept, ...).
-    """
-    kept = {name: dict(axes) for name, axes in first.items()}
-    for name, axes in second.items():
-        for axis, indices in axes.items():
-            before = kept.setdefault(name, {}).get(axis)
-            kept[name][axis] = indices if before is None else before[indices]
-    return kept
+    return Recovery(tuple(run.steps), run.skipped, before, after, samples)
 
 
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
@@ -162,71 +167,132 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
     return [found[level] for level in sorted(found)]
 
 
-def _affected(dense: ir.Model, layers: Sequence[Linear], kept: Kept) -> tuple[list[Linear], dict[str, str]]:
-    """The layers from the first on whose weights or inputs changed, and those without a counterpart."""
-    originals = {str(x.output.name): x for x in linear_layers(dense)[0]}
+# -- the methods ----------------------------------------------------------------------------------------------------
+
+
+def _recover_layers(run: _Run, method: str) -> None:
+    layers, refused = linear_layers(run.pruned)
+    originals = {str(x.output.name): x for x in linear_layers(run.dense)[0]}
+    changed = _changed(run.pruned, layers, originals, run.kept)
+    affected = [x for x in layers if x.output in changed]
+    run.skipped.update(refused)
+    missing = [str(x.output.name) for x in affected if str(x.output.name) not in originals]
+    run.skipped.update(dict.fromkeys(missing, "it has no counterpart in the dense model"))
+    for stage in stages(run.pruned, [x for x in affected if str(x.output.name) in originals]):
+        run.progress(stage[0].name)
+        _recover_stage(run, stage, originals, method)
+
+
+def _changed(pruned: ir.Model, layers: Sequence[Linear], originals: Mapping[str, Linear], kept: Kept) -> set[ir.Value]:
+    """The values from the first layer on whose weights changed."""
     changed: set[ir.Value] = set()
-    found, missing = [], {}
-    graph = layers[0].node.graph if layers else ()
     of_node = {layer.node: layer for layer in layers}
-    for node in graph or ():
-        dirty = any(v in changed for v in node.inputs if v is not None)
+    for node in pruned.graph:
         layer = of_node.get(node)
-        if layer is not None:
-            original = originals.get(str(layer.output.name))
-            dirty = dirty or original is None or _differs(original, layer, kept)
-            if dirty and original is None:
-                missing[str(layer.output.name)] = "it has no counterpart in the dense model"
-            elif dirty:
-                found.append(layer)
-        if dirty:
+        original = None if layer is None else originals.get(str(layer.output.name))
+        dirty = any(v in changed for v in node.inputs if v is not None)
+        if dirty or (layer is not None and (original is None or _differs(original, layer, kept))):
             changed.update(node.outputs)
-    return found, missing
+    return changed
 
 
 def _differs(original: Linear, layer: Linear, kept: Kept) -> bool:
     """Whether a layer computes something else than the dense one at the outputs that it still has."""
-    rows = kept.get(layer.name, {}).get(layer.output_axis)
-    before, after = tensor_of(original.weight).numpy(), tensor_of(layer.weight).numpy()
-    if rows is not None:
-        before = np.take(before, rows, axis=layer.output_axis)
+    rows = {axis: i for axis, i in kept.get(layer.name, {}).items() if axis == layer.output_axis}
+    before, after = _left(original, rows), tensor_of(layer.weight).numpy()
     return before.shape != after.shape or not np.array_equal(before, after)
 
 
-def _recover_stage(run: _Run, stage: Sequence[Linear], kept: Kept, method: str) -> None:
-    rows = {x.name: kept[x.name][x.output_axis] for x in stage if x.name in kept and x.output_axis in kept[x.name]}
+def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.generic]:
+    """What is left of a dense layer's weights."""
+    array = tensor_of(original.weight).numpy()
+    for axis, indices in kept.items():
+        array = np.take(array, indices, axis=axis)
+    return array
+
+
+def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
+    rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
     joined = shadow(run.dense, run.pruned)
     moments = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
     for linear in stage:
-        layer = Layer(linear, Affine(linear.matrix(), linear.bias()), linear.matrix() != 0, linear.shift is not None)
-        proposal = METHODS[method].propose(layer, moments[linear.name])
-        if METHODS[method].judged_by_outputs:
-            run.steps.append(_try_on_outputs(run, layer, method, proposal))
+        start = Affine(linear.matrix(), linear.bias())
+        left = _left(originals[str(linear.output.name)], run.kept.get(linear.name, {}))
+        dense = linear.to_matrix(left).astype(np.float64) * linear.scale
+        layer = Layer(linear, start, start.weight != 0, linear.shift is not None, dense, run.pattern)
+        proposal = LAYER_METHODS[method].propose(layer, moments[linear.name])
+        if LAYER_METHODS[method].judged_by_outputs:
+            touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
+            run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
         else:
+            run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:
                 _write(layer, proposal.affine)
-            run.steps.append(_step(layer, method, proposal, proposal.before, proposal.after))
 
 
 def _write(layer: Layer, new: Affine) -> None:
     layer.linear.write(new.weight, new.bias - layer.start.bias)
 
 
-def _step(layer: Layer, method: str, proposal: Proposal, before: float, after: float) -> Step:
-    return Step(layer.linear.name, method, before, after, after < before, proposal.detail)
+def _step(layer: Layer, method: str, proposal: Proposal) -> Step:
+    better = proposal.after < proposal.before
+    return Step(layer.linear.name, method, proposal.before, proposal.after, better, proposal.detail)
 
 
-def _try_on_outputs(run: _Run, layer: Layer, method: str, proposal: Proposal) -> Step:
-    """Write a proposal, and take it back unless the model's outputs come nearer to the dense model's."""
-    touched = [layer.linear.weight, *([layer.linear.shift[0]] if layer.linear.shift else [])]
-    tensors = [value.const_value for value in touched]
-    before = run.error()
-    _write(layer, proposal.affine)
-    after = run.error()
-    if not after < before:
-        for value, tensor in zip(touched, tensors, strict=True):
-            value.const_value = tensor
-    return _step(layer, method, proposal, before, after)
+def _reestimate(run: _Run, method: str) -> None:
+    layers = linear_layers(run.pruned)[0]
+    originals = {str(x.output.name): x for x in linear_layers(run.dense)[0]}
+    changed = _changed(run.pruned, layers, originals, run.kept)
+    used = [feed for i, feed in enumerate(run.feeds) if i % FOLDS != FOLDS - 1] or run.feeds
+    for node in batchnorm.normalisations(run.pruned, changed):
+        values = [v for v in node.inputs[3:5] if v is not None]
+        found = batchnorm.statistics(run.pruned, node, used)
+        run.progress(str(values[0].name))
+        if found is not None:
+            run.attempt(str(values[0].name), method, values, partial(_set_all, values, found))
 
 
-__all__ = ["FOLDS", "Kept", "Moments", "Recovery", "Step", "compose_kept", "recover", "stages"]
+def _set_all(values: Sequence[ir.Value], arrays: Sequence[Matrix]) -> None:
+    for value, array in zip(values, arrays, strict=True):
+        set_numbers(value, array)
+
+
+def _merge(run: _Run, method: str) -> None:
+    done = merge_units(run.dense, run.pruned, run.kept)
+    run.skipped.update(done.skipped)
+    for name, lost in done.lost.items():
+        merged = done.merged[name]
+        run.steps.append(Step(name, method, None, None, merged > 0, f"{merged} of {lost} units merged"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to recover.
+
+    Attributes:
+        run: Runs it over a model.
+        needs: Whether it needs calibration inputs.
+        formula: What it does.
+        source: Where it comes from.
+    """
+
+    run: Callable[[_Run, str], None]
+    needs: Literal["nothing", "calibration"]
+    formula: str
+    source: str
+
+
+METHODS: dict[str, Method] = {
+    name: Method(_recover_layers, "calibration", (own.propose.__doc__ or "").split("\n\n")[0], own.source)
+    for name, own in LAYER_METHODS.items()
+} | {
+    "batchnorm": Method(
+        _reestimate, "calibration", "mean = E[x], variance = Var[x] of what each BatchNormalization now reads.",
+        "Ioffe and Szegedy 2015, Batch Normalization, algorithm 2; Li et al. 2020, EagleEye, section 3.3",
+    ),
+    "merge": Method(
+        _merge, "nothing", "W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it.",
+        "Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6",
+    ),
+}  # fmt: skip
+"""All ways to recover, by name."""

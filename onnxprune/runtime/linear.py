@@ -66,6 +66,11 @@ class Linear:
         return bool(_int(self.node, "transB"))
 
     @property
+    def places(self) -> int:
+        """How many positions the kernel has: columns of the matrix for each input."""
+        return int(np.prod(tensor_of(self.weight).shape.numpy()[2:])) if self.is_conv else 1
+
+    @property
     def scale(self) -> float:
         """Gemm's alpha: Z is the scale times the product."""
         return float(self.node.attributes.get_float("alpha", 1.0)) if self.node.op_type == "Gemm" else 1.0

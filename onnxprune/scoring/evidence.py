@@ -92,10 +92,16 @@ class Evidence:
         return layer_moments(self.structure.model, [self.layer(name)], {}, feeds, folds=1, targets=False)[name][0]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
-    def inverse_hessian(self, name: str) -> Matrix:
-        """Return (A^T A / n + damping)^-1, shape [g, K, K]; the Hessian of a layer's error is twice A^T A / n."""
+    def inverse_hessian(self, name: str, *, centred: bool = False) -> Matrix:
+        """Return (A^T A / n + damping)^-1, shape [g, K, K]; the Hessian of a layer's error is twice A^T A / n.
+
+        ``centred`` takes A less its means: the Hessian where the bias adapts as well.
+        """
         moments = self.moments(name)
         hessian = moments.aa / moments.rows
+        if centred:
+            means = moments.a / moments.rows
+            hessian = hessian - means[:, :, None] * means[:, None, :]
         for block in hessian:
             mean = float(np.mean(np.diag(block))) or 1.0
             block.flat[:: len(block) + 1] += DAMPING * mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.scoring.elimination import Consumer, eliminate
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
@@ -30,37 +31,40 @@ def obc(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
 
 @unit_criterion("obc", needs="calibration", source=_SOURCE, cost=_COST)
 def channel_obs(structure: Structure, weights: list[Weight], group: Group, context: Context) -> npt.NDArray[np.float64]:
-    """The sum over a unit's consumers of tr(W_B [H^-1]_BB^-1 W_B^T), for the block B of columns that the unit feeds.
+    """What a unit costs its consumers, tr(W_B [H^-1]_BB^-1 W_B^T) for its columns B, when all cheaper units are gone.
 
-    That is the squared output error that is left when the columns go and all others adapt (Kurtic et al. 2023,
-    ZipLM, eq. 2). The score is its root, as for all saliencies that are squares.
+    The others adapt after each removal, their biases too where they can (H is centred then); see `elimination`. The
+    score is the root of the cost, as for all saliencies that are squares.
     """
-    sums = np.zeros(structure.terms.count)
-    measured = False
+    consumers = []
     for weight in weights:
-        if weight.name not in context.evidence.layers:
-            continue
-        layer = context.evidence.layer(weight.name)
-        axis = structure.axes[weight.value][layer.input_axis]
-        if isinstance(axis, Dynamic):
-            continue
-        rows, atoms = structure.terms.members(axis)
-        wanted = np.isin(atoms, group.atoms)
-        if not wanted.any():
-            continue
-        measured = True
-        inverse = context.evidence.inverse_hessian(weight.name)
-        matrix = layer.to_matrix(weight.numbers()).astype(np.float64) * layer.scale
-        size = matrix.shape[2] // len(axis)
-        for atom in np.unique(atoms[wanted]):
-            columns = (rows[atoms == atom][:, None] * size + np.arange(size)).reshape(-1)
-            for inner, w in zip(inverse, matrix[:, :, columns], strict=True):
-                sums[atom] += float(np.sum(w * np.linalg.solve(inner[np.ix_(columns, columns)], w.T).T))
-    if not measured:
-        others = (w for w in weights if any(s.value is w.value for s in group.sites))
-        for w in others:
-            context.evidence.layer(w.name)
-    return np.asarray(np.sqrt(np.maximum(sums[group.atoms], 0.0)))
+        blocks = _columns(structure, weight, group, context) if weight.name in context.evidence.layers else {}
+        if blocks:
+            layer = context.evidence.layer(weight.name)
+            matrix = layer.to_matrix(weight.numbers()).astype(np.float64) * layer.scale
+            inverse = context.evidence.inverse_hessian(weight.name, centred=layer.shift is not None)
+            consumers.append(Consumer(matrix, inverse, blocks))
+    if not consumers:
+        for weight in weights:
+            if any(s.value is weight.value for s in group.sites):
+                context.evidence.layer(weight.name)
+    return np.asarray(np.sqrt(np.maximum(eliminate(consumers, len(group)), 0.0)))
+
+
+def _columns(structure: Structure, weight: Weight, group: Group, context: Context) -> dict[int, npt.NDArray[np.int64]]:
+    """Return, for each unit of a group that a layer reads, by its place in the group, the columns it feeds."""
+    layer = context.evidence.layer(weight.name)
+    axis = structure.axes[weight.value][layer.input_axis]
+    if isinstance(axis, Dynamic):
+        return {}
+    rows, atoms = structure.terms.members(axis)
+    size = layer.matrix().shape[2] // len(axis)
+    within = np.arange(size)
+    return {
+        unit: (rows[atoms == atom][:, None] * size + within).reshape(-1)
+        for unit, atom in enumerate(group.atoms.tolist())
+        if (atoms == atom).any()
+    }
 
 
 @criterion("obd", looks_at="gradients", needs="calibration",

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.passes import MaskWeights, Normalise, RemoveUnits, Tidy
-from onnxprune.recovery.reconstruct import Kept
 from onnxprune.structure.analysis import analyse
+from onnxprune.structure.rewrite import Kept
 
 Array = npt.NDArray[np.float32]
 

@@ -7,7 +7,8 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.recovery import compose_kept, recover
+from onnxprune.passes.remove_dead import compose_kept
+from onnxprune.recovery import recover
 from onnxprune.recovery.reconstruct import stages
 from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
 from onnxprune.runtime.linear import linear_layers

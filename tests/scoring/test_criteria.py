@@ -13,6 +13,7 @@ import pytest
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.passes import Normalise
 from onnxprune.scoring import Evidence, criteria, find_criterion, prunable_weights, unit_scores
+from onnxprune.scoring.elimination import Consumer, eliminate
 from onnxprune.scoring.gradient import taylor_unit
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.structure import Structure
@@ -181,11 +182,30 @@ def test_obc_is_the_error_left_when_the_others_adapt() -> None:
     np.testing.assert_allclose(saliency("obc", structure_of(ONE_LAYER, {"w": W}), inputs=X), expected, rtol=1e-5)
 
 
-def test_obc_of_units_takes_their_columns_in_the_consumers_together() -> None:
-    inverse = damped_inverse(H)
-    expected = [np.sqrt(np.sum(W2[:, i] ** 2) / inverse[i, i]) for i in range(3)]
+def left_error(inverse: npt.NDArray[np.float64], gone: list[int]) -> float:
+    """The squared error that is left when inputs of W2 are gone and all others have adapted."""
+    block = inverse[np.ix_(gone, gone)]
+    return float(np.trace(W2[:, gone] @ np.linalg.solve(block, W2[:, gone].T)))
+
+
+def test_obc_of_units_is_what_each_costs_when_the_cheaper_ones_are_gone() -> None:
+    inverse, gone, costs = damped_inverse(H), [], {}
+    while len(gone) < 3:
+        before = left_error(inverse, gone) if gone else 0.0
+        added = {i: left_error(inverse, [*gone, i]) - before for i in range(3) if i not in gone}
+        cheapest = min(added, key=lambda i: added[i])
+        costs[cheapest] = max(added[cheapest], *costs.values(), 0.0)
+        gone.append(cheapest)
     structure = structure_of(TWO_LAYERS, {"w1": W1, "w2": W2})
-    np.testing.assert_allclose(scores("obc", structure, X), expected, rtol=1e-5)
+    np.testing.assert_allclose(scores("obc", structure, X) ** 2, [costs[i] for i in range(3)], rtol=1e-5)
+
+
+def test_of_two_units_that_do_the_same_one_is_free_and_one_is_dear() -> None:
+    """x1 = x2, E[x^2] = 2: the first costs next to nothing, the second (w1 + w2)^2 E[x^2]."""
+    x = np.array([[2.0], [1.0], [-1.0]])
+    inverse = np.linalg.inv(np.hstack([x, x]).T @ np.hstack([x, x]) / 3 + 1e-6 * np.eye(2))
+    found = eliminate([Consumer(np.array([[[1.0, 1.5]]]), inverse[None], {0: np.array([0]), 1: np.array([1])})], 2)
+    np.testing.assert_allclose(found, [0.0, 2.5**2 * 2.0], atol=1e-3)
 
 
 def test_obd_of_a_linear_model_is_exact() -> None:
