@@ -7,8 +7,11 @@ or the same function ``"up to recovery"``, which training or reconstruction can 
 from onnxprune.passes.mask_units import MaskUnits
 from onnxprune.passes.mask_weights import MaskWeights
 from onnxprune.passes.normalise import Normalise
+from onnxprune.passes.remove_blocks import MaskBlocks, RemoveBlocks
 from onnxprune.passes.remove_dead import RemoveDeadUnits
 from onnxprune.passes.remove_units import RemoveUnits
 from onnxprune.passes.tidy import Tidy
 
-__all__ = ["MaskUnits", "MaskWeights", "Normalise", "RemoveDeadUnits", "RemoveUnits", "Tidy"]
+__all__ = [
+    "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits", "RemoveUnits", "Tidy",
+]  # fmt: skip

@@ -1,0 +1,133 @@
+"""Residual blocks: what can go by depth.
+
+A block is an Add y = x + f(x) of which one side, f, is used for nothing else: without it the Add is an Identity. Both
+orders of a ResNet (activation behind or before the Add), gated and scaled branches, and both halves of a transformer
+layer are blocks of this kind. Where the other side is no identity but a projection g(x) (a strided shortcut), and both
+sides read the same x and nothing else, the side with more weights is the block: y = g(x) + f(x) becomes y = g(x).
+
+    blocks(structure) -> [Block(add, branch, nodes, weights), ...]       in the order of the graph
+
+Blocks may lie in each other: the nodes of an outer one contain those of the inner ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxprune.structure.structure import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One residual block.
+
+    Attributes:
+        add: The Add that joins it to the trunk, or a Sum of two.
+        branch: Which of its inputs is the block's last contribution: 0 or 1.
+        nodes: The nodes that are there for the block alone.
+        weights: The constants that hold weights (`Structure.weights`) and only these nodes read.
+    """
+
+    add: ir.Node
+    branch: int
+    nodes: frozenset[ir.Node]
+    weights: tuple[ir.Value, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the value that the Add puts out: it outlives the block."""
+        return str(self.add.outputs[0].name)
+
+    @property
+    def trunk(self) -> ir.Value:
+        """What is left of the sum."""
+        value = self.add.inputs[1 - self.branch]
+        assert value is not None
+        return value
+
+    @property
+    def contribution(self) -> ir.Value:
+        """What the block adds."""
+        value = self.add.inputs[self.branch]
+        assert value is not None
+        return value
+
+    @property
+    def size(self) -> int:
+        """How many weights go with it."""
+        return sum(_size(value) for value in self.weights)
+
+
+def blocks(structure: Structure) -> list[Block]:
+    """Return the residual blocks of the main graph that hold weights."""
+    order = list(structure.model.graph)
+    found = []
+    for number, node in enumerate(order):
+        if node.op_type in ("Add", "Sum") and node.domain == "" and len(node.inputs) == 2:
+            block = _block(structure, node, order[:number])
+            if block is not None:
+                found.append(block)
+    return found
+
+
+def _block(structure: Structure, add: ir.Node, before: list[ir.Node]) -> Block | None:
+    first, second = add.inputs
+    if first is None or second is None or first is second or first.const_value or second.const_value:
+        return None
+    sides = [_exclusive(add, i, before) for i in (0, 1)]
+    for branch in (0, 1):
+        trunk = add.inputs[1 - branch]
+        if trunk in _read_by(sides[branch]):
+            return _make(structure, add, branch, sides[branch])
+    sources = [_read_by(side) for side in sides]
+    if len(sources[0]) == 1 and sources[0] == sources[1]:
+        made = [_make(structure, add, branch, side) for branch, side in enumerate(sides)]
+        sizes = [0 if block is None else block.size for block in made]
+        return made[0] if sizes[0] > sizes[1] else made[1]
+    return None
+
+
+def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir.Node]:
+    """Return the nodes that nothing but one input of the Add depends on."""
+    inside: set[ir.Node] = set()
+    for node in reversed(before):
+        uses = [use for out in node.outputs for use in out.uses()]
+        leaves = any(out.is_graph_output() for out in node.outputs)
+        if uses and not leaves and all(u in inside or (u is add and i == branch) for u, i in uses):
+            inside.add(node)
+    return frozenset(inside)
+
+
+def _read_by(nodes: frozenset[ir.Node]) -> set[ir.Value]:
+    """Return the activations that come into some nodes from outside."""
+    made = {out for node in nodes for out in node.outputs}
+    read = {v for node in nodes for v in _operands(node)}
+    return {v for v in read - made if v.const_value is None}
+
+
+def _operands(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads, in its subgraphs too."""
+    read = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            inner = list(attribute.as_graph().all_nodes())
+            own = {out for n in inner for out in n.outputs} | set(attribute.as_graph().inputs)
+            read += [v for n in inner for v in n.inputs if v is not None and v not in own]
+    return read
+
+
+def _make(structure: Structure, add: ir.Node, branch: int, nodes: frozenset[ir.Node]) -> Block | None:
+    """The block, if it holds weights and the sum without it has the shape of the sum."""
+    trunk = add.inputs[1 - branch]
+    shape = None if trunk is None else structure.facts.shape(trunk)
+    if shape is None or shape != structure.facts.shape(add.outputs[0]):
+        return None
+    weights = tuple(v for v in structure.weights if all(user in nodes for user, _ in v.uses()))
+    return Block(add, branch, nodes, weights) if weights else None
+
+
+def _size(value: ir.Value) -> int:
+    return math.prod(value.const_value.shape.numpy()) if value.const_value is not None else 0
