@@ -18,7 +18,7 @@ from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_f
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
 from onnxprune.runtime.linear import Linear, Matrix
 from onnxprune.runtime.statistics import Moments
-from onnxprune.selection.patterns import NM, Block
+from onnxprune.structures import NM, Block
 
 
 @dataclass(frozen=True, eq=False)

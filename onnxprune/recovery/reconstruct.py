@@ -27,8 +27,8 @@ from onnxprune.recovery.solve import Affine
 from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.runtime.statistics import Inputs, batches, layer_moments, output_error, shadow
-from onnxprune.selection.patterns import NM, Block
 from onnxprune.structure.rewrite import Kept
+from onnxprune.structures import NM, Block
 
 FOLDS = 4
 

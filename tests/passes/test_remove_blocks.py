@@ -47,9 +47,7 @@ def difference(model: ir.Model, names: Collection[str], feeds: runtime.Feeds) ->
         ("gpt", "legacy", 4),
     ],
 )
-def test_without_blocks_a_network_is_what_it_is_with_their_outputs_zeroed(
-    name: str, exporter: str, count: int
-) -> None:
+def test_without_blocks_a_network_is_what_it_is_with_their_outputs_zeroed(name: str, exporter: str, count: int) -> None:
     model = ir.from_proto(zoo.export(name, exporter))
     names = names_of(model)
     assert len(names) == count

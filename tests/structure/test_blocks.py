@@ -73,10 +73,7 @@ def test_a_block_may_read_more_than_the_trunk() -> None:
 
 def test_a_sum_that_widens_the_trunk_is_no_block() -> None:
     """x of one row is added to f of four: without f the result would lose its shape."""
-    body = (
-        "axes = Constant<value_ints = [0]>() m = ReduceSum(x, axes) "
-        "h = MatMul(m, w1) e = Mul(h, x) y = Add(m, e)"
-    )
+    body = "axes = Constant<value_ints = [0]>() m = ReduceSum(x, axes) h = MatMul(m, w1) e = Mul(h, x) y = Add(m, e)"
     assert found(body) == {}
 
 
