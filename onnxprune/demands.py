@@ -36,7 +36,7 @@ def check_method(recipe: Recipe, calibration: AnyArrays | None, *, retrains: boo
     for name in recipe.recover:
         if name not in METHODS:
             raise RecipeError(f"--recover: there is no {name!r}; choose auto, no, or of {', '.join(METHODS)}")
-    if missing:
+    if missing and any(METHODS[name].needs != "nothing" for name in recipe.recover):
         raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
     if recipe.survivors in ("rewind", "reinit"):
         raise RecipeError(

@@ -32,7 +32,7 @@ from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.structures import NM, UNITS
+from onnxprune.structures import NM, UNITS, Weights
 from onnxprune.verification import compare_with_masked
 
 _NAMED = 8  # names that a note lists for one reason
@@ -204,9 +204,12 @@ class Steps:
 
     def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
         """Recover the model in place; what was done, as plain data."""
-        if self.dense is None or self.calibration is None:
+        if self.dense is None:
             return {}
-        done = recover(self.dense, model, kept, self.calibration.inputs, methods=self.methods)
+        inputs = {} if self.calibration is None else self.calibration.inputs
+        zeros = self.recipe.parts.zeros
+        pattern = None if isinstance(zeros, Weights) else zeros
+        done = recover(self.dense, model, kept, inputs, methods=self.methods, pattern=pattern)
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}
 
     def clean(self, state: State) -> tuple[State, Kept]:

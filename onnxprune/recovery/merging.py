@@ -21,11 +21,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.recovery.producers import Units, units_read_by
-from onnxprune.runtime.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
+from onnxprune.runtime.linear import Linear, linear_layers, set_numbers, tensor_of
 from onnxprune.runtime.shapes import known_facts
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
-from onnxprune.structure.structure import Structure
 
 THRESHOLD, THRESHOLD_BATCHNORM = 0.45, 0.1
 """Least cosine of a merge, and the same behind a BatchNormalization, whose statistics narrow the choice (section 4)."""
@@ -68,7 +67,7 @@ def merge_units(dense: ir.Model, pruned: ir.Model, kept: Kept) -> Merging:
         if original is None or isinstance(units, str):
             skipped[layer.name] = str(units)
             continue
-        lost[layer.name], merged[layer.name] = _merge_into(layer, original, units, structure, kept)
+        lost[layer.name], merged[layer.name] = _merge_into(layer, original, units, kept)
     return Merging(merged, lost, skipped)
 
 
@@ -92,19 +91,23 @@ def best_partner(units: Units, i: int, left: npt.NDArray[np.int64]) -> tuple[int
     return int(usable[best]), float(factor[best])
 
 
-def _merge_into(layer: Linear, original: Linear, units: Units, structure: Structure, kept: Kept) -> tuple[int, int]:
-    """Merge the units that one consumer lost; returns how many it lost and how many were merged."""
+def _merge_into(layer: Linear, original: Linear, units: Units, kept: Kept) -> tuple[int, int]:
+    """Merge the units that one consumer lost; returns how many it lost and how many were merged.
+
+    What is written is the dense layer's weights and what they take over, so that steps of pruning do not add up.
+    Weights that are zero stay zero.
+    """
     axes = kept[layer.name]
     columns = axes[layer.input_axis]
-    place = np.full(tensor_of(original.weight).shape.numpy()[original.input_axis], -1)
+    dense = tensor_of(original.weight).numpy().astype(np.float64)
+    place = np.full(dense.shape[original.input_axis], -1)
     place[columns] = np.arange(len(columns))
     left = np.array([u for u, c in enumerate(units.columns) if (place[c] >= 0).all()], np.int64)
     gone = [u for u, c in enumerate(units.columns) if (place[c] < 0).all()]
-    before = np.moveaxis(tensor_of(original.weight).numpy().astype(np.float64), original.input_axis, 0)
-    if layer.output_axis in axes:  # the outputs that are left; they lie behind the inputs' axis now
+    before = np.moveaxis(dense, original.input_axis, 0)
+    if layer.output_axis in axes:  # the outputs' axis is the next one now
         before = np.take(before, axes[layer.output_axis], axis=1)
-    after: Matrix = np.moveaxis(tensor_of(layer.weight).numpy().astype(np.float64), layer.input_axis, 0)
-    merged = 0
+    after, merged = before[columns], 0
     for i in gone:
         partner = best_partner(units, i, left)
         if partner is not None:
@@ -112,5 +115,6 @@ def _merge_into(layer: Linear, original: Linear, units: Units, structure: Struct
             after[place[units.columns[j]]] += factor * before[units.columns[i]]
             merged += 1
     if merged:
-        set_numbers(layer.weight, np.moveaxis(after, 0, layer.input_axis))
+        after = np.moveaxis(after, 0, layer.input_axis)
+        set_numbers(layer.weight, np.where(tensor_of(layer.weight).numpy() != 0, after, 0.0))
     return len(gone), merged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxprune import runtime
@@ -13,6 +14,7 @@ from onnxprune.recovery.reconstruct import stages
 from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
 from onnxprune.runtime.linear import linear_layers
 from onnxprune.runtime.statistics import Moments
+from onnxprune.structures import NM, Block
 
 from .models_to_recover import (
     CONVOLUTION_SHAPES,
@@ -110,6 +112,52 @@ def test_without_units_the_outputs_come_nearer(
         assert recovered.after < recovered.before
         assert error < 0.6 * baseline
     assert error <= 1.05 * baseline
+
+
+def test_obc_chooses_other_zeros_of_the_same_number_and_comes_nearer() -> None:
+    dense = network(MLP, MLP_SHAPES)
+    masks = {"w1": np.random.default_rng(3).random((8, 6)) < 0.5}
+    x = {"x": correlated(200, (6,))}
+    least, chosen = zeroed(dense, masks), zeroed(dense, masks)
+    given = recover(dense, least, {}, x, batch=20)
+    obc = recover(dense, chosen, {}, x, methods=("obc",), batch=20)
+    assert (constant(least, "w1") != 0).sum() == (constant(chosen, "w1") != 0).sum()
+    assert ((constant(chosen, "w1") != 0) != masks["w1"]).any()
+    assert obc.steps[0].after < given.steps[0].after
+    assert obc.after < given.after
+
+
+@pytest.mark.parametrize(("pattern", "moves"), [(NM(2, 3), True), (Block(1, 3), False)])
+def test_obc_keeps_to_the_pattern_of_the_zeros(pattern: NM | Block, moves: bool) -> None:
+    dense = network(MLP, MLP_SHAPES)
+    mask = np.tile([True, False, True], (8, 2))
+    pruned = zeroed(dense, {"w1": mask})
+    recover(dense, pruned, {}, {"x": correlated(200, (6,))}, methods=("obc",), pattern=pattern, batch=20)
+    found = constant(pruned, "w1") != 0
+    assert (found.reshape(-1, 3).sum(axis=1) == 2).all()
+    assert (found != mask).any() == moves
+
+
+def test_batchnorm_takes_the_statistics_of_what_it_now_reads() -> None:
+    """Targets are the dense network's own outputs with the right statistics: they are found again."""
+    dense = network(CONVOLUTIONS, CONVOLUTION_SHAPES)
+    x = correlated(400, (4, 9, 9))
+    convolved = network(CONVOLUTIONS.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, C, H, W] c)"),
+                        CONVOLUTION_SHAPES)  # fmt: skip
+    fed = runtime.run(runtime.make_session(convolved), {"x": x})["c"]
+    true = {"mean": fed.mean((0, 2, 3)), "var": fed.var((0, 2, 3))}
+    for name, array in true.items():
+        dense.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    pruned = dense.clone()
+    for name in true:
+        pruned.graph.initializers[name].const_value = ir.Tensor(true[name] * 1.5, name=name)
+    w2 = pruned.graph.initializers["w2"]
+    w2.const_value = ir.Tensor(constant(dense, "w2").astype(np.float32) * np.float32(1 + 1e-6), name="w2")
+    done = recover(dense, pruned, {}, {"x": x}, methods=("batchnorm",), batch=20)
+    assert [(s.layer, s.applied) for s in done.steps] == [("mean", True)]
+    assert done.after < 0.2 * done.before
+    for name, array in true.items():
+        np.testing.assert_allclose(constant(pruned, name), array, rtol=0.1, atol=0.1)
 
 
 def test_zeroed_weights_stay_zero_and_what_is_not_reached_stays_bit_by_bit() -> None:

@@ -1,0 +1,82 @@
+"""The column sweep of SparseGPT: by hand, against its own definition, and against least squares on the same zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.recovery.solve import Affine, ridge_fit
+from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, inverse_factor, sweep_choosing, sweep_given
+from onnxprune.runtime.statistics import Moments
+
+RNG = np.random.default_rng(0)
+A = RNG.standard_normal((50, 6)) @ RNG.standard_normal((6, 6))
+H = A.T @ A
+W = RNG.standard_normal((4, 6))
+
+
+def error(weight: np.ndarray) -> float:
+    return float(np.square(A @ (weight - W).T).sum())
+
+
+def test_what_two_equal_inputs_did_the_second_does_alone() -> None:
+    """H = [[1, .5], [.5, 1]]: zeroing w1 = 2 adds w1 [H^-1]_12 / [H^-1]_11 = -1/2 w1, subtracted: w2 = 3 + 1."""
+    factor = inverse_factor(np.array([[1.0, 0.5], [0.5, 1.0]]))
+    found = sweep_given(np.array([[2.0, 3.0]]), factor, np.array([[False, True]]))
+    np.testing.assert_allclose(found, [[0.0, 4.0]])
+
+
+def test_a_row_of_the_factor_is_the_update_of_what_is_left_from_there_on() -> None:
+    """Equation 4 of SparseGPT: zeroing column j by the inverse over the columns from j on."""
+    factor = inverse_factor(H)
+    for j in range(6):
+        inverse = np.linalg.inv(H[j:, j:])
+        np.testing.assert_allclose(factor[j, j:] / factor[j, j], inverse[0] / inverse[0, 0], atol=1e-9)
+        np.testing.assert_allclose(factor[j, j] ** 2, inverse[0, 0])
+
+
+def test_given_zeros_least_squares_is_nearer_than_the_sweep_and_the_sweep_than_nothing() -> None:
+    support = RNG.random(W.shape) < 0.6
+    swept = sweep_given(W, inverse_factor(H), support)
+    assert ((swept != 0) == support).all()
+    z = A @ W.T
+    moments = Moments(len(A), A.sum(0)[None], z.sum(0)[None], H[None], (A.T @ z)[None], (z**2).sum(0)[None])
+    fitted = ridge_fit(moments, Affine(W[None], np.zeros((1, 4))), support[None], 0.0, with_bias=False)
+    assert error(fitted.weight[0]) < error(swept) < error(np.where(support, W, 0.0))
+
+
+@pytest.mark.parametrize("block", [1, 2, 6])
+def test_zeros_are_chosen_where_they_cost_least_as_the_sweep_comes_by(block: int) -> None:
+    factor = inverse_factor(H)
+    zeros = [block * 2] * (6 // block)
+    found, support = sweep_choosing(W, factor, zeros, block)
+    w = W.copy()
+    for start in range(0, 6, block):
+        cost = np.square(w[:, start : start + block] / np.diag(factor)[start : start + block])
+        gone = cost <= np.sort(cost.reshape(-1))[2 * block - 1]
+        assert ((~support[:, start : start + block]) == gone).all()
+        mask = np.ones(w.shape, bool)
+        mask[:, start : start + block] = ~gone
+        w[:, start:] = sweep_given(w, factor, mask)[:, start:]
+    np.testing.assert_allclose(found, w, atol=1e-12)
+
+
+def test_as_many_go_as_were_asked_for_and_the_choice_beats_magnitude() -> None:
+    support = choose_support(W[None], H[None], 10)[1][0]
+    assert (~support).sum() == 10
+    smallest = np.abs(W) > np.sort(np.abs(W).reshape(-1))[9]
+    z = A @ W.T
+    moments = Moments(len(A), A.sum(0)[None], z.sum(0)[None], H[None], (A.T @ z)[None], (z**2).sum(0)[None])
+    start = Affine(W[None], np.zeros((1, 4)))
+    ours, theirs = (ridge_fit(moments, start, s[None], 0.0, with_bias=False).weight[0] for s in (support, smallest))
+    assert error(ours) < error(theirs)
+
+
+def test_a_pattern_is_kept_for_each_kernel_position() -> None:
+    """Two of every four input channels, at each of three positions: columns run channel by channel."""
+    a = RNG.standard_normal((60, 24))
+    w = RNG.standard_normal((1, 5, 24))
+    found, support = choose_pattern(w, (a.T @ a)[None], (2, 4), places=3)
+    channels = support.reshape(5, 2, 4, 3)
+    assert (channels.sum(axis=2) == 2).all()
+    assert ((found != 0) == support).all()
