@@ -139,25 +139,22 @@ def test_obc_keeps_to_the_pattern_of_the_zeros(pattern: NM | Block, moves: bool)
 
 
 def test_batchnorm_takes_the_statistics_of_what_it_now_reads() -> None:
-    """Targets are the dense network's own outputs with the right statistics: they are found again."""
+    """Mean and variance by channel of three folds of four; the dense network's are nearly these, the pruned one's not."""
     dense = network(CONVOLUTIONS, CONVOLUTION_SHAPES)
-    x = correlated(400, (4, 9, 9))
-    convolved = network(CONVOLUTIONS.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, C, H, W] c)"),
-                        CONVOLUTION_SHAPES)  # fmt: skip
-    fed = runtime.run(runtime.make_session(convolved), {"x": x})["c"]
-    true = {"mean": fed.mean((0, 2, 3)), "var": fed.var((0, 2, 3))}
-    for name, array in true.items():
+    open_ended = CONVOLUTIONS.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, C, H, W] c)")
+    x = correlated(160, (4, 9, 9))
+    fed = runtime.run(runtime.make_session(network(open_ended, CONVOLUTION_SHAPES)), {"x": x})["c"]
+    for name, array in (("mean", fed.mean((0, 2, 3))), ("var", fed.var((0, 2, 3)))):
         dense.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     pruned = dense.clone()
-    for name in true:
-        pruned.graph.initializers[name].const_value = ir.Tensor(true[name] * 1.5, name=name)
-    w2 = pruned.graph.initializers["w2"]
-    w2.const_value = ir.Tensor(constant(dense, "w2").astype(np.float32) * np.float32(1 + 1e-6), name="w2")
+    for name, change in (("mean", 1.5), ("var", 1.5), ("w2", 1 + 1e-6)):
+        numbers = (constant(dense, name) * change).astype(np.float32)
+        pruned.graph.initializers[name].const_value = ir.Tensor(numbers, name=name)
     done = recover(dense, pruned, {}, {"x": x}, methods=("batchnorm",), batch=20)
     assert [(s.layer, s.applied) for s in done.steps] == [("mean", True)]
-    assert done.after < 0.2 * done.before
-    for name, array in true.items():
-        np.testing.assert_allclose(constant(pruned, name), array, rtol=0.1, atol=0.1)
+    used = fed[np.arange(160) // 20 % 4 != 3]
+    np.testing.assert_allclose(constant(pruned, "mean"), used.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(constant(pruned, "var"), used.var((0, 2, 3)), rtol=1e-3)
 
 
 def test_zeroed_weights_stay_zero_and_what_is_not_reached_stays_bit_by_bit() -> None:
