@@ -41,12 +41,15 @@ def table() -> str:
         "",
         "## Recovery without labels",
         "",
-        "| method | formula | kept where it lowers | source |",
-        "|---|---|---|---|",
+        "Layer by layer, towards what the dense network computes; a change stays only where the error named falls on "
+        "inputs that it was not made from. What each is worth is measured in [recovery.md](recovery.md).",
+        "",
+        "| method | formula | needs | error that must fall | source |",
+        "|---|---|---|---|---|",
     ]
     for name, method in METHODS.items():
-        judge = "the model's output error" if method.judged_by_outputs else "the layer's output error"
-        lines.append(f"| `{name}` | {_escaped(_first(method.propose.__doc__))} | {judge} | {method.source} |")
+        cells = (f"`{name}`", method.formula, method.needs, method.judge, method.source)
+        lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

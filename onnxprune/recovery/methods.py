@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_fit, squared_error
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
@@ -54,9 +54,10 @@ class Proposal:
 
 _CONSTANT = 1e-6  # an output whose variance fell below this share is a constant: no gain brings it back
 
+_SAMPLE = 32  # outputs of a layer that choose its ridge, where each has zeros of its own
+
 Propose = Callable[[Layer, Sequence[Moments]], Proposal]
-Fit = Callable[[float], Affine]
-"""From a ridge to weights and biases."""
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,7 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
 )
 def least_squares(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """W, b = argmin |Z_dense - A W^T - b|^2 + lambda |W - W0|^2; lambda by cross-validation."""
-
-    def on(moments: Moments) -> Fit:
-        return partial(ridge_fit, moments, layer.start, layer.support, with_bias=layer.has_shift)
-
-    return _cross_validated(layer, folds, on)
+    return _cross_validated(layer, folds, lambda _: (layer.start, layer.support))
 
 
 @method(
@@ -116,7 +113,7 @@ def obc(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     if isinstance(layer.pattern, Block) or not (~layer.support & (layer.dense != 0)).any():
         return given
 
-    def on(moments: Moments) -> Fit:
+    def choose(moments: Moments) -> tuple[Affine, Support]:
         dense = Affine(layer.dense, layer.start.bias)
         full = ridge_fit(moments, dense, layer.dense != 0, RIDGES[0], with_bias=layer.has_shift)
         hessian = damped_hessian(moments, centred=layer.has_shift)
@@ -125,9 +122,9 @@ def obc(layer: Layer, folds: Sequence[Moments]) -> Proposal:
             weight, support = choose_pattern(full.weight, hessian, pattern, layer.linear.places)
         else:
             weight, support = choose_support(full.weight, hessian, int((~layer.support).sum()))
-        return partial(ridge_fit, moments, Affine(weight, full.bias), support, with_bias=layer.has_shift)
+        return Affine(weight, full.bias), support
 
-    chosen = _cross_validated(layer, folds, on)
+    chosen = _cross_validated(layer, folds, choose)
     return chosen if chosen.after < given.after else given
 
 
@@ -158,14 +155,41 @@ def match_moments(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     return _judged_outside(layer, Affine(scaled, best_bias(used, scaled)), folds)
 
 
-def _cross_validated(layer: Layer, folds: Sequence[Moments], on: Callable[[Moments], Fit]) -> Proposal:
-    """Choose the ridge by the error on each fold of what is fitted to the others; then fit to all of them."""
+def _cross_validated(
+    layer: Layer, folds: Sequence[Moments], begin: Callable[[Moments], tuple[Affine, Support]]
+) -> Proposal:
+    """Choose the ridge by the error on each fold of what is fitted to the others; then fit to all of them.
+
+    Args:
+        layer: The layer.
+        folds: Its moments.
+        begin: From moments to the weights that the fit is drawn to, and which of them are not zero.
+    """
     total, scale = _sum(folds), _size(folds)
-    fits = [(m, on(total - m)) for m in folds]
+    held = [(fold, total - fold, *begin(total - fold)) for fold in folds]
+    some = _sample(layer)
+
+    def error(ridge: float, rows: Rows | None) -> float:
+        found = 0.0
+        for fold, rest, start, support in held:
+            if rows is not None:
+                fold, rest, start, support = fold.of(rows), rest.of(rows), start.of(rows), support[:, rows]
+            fit = ridge_fit(rest, start, support, ridge, with_bias=layer.has_shift)
+            found += float(squared_error(fold, fit).sum())
+        return found / scale
+
+    best = min(RIDGES, key=lambda ridge: error(ridge, some))
     before = sum(float(squared_error(m, layer.start).sum()) for m in folds) / scale
-    errors = {ridge: sum(float(squared_error(m, f(ridge)).sum()) for m, f in fits) / scale for ridge in RIDGES}
-    best = min(errors, key=lambda r: errors[r])
-    return Proposal(on(total)(best), before, errors[best], f"ridge {best:g}")
+    fitted = ridge_fit(total, *begin(total), best, with_bias=layer.has_shift)
+    return Proposal(fitted, before, error(best, None), f"ridge {best:g}")
+
+
+def _sample(layer: Layer) -> Rows | None:
+    """The outputs that the ridge is chosen by; None for all, where they share one factorisation or are few."""
+    outputs = layer.support.shape[1]
+    if outputs <= _SAMPLE or (layer.support == layer.support[:, :1]).all():
+        return None
+    return np.linspace(0, outputs - 1, _SAMPLE).astype(np.int64)
 
 
 def _judged_outside(layer: Layer, new: Affine, folds: Sequence[Moments]) -> Proposal:

@@ -272,26 +272,33 @@ class Method:
     Attributes:
         run: Runs it over a model.
         needs: Whether it needs calibration inputs.
+        judge: The error that has to fall, on held-back inputs, for a change to stay.
         formula: What it does.
         source: Where it comes from.
     """
 
     run: Callable[[_Run, str], None]
     needs: Literal["nothing", "calibration"]
+    judge: Literal["of the layer", "of the model", "none"]
     formula: str
     source: str
 
 
 METHODS: dict[str, Method] = {
-    name: Method(_recover_layers, "calibration", (own.propose.__doc__ or "").split("\n\n")[0], own.source)
+    name: Method(
+        _recover_layers, "calibration", "of the model" if own.judged_by_outputs else "of the layer",
+        " ".join((own.propose.__doc__ or "").split("\n\n")[0].split()), own.source,
+    )
     for name, own in LAYER_METHODS.items()
 } | {
     "batchnorm": Method(
-        _reestimate, "calibration", "mean = E[x], variance = Var[x] of what each BatchNormalization now reads.",
+        _reestimate, "calibration", "of the model",
+        "mean = E[x], variance = Var[x] of what each BatchNormalization now reads.",
         "Ioffe and Szegedy 2015, Batch Normalization, algorithm 2; Li et al. 2020, EagleEye, section 3.3",
     ),
     "merge": Method(
-        _merge, "nothing", "W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it.",
+        _merge, "nothing", "none",
+        "W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it.",
         "Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6",
     ),
 }  # fmt: skip

@@ -38,6 +38,10 @@ class Affine:
     weight: Matrix
     bias: Matrix
 
+    def of(self, outputs: npt.NDArray[np.int64]) -> Affine:
+        """Those of some outputs."""
+        return Affine(self.weight[:, outputs], self.bias[:, outputs])
+
 
 def squared_error(moments: Moments, affine: Affine) -> Matrix:
     """|Z - A W^T - b|^2, summed over rows; shape [g, O]."""

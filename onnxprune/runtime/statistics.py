@@ -51,6 +51,10 @@ class Moments:
     az: Matrix
     zz: Matrix
 
+    def of(self, outputs: npt.NDArray[np.int64]) -> Moments:
+        """Those of some outputs."""
+        return Moments(self.rows, self.a, self.z[:, outputs], self.aa, self.az[:, :, outputs], self.zz[:, outputs])
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.rows + other.rows, self.a + other.a, self.z + other.z,

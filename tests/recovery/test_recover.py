@@ -139,7 +139,7 @@ def test_obc_keeps_to_the_pattern_of_the_zeros(pattern: NM | Block, moves: bool)
 
 
 def test_batchnorm_takes_the_statistics_of_what_it_now_reads() -> None:
-    """Mean and variance by channel of three folds of four; the dense network's are nearly these, the pruned one's not."""
+    """Mean and variance by channel, over three folds of four."""
     dense = network(CONVOLUTIONS, CONVOLUTION_SHAPES)
     open_ended = CONVOLUTIONS.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, C, H, W] c)")
     x = correlated(160, (4, 9, 9))
