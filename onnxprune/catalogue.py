@@ -40,7 +40,7 @@ def catalogue() -> list[Entry]:
         *(Entry("criterion", name, c.formula, _fits(c), c.needs) for name, c in criteria().items()),
         *_allocations(),
         *(Entry("schedule", name, _first(function)) for name, function in SCHEDULES.items()),
-        *(Entry("recover", name, _first(m.propose), needs="calibration") for name, m in METHODS.items()),
+        *(Entry("recover", name, m.formula, needs=m.needs) for name, m in METHODS.items()),
     ]
 
 
