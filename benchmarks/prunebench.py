@@ -32,7 +32,7 @@ from lenets import RESULTS, Sets, data_argument, data_folder, error, load_sets, 
 from prunebench_count import Counts, count
 from prunebench_findings import write_findings
 from prunebench_methods import PATTERNS, Cut, Dense, Method, cut
-from prunebench_networks import DATA, MAGNITUDE, MAIN, NETWORKS, RATIOS, Network
+from prunebench_networks import CHECKED, DATA, MAGNITUDE, MAIN, NETWORKS, RATIOS, Network
 from prunebench_report import report
 from prunebench_table import Key, Measured, Table, read_tables
 from recovery_mnist import export_unfolded
@@ -82,11 +82,11 @@ def finding_jobs(network: Network) -> list[Job]:
     """What the findings need beside that."""
     jobs = []
     for start in ("reinit", "scratch"):
-        jobs += [Job(MAGNITUDE, ratio, start) for ratio in network.checked]
-    jobs += [Job(NARROW, ratio, "scratch") for ratio in network.checked]
+        jobs += [Job(MAGNITUDE, ratio, start) for ratio in CHECKED]
+    jobs += [Job(NARROW, ratio, "scratch") for ratio in CHECKED]
     for penalty in network.penalties:
         jobs += [Job(NONE, start="trained", penalty=penalty)]
-        jobs += [Job(MAGNITUDE, ratio, penalty=penalty) for ratio in network.checked]
+        jobs += [Job(MAGNITUDE, ratio, penalty=penalty) for ratio in CHECKED]
     return jobs
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from onnxprune.bridge.training import TrainSettings
 
 RATIOS = (2, 4, 8, 16, 32)
+CHECKED = (4, 16)
+"""Compression ratios of the findings that need trainings of their own."""
 DATA = {"mnist": "mnist", "fashion-mnist": "fashion_mnist"}
 """Folders of the data sets, by name."""
 
@@ -49,7 +51,6 @@ class Network:
         finetune: Training after pruning.
         penalties: Strengths of L1 and L2 where dense training has one.
         methods: All that it is pruned by.
-        checked: Compression ratios at which the findings are looked at.
         batchnorm: Whether it has BatchNorm, which is then left in the graph.
     """
 
@@ -58,7 +59,6 @@ class Network:
     finetune: TrainSettings
     penalties: dict[str, float]
     methods: tuple[Method, ...]
-    checked: tuple[int, ...]
     batchnorm: bool = False
 
 
@@ -98,10 +98,10 @@ def _train(steps: int, learning_rate: float = 1e-3) -> TrainSettings:
 
 NETWORKS = {
     "lenet-300-100": Network(
-        perceptron, _train(2150), _train(430, 2e-3), {"l1": 2e-5, "l2": 5e-4}, (*MAIN, *OTHERS), (2, 8, 32)
+        perceptron, _train(2150), _train(430, 2e-3), {"l1": 2e-5, "l2": 5e-4}, (*MAIN, *OTHERS)
     ),
     "resnet-16-32-64": Network(
-        ResNet, _train(860, 3e-3), _train(100, 5e-3), {"l1": 2e-5, "l2": 5e-4},
-        (*MAIN, *OTHERS, Method("channels", "bn-scale")), (4, 16), batchnorm=True,
+        ResNet, _train(430, 3e-3), _train(100, 5e-3), {"l1": 2e-5, "l2": 5e-4},
+        (*MAIN, *OTHERS, Method("channels", "bn-scale")), batchnorm=True,
     ),
 }  # fmt: skip

@@ -105,8 +105,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> prunebench.Place:
     images, labels = rng.standard_normal((96, 1, 28, 28)).astype(np.float32), np.arange(96) % 10
     arrays = Arrays((images,), (labels,))
     sets = Sets(Data(arrays, (0,)), Data(arrays, (0,)), (images, labels))
-    monkeypatch.setitem(NETWORKS, "tiny", Network(tiny, STEPS, STEPS, {"l1": 1e-4}, METHODS, (4,)))
+    monkeypatch.setitem(NETWORKS, "tiny", Network(tiny, STEPS, STEPS, {"l1": 1e-4}, METHODS))
     monkeypatch.setattr(prunebench, "RATIOS", (4,))
+    monkeypatch.setattr(prunebench, "CHECKED", (4,))
     monkeypatch.setattr(prunebench, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(prunebench, "load_sets", lambda root: sets)
     return prunebench.Place("tiny", "mnist", 0, sets, tmp_path / "work")
