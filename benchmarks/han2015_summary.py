@@ -25,7 +25,8 @@ def summarise(folder: str) -> None:
             found[entry["network"]][entry["method"]][entry["target"]].append(entry)
     lines = ["# Han et al. 2015, reproduced", ""]
     for network, methods in found.items():
-        curves = {method: sorted(targets.items()) for method, targets in methods.items()}
+        ordered = sorted(methods.items(), key=lambda item: not item[0].startswith("dense"))
+        curves = {method: sorted(targets.items()) for method, targets in ordered}
         lines += [f"## {network}", "", *table(curves), ""]
         plot_chain(network, curves, RESULTS / folder / f"{network}.png")
         if any(method.startswith(("l1-", "l2-")) for method in curves):
