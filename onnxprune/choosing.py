@@ -126,8 +126,9 @@ class _Task:
 
     @property
     def share(self) -> float:
-        """The share of `weights` that becomes zero; others that count and stay make it larger."""
-        return min(1.0, self.recipe.sparsity * self.prunable / total_size(self.weights))
+        """The share of `weights` that becomes zero: small ends that stay make it larger, what is unable does not."""
+        counted = total_size([*self.weights, *protected_weights(self.structure, self.recipe)])
+        return min(1.0, self.recipe.sparsity * counted / total_size(self.weights))
 
     @property
     def prunable(self) -> int:

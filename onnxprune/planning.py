@@ -75,12 +75,20 @@ def _tidied(model: ir.Model) -> Mapping[str, str]:
     return copies
 
 
-def shortfall(recipe: Recipe, sparsity: float) -> str:
-    """Why the sparsity asked for is not reached, empty where it is."""
+def shortfall(recipe: Recipe, sparsity: float, *, untouched: bool = False) -> str:
+    """Why the sparsity asked for is not reached, empty where it is.
+
+    Args:
+        recipe: The recipe.
+        sparsity: What was reached.
+        untouched: Whether the pattern or the criterion did not fit everything, which is then why.
+    """
     searched = recipe.target is not None  # nobody asked for this sparsity
     if recipe.quality is not None or searched or abs(sparsity - recipe.sparsity) <= 0.01:
         return ""
     asked = f"asked for {recipe.sparsity:.1%}, got {sparsity:.1%}"
+    if untouched:
+        return f"{asked}: what was left as it was makes up the rest, and the others give no more for it"
     if not recipe.parts.units:
         return f"{asked}: the nearest below that whole blocks allow"
     return (

@@ -12,7 +12,7 @@ from onnxprune import limits
 from onnxprune.amounts import TARGETS, Ratio, check_amount, target_of
 from onnxprune.errors import RecipeError
 from onnxprune.structure.groups import KINDS
-from onnxprune.structures import NM, Parts, Weights, parse_structure
+from onnxprune.structures import DEFAULT_UNIT_SHARE, NM, Parts, check_structure, parse_structure
 from onnxprune.train_settings import DataSettings, IterateSettings, Survivors, TrainSettings
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
@@ -74,7 +74,7 @@ class Recipe(BaseModel):
         "2:4, block:RxC such as block:1x4, or a mix such as channels+weights or channels+2:4",
     )
     unit_share: float = Field(
-        0.5, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
+        DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
     criterion: str = Field("magnitude", description="how much a weight or a unit matters; onnxprune methods lists them")
     allocation: Literal["global", "uniform", "erk", "lamp", "sensitivity"] = Field(
@@ -154,7 +154,9 @@ class Recipe(BaseModel):
     @classmethod
     def _listed(cls, recover: Any) -> Any:
         """Methods may be written in a row, with commas."""
-        return tuple(part.strip() for part in recover.split(",")) if isinstance(recover, str) else recover
+        if isinstance(recover, str):
+            return tuple(part.strip() for part in recover.split(",") if part.strip())
+        return recover
 
     @field_validator("recover")
     @classmethod
@@ -180,40 +182,12 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Recipe:
-        self._amount_is_given()
-        parts, zeros = self.parts, self.parts.zeros
-        if self.initial_sparsity > self.sparsity and self.quality is None:
-            raise ValueError("--initial-sparsity is more than --sparsity")
-        if isinstance(zeros, NM):
-            if not parts.units and abs(self.sparsity - zeros.sparsity) > 1e-9:
-                raise ValueError(f"--sparsity: {parts.text} makes it {zeros.sparsity:g}: leave it out")
-            if self.target is None and self.sparsity < zeros.sparsity - 1e-9:
-                raise ValueError(
-                    f"--sparsity: {parts.text} zeroes {zeros.sparsity:g} of the weights by itself: give more"
-                )
-            if self.iterations > 1:
-                raise ValueError(f"--iterations: {parts.text} zeroes its share in one step")
-            if self.allocation != "global" and not parts.units:
-                raise ValueError(f"--allocation: {parts.text} takes the same share of every layer: leave it out")
-        if self.unit_share != 0.5 and (not parts.mixed or isinstance(zeros, NM)):
-            raise ValueError("--unit-share: only with --structure channels+weights or channels+block:RxC")
-        if not parts.units and (self.kinds or self.allow_inexact):
-            flag = "kinds" if self.kinds else "allow-inexact"
-            raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
-        if parts.units and self.allocation in ("erk", "lamp"):
-            raise ValueError(f"--allocation: {self.allocation} is for single weights, not for whole units")
-        return self
-
-    def _amount_is_given(self) -> None:
         check_amount(self)
-        if self.quality is not None and self.parts != Parts("weights", False, Weights()):
-            raise ValueError(f"--quality: a threshold is for single weights, --structure {self.structure} is not")
-        for field in ("criterion", "allocation") if self.quality is not None else ():
-            if getattr(self, field) != Recipe.model_fields[field].default:
-                raise ValueError(f"--{field}: --quality is a threshold on the magnitudes of each layer: leave it out")
+        check_structure(self)
         for field in RETRAIN_ONLY if self.retrain is None else ():
             if getattr(self, field) != Recipe.model_fields[field].get_default(call_default_factory=True):
                 raise ValueError(f"--{flag_name('', field)}: only with --retrain")
+        return self
 
     @field_validator("kinds")
     @classmethod

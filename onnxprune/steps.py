@@ -11,6 +11,7 @@ model. The check comes before any number is changed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.weights import total_size
 from onnxprune.selection.eligible import eligible_weights, protected_weights
+from onnxprune.selection.rounding import CONV_BLOCK, RoundTo
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
@@ -69,7 +71,7 @@ class Trace:
             recipe: The recipe of the run.
             sparsity: What was reached.
         """
-        short = "" if self.untouched else shortfall(recipe, sparsity)
+        short = shortfall(recipe, sparsity, untouched=bool(self.untouched))
         return [note for note in (short, self._untouched(recipe), *self.left, self._not_recovered()) if note]
 
     def _untouched(self, recipe: Recipe) -> str:
@@ -83,8 +85,10 @@ class Trace:
 
     def _not_recovered(self) -> str:
         done = self.steps[-1].get("recovery") if self.steps else None
-        if done is None or not done["skipped"]:
+        if done is None or not (done["skipped"] or not done["steps"]):
             return ""
+        if not done["skipped"]:
+            return "recovery changed nothing: no Conv, Gemm or MatMul with float weights of its own comes after the cut"
         reasons = Counter(done["skipped"].values())
         listed = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         return f"recovery left {len(done['skipped'])} layers as they are: {listed}"
@@ -189,6 +193,7 @@ class Steps:
         own = self.recipe.model_copy(update={"structure": part})
         left = self.left(structure)
         if self.recipe.parts.mixed and part == UNITS:
+            own = own.model_copy(update={"round_to": self._step_of_units(structure)})
             goal = self._by_units(sparsity) * self.prunable - (self.prunable - left)
             share = max(0.0, goal) / prunable_size(structure, own)
         else:
@@ -201,6 +206,14 @@ class Steps:
         if isinstance(zeros, NM):
             return 1 - (1 - sparsity) / (1 - zeros.sparsity)
         return sparsity * self.recipe.unit_share
+
+    def _step_of_units(self, structure: Structure) -> RoundTo:
+        """Of a mix with N:M: kept counts step by multiples of M, so that the pattern fits what is left."""
+        zeros = self.recipe.parts.zeros
+        if self.recipe.round_to != "auto" or not isinstance(zeros, NM):
+            return self.recipe.round_to
+        conv = any("Conv" in node.op_type for node in structure.weights.values())
+        return math.lcm(zeros.m, CONV_BLOCK if conv else 1)
 
     def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
         """Recover the model in place; what was done, as plain data."""

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from onnxprune.errors import RecipeError
 
+if TYPE_CHECKING:
+    from onnxprune.recipe import Recipe
+
 UNITS, WEIGHTS = "channels", "weights"
+DEFAULT_UNIT_SHARE = 0.5
+_SAME = 1e-9
 STRUCTURES = {
     "weights": "single weights become zero, anywhere",
     "N:M": "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity",
@@ -102,6 +108,48 @@ def parse_structure(text: str) -> Parts:
             f"there is no structure {text!r}: choose weights, channels, N:M such as 2:4, block:RxC such as block:1x4, "
             "or a mix such as channels+weights"
         ) from None
+
+
+def check_structure(recipe: Recipe) -> None:
+    """Refuse settings that contradict the structure of a recipe.
+
+    Raises:
+        ValueError: The sentence names the flag.
+    """
+    parts = recipe.parts
+    if recipe.quality is not None:
+        _check_threshold(recipe)
+    elif recipe.target is None and recipe.initial_sparsity > recipe.sparsity:
+        raise ValueError("--initial-sparsity is more than --sparsity")
+    if isinstance(parts.zeros, NM):
+        _check_pattern(recipe, parts.zeros)
+    if recipe.unit_share != DEFAULT_UNIT_SHARE and (not parts.mixed or isinstance(parts.zeros, NM)):
+        raise ValueError("--unit-share: only with --structure channels+weights or channels+block:RxC")
+    if not parts.units and (recipe.kinds or recipe.allow_inexact):
+        flag = "kinds" if recipe.kinds else "allow-inexact"
+        raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
+    if parts.units and recipe.allocation in ("erk", "lamp"):
+        raise ValueError(f"--allocation: {recipe.allocation} is for single weights, not for whole units")
+
+
+def _check_threshold(recipe: Recipe) -> None:
+    if recipe.structure != WEIGHTS:
+        raise ValueError(f"--quality: a threshold is for single weights, --structure {recipe.structure} is not")
+    for field, default in (("criterion", "magnitude"), ("allocation", "global")):
+        if getattr(recipe, field) != default:
+            raise ValueError(f"--{field}: --quality is a threshold on the magnitudes of each layer: leave it out")
+
+
+def _check_pattern(recipe: Recipe, pattern: NM) -> None:
+    text, units = recipe.structure, recipe.parts.units
+    if not units and abs(recipe.sparsity - pattern.sparsity) > _SAME:
+        raise ValueError(f"--sparsity: {text} makes it {pattern.sparsity:g}: leave it out")
+    if recipe.target is None and recipe.sparsity < pattern.sparsity - _SAME:
+        raise ValueError(f"--sparsity: {text} zeroes {pattern.sparsity:g} of the weights by itself: give more")
+    if recipe.iterations > 1:
+        raise ValueError(f"--iterations: {text} zeroes its share in one step")
+    if not units and recipe.allocation != "global":
+        raise ValueError(f"--allocation: {text} takes the same share of every layer: leave it out")
 
 
 def parse_pattern(text: str) -> NM | Block:

@@ -109,7 +109,12 @@ class Evidence:
 
     @functools.cached_property
     def gradients(self) -> Gradients:
-        """Gradients of the loss, by the bridge."""
+        """Gradients of the loss, by the bridge.
+
+        Raises:
+            OnnxPruneError: PyTorch is not installed.
+        """
+        import onnxprune.bridge  # noqa: F401 - says what to install
         from onnxprune.scoring.backward import Gradients
 
         return Gradients(self.structure.model, self.inputs, self.labels, self.seed, self.batch)

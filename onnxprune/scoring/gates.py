@@ -37,9 +37,9 @@ def gates(structure: Structure, weights: list[Weight], group: Group, context: Co
 @functools.lru_cache(maxsize=1)
 def _trained(evidence: Evidence) -> Mapping[int, float]:
     """Train one gate for each atom at the input axis of a measurable weight."""
+    structure, gradients = evidence.structure, evidence.gradients
     import torch
 
-    structure, gradients = evidence.structure, evidence.gradients
     places = {}
     for name, layer in evidence.layers.items():
         ids = structure.axes[layer.weight][layer.input_axis]

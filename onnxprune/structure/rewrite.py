@@ -58,7 +58,8 @@ class Rewriter:
         self.keep = keep
         self.opset = structure.model.opset_imports.get("", 1)
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
-        self._names = {v.name for v in structure.axes} | set(structure.model.graph.initializers)
+        graph = structure.model.graph
+        self._names = {v.name for v in structure.axes} | set(graph.initializers) | {n.name for n in graph.all_nodes()}
 
     def run(self) -> None:
         """Rewrite nodes first, while all constants have their old content; then cut the constants."""
