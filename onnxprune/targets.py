@@ -1,9 +1,9 @@
 """Targets that decide how much goes: a share of the latency, multiply-adds or bytes, or a drop of the metric.
 
 A search (search.py) tries sparsities; every try is a run of the recipe, measured as the result will be. Budgets are
-tried without training and verification, which change neither shapes nor the number of zeros; for a drop the training
-belongs to the try. Units go in the order of importance per cost (selection/by_cost.py), so that the sparsity is the one
-thing left to find.
+tried without training, recovery and verification, which change neither shapes nor the number of zeros; for a drop,
+training and recovery belong to the try. Units go in the order of importance per cost (selection/by_cost.py), so that
+the sparsity is the one thing left to find.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ class _Search:
         update: dict[str, Any] = {"sparsity": sparsity, "require": ()}
         if not self.trained:
             update["retrain"] = None
+        if self.target != "max_drop":
+            update["recover"] = ("no",)  # other numbers, but as many
         result = self.run(self.recipe.model_copy(update=update), whole=self.trained)
         if self.trained:
             self.results[sparsity] = result

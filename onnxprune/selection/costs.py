@@ -41,15 +41,18 @@ def macs(node: ir.Node, shapes: Shapes) -> float:
     return macs_of(node, shapes) or 0
 
 
-def latency(node: ir.Node, shapes: Shapes) -> float:
-    """The time of the node, in the time of one multiply-add: work, channels padded to the block, plus traffic."""
+def latency(node: ir.Node, shapes: Shapes, *, traffic: float = TRAFFIC) -> float:
+    """The time of the node, in the time of one multiply-add: work, channels padded to the block, plus traffic.
+
+    benchmarks/target_latency.py compares it with what is measured.
+    """
     data = [v for v in node.inputs if v is not None and v in shapes and not v.is_initializer()]
     if node.op_type in _FREE or _fused(node):
         return 0.0
     if node.op_type in _CONVOLUTIONS:
         shapes = _padded(node, shapes)
     moved = sum(math.prod(shapes[v]) for v in (*data, *node.outputs) if v in shapes)
-    return macs(node, shapes) + TRAFFIC * moved
+    return macs(node, shapes) + traffic * moved
 
 
 COSTS: Mapping[CostName, Cost] = {"parameters": parameters, "macs": macs, "latency": latency}

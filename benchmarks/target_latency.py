@@ -1,0 +1,132 @@
+"""Does ``--target-latency 0.5x`` land where it should, and what does the same share of multiply-adds buy otherwise?
+
+    python benchmarks/target_latency.py --output benchmarks/results/target_latency.json
+
+For each network (sizes of ImageNet, random weights; speed does not depend on them):
+
+    target      cut to the target; latency measured again afterwards, in alternating runs of its own
+    uniform     the same share of multiply-adds by the same share of every group, counts rounded as by default
+    unrounded   the same, counts as they fall
+    estimates   random cuts, and how far estimates of their latency are from what is measured: plain multiply-adds,
+                those with channels padded to 16, and these with the traffic of activations (selection/costs.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from exported import exported
+
+import onnxprune
+from onnxprune import model_io, runtime
+from onnxprune.passes import RemoveUnits, Tidy
+from onnxprune.pipeline import Result, prepare
+from onnxprune.runtime.figures import Shapes
+from onnxprune.scoring import prunable_weights
+from onnxprune.selection import costs
+from onnxprune.selection.ledger import Ledger
+from onnxprune.selection.rounding import kept_counts, step_of
+
+NETWORKS = ("resnet18", "mobilenet_v2", "resnet50")
+
+
+def ratio(original: ir.Model, model: ir.Model, rounds: int) -> float:
+    """Latency of a model over that of the original."""
+    feeds = runtime.working_inputs(original)[0]
+    sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (original, model)]
+    return runtime.alternate(sessions[0], sessions[1], feeds, rounds=rounds).ratio
+
+
+def row(original: ir.Model, found: Result, rounds: int) -> dict[str, Any]:
+    """What came out of a run."""
+    assert found.verdict is not None and found.target is not None
+    before, after = found.verdict.before, found.verdict.after
+    return {
+        "latency": ratio(original, found.model, rounds),
+        "macs": (after.macs or 0) / (before.macs or 1),
+        "parameters": after.parameters / before.parameters,
+        "sparsity": found.sparsity,
+        "tries": len(found.target.tries),
+    }
+
+
+def aimed(path: Path, wanted: float, rounds: int) -> dict[str, Any]:
+    """Cut to the target, then to its multiply-adds in two other ways."""
+    original = model_io.load(path)
+    run = partial(onnxprune.prune, path, structure="channels", latency=False)
+    out = {"target": row(original, run(target_latency=wanted), rounds)}
+    share = out["target"]["macs"]
+    out["uniform"] = row(original, run(target_macs=share, allocation="uniform"), rounds)
+    out["unrounded"] = row(original, run(target_macs=share, allocation="uniform", round_to="none"), rounds)
+    return out
+
+
+def padded_work(node: ir.Node, shapes: Shapes) -> float:
+    """Multiply-adds with channels padded, without traffic."""
+    return costs.latency(node, shapes, traffic=0)
+
+
+ESTIMATES = {"multiply-adds": costs.macs, "padded": padded_work, "padded and traffic": costs.latency}
+
+
+def estimates(path: Path, cuts: int, rounds: int) -> dict[str, Any]:
+    """Compare estimates with measurements over random cuts of every group."""
+    original, rng = model_io.load(path), np.random.default_rng(0)
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in ESTIMATES}
+    for _ in range(cuts):
+        structure = prepare(original.clone())
+        weights, level = prunable_weights(structure), rng.uniform(0.2, 0.95)
+        gone = []
+        for group in structure.groups:
+            wanted = np.clip(level + rng.uniform(-0.35, 0.35), 0.1, 1) * len(group)
+            counts = kept_counts(len(group), step_of(structure, group, "auto"), 1)
+            gone.append(group.atoms[: len(group) - min(counts, key=lambda k, w=wanted: abs(k - w))])  # type: ignore[misc]
+        estimated = {}
+        for name, cost in ESTIMATES.items():
+            ledger = Ledger(structure, weights, structure.groups, 1, cost)
+            whole = ledger.cost
+            for atoms in gone:
+                ledger.remove(atoms, limit=float("inf"))
+            estimated[name] = ledger.cost / whole
+        RemoveUnits(structure, ledger.removed)(structure.model)
+        Tidy()(structure.model)
+        measured = ratio(original, structure.model, rounds)
+        for name, value in estimated.items():
+            pairs[name].append((value, measured))
+    return {name: quality(found) for name, found in pairs.items()}
+
+
+def quality(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """How good estimates are: mean of |estimate / measured - 1|, and Pearson's correlation."""
+    estimated, measured = np.array(pairs).T
+    error = float(np.abs(estimated / measured - 1).mean())
+    return {"mean relative error": error, "correlation": float(np.corrcoef(estimated, measured)[0, 1])}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--target", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--cuts", type=int, default=12)
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"wanted": arguments.target, "rounds": arguments.rounds, "cuts": arguments.cuts}
+    for name in arguments.networks:
+        path = exported(name)
+        results[name] = aimed(path, arguments.target, arguments.rounds)
+        results[name]["estimates"] = estimates(path, arguments.cuts, arguments.rounds)
+        print(name, json.dumps(results[name], indent=1), flush=True)
+        if arguments.output:
+            arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
