@@ -15,6 +15,7 @@ from onnxprune.errors import (
 from onnxprune.inspection import Inspection, inspect
 from onnxprune.pipeline import Result, prune, save
 from onnxprune.recipe import Recipe
+from onnxprune.scanning import Scan, sensitivity
 
 __all__ = [
     "DataError",
@@ -25,8 +26,10 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Result",
+    "Scan",
     "VerificationError",
     "inspect",
     "prune",
     "save",
+    "sensitivity",
 ]

@@ -160,7 +160,7 @@ def metric_of(model: ir.Model, eval_data: str | Path, name: str | None) -> tuple
     """
     session = runtime.make_session(model, error=VerificationError)
     found = runtime.evaluate(session, runtime.LabelledData.load(eval_data, session))
-    name = _known_metric(found, name)
+    name = known_metric(found, name)
     return name, found[name]
 
 
@@ -227,11 +227,16 @@ def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) ->
 def _metric(before: _Observed, after: _Observed, name: str | None) -> Metric | None:
     if not before.metrics:
         return None
-    name = _known_metric(before.metrics, name)
+    name = known_metric(before.metrics, name)
     return Metric(name, before.metrics[name], after.metrics[name], before.samples)
 
 
-def _known_metric(found: Mapping[str, float], name: str | None) -> str:
+def known_metric(found: Mapping[str, float], name: str | None) -> str:
+    """Return the metric asked for, or the first that was found.
+
+    Raises:
+        RecipeError: It was not found.
+    """
     name = name or next(iter(found))
     if name not in found:
         raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(found)}")

@@ -39,9 +39,9 @@ def options(
 
 
 def _register() -> None:
-    from onnxprune.cli import compare, inspect, methods, prune, run, unpack, verify
+    from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, unpack, verify
 
-    for command in (prune, run, inspect, methods, verify, compare, unpack):
+    for command in (prune, run, inspect, sensitivity, methods, verify, compare, unpack):
         command.register(app)
 
 

@@ -20,7 +20,7 @@ from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection.matrices import matrix_axes
-from onnxprune.selection.sensitivity import Sensitivity, scan, shares_by_sensitivity, zero_share
+from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
 from onnxprune.selection.weights import least_salient
 from onnxprune.structure.terms import Bools
 
@@ -127,7 +127,8 @@ def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None
     """
     if look is None or look.inputs is None:
         raise DataError("the allocation 'sensitivity' scans layers on calibration data, and there are none.")
-    look.table = scan(weights, look.criterion, look.inputs, seed=look.seed)
+    measure = OutputError(weights[0].structure.model, look.inputs)
+    look.table = scan(weights, look.criterion, measure, seed=look.seed)
     shares = shares_by_sensitivity(look.table, sparsity, [zero_share(w) for w in weights])
     return {w.value: shares[w.name] for w in weights}
 

@@ -1,7 +1,7 @@
 """How much a model suffers when a share of one layer, or of one group of units, goes and nothing else.
 
-table = scan(weights, criterion, inputs)                            single weights, layer by layer
-table = scan_units(structure, weights, groups, scores, inputs)      whole units, group by group
+table = scan(weights, criterion, measure)                           single weights, layer by layer
+table = scan_units(structure, weights, groups, scores, measure)     whole units, group by group
 shares = shares_by_sensitivity(table, 0.9)
 """
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.runtime.graph_tools import Builder
-from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.statistics import Inputs, batches, output_error, shadow
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.units import Scores
@@ -32,6 +31,8 @@ SAMPLES = 256
 """A scan looks at so many samples at most: it runs the model once for every layer and level."""
 
 Point = tuple[float, float]
+Measure = Callable[[Mapping[str, Array]], float]
+"""From constants that are changed, by name, to what is measured of the model with them."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,19 @@ class Sensitivity:
 
 
 def scan(
-    weights: Sequence[Weight], criterion: Criterion, inputs: Inputs, *, levels: Sequence[float] = LEVELS,
-    seed: int = 0, batch: int = 64, progress: Callable[[str], None] | None = None,
+    weights: Sequence[Weight], criterion: Criterion, measure: Measure, *, levels: Sequence[float] = LEVELS,
+    seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> Sensitivity:  # fmt: skip
-    """Prune one layer at a time to each level and measure the outputs (Han et al. 2015, section 4.1 and figure 6).
+    """Prune one layer at a time to each level and measure the model (Han et al. 2015, section 4.1 and figure 6).
 
     Args:
         weights: The layers, of one normalised model. It stays as it is.
         criterion: What goes first.
-        inputs: Unlabelled samples by input name; the first `SAMPLES` are run.
+        measure: What is measured, such as `OutputError`.
         levels: Shares to try, rising.
         seed: For criteria that draw at random.
-        batch: Samples run at once.
         progress: Called with the name of each layer.
     """
-    run = _Scan.of(weights[0].structure.model, inputs, batch)
     errors = np.zeros((len(weights), len(levels)))
     for i, weight in enumerate(weights):
         if progress is not None:
@@ -89,15 +88,15 @@ def scan(
             mask = least_salient(saliency, round(level * weight.size))
             array = constant_content(weight.value).copy()
             np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
-            errors[i, j] = run.error({weight.name: array})
+            errors[i, j] = measure({weight.name: array})
     return Sensitivity(tuple(w.name for w in weights), tuple(w.size for w in weights), tuple(levels), errors)
 
 
 def scan_units(
-    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, inputs: Inputs, *,
-    levels: Sequence[float] = UNIT_LEVELS, batch: int = 64,
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, measure: Measure, *,
+    levels: Sequence[float] = UNIT_LEVELS, progress: Callable[[str], None] | None = None,
 ) -> Sensitivity:  # fmt: skip
-    """Zero the units of one group at a time, those of the lowest scores first, to each level; measure the outputs.
+    """Zero the units of one group at a time, those of the lowest scores first, to each level; measure the model.
 
     A normalisation that runs over the group's axis still sees the zeroed units.
 
@@ -106,21 +105,22 @@ def scan_units(
         weights: The weights that count.
         groups: The groups of units.
         scores: By atom id.
-        inputs: Unlabelled samples by input name; the first `SAMPLES` are run.
+        measure: What is measured, such as `OutputError`.
         levels: Shares to try, rising.
-        batch: Samples run at once.
+        progress: Called with the name of each group.
     """
-    run = _Scan.of(structure.model, inputs, batch)
     errors = np.zeros((len(groups), len(levels)))
     for i, group in enumerate(groups):
+        if progress is not None:
+            progress(group.name)
         order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
         for j, level in enumerate(levels):
             removed = np.zeros(structure.terms.count, bool)
             removed[order[: round(level * len(order))]] = True
-            changed = {str(v.name): array for v, array in zeroed_units(structure, removed)}
-            errors[i, j] = run.error(changed) if changed else 0.0
+            errors[i, j] = measure({str(v.name): array for v, array in zeroed_units(structure, removed)})
     sizes = tuple(size_of_units(structure, weights, group) for group in groups)
-    return Sensitivity(tuple(g.name for g in groups), sizes, tuple(levels), errors)
+    names = tuple(f"{group.name} ({group.kind})" for group in groups)
+    return Sensitivity(names, sizes, tuple(levels), errors)
 
 
 def size_of_units(structure: Structure, weights: Sequence[Weight], group: Group) -> int:
@@ -171,28 +171,37 @@ def shares_by_sensitivity(table: Sensitivity, sparsity: float, gone: Sequence[fl
     return dict(zip(table.names, shares.tolist(), strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    """A model, to be run beside itself with a few constants changed."""
+class OutputError:
+    """The relative squared error of a model's outputs with other numbers in some constants.
 
-    model: ir.Model
-    feeds: list[Feeds]
-    outputs: list[str]
+    Args:
+        model: The model, which stays as it is.
+        inputs: Unlabelled samples by input name; the first `SAMPLES` are run.
+        batch: Samples run at once.
+    """
 
-    @staticmethod
-    def of(model: ir.Model, inputs: Inputs, batch: int) -> _Scan:
+    def __init__(self, model: ir.Model, inputs: Inputs, batch: int = 64) -> None:
         few = {name: array[:SAMPLES] if np.ndim(array) else array for name, array in inputs.items()}
-        return _Scan(model, batches(model, few, batch), [str(v.name) for v in model.graph.outputs])
+        self._model = model
+        self._feeds = batches(model, few, batch)
+        self._outputs = [str(v.name) for v in model.graph.outputs]
 
-    def error(self, changed: Mapping[str, Array]) -> float:
-        """The relative squared error of the outputs with other numbers in some constants, by name."""
-        joined = shadow(self.model, self.model)
-        build = Builder(joined)
-        for value in (*joined.graph.initializers.values(), *(out for node in joined.graph for out in node.outputs)):
-            name = str(value.name)
-            if name in changed:
-                value.replace_all_uses_with(build.constant(changed[name]))
-        return output_error(joined, self.feeds, self.outputs)
+    def __call__(self, changed: Mapping[str, Array]) -> float:
+        """Run the model beside itself; 0 where nothing is changed."""
+        if not changed:
+            return 0.0
+        joined = shadow(self._model, self._model)
+        replace_constants(joined, changed)
+        return output_error(joined, self._feeds, self._outputs)
+
+
+def replace_constants(model: ir.Model, changed: Mapping[str, Array]) -> None:
+    """Put other numbers into constants of a model's main graph, by name."""
+    build = Builder(model)
+    for value in [*model.graph.initializers.values(), *(out for node in model.graph for out in node.outputs)]:
+        name = str(value.name)
+        if name in changed:
+            value.replace_all_uses_with(build.constant(changed[name]))
 
 
 def _hull(x: Sequence[float], y: Sequence[float]) -> list[tuple[Point, Point]]:

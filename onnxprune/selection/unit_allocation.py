@@ -15,7 +15,7 @@ from onnxprune.errors import DataError
 from onnxprune.runtime.statistics import Inputs
 from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
-from onnxprune.selection.sensitivity import Sensitivity, scan_units
+from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan_units
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 
@@ -83,7 +83,8 @@ def by_sensitivity(look: UnitLook) -> Price:
     """
     if look.inputs is None:
         raise DataError("the allocation 'sensitivity' scans groups on calibration data, and there are none.")
-    look.table = table = scan_units(look.structure, look.weights, look.groups, look.scores, look.inputs)
+    measure = OutputError(look.structure.model, look.inputs)
+    look.table = table = scan_units(look.structure, look.weights, look.groups, look.scores, measure)
     numbers = {group: i for i, group in enumerate(look.groups)}
 
     def price(group: Group, values: Scores, start: int, stop: int) -> float:

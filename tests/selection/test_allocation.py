@@ -11,7 +11,7 @@ from onnxprune.passes import Normalise
 from onnxprune.scoring import Weight, find_criterion, prunable_weights
 from onnxprune.selection import select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, masks_of_shares
-from onnxprune.selection.sensitivity import Sensitivity, scan, shares_by_sensitivity
+from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity
 from onnxprune.structure.analysis import analyse
 
 NETWORK = """<ir_version: 8, opset_import: ["": 13]>
@@ -91,7 +91,8 @@ def test_the_scan_finds_the_sensitive_layer_and_leaves_the_model_alone() -> None
     own = weights()
     x = np.random.default_rng(1).standard_normal((40, 20)).astype(np.float32)
     before = ir.to_proto(own[0].structure.model).SerializeToString()
-    table = scan(own, find_criterion("magnitude"), {"x": x}, levels=(0.2, 0.5, 0.9))
+    measure = OutputError(own[0].structure.model, {"x": x})
+    table = scan(own, find_criterion("magnitude"), measure, levels=(0.2, 0.5, 0.9))
     assert ir.to_proto(own[0].structure.model).SerializeToString() == before
     assert (np.diff(table.errors, axis=1) > 0).all()
     assert table.names == ("w1", "w2", "w3")

@@ -1,0 +1,69 @@
+"""``onnxprune sensitivity MODEL``: which layers, or groups of units, can be pruned how far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.run import check_folder
+from onnxprune.errors import RecipeError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    help_ = "Prune each layer alone to several levels and show what the model loses."
+    app.command("sensitivity", help=help_)(sensitivity)
+
+
+def sensitivity(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Inputs (.npz), on which the error of the outputs is measured.", show_default=False),
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Labelled inputs (.npz): measure a metric instead.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, top5 or mse; else what fits the data.", show_default=False)
+    ] = None,
+    structure: Annotated[str, typer.Option(help="weights (by layer) or channels (by group of units).")] = "weights",
+    criterion: Annotated[str, typer.Option(help="What goes first.")] = "magnitude",
+    levels: Annotated[str, typer.Option(help="Shares to try [0.3,0.5,... to 0.95].", show_default=False)] = "",
+    exclude: Annotated[list[str], typer.Option(help="Leave out weights or nodes by name.", show_default=False)] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Only weights or nodes of these names.", show_default=False)] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(callback=check_folder, help="Draw the curves into a .png, .svg or .pdf.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Show what each layer can lose."""
+    from onnxprune.report.sensitivity import check_plot, print_scan, write_plot
+    from onnxprune.scanning import sensitivity as scan
+
+    if plot is not None:
+        check_plot(plot, model)
+    with stages(str(model)) as tell:
+        found = scan(
+            model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
+            structure=structure, criterion=criterion, exclude=exclude, only=only, seed=seed,
+        )  # fmt: skip
+        if plot is not None:
+            tell("plot")
+            write_plot(found, plot, model.name)
+    if json:
+        print_json("sensitivity", {"model": str(model), **found.as_dict()})
+    else:
+        print_scan(console, str(model), found)
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise RecipeError(f"--levels: shares between 0 and 1, such as 0.3,0.5,0.8 (not {text!r})") from None
