@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibration import Calibration
@@ -180,7 +181,7 @@ class Steps:
         told: dict[str, Any] = {"step": number, "wanted": sparsity, "sparsity": trace.gone / self.prunable}
         told |= {"sensitivity": [row for table in tables for row in table.rows()]} if tables else {}
         told |= self._recovered(model, trace.kept)
-        return State(model, replace(trace, steps=(*trace.steps, told)), masks)
+        return State(model, replace(trace, steps=(*trace.steps, told)), _masks_now(model, masks))
 
     def left(self, structure: Structure) -> int:
         """The parameters of the model, as pruned so far, that could still go (zeros among them)."""
@@ -243,6 +244,17 @@ class Steps:
         if not self.verification:
             return 0.0
         return compare_with_masked(after, masked, seed=self.recipe.seed, eval_data=self.eval_data)
+
+
+def _masks_now(model: ir.Model, masks: Mapping[str, Bools]) -> Mapping[str, Bools]:
+    """The masks after recovery, which may have put as many zeros elsewhere in a weight."""
+    found = {}
+    for name, mask in masks.items():
+        value = model.graph.initializers.get(name)
+        array = None if value is None or value.const_value is None else value.const_value.numpy()
+        moved = array is not None and array.dtype.kind == "f" and bool(np.any(array[~mask] != 0))
+        found[name] = array != 0 if array is not None and moved else mask
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -176,3 +176,20 @@ def test_retraining_starts_from_recovered_weights() -> None:
     result = onnxprune.prune(MLP, data=data, calibration=data, structure="channels", **settings)
     assert result.recovered is not None and result.recovered["after"] < result.recovered["before"]
     assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-5
+
+
+def test_masks_follow_zeros_that_recovery_put_elsewhere() -> None:
+    settings: dict[str, Any] = {"sparsity": 0.8, "iterations": 2, "retrain": {"steps": 1}, "criterion": "random"}
+    data = {"image": random(64, 1, 8, 8), "label": np.arange(64) % 10}
+    result = onnxprune.prune(MLP, data=data, calibration=data, recover="obc", verification=False, **settings)
+    plain = onnxprune.prune(MLP, data=data, recover="no", verification=False, **settings)
+    assert result.recovered is not None and any(step["applied"] for step in result.recovered["steps"])
+    ours, others = (array(r.model, "3.weight") == 0 for r in (result, plain))
+    assert result.sparsity == pytest.approx(0.8, abs=0.01) and not np.array_equal(ours, others)
+
+
+def test_merging_needs_no_data() -> None:
+    result = onnxprune.prune(two_layers(64), sparsity=0.5, structure="channels", recover="merge", latency=False)
+    assert result.recovered is not None and result.recovered["samples"] == 0
+    with pytest.raises(RecipeError, match="--recover merge,bias needs inputs"):
+        onnxprune.prune("nowhere.onnx", sparsity=0.5, recover="merge,bias")

@@ -105,10 +105,12 @@ def recovery_line(recovered: Mapping[str, Any]) -> str:
     """What recovery did, in one sentence."""
     changed = len({step["layer"] for step in recovered["steps"] if step["applied"]})
     tried = len({step["layer"] for step in recovered["steps"]})
-    by = f"{', '.join(recovered['methods'])}; {recovered['samples']:,} calibration inputs"
+    by, samples = ", ".join(recovered["methods"]), recovered["samples"]
+    if not samples:
+        return f"recovery ({by}; no data) changed {changed} of {tried} layers"
     return (
-        f"recovery ({by}) changed {changed} of {tried} layers: relative squared error of the outputs "
-        f"{recovered['before']:.3g} before, {recovered['after']:.3g} after"
+        f"recovery ({by}; {samples:,} calibration inputs) changed {changed} of {tried} layers: relative squared error "
+        f"of the outputs {recovered['before']:.3g} before, {recovered['after']:.3g} after"
     )
 
 
