@@ -17,7 +17,10 @@ from onnxprune.train_settings import DataSettings, IterateSettings, Survivors, T
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
 
-RETRAIN_ONLY = ("retrain_last", "survivors", "rewind_to", "alternate", "reading")
+RETRAIN_ONLY = (
+    "retrain_last", "survivors", "rewind_to", "alternate", "prune_every", "ramp", "shrink", "shrink_strength",
+    "shrink_epochs", "reading",
+)  # fmt: skip
 """Fields that mean something only where a run retrains."""
 
 FLAGS = {
@@ -109,6 +112,11 @@ class Recipe(BaseModel):
     survivors: Survivors = Field("lr-rewind", description=_of_turns("weights"))
     rewind_to: Path | None = Field(None, description=_of_turns("rewind_to"))
     alternate: bool = Field(False, description=_of_turns("alternate"))
+    prune_every: int | None = Field(None, ge=1, description=_of_turns("prune_every"))
+    ramp: float = Field(0.75, gt=0, le=1, description=_of_turns("ramp"))
+    shrink: Literal["no", "growing-l2", "group-lasso"] = Field("no", description=_of_turns("shrink"))
+    shrink_strength: float = Field(10.0, gt=0, description=_of_turns("shrink_strength"))
+    shrink_epochs: int = Field(3, ge=1, description=_of_turns("shrink_epochs"))
     reading: DataSettings = Field(default_factory=DataSettings, description="how --data and --eval-data are read")
     quantize: Literal["no", "int8", "int8-dynamic", "fp16"] = Field(
         "no", description="after pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)"
@@ -229,10 +237,10 @@ def make_recipe(**settings: Any) -> Recipe:
     try:
         return Recipe(**settings)
     except ValidationError as error:
-        raise RecipeError(_sentence(error)) from None
+        raise RecipeError(sentence(error)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
     """The first thing that is wrong, under the name of its flag."""
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")

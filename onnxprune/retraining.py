@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import ValidationError
 
 from onnxprune import model_io, retraining_state
 from onnxprune.bridge.parameters import Role, role_of, trainable_values
@@ -33,9 +34,10 @@ from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, Verificati
 from onnxprune.passes import Normalise, Tidy
 from onnxprune.pipeline import AnyData, Clock, Result, result_of
 from onnxprune.planning import prepare
-from onnxprune.recipe import Recipe
+from onnxprune.recipe import Recipe, sentence
 from onnxprune.retraining_data import Sets, identity, measured, open_sets, samples_of, training_metric
 from onnxprune.steps import State, Steps, Trace
+from onnxprune.structures import NM
 from onnxprune.verification import Verdict, verify
 
 _TRACE = "onnxprune.retraining"
@@ -96,6 +98,8 @@ def _steps(original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets) -> St
         NothingToPrune: No weight may be pruned.
     """
     methods = recovery_methods(recipe, given=wishes.calibration is not None)
+    if recipe.prune_every is not None:
+        methods = ()  # the training itself is under way at each pruning
     calibration = wishes.calibration
     if calibration is None and (methods or looks_at_data(recipe)):
         calibration = samples_of(original, sets.train, recipe.calibration_samples, recipe.seed)
@@ -118,19 +122,21 @@ def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:
         raise RecipeError("--alternate prunes single weights of one kind of layer at a time: --structure weights")
     if recipe.parts.units and recipe.survivors == "rewind":
         raise RecipeError("--survivors rewind goes back to weights of the original's shapes: --structure weights")
+    if recipe.prune_every is not None and (
+        recipe.parts.units or isinstance(recipe.parts.zeros, NM) or recipe.quality is not None
+    ):
+        raise RecipeError("--prune-every zeroes weights or blocks by share, neither units, N:M nor by --quality")
+    if recipe.shrink != "no" and recipe.parts.mixed:
+        raise RecipeError("--shrink needs to know what goes in one step: not with a mix of structures")
     if (recipe.survivors == "rewind") != (recipe.rewind_to is not None):
         raise RecipeError("--survivors rewind and --rewind-to, the file with the weights, go together")
-    return IterateSettings(
-        sparsity=recipe.sparsity,
-        initial_sparsity=recipe.initial_sparsity,
-        iterations=recipe.iterations,
-        schedule=recipe.schedule,
-        weights=recipe.survivors,
-        rewind_to=recipe.rewind_to,
-        alternate=recipe.alternate,
-        train=train,
-        last=None if last is None else _of_run(last, recipe, wishes),
-    )
+    fields = {name: getattr(recipe, name) for name in IterateSettings.model_fields if name in Recipe.model_fields}
+    fields |= {"weights": recipe.survivors, "train": train}
+    fields |= {"last": None if last is None else _of_run(last, recipe, wishes)}
+    try:
+        return IterateSettings.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(sentence(error)) from None
 
 
 def _of_run(train: TrainSettings, recipe: Recipe, wishes: Wishes) -> TrainSettings:
@@ -167,6 +173,7 @@ def _iterate(
             callbacks.prune,
             sets.train,
             validation=sets.validation,
+            choose=callbacks.choose,
             clean=callbacks.clean if steps.recipe.remove_dead else None,
             checkpoint=folder,
             progress=_told(clock.progress),
@@ -241,6 +248,10 @@ class _Callbacks:
         state = self.steps.prune(State(model, _trace_of(model)), sparsity, iteration)
         _put(state.trace, state.model)
         return state.model, _trained_masks(state)
+
+    def choose(self, model: ir.Model, sparsity: float, iteration: int) -> Masks:
+        """What `prune` would leave as it is."""
+        return self.steps.chosen(State(model, _trace_of(model)), sparsity, iteration)
 
     def clean(self, model: ir.Model) -> tuple[ir.Model, Mapping[str, Mapping[int, Sequence[int]]]]:
         """Remove the dead units of a copy of the model."""

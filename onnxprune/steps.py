@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.calibration import Calibration
@@ -183,6 +184,19 @@ class Steps:
         told |= self._recovered(model, trace.kept)
         return State(model, replace(trace, steps=(*trace.steps, told)), _masks_now(model, masks))
 
+    def chosen(self, state: State, sparsity: float, number: int) -> Mapping[str, Bools]:
+        """By name, which numbers `prune` would leave as they are; nothing is removed. For one structure, not for a mix.
+
+        Of units that would go, all weights count, those that read them too.
+        """
+        structure = prepare(state.model.clone())
+        own = self._part(self.recipe.parts.texts[0], structure, sparsity)
+        plan = choose(structure, own, self.calibration, again=number > 1 or self.recipe.alternate)
+        if not plan.removed.any():
+            return {str(value.name): mask for value, mask in plan.masks.items()}
+        twin = _numbers(masked_twin(state.model, plan.removed))
+        return {name: (twin[name] != 0) | (array == 0) for name, array in _numbers(structure.model).items()}
+
     def left(self, structure: Structure) -> int:
         """The parameters of the model, as pruned so far, that could still go (zeros among them)."""
         if self.recipe.parts.zeros is None:
@@ -255,6 +269,10 @@ def _masks_now(model: ir.Model, masks: Mapping[str, Bools]) -> Mapping[str, Bool
         moved = array is not None and array.dtype.kind == "f" and bool(np.any(array[~mask] != 0))
         found[name] = array != 0 if array is not None and moved else mask
     return found
+
+
+def _numbers(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
+    return {name: v.const_value.numpy() for name, v in model.graph.initializers.items() if v.const_value is not None}
 
 
 def _some(names: list[str]) -> str:

@@ -207,6 +207,30 @@ class IterateSettings(_Settings):
         default=None,
         description="ONNX file with the weights that `rewind` goes back to.",
     )
+    prune_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Prune while training instead of before it: every so many steps the sparsity rises along the "
+        "schedule, and what goes is chosen from the weights as they are (Zhu and Gupta 2017, whose schedule is cubic).",
+    )
+    ramp: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.75,
+        description="Share of the training over which the sparsity rises, where prune_every is given.",
+    )
+    shrink: Literal["no", "growing-l2", "group-lasso"] = Field(
+        default="no",
+        description="Before each pruning, train with a penalty on what is about to go: growing-l2 (Wang et al. 2021) "
+        "or group-lasso (Wen et al. 2016), which sends whole units to zero.",
+    )
+    shrink_strength: Annotated[float, Field(gt=0)] = Field(
+        default=10.0,
+        description="Strength of that penalty; it acts in proportion to the learning rate.",
+    )
+    shrink_epochs: int = Field(
+        default=3,
+        ge=1,
+        description="Length of that training.",
+    )
     alternate: bool = Field(
         default=False,
         description="Each iteration in two halves: prune and retrain the fully connected layers with the convolutions "
@@ -225,6 +249,11 @@ class IterateSettings(_Settings):
     def _rewind_has_target(self) -> IterateSettings:
         if self.rewind_to is not None and self.weights != "rewind":
             raise ValueError("rewind_to is given, but weights is not 'rewind'")
+        if self.prune_every is not None:
+            if self.iterations > 1 or self.alternate or self.shrink != "no":
+                raise ValueError("prune_every prunes within one training: not with iterations, alternate or shrink")
+            if self.weights in ("rewind", "reinit"):
+                raise ValueError(f"prune_every prunes while training, and weights {self.weights!r} would undo that")
         if self.sparsity < self.initial_sparsity:
             raise ValueError(f"sparsity {self.sparsity:g} is below initial_sparsity {self.initial_sparsity:g}")
         return self

@@ -82,3 +82,60 @@ def test_retraining_needs_data() -> None:
         onnxprune.prune(MLP, sparsity=0.5, survivors="reinit")
     with pytest.raises(RecipeError, match="--epochs"):
         onnxprune.prune(MLP, sparsity=0.5, data=arrays(), retrain={"epochs": 0})
+
+
+def zeros(model: Any) -> float:
+    """Share of zeros in the weights of two or more axes."""
+    arrays = [v.const_value.numpy() for v in model.graph.initializers.values() if v.const_value is not None]
+    weights = [a for a in arrays if a.ndim >= 2]
+    return sum(int((a == 0).sum()) for a in weights) / sum(a.size for a in weights)
+
+
+@pytest.mark.parametrize("structure", ["weights", "block:1x4"])
+def test_pruning_while_training_reaches_the_sparsity_asked_for(structure: str) -> None:
+    found = onnxprune.prune(
+        MLP, sparsity=0.8, structure=structure, schedule="cubic", prune_every=3, data=arrays(),
+        retrain={"steps": 12, "batch_size": 50}, latency=False,
+    )  # fmt: skip
+    assert found.sparsity == pytest.approx(0.8, abs=0.02)
+    assert zeros(found.model) == pytest.approx(found.gone / found.prunable, abs=0.02)
+    assert dict(found.model.metadata_props) == dict(model_io.load(MLP).metadata_props)
+
+
+def test_units_shrink_before_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[tuple[float, float]] = []
+    prune = Steps.prune
+
+    def spy(self: Any, state: State, share: float, number: int) -> State:
+        done = prune(self, state, share, number)
+        for name, axes in done.trace.kept.items():
+            before = array(state.model, name)
+            stays = np.ix_(*(axes.get(axis, np.arange(size)) for axis, size in enumerate(before.shape)))
+            gone = np.ones(before.shape, bool)
+            gone[stays] = False
+            norms.append((float(np.abs(before[gone]).mean()), float(np.abs(before[stays]).mean())))
+        return done
+
+    monkeypatch.setattr(Steps, "prune", spy)
+    found = onnxprune.prune(
+        MLP, sparsity=0.5, structure="channels", shrink="group-lasso", shrink_strength=300.0, data=arrays(),
+        retrain={"epochs": 3, "batch_size": 20}, latency=False,
+    )  # fmt: skip
+    assert norms and all(gone < 0.01 * stays for gone, stays in norms)
+    assert found.sparsity == pytest.approx(0.5, abs=0.05)
+    assert len(found.retraining[0]["trainings"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"structure": "channels", "prune_every": 3}, "--prune-every"),
+        ({"structure": "2:4", "sparsity": 0.5, "prune_every": 3}, "--prune-every"),
+        ({"structure": "channels+weights", "shrink": "growing-l2"}, "--shrink"),
+        ({"iterations": 2, "prune_every": 3}, "prune_every"),
+        ({"prune_every": 3000}, "prunes nothing"),
+    ],
+)
+def test_gradual_pruning_and_shrinking_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        onnxprune.prune(MLP, **{"sparsity": 0.8, "data": arrays(), "retrain": {"steps": 12}, **settings})

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 from onnxprune.bridge.training.data import Arrays, Batch, Source
-from onnxprune.bridge.training.iterate import Clean, IterateResult, IterationResult, Prune, iterate
+from onnxprune.bridge.training.gradual import Prune
+from onnxprune.bridge.training.iterate import Clean, IterateResult, IterationResult, iterate
 from onnxprune.bridge.training.masks import Masks, apply_masks, masks_of_zeros, sparsity
 from onnxprune.bridge.training.metrics import METRICS, Metric, get_metric
 from onnxprune.bridge.training.progress import Event, Progress, display

@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from onnxprune.bridge.training import checkpoint as files
+from onnxprune.bridge.training.gradual import Gradual, Prune, shapes
 from onnxprune.bridge.training.layers import find_layers
 from onnxprune.bridge.training.masks import Mask, Masks, apply_masks, sparsity
 from onnxprune.bridge.training.progress import Progress
@@ -24,12 +26,13 @@ from onnxprune.bridge.training.readers import Data
 from onnxprune.bridge.training.reinit import reinitialise
 from onnxprune.bridge.training.retrain import retrain
 from onnxprune.bridge.training.settings import IterateSettings, TrainSettings
+from onnxprune.bridge.training.shrink import Shrink
 from onnxprune.bridge.training.task import EpochResult, Span, TrainResult
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.schedules import sparsities
 
-Prune = Callable[[ir.Model, float, int], tuple[ir.Model, Masks]]
-"""(model, sparsity to reach, iteration from 1) -> (pruned model, masks). Pruned weights are zero or gone."""
+Choose = Callable[[ir.Model, float, int], Masks]
+"""(model, sparsity to reach, iteration from 1) -> True for the numbers that `prune` would leave as they are."""
 
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
 """Initializer -> axis -> kept indices, for the axes that lost something (as in a record)."""
@@ -96,6 +99,7 @@ def iterate(
     data: Data,
     *,
     validation: Data | None = None,
+    choose: Choose | None = None,
     clean: Clean | None = None,
     rewind_model: ir.Model | None = None,
     checkpoint: Path | None = None,
@@ -107,6 +111,7 @@ def iterate(
         prune: Chooses and zeroes (or removes) weights; see `Prune`.
         data: Training data; labels may be missing (distillation from `model`).
         validation: Picks the best state of each training; a share of `data` by default.
+        choose: Says what is going to go, for `settings.shrink`; the masks of `prune` by default.
         clean: Removes dead units after each training; masks and rewound weights follow.
         rewind_model: The weights that `rewind` goes back to, instead of the file `settings.rewind_to`.
         checkpoint: Folder for the state. If it holds that of a run with the same model and settings, the run goes on
@@ -122,32 +127,50 @@ def iterate(
     if checkpoint is not None:
         _load(checkpoint, mark, state)
 
-    def training(iteration: int, phase: _Phase) -> TrainResult:
-        _prune_phase(state, prune, wanted[iteration - 1], iteration, phase)
+    def trained(phase: _Phase, train: TrainSettings, start: ir.Model, what: str, **more: Any) -> TrainResult:
         done = retrain(
-            _start_weights(state, settings, iteration),
+            start,
             data,
-            _train_settings(settings, iteration),
+            train,
             masks=state.masks,
             validation=validation,
             original=model,
             frozen=phase.frozen,
-            span=_span(settings, phase),
             progress=progress,
             checkpoint=checkpoint / "training.safetensors" if checkpoint is not None else None,
-            tag=f"{mark} {phase.number}",
-            place=(iteration, settings.iterations),
+            tag=f"{mark} {phase.number}{what}",
+            place=(len(state.history) + 1, settings.iterations),
+            **more,
         )
         state.model = done.model
         return done.result
+
+    def shrinking(iteration: int, phase: _Phase) -> TrainResult:
+        stay = (choose or _masks_of(prune))(state.model, wanted[iteration - 1], iteration)
+        stay = {name: mask for name, mask in stay.items() if phase.prunes is None or name in phase.prunes}
+        shrink = Shrink(settings.shrink, settings.shrink_strength, stay)
+        return trained(phase, _shrink_settings(settings), state.model, " shrink", shrink=shrink)
+
+    def training(iteration: int, phase: _Phase) -> TrainResult:
+        gradual = _gradual(settings, prune)
+        at_first = wanted[iteration - 1] if gradual is None else settings.initial_sparsity
+        if at_first or gradual is None:
+            _prune_phase(state, prune, at_first, iteration, phase)
+        start, train = _start_weights(state, settings, iteration), _train_settings(settings, iteration)
+        result = trained(phase, train, start, "", span=_span(settings, phase), gradual=gradual)
+        if gradual is not None and gradual.done:
+            state.masks = gradual.masks
+            state.model.metadata_props.update(gradual.notes)
+        return result
 
     diverged = ""
     for iteration in range(len(state.history) + 1, settings.iterations + 1):
         trainings: list[TrainResult] = []
         for phase in _phases(state.model, settings, iteration):
-            if not diverged:
-                trainings.append(training(iteration, phase))
-                diverged = trainings[-1].diverged
+            for stage in (training,) if settings.shrink == "no" else (shrinking, training):
+                if not diverged:
+                    trainings.append(stage(iteration, phase))
+                    diverged = trainings[-1].diverged
         reached = sparsity(state.masks)
         state.history.append(IterationResult(iteration, wanted[iteration - 1], reached, tuple(trainings)))
         if diverged:
@@ -161,6 +184,24 @@ def iterate(
 
 def _train_settings(settings: IterateSettings, iteration: int) -> TrainSettings:
     return settings.last if settings.last is not None and iteration == settings.iterations else settings.train
+
+
+def _shrink_settings(settings: IterateSettings) -> TrainSettings:
+    """The training that shrinks: at a constant learning rate, to its end, whatever it costs on the validation data."""
+    changes = {"epochs": settings.shrink_epochs, "steps": None, "schedule": "constant", "keep_best": False}
+    return settings.train.model_copy(update={**changes, "patience": None})
+
+
+def _masks_of(prune: Prune) -> Choose:
+    return lambda model, sparsity, iteration: prune(model, sparsity, iteration)[1]
+
+
+def _gradual(settings: IterateSettings, prune: Prune) -> Gradual | None:
+    """The prunings during the training, where the settings ask for them."""
+    if settings.prune_every is None:
+        return None
+    initial, final, every = settings.initial_sparsity, settings.sparsity, settings.prune_every
+    return Gradual(prune, settings.schedule, initial, final, every, settings.ramp)
 
 
 def _phases(model: ir.Model, settings: IterateSettings, iteration: int) -> list[_Phase]:
@@ -198,21 +239,13 @@ def _prune_phase(state: _State, prune: Prune, wanted: float, iteration: int, pha
     if phase.prunes is None:
         state.model, state.masks = apply_masks(pruned, masks), dict(masks)
         return
-    before, after = _shapes(state.model), _shapes(pruned)
+    before, after = shapes(state.model), shapes(pruned)
     if before != after:
         raise RecipeError("alternate zeroes weights; it does not go with a structure that removes units.")
     chosen = {name: mask for name, mask in masks.items() if name in phase.prunes}
     untouched = {name: state.masks.get(name, np.ones(mask.shape, bool)) for name, mask in masks.items()}
     state.masks = {**untouched, **chosen}
     state.model = apply_masks(state.model, state.masks)
-
-
-def _shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(value.const_value.shape.numpy())
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-    }
 
 
 def _start_weights(state: _State, settings: IterateSettings, iteration: int) -> ir.Model:
@@ -263,12 +296,12 @@ def _clean(state: _State, clean: Clean) -> None:
         ModelError: What `clean` says it kept is not what is in its model.
     """
     state.model, kept = clean(state.model)
-    shapes = _shapes(state.model)
-    state.masks = {n: _cut(m, kept.get(n, {})) for n, m in state.masks.items() if n in shapes}
-    state.rewind = {n: _cut(a, kept.get(n, {})) for n, a in state.rewind.items() if n in shapes}
+    now = shapes(state.model)
+    state.masks = {n: _cut(m, kept.get(n, {})) for n, m in state.masks.items() if n in now}
+    state.rewind = {n: _cut(a, kept.get(n, {})) for n, a in state.rewind.items() if n in now}
     for name, mask in state.masks.items():
-        if mask.shape != shapes[name]:
-            raise ModelError(f"Removing dead units left '{name}' with shape {shapes[name]}; its mask is {mask.shape}.")
+        if mask.shape != now[name]:
+            raise ModelError(f"Removing dead units left '{name}' with shape {now[name]}; its mask is {mask.shape}.")
 
 
 def _cut(array: np.ndarray, axes: Mapping[int, Sequence[int]]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The training loop, on Hugging Face accelerate: one module, one device or many, deterministic for a seed on the CPU.
 
-`train(task, settings)` trains `task.module` in place and says how it went. The order of a step is: forward, loss,
-backward, penalties, mask on gradients, clipping, decay, optimiser, mask on weights, average. After each epoch come the
+`train(task, settings)` trains `task.module` in place and says how it went. The order of a step is: a
+pruning if one is due, forward, loss, backward, penalties, mask on gradients, clipping, decay, optimiser, shrinking,
+mask on weights, average. After each epoch come the
 metric on the validation data, the best state so far, and the checkpoint. `retrain.py` builds tasks from ONNX models.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 from onnxprune.bridge.training import checkpoint as files
 from onnxprune.bridge.training.evaluate import as_tuple, evaluate
 from onnxprune.bridge.training.feed import Feed, Shard
-from onnxprune.bridge.training.masks import BoundMasks, sparsity
+from onnxprune.bridge.training.masks import BoundMasks, Masks, sparsity
 from onnxprune.bridge.training.optim import MovingAverage, Regulariser, learning_rate, make_optimizer
 from onnxprune.bridge.training.progress import Event, Progress, Ticker
 from onnxprune.bridge.training.settings import TrainSettings
+from onnxprune.bridge.training.shrink import BoundShrink
 from onnxprune.bridge.training.task import EpochResult, Span, Task, TrainResult
 from onnxprune.errors import DataError, RecipeError
 
@@ -87,8 +90,8 @@ class Run:
         device = self.accelerator.device
         module = task.module.to(device)
         self.parameters = trained_parameters(module, task.frozen)
-        self.masks = BoundMasks(module, names_of(module), task.masks)
-        self.masks.zero()
+        self._mask(task.masks)
+        self.shrink = BoundShrink(task.shrink, self.parameters, names_of(module)) if task.shrink else None
         self.optimizer = make_optimizer(settings, self.parameters.values())
         self.regulariser = Regulariser(settings, self.parameters.values())
         self.average = MovingAverage(settings.ema, self.parameters.values()) if settings.ema else None
@@ -108,8 +111,9 @@ class Run:
         self.best_epoch = 0
         self.kept: dict[str, Tensor] = {}
         self.stopped, self.diverged = "", ""
-        self.sparsity = sparsity(task.masks)
         self.ticker = Ticker()
+        if task.gradual is not None:
+            task.gradual.plan(self.steps)
 
     @property
     def bare(self) -> nn.Module:
@@ -120,6 +124,12 @@ class Run:
     def over(self) -> bool:
         """True when nothing is left to do."""
         return self.step >= self.steps or bool(self.stopped or self.diverged)
+
+    def _mask(self, masks: Masks) -> None:
+        """Hold these masks from now on."""
+        self.masks = BoundMasks(self.bare, names_of(self.bare), masks)
+        self.masks.zero()
+        self.sparsity = sparsity(masks)
 
     # --- one epoch
 
@@ -145,6 +155,8 @@ class Run:
 
     def one_step(self, shard: Shard) -> Tensor:
         """One optimiser step; returns the (not yet awaited) loss of this process's samples."""
+        if self.task.gradual is not None and self.task.gradual.due(self.step):
+            self._prune_more()
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -163,11 +175,24 @@ class Run:
         self.regulariser.weights_decay(rate)
         self.prepared.step()
         self.prepared.zero_grad()
+        if self.shrink is not None:
+            self.shrink.step(rate, (self.step + 1) / self.steps)
         self.masks.weights()
         if self.average is not None:
             self.average.update()
         self.step += 1
         return loss.detach() * shard.weight
+
+    def _prune_more(self) -> None:
+        """The next pruning of a gradual one. States from before are less sparse, so none of them is the best now."""
+        assert self.task.gradual is not None and self.task.export is not None
+        self._mask(self.task.gradual.next(self.task.export()))
+        if self.average is not None:
+            self.average.swap()
+            self.masks.zero()
+            self.average.swap()
+        self.best, self.best_epoch = None, self.epoch
+        self.kept = {name: t.detach().clone() for name, t in self.bare.state_dict().items()}
 
     def _compares(self) -> bool:
         return self.task.loss.needs_original
@@ -202,6 +227,8 @@ class Run:
 
     def _diverge(self, step: int, value: float) -> None:
         kept = f"the best, of epoch {self.best_epoch}" if self.best_epoch else "the weights from before the training"
+        if self.best is None and self.task.gradual is not None and self.task.gradual.done:
+            kept = "the weights as the last pruning left them"
         figure = "" if self.best is None else f" ({self.task.metric.name} {self.best:.4f})"
         self.diverged = (
             f"The loss became {'NaN' if math.isnan(value) else 'infinite'} at step {step} of {self.steps}; training "
@@ -274,8 +301,12 @@ class Run:
             tensors |= {f"optimizer.{number}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
         if self.average is not None:
             tensors |= {f"average.{i}": t for i, t in enumerate(self.average.average)}
+        gradual = self.task.gradual
+        if gradual is not None:
+            tensors |= {f"mask.{name}": torch.from_numpy(np.ascontiguousarray(m)) for name, m in gradual.masks.items()}
         state = {
             "tag": tag,
+            "gradual": None if gradual is None else {"notes": gradual.notes, "done": gradual.done},
             "epoch": self.epoch,
             "step": self.step,
             "start": self.start,
@@ -302,6 +333,10 @@ class Run:
         if self.average is not None:
             for i, average in enumerate(self.average.average):
                 average.copy_(parts["average"][str(i)])
+        if self.task.gradual is not None and saved.state["gradual"]["done"]:
+            masks = {name: t.numpy() for name, t in parts["mask"].items()}
+            self.task.gradual.restore(masks, **saved.state["gradual"])
+            self._mask(masks)
         for key in ("epoch", "step", "start", "best", "best_epoch", "stopped", "diverged"):
             setattr(self, key, saved.state[key])
         self.history = [EpochResult(**result) for result in saved.state["history"]]

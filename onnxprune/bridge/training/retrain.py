@@ -26,6 +26,7 @@ from onnxprune.bridge.training.checks import (
 from onnxprune.bridge.training.data import Batch, Source, first_batch, split
 from onnxprune.bridge.training.evaluate import as_tuple, evaluate
 from onnxprune.bridge.training.feed import Feed, batch_tensors
+from onnxprune.bridge.training.gradual import Gradual
 from onnxprune.bridge.training.layers import find_layers, matching
 from onnxprune.bridge.training.loop import make_accelerator, train
 from onnxprune.bridge.training.losses import make_loss, recognise
@@ -34,6 +35,7 @@ from onnxprune.bridge.training.metrics import Metric, check_metric, default_metr
 from onnxprune.bridge.training.progress import Progress
 from onnxprune.bridge.training.readers import Data
 from onnxprune.bridge.training.settings import TrainSettings
+from onnxprune.bridge.training.shrink import Shrink
 from onnxprune.bridge.training.task import Span, Task, TrainResult
 from onnxprune.bridge.training.view import Head, dropout_ratios, training_view
 from onnxprune.errors import DataError
@@ -76,6 +78,8 @@ def retrain(
     validation: Data | None = None,
     original: ir.Model | None = None,
     frozen: frozenset[str] = frozenset(),
+    gradual: Gradual | None = None,
+    shrink: Shrink | None = None,
     span: Span | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
@@ -89,6 +93,8 @@ def retrain(
         validation: Data to pick the best state on; by default a share of `data` is held out.
         original: What distillation and agreement compare with; by default `model` as passed in.
         frozen: Initializers not to train, beside those that the settings name.
+        gradual: Prunings during the training; its `masks` hold in the result.
+        shrink: What a penalty drives towards zero.
         span, progress, checkpoint, tag, place: See `loop.train`.
 
     Returns:
@@ -124,6 +130,9 @@ def retrain(
         frozen | matching(settings.freeze, layers),
         teacher,
         seen.fixed_batch,
+        gradual,
+        lambda: write_back(module, model),
+        shrink,
     )
     result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
     return Retrained(write_back(module.cpu(), model), result)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import onnx_ir as ir
 from torch import nn
 
 from onnxprune.bridge.training.data import Source
+from onnxprune.bridge.training.gradual import Gradual
 from onnxprune.bridge.training.losses import Loss
 from onnxprune.bridge.training.masks import Masks
 from onnxprune.bridge.training.metrics import Metric
+from onnxprune.bridge.training.shrink import Shrink
 from onnxprune.bridge.training.view import Head
 
 
@@ -27,6 +30,8 @@ class Task:
         frozen: Initializers that are not trained.
         original: The original model's module, where loss or metric compare with it.
         fixed_batch: The only batch size that the module runs with, if its graph has it baked in.
+        gradual: Prunings during the training; `export` gives them the model with the module's numbers.
+        shrink: What a penalty drives towards zero.
     """
 
     module: nn.Module
@@ -40,6 +45,9 @@ class Task:
     frozen: frozenset[str] = frozenset()
     original: nn.Module | None = None
     fixed_batch: int | None = None
+    gradual: Gradual | None = None
+    export: Callable[[], ir.Model] | None = None
+    shrink: Shrink | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from training_models import blob_data, convnet, image_data, mlp, weights
+from training_models import blob_data, convnet, image_data, magnitude, mlp, weights
 
 from onnxprune.bridge.training.iterate import iterate
 from onnxprune.bridge.training.masks import Masks
@@ -28,18 +28,6 @@ TRAIN = TrainSettings(epochs=3, batch_size=32, learning_rate=1e-2, keep_best=Fal
 
 def settings(**changes: Any) -> IterateSettings:
     return IterateSettings(**{"sparsity": 0.75, "iterations": 2, "train": TRAIN, **changes})
-
-
-def magnitude(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Masks]:
-    """The smallest weights of each layer go."""
-    masks = {}
-    for name, weight in weights(model).items():
-        if weight.ndim >= 2:
-            order = np.argsort(np.abs(weight), axis=None)
-            mask = np.ones(weight.size, bool)
-            mask[order[: round(sparsity * weight.size)]] = False
-            masks[name] = mask.reshape(weight.shape)
-    return model, masks
 
 
 def untrained(**changes: Any) -> TrainSettings:

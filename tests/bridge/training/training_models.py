@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.bridge.training.data import Arrays
+from onnxprune.bridge.training.masks import Masks
 from onnxprune.bridge.training.readers import Data
 
 FEATURES, HIDDEN, CLASSES = 8, 16, 3
@@ -107,3 +108,15 @@ def random_masks(model: ir.Model, share: float = 0.5, seed: int = 0) -> dict[str
     """Masks that keep `share` of each weight of two or more axes."""
     rng = np.random.default_rng(seed)
     return {name: rng.random(w.shape) < share for name, w in weights(model).items() if w.ndim >= 2}
+
+
+def magnitude(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Masks]:
+    """The smallest weights of each layer go."""
+    masks = {}
+    for name, weight in weights(model).items():
+        if weight.ndim >= 2:
+            order = np.argsort(np.abs(weight), axis=None)
+            mask = np.ones(weight.size, bool)
+            mask[order[: round(sparsity * weight.size)]] = False
+            masks[name] = mask.reshape(weight.shape)
+    return model, masks
