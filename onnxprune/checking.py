@@ -12,6 +12,7 @@ from onnxprune import model_io, pipeline, runtime
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.passes import MaskUnits
 from onnxprune.record import Record, load_record, removed_atoms
+from onnxprune.runtime.linear import set_numbers
 from onnxprune.verification import tolerance_of
 
 
@@ -73,6 +74,8 @@ def check(original: Path, pruned: Path, record: Path | None = None, *, seed: int
             twin = _masked(before, kept)
     counts = _compare_constants(before, after, kept, sources)
     trained = counts["changed"] > 0
+    if twin is not None and counts["zeroed"]:
+        _zero_likewise(twin, after, kept)
     difference, change = _compare_outputs(before, after, None if trained else twin, seed)
     if difference is not None and not difference <= tolerance_of(before):
         raise VerificationError(
@@ -105,6 +108,20 @@ def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]]) -> ir.Model
     structure = pipeline.prepare(before.clone())
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
     return structure.model
+
+
+def _zero_likewise(twin: ir.Model, after: ir.Model, kept: dict[str, dict[str, list[int]]]) -> None:
+    """Zero in the masked twin, in place, what is zero among the weights that are left: what a mix zeroed beside its units."""
+    for name, value in twin.graph.initializers.items():
+        left = after.graph.initializers.get(name)
+        if left is None or left.const_value is None or value.const_value is None or not value.uses():
+            continue
+        array, found = value.const_value.numpy().copy(), left.const_value.numpy()
+        axes = {int(axis): indices for axis, indices in kept.get(name, {}).items()}
+        place = np.ix_(*(axes.get(axis, range(extent)) for axis, extent in enumerate(array.shape)))
+        if array.ndim and array[place].shape == found.shape and array.dtype.kind == "f":
+            array[place] = np.where(found == 0, 0, array[place])
+            set_numbers(value, array)
 
 
 def _compare_constants(
