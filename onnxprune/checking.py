@@ -111,7 +111,7 @@ def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]]) -> ir.Model
 
 
 def _zero_likewise(twin: ir.Model, after: ir.Model, kept: dict[str, dict[str, list[int]]]) -> None:
-    """Zero in the masked twin, in place, what is zero among the weights that are left: what a mix zeroed beside its units."""
+    """Zero in the masked twin, in place, what a mix zeroed beside its units."""
     for name, value in twin.graph.initializers.items():
         left = after.graph.initializers.get(name)
         if left is None or left.const_value is None or value.const_value is None or not value.uses():

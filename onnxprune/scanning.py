@@ -28,6 +28,7 @@ from onnxprune.selection.sensitivity import (
     Measure,
     OutputError,
     Sensitivity,
+    main_constants,
     replace_constants,
     scan,
     scan_units,
@@ -153,7 +154,7 @@ def _scanned(
             raise NothingToPrune("there are no units to scan; onnxprune inspect tells why")
         counted = prunable_weights(structure)
         return scan_units(structure, counted, groups, found.values, measure, levels=levels, progress=progress), skipped
-    main = {*structure.model.graph.initializers, *(out.name for node in structure.model.graph for out in node.outputs)}
+    main = main_constants(structure.model)
     skipped = {weight.name: "it lies in a subgraph" for weight in weights if weight.name not in main}
     weights = [weight for weight in weights if weight.name not in skipped]
     if not weights:

@@ -43,8 +43,6 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"{result.dead:,} dead units went as well")
     if result.recovered is not None:
         console.print(recovery_line(result.recovered))
-    for table in sensitivity_tables(result):
-        console.print(table)
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
@@ -52,22 +50,6 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     if not parts.units:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
-
-
-def sensitivity_tables(result: Result) -> Iterable[Table]:
-    """What a scan of the dense model found, one row a layer or group; none where there was no scan."""
-    rows = result.steps[0].get("sensitivity") if result.steps else None
-    if rows:
-        table = Table(title="sensitivity: error of the outputs when a share of one alone goes", title_justify="left")
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column == "name" else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
-        yield table
-
-
-def _cell(value: str | int | float) -> str:
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _figures(model: str, verdict: Verdict) -> Table:

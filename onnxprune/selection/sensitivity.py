@@ -71,6 +71,8 @@ def scan(
 ) -> Sensitivity:  # fmt: skip
     """Prune one layer at a time to each level and measure the model (Han et al. 2015, section 4.1 and figure 6).
 
+    Layers of subgraphs are not measured: they count as what suffers most.
+
     Args:
         weights: The layers, of one normalised model. It stays as it is.
         criterion: What goes first.
@@ -79,8 +81,11 @@ def scan(
         seed: For criteria that draw at random.
         progress: Called with the name of each layer.
     """
-    errors = np.zeros((len(weights), len(levels)))
+    errors = np.full((len(weights), len(levels)), np.nan)
+    main = main_constants(weights[0].structure.model)
     for i, weight in enumerate(weights):
+        if weight.name not in main:
+            continue
         if progress is not None:
             progress(weight.name)
         saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
@@ -89,7 +94,8 @@ def scan(
             array = constant_content(weight.value).copy()
             np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
             errors[i, j] = measure({weight.name: array})
-    return Sensitivity(tuple(w.name for w in weights), tuple(w.size for w in weights), tuple(levels), errors)
+    sizes = tuple(w.size for w in weights)
+    return Sensitivity(tuple(w.name for w in weights), sizes, tuple(levels), _filled(errors))
 
 
 def scan_units(
@@ -98,7 +104,8 @@ def scan_units(
 ) -> Sensitivity:  # fmt: skip
     """Zero the units of one group at a time, those of the lowest scores first, to each level; measure the model.
 
-    A normalisation that runs over the group's axis still sees the zeroed units.
+    A normalisation that runs over the group's axis still sees the zeroed units. Groups of subgraphs are not measured:
+    they count as what suffers most.
 
     Args:
         structure: The analysis of the model, which stays as it is.
@@ -109,8 +116,11 @@ def scan_units(
         levels: Shares to try, rising.
         progress: Called with the name of each group.
     """
-    errors = np.zeros((len(groups), len(levels)))
+    errors = np.full((len(groups), len(levels)), np.nan)
+    main = main_constants(structure.model)
     for i, group in enumerate(groups):
+        if not any(site.value.name in main for site in group.sites):
+            continue
         if progress is not None:
             progress(group.name)
         order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
@@ -120,7 +130,18 @@ def scan_units(
             errors[i, j] = measure({str(v.name): array for v, array in zeroed_units(structure, removed)})
     sizes = tuple(size_of_units(structure, weights, group) for group in groups)
     names = tuple(f"{group.name} ({group.kind})" for group in groups)
-    return Sensitivity(names, sizes, tuple(levels), errors)
+    return Sensitivity(names, sizes, tuple(levels), _filled(errors))
+
+
+def main_constants(model: ir.Model) -> set[str]:
+    """Return the names of what a scan can give other numbers: values of the main graph."""
+    return {*model.graph.initializers, *(str(out.name) for node in model.graph for out in node.outputs)}
+
+
+def _filled(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows that were not measured, with the largest of each level."""
+    found = errors[~np.isnan(errors).any(axis=1)]
+    return np.where(np.isnan(errors), found.max(axis=0, initial=0.0), errors)
 
 
 def size_of_units(structure: Structure, weights: Sequence[Weight], group: Group) -> int:

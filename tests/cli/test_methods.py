@@ -77,7 +77,7 @@ def test_what_recovery_and_a_scan_did_is_told(folder: Path, capsys: pytest.Captu
     assert step["sensitivity"][0]["parameters"] > 0
     assert run(folder / "net.onnx", "--dry-run", *flags) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "recovery (least-squares; 96 calibration inputs) changed" in said and "sensitivity: error of" in said
+    assert "recovery (least-squares; 96 calibration inputs) changed" in said
     assert "before recovery, masks held exactly" in said
 
 

@@ -99,3 +99,28 @@ def test_the_scan_finds_the_sensitive_layer_and_leaves_the_model_alone() -> None
     assert table.rows()[0]["name"] == "w1" and table.rows()[0]["parameters"] == 800
     shares = shares_by_sensitivity(table, 0.6)
     assert sum(shares[w.name] * w.size for w in own) == pytest.approx(0.6 * 2060)
+
+
+def test_layers_of_a_subgraph_count_as_what_suffers_most() -> None:
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    net (float[N, 8] x, bool c) => (float[N, 4] y) {
+      a = MatMul(x, w1)
+      y = If(c) <
+        then_branch = then () => (float[N, 4] t) { t = MatMul(a, w2) },
+        else_branch = other () => (float[N, 4] e) <float[8, 4] w3 = {0}> { e = MatMul(a, w3) }
+      >
+    }"""
+    proto = onnx.parser.parse_model(text.replace(" <float[8, 4] w3 = {0}>", ""))
+    rng = np.random.default_rng(0)
+    for name, shape in {"w1": (8, 8), "w2": (8, 4)}.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    inner = next(a for a in proto.graph.node[1].attribute if a.name == "else_branch").g
+    inner.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((8, 4)).astype(np.float32), "w3"))
+    model = ir.from_proto(proto)
+    Normalise()(model)
+    own = prunable_weights(analyse(model))
+    inputs = {"x": rng.standard_normal((16, 8)).astype(np.float32), "c": np.array(True)}
+    table = scan(own, find_criterion("magnitude"), OutputError(model, inputs), levels=(0.5,))
+    found = dict(zip(table.names, table.errors[:, 0].tolist(), strict=True))
+    assert found["w3"] == max(found["w1"], found["w2"]) > 0
