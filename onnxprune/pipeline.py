@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnxprune import delivery, limits, model_io, targets
+from onnxprune import delivery, limits, model_io, retraining_state, targets
 from onnxprune.calibration import AnyArrays, Calibration, read_calibration
 from onnxprune.demands import check_method, recovery_methods
 from onnxprune.errors import RecipeError
@@ -167,7 +167,7 @@ def prune(
     has_metric = eval_data is not None or recipe.retrain is not None
     limits.ensure_measured(recipe.require, verification=verification, latency=latency, metric=has_metric)
     _check_data(recipe, data, eval_data, resume)
-    targets.check(recipe, metric=has_metric, verification=verification, resume=resume)
+    targets.check(recipe, metric=has_metric, verification=verification)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
     samples = None
@@ -178,12 +178,32 @@ def prune(
     given = _Given(data, eval_data, metric, calibration, samples, folder, resume, verification, latency)
     if recipe.target is None:
         return _run(original, recipe, given, clock)
-    return targets.reach(original, recipe, partial(_try, original, given, clock), eval_data, metric, progress)
+    at = _begin_search(recipe, given)
+    return targets.reach(original, recipe, partial(_try, original, given, clock), eval_data, metric, progress, at=at)
+
+
+def _begin_search(recipe: Recipe, given: _Given) -> float | None:
+    """Prepare the checkpoint's folder for a search that trains; the sparsity to go on with, where it holds one.
+
+    Raises:
+        RecipeError: It holds another search.
+    """
+    folder = given.checkpoint
+    if folder is None or recipe.retrain is None:
+        return None
+    if recipe.target == "max_drop":
+        retraining_state.begin(folder, {"recipe": recipe.model_dump(mode="json")}, resume=given.resume)
+        return None
+    return retraining_state.held_sparsity(folder) if given.resume else None
 
 
 def _try(original: ir.Model, given: _Given, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
     """One run of a search: without verification, unless it is whole."""
     if whole:
+        if given.checkpoint is not None and recipe.target == "max_drop":
+            folder = retraining_state.folder_of_try(given.checkpoint, recipe.sparsity)
+            held = (folder / retraining_state.RUN).exists()
+            given = replace(given, checkpoint=folder, resume=given.resume and held)
         return _run(original, recipe, given, clock)
     data, metric = delivery.measurable(given.eval_data, given.metric)
     given = replace(given, eval_data=data, metric=metric, verification=False, latency=False)

@@ -17,6 +17,7 @@ from onnxprune.model_io.atomic import publish, sync, temporary_beside
 
 RUN = "run.json"
 BEST = "best.onnx"
+_TRY = "sparsity-"
 _STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data")
 
 
@@ -79,6 +80,21 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
         publish(temporary, folder / RUN, replace=True)
 
 
+def folder_of_try(folder: Path, sparsity: float) -> Path:
+    """The folder, inside that of a search which trains in every try, for the try of this sparsity."""
+    return folder / f"{_TRY}{sparsity:.6f}"
+
+
+def held_sparsity(folder: Path) -> float:
+    """The sparsity that the run in the folder was started with, after a search.
+
+    Raises:
+        RecipeError: The folder's file cannot be read.
+    """
+    recipe = _read(folder / RUN).get("recipe")
+    return float(recipe.get("sparsity", 0)) if isinstance(recipe, dict) else 0.0
+
+
 def forget(folder: Path) -> None:
     """Remove what a run left, and the folder if nothing else is in it."""
     if not is_main() or not folder.is_dir():
@@ -86,6 +102,8 @@ def forget(folder: Path) -> None:
     for pattern in (*_STATE, RUN):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
+    for inner in folder.glob(f"{_TRY}*"):
+        forget(inner)
     if not any(folder.iterdir()):
         folder.rmdir()
 

@@ -63,12 +63,13 @@ class Reached:
     def note(self) -> str:
         """One sentence for the user."""
         flag = f"--{flag_name('', self.target)} {self.wanted:g}"
-        text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}, in {len(self.tries)} tries"
+        tries = f", in {len(self.tries)} tries" if self.tries else ", as it was found before the run was interrupted"
+        text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}{tries}"
         missed = self.target == "target_latency" and abs(self.reached / self.wanted - 1) > _OFF
         return text + ("; the steps that whole units go in allow nothing nearer" if missed else "")
 
 
-def check(recipe: Recipe, *, metric: bool, verification: bool, resume: bool) -> None:
+def check(recipe: Recipe, *, metric: bool, verification: bool) -> None:
     """Refuse, before any work is done, a target that this run cannot look for.
 
     Raises:
@@ -78,15 +79,14 @@ def check(recipe: Recipe, *, metric: bool, verification: bool, resume: bool) -> 
         raise RecipeError("--max-drop needs labelled data to measure the metric on: give --eval-data")
     if recipe.target == "max_drop" and not verification:
         raise RecipeError("--max-drop measures a metric, which cannot be done without verification")
-    if recipe.target == "max_drop" and resume:
-        raise RecipeError("--resume: a search by --max-drop trains many times and starts anew; leave it out")
     if recipe.target == "target_latency" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("--target-latency is measured in one process, so this run cannot be shared by several")
 
 
 def reach(
-    original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None, tell: Callable[[str], None] | None
-) -> Result:
+    original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+    tell: Callable[[str], None] | None, *, at: float | None = None,
+) -> Result:  # fmt: skip
     """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
 
     Args:
@@ -96,13 +96,14 @@ def reach(
         eval_data: What a drop is measured on, and what models run on for which no random inputs are found.
         metric: The metric asked for.
         tell: Called with the name of each try.
+        at: The sparsity that an interrupted run had found.
 
     Raises:
         VerificationError: The target cannot be reached; the sentence says what can.
         DataError: The data do not fit the model.
     """
     search = _Search.of(original, recipe, run, eval_data, metric, tell)
-    found = search.find()
+    found = search.find() if at is None else Found(Try(at, search.wanted), ())
     if found.best is None:
         raise VerificationError(_unreachable(search.target, search.wanted, found))
     result = search.result(found.best.sparsity)

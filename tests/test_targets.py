@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 from small_models import conv_net, graph, random, two_layers
 
 import onnxprune
-from onnxprune import model_io, runtime
+from onnxprune import model_io, retraining_state, runtime, targets
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.pipeline import Result
 from onnxprune.recipe import Recipe
-from onnxprune.search import five_percent_more
+from onnxprune.search import five_percent_more, highest_within
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 TRAINED = sorted(MODELS.glob("digits_*.onnx"))
@@ -119,15 +120,32 @@ def test_a_drop_by_whole_units() -> None:
     assert all(drop(prune(path, sparsity=more, **settings)) > 0.01 for more in five_percent_more(found.target.sparsity))
 
 
-def test_a_training_belongs_to_each_try_of_a_drop() -> None:
+def test_a_training_belongs_to_each_try_of_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "highest_within", partial(highest_within, most_tries=2))
     path = MODELS / "digits_mlp.onnx"
     with np.load(MODELS / "digits_train.npz") as file:
-        data = {"image": file["image"][:200], "label": file["label"][:200]}
-    plain = prune(path, max_drop=0.02, eval_data=path.with_suffix(".npz"), latency=False)
-    settings: dict[str, Any] = {"data": data, "eval_data": path.with_suffix(".npz"), "retrain": {"steps": 4}}
-    found = prune(path, max_drop=0.02, latency=False, **settings)
-    assert drop(found) <= 0.02 and found.sparsity > plain.sparsity
-    assert found.retraining and found.target is not None and len(found.target.tries) < 20
+        data = {"image": file["image"][:600], "label": file["label"][:600]}
+    training = {"epochs": 3, "learning_rate": 3e-3}
+    settings: dict[str, Any] = {"data": data, "eval_data": path.with_suffix(".npz"), "retrain": training}
+    found = prune(path, max_drop=0.05, latency=False, **settings)
+    assert found.target is not None and found.retraining and drop(found) == found.target.reached <= 0.05
+    assert [t.sparsity for t in found.target.tries] == [0.4995, 0.74925]
+    untrained = prune(path, sparsity=0.74925, eval_data=path.with_suffix(".npz"), latency=False)
+    assert found.target.tries[1].value < 0.05 < drop(untrained)
+
+
+@pytest.mark.parametrize("target", [{"max_drop": 0.5}, {"target_macs": 0.5, "structure": "channels"}], ids=str)
+def test_an_interrupted_search_goes_on(target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "highest_within", partial(highest_within, most_tries=3))  # each try is a training
+    data = {"x": random(24, 8), "y": random(24, 4)}
+    settings: dict[str, Any] = {"data": data, "retrain": {"steps": 1}, "latency": False, "checkpoint": tmp_path}
+    first = prune(two_layers(64), **target, **settings)
+    again = prune(two_layers(64), **target, **settings, resume=True)
+    assert model_io.to_bytes(first.model) == model_io.to_bytes(again.model)
+    assert first.target is not None and again.target is not None
+    assert again.target.sparsity == first.target.sparsity
+    retraining_state.forget(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_where_no_pruning_holds_it_is_told(tmp_path: Path) -> None:

@@ -65,12 +65,14 @@ def write_plot(found: Scan, path: Path, model: str) -> None:
 
 
 def _drawn(found: Scan, model: str, kind: str) -> bytes:
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(_MOST_NAMED)])
     table, falls = found.table, found.measured not in (OUTPUT_ERROR, "mse")
     order = (table.errors[:, -1] * (1 if falls else -1)).argsort(kind="stable")
     for rank, i in enumerate(order.tolist()):
