@@ -4,7 +4,8 @@
 
 For each network (sizes of ImageNet, random weights; speed does not depend on them):
 
-    target      cut to the target; latency measured again afterwards, in alternating runs of its own
+    target      cut to the target; latency measured again afterwards, in alternating runs of its own: the ratio
+                of the medians, and of the fastest rounds, which other work on the machine disturbs least
     uniform     the same share of multiply-adds by the same share of every group, counts rounded as by default
     unrounded   the same, counts as they fall
     estimates   random cuts, and how far estimates of their latency are from what is measured: plain multiply-adds,
@@ -36,19 +37,21 @@ from onnxprune.selection.rounding import kept_counts, step_of
 NETWORKS = ("resnet18", "mobilenet_v2", "resnet50")
 
 
-def ratio(original: ir.Model, model: ir.Model, rounds: int) -> float:
-    """Latency of a model over that of the original."""
+def ratio(original: ir.Model, model: ir.Model, rounds: int) -> runtime.Latency:
+    """Latency of a model beside that of the original."""
     feeds = runtime.working_inputs(original)[0]
     sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (original, model)]
-    return runtime.alternate(sessions[0], sessions[1], feeds, rounds=rounds).ratio
+    return runtime.alternate(sessions[0], sessions[1], feeds, rounds=rounds)
 
 
 def row(original: ir.Model, found: Result, rounds: int) -> dict[str, Any]:
     """What came out of a run."""
     assert found.verdict is not None and found.target is not None
     before, after = found.verdict.before, found.verdict.after
+    measured = ratio(original, found.model, rounds)
     return {
-        "latency": ratio(original, found.model, rounds),
+        "latency": measured.ratio,
+        "latency of the fastest rounds": measured.least_ratio,
         "macs": (after.macs or 0) / (before.macs or 1),
         "parameters": after.parameters / before.parameters,
         "sparsity": found.sparsity,
@@ -96,7 +99,7 @@ def estimates(path: Path, cuts: int, rounds: int) -> dict[str, Any]:
             estimated[name] = ledger.cost / whole
         RemoveUnits(structure, ledger.removed)(structure.model)
         Tidy()(structure.model)
-        measured = ratio(original, structure.model, rounds)
+        measured = ratio(original, structure.model, rounds).least_ratio
         for name, value in estimated.items():
             pairs[name].append((value, measured))
     return {name: quality(found) for name, found in pairs.items()}

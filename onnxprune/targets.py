@@ -22,7 +22,7 @@ from onnxprune.errors import DataError, RecipeError, VerificationError
 from onnxprune.recipe import Recipe, flag_name
 from onnxprune.search import Found, Try, highest_within, nearest_ratio
 from onnxprune.structures import NM
-from onnxprune.verification import latency_ratio, metric_of, sample_inputs
+from onnxprune.verification import metric_of, sample_inputs
 
 if TYPE_CHECKING:
     from onnxprune.pipeline import Result
@@ -210,7 +210,13 @@ def _unreachable(target: str, wanted: float, found: Found) -> str:
 
 def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
     feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
-    return lambda result: latency_ratio(original, result.model, feeds)
+    session = runtime.make_session(original, optimize="all", threads=1)
+
+    def latency(result: Result) -> float:
+        own = runtime.make_session(result.model, optimize="all", threads=1, error=VerificationError)
+        return runtime.alternate(session, own, feeds).least_ratio
+
+    return latency
 
 
 def _macs(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:

@@ -26,16 +26,24 @@ class Latency:
         a: Of the reference.
         b: Of the model compared with it.
         rounds: How many samples of each.
+        least_a, least_b: The fastest samples.
     """
 
     a: float
     b: float
     rounds: int
+    least_a: float
+    least_b: float
 
     @property
     def ratio(self) -> float:
         """b / a: below 1 the second is faster."""
         return self.b / self.a
+
+    @property
+    def least_ratio(self) -> float:
+        """b / a of the fastest samples, which other work on the machine disturbs least."""
+        return self.least_b / self.least_a
 
 
 def alternate(
@@ -75,7 +83,8 @@ def alternate(
             samples[which].append(_sample(runs[which], repeats[which]))
         if progress is not None:
             progress(done + 1, rounds)
-    return Latency(statistics.median(samples[0]), statistics.median(samples[1]), rounds)
+    a_, b_ = samples
+    return Latency(statistics.median(a_), statistics.median(b_), rounds, min(a_), min(b_))
 
 
 def _runner(session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
