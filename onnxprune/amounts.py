@@ -52,10 +52,10 @@ def _check_target(recipe: Recipe, target: str) -> None:
     parts, flag = recipe.parts, _flag(target)
     if isinstance(parts.zeros, NM) and not parts.units:
         raise ValueError(f"{flag}: --structure {parts.text} sets how much goes, there is nothing to look for")
-    if target in ("target_latency", "target_macs") and not parts.units:
+    if target in ("target_latency", "target_macs") and not parts.removes:
         raise ValueError(f"{flag}: zeros change neither multiply-adds nor latency: take --structure channels")
     stored = recipe.pack != "no" or recipe.sparse_initializers
-    if target == "target_size" and not parts.units and not stored:
+    if target == "target_size" and not parts.removes and not stored:
         raise ValueError(f"{flag}: zeros alone make no file smaller: add --pack, or take --structure channels")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.recovery import METHODS
 from onnxprune.schedules import SCHEDULES
-from onnxprune.scoring import Criterion, criteria
+from onnxprune.scoring import criteria
 from onnxprune.selection.allocation import ALLOCATIONS
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS
 from onnxprune.structures import STRUCTURES
@@ -37,15 +37,11 @@ def catalogue() -> list[Entry]:
     """Return all values of all settings that a method is made of, in the order in which they act."""
     return [
         *(Entry("structure", name, about) for name, about in STRUCTURES.items()),
-        *(Entry("criterion", name, c.formula, _fits(c), c.needs) for name, c in criteria().items()),
+        *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.needs) for name, c in criteria().items()),
         *_allocations(),
         *(Entry("schedule", name, _first(function)) for name, function in SCHEDULES.items()),
         *(Entry("recover", name, m.formula, needs=m.needs) for name, m in METHODS.items()),
     ]
-
-
-def _fits(criterion: Criterion) -> str:
-    return "units" if criterion.weights is None else "weights, units"
 
 
 def _allocations() -> Iterable[Entry]:

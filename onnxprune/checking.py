@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from onnxprune import model_io, pipeline, runtime
 from onnxprune.errors import DataError, VerificationError
-from onnxprune.passes import MaskUnits
+from onnxprune.passes import MaskBlocks, MaskUnits, RemoveBlocks, Tidy
 from onnxprune.record import Record, load_record, removed_atoms
 from onnxprune.runtime.linear import set_numbers
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.verification import tolerance_of
 
 
@@ -70,8 +71,8 @@ def check(original: Path, pruned: Path, record: Path | None = None, *, seed: int
         known = load_record(record)
         _same_files(known, original, pruned)
         kept, sources = known.kept, known.renamed
-        if kept:
-            twin = _masked(before, kept)
+        if kept or known.blocks:
+            twin = _masked(before, kept, known.blocks)
     counts = _compare_constants(before, after, kept, sources)
     trained = counts["changed"] > 0
     if twin is not None and counts["zeroed"]:
@@ -104,8 +105,23 @@ def _same_files(record: Record, original: Path, pruned: Path) -> None:
             raise DataError(f"the record is of another file than '{path}': their hashes differ")
 
 
-def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]]) -> ir.Model:
+def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]], blocks: list[str]) -> ir.Model:
+    """The original with recorded units zeroed, and what recorded blocks contribute.
+
+    Raises:
+        DataError: The record does not fit the model.
+    """
     structure = pipeline.prepare(before.clone())
+    found = [b for b in residual_blocks(structure) if b.name in blocks]
+    if missing := set(blocks) - {b.name for b in found}:
+        raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
+    if not kept:
+        MaskBlocks(found)(structure.model)
+        return structure.model
+    if found:  # dead units that went as well are those of the model without the blocks
+        RemoveBlocks(found)(structure.model)
+        Tidy()(structure.model)
+        structure = pipeline.prepare(structure.model)
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
     return structure.model
 

@@ -26,6 +26,7 @@ from onnxprune.calibration import Calibration
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.recipe import Recipe
 from onnxprune.scoring import Context, Criterion, find_criterion, prunable_weights
+from onnxprune.scoring.depth import score_blocks
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.scoring.weights import Weight, total_size
@@ -33,11 +34,13 @@ from onnxprune.selection import UnitBudget, select_units, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
 from onnxprune.selection.by_cost import select_by_cost
 from onnxprune.selection.costs import COSTS, CostName
-from onnxprune.selection.eligible import eligible_groups, eligible_weights, protected_weights
+from onnxprune.selection.depth import select_blocks
+from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structures import NM, Block, Weights
@@ -55,6 +58,7 @@ class Plan:
         gone: Parameters that go.
         untouched: Weights, or groups of units, that the pattern or the criterion does not fit, with the reason.
         sensitivity: What a scan found, where the allocation made one.
+        blocks: The residual blocks to remove.
     """
 
     structure: Structure
@@ -64,6 +68,7 @@ class Plan:
     gone: int
     untouched: Mapping[str, str] = field(default_factory=dict)
     sensitivity: Sensitivity | None = None
+    blocks: tuple[ResidualBlock, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -92,6 +97,8 @@ def choose(
         return _units(_Task(structure, recipe, calibration, weights, criterion))
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
+    if recipe.parts.depth:
+        return _depth(_Task(structure, recipe, calibration, weights, criterion))
     criterion = _of_survivors(criterion) if again else criterion
     return _CHOOSERS[type(recipe.parts.zeros)](_able(_Task(structure, recipe, calibration, weights, criterion)))
 
@@ -103,7 +110,7 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
         NothingToPrune: None.
     """
     weights = eligible_weights(structure, recipe)
-    if recipe.parts.zeros is not None:
+    if not recipe.parts.units or recipe.parts.mixed:
         size = total_size([*weights, *protected_weights(structure, recipe)]) if weights else 0
     else:
         groups = eligible_groups(structure, weights, recipe)
@@ -236,6 +243,21 @@ def _units(task: _Task) -> Plan:
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 
 
+def _depth(task: _Task) -> Plan:
+    """Whole residual blocks."""
+    structure, recipe = task.structure, task.recipe
+    blocks = eligible_blocks(structure, task.weights, recipe)
+    if not blocks:
+        raise NothingToPrune(
+            "there is nothing to prune by depth: no Add has a side with prunable weights that nothing else reads"
+        )
+    task = task if task.criterion.weights is None else _able(task)
+    scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
+    chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity)
+    none = np.zeros(structure.terms.count, bool)
+    return Plan(structure, none, {}, task.prunable, gone, task.unable, blocks=tuple(chosen))
+
+
 def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:
     """The criterion with what it may look at of this model.
 
@@ -244,7 +266,7 @@ def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | 
     """
     samples = Calibration({}) if calibration is None else calibration
     criterion = find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed))
-    return criterion if criterion.looks_at == "weights" else _remembered(criterion)
+    return criterion if criterion.looks_at == "weights" or criterion.weights is None else _remembered(criterion)
 
 
 def _remembered(criterion: Criterion) -> Criterion:

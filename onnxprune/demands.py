@@ -46,9 +46,13 @@ def check_method(recipe: Recipe, calibration: AnyArrays | None, *, retrains: boo
 
 def _check_criterion(recipe: Recipe, calibration: AnyArrays | None, retrains: bool) -> None:
     criterion = find_criterion(recipe.criterion)
-    if recipe.parts.zeros is not None and criterion.weights is None:
+    wanted = "blocks" if recipe.parts.depth else "weights" if recipe.parts.zeros is not None else "units"
+    if wanted not in criterion.scores:
+        called = {"weights": "single weights", "units": "whole units", "blocks": "residual blocks"}
+        fit = "channels" if "units" in criterion.scores else "blocks"
         raise RecipeError(
-            f"--criterion {criterion.name} scores whole units, not single weights: use it with --structure channels"
+            f"--criterion {criterion.name} scores {called[criterion.scores[0]]}, not {called[wanted]}: use it with "
+            f"--structure {fit}"
         )
     if criterion.needs == "nothing":
         return

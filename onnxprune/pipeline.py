@@ -59,6 +59,7 @@ class Result:
         steps: Each step as plain data: the sparsity that it aimed at and reached, what recovery did to each layer, what
             a scan of sensitivity found.
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
+        blocks: Residual blocks that went, by the names of their sums in the original.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
         target: What a target asked for and what came out; None where the recipe has none.
     """
@@ -78,6 +79,7 @@ class Result:
     delivery: delivery.Delivery | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     untouched: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     retraining: tuple[Mapping[str, Any], ...] = ()
     target: targets.Reached | None = None
 
@@ -97,6 +99,7 @@ class Result:
             "notes": list(self.notes),
             "steps": list(self.steps),
             "untouched": dict(self.untouched),
+            "blocks": list(self.blocks),
         }
         if self.retraining:
             own["retraining"] = list(self.retraining)
@@ -113,6 +116,7 @@ class Result:
             recipe=self.recipe.model_dump(mode="json"),
             kept={n: {str(a): i.tolist() for a, i in axes.items()} for n, axes in self.kept.items()},
             renamed=dict(self.renamed),
+            blocks=list(self.blocks),
             figures=self.figures,
         )
 
@@ -320,6 +324,7 @@ def result_of(
         seconds=clock.seconds,
         steps=trace.steps,
         untouched=trace.untouched,
+        blocks=trace.blocks,
     )
 
 

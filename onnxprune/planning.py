@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnxprune import runtime
 from onnxprune.choosing import Plan
-from onnxprune.passes import MaskUnits, MaskWeights, Normalise, RemoveDeadUnits, RemoveUnits, Tidy
+from onnxprune.passes import (
+    MaskBlocks,
+    MaskUnits,
+    MaskWeights,
+    Normalise,
+    RemoveBlocks,
+    RemoveDeadUnits,
+    RemoveUnits,
+    Tidy,
+)  # fmt: skip
 from onnxprune.recipe import Recipe
 from onnxprune.record import renamed_copies
 from onnxprune.structure.analysis import analyse
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
@@ -31,6 +41,13 @@ def masked_twin(original: ir.Model, removed: Bools) -> ir.Model:
     return structure.model
 
 
+def without_contributions(original: ir.Model, names: Collection[str]) -> ir.Model:
+    """Return a copy of the original with what residual blocks of these names contribute zeroed."""
+    structure = prepare(original.clone())
+    MaskBlocks([b for b in residual_blocks(structure) if b.name in names])(structure.model)
+    return structure.model
+
+
 @dataclass(frozen=True)
 class Applied:
     """What was done to the plan's model: kept indices, and copies of constants with the names of their sources."""
@@ -45,6 +62,8 @@ def apply_plan(plan: Plan) -> Applied:
     kept: Kept = {}
     if plan.masks:
         MaskWeights(plan.structure, plan.masks)(model)
+    elif plan.blocks:
+        RemoveBlocks(plan.blocks)(model)
     else:
         remove = RemoveUnits(plan.structure, plan.removed)
         remove(model)
@@ -90,7 +109,8 @@ def shortfall(recipe: Recipe, sparsity: float, *, untouched: bool = False) -> st
     if untouched:
         return f"{asked}: what was left as it was makes up the rest, and the others give no more for it"
     if not recipe.parts.units:
-        return f"{asked}: the nearest below that whole blocks allow"
+        what = "residual blocks" if recipe.parts.depth else "blocks"
+        return f"{asked}: the nearest below that whole {what} allow"
     return (
         f"{asked}: the nearest below that whole units, floors and rounding allow (--round-to none and --allow-inexact "
         "allow more)"

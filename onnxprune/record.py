@@ -38,6 +38,7 @@ class Record(BaseModel):
         recipe: The settings of the run.
         kept: For each constant of the source that lost something, the kept indices of each axis that did.
         renamed: For each constant of the output that is a copy, the constant of the source it was copied from.
+        blocks: Residual blocks that went, by the names of their sums in the source.
         figures: What was measured.
     """
 
@@ -49,6 +50,7 @@ class Record(BaseModel):
     recipe: dict[str, Any]
     kept: dict[str, dict[str, list[int]]]
     renamed: dict[str, str]
+    blocks: list[str] = []
     figures: dict[str, Any]
 
     def save(self, path: str | Path) -> None:

@@ -118,9 +118,9 @@ def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:
     assert recipe.retrain is not None
     train, last = _of_run(recipe.retrain, recipe, wishes), recipe.retrain_last
     get_metric(train.metric or "accuracy")
-    if recipe.parts.units and recipe.alternate:
+    if recipe.parts.removes and recipe.alternate:
         raise RecipeError("--alternate prunes single weights of one kind of layer at a time: --structure weights")
-    if recipe.parts.units and recipe.survivors == "rewind":
+    if recipe.parts.removes and recipe.survivors == "rewind":
         raise RecipeError("--survivors rewind goes back to weights of the original's shapes: --structure weights")
     if recipe.prune_every is not None and (
         recipe.parts.units or isinstance(recipe.parts.zeros, NM) or recipe.quality is not None
@@ -228,7 +228,8 @@ def _trace_of(model: ir.Model) -> Trace:
         return Trace()
     plain = json.loads(text)
     kept = {n: {int(a): np.asarray(i, np.int64) for a, i in axes.items()} for n, axes in plain.pop("kept").items()}
-    return Trace(kept=kept, left=tuple(plain.pop("left")), steps=tuple(plain.pop("steps")), **plain)
+    left, steps, blocks = (tuple(plain.pop(name)) for name in ("left", "steps", "blocks"))
+    return Trace(kept=kept, left=left, steps=steps, blocks=blocks, **plain)
 
 
 def _put(trace: Trace, model: ir.Model) -> None:

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.calibration import Calibration
-from onnxprune.choosing import choose, prunable_size
+from onnxprune.choosing import Plan, choose, prunable_size
 from onnxprune.passes.remove_dead import compose_kept
-from onnxprune.planning import apply_plan, masked_twin, prepare, remove_dead, shortfall
+from onnxprune.planning import Applied, apply_plan, masked_twin, prepare, remove_dead, shortfall, without_contributions
 from onnxprune.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
@@ -55,6 +55,7 @@ class Trace:
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         difference: Largest difference between removed and masked, relative to the largest output.
         steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
+        blocks: Residual blocks that went, by the names of their sums.
     """
 
     kept: Kept = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Trace:
     untouched: Mapping[str, str] = field(default_factory=dict)
     difference: float = 0.0
     steps: tuple[Mapping[str, Any], ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def notes(self, recipe: Recipe, sparsity: float) -> list[str]:
         """What a person should know, as sentences.
@@ -173,8 +175,9 @@ class Steps:
             gone_before = self.prunable - self.left(structure)
             plan = choose(structure, own, self.calibration, again=number > 1 or self.recipe.alternate)
             done = apply_plan(plan)
-            difference = self._checked(structure.model, masked_twin(model, plan.removed)) if done.kept else 0.0
+            difference = self._difference(model, plan, done)
             trace = trace.and_kept(done.kept, done.renamed, difference)
+            trace = replace(trace, blocks=(*trace.blocks, *(block.name for block in plan.blocks)))
             trace = replace(trace, gone=gone_before + plan.gone, untouched={**trace.untouched, **plan.untouched})
             masks = {str(value.name): mask for value, mask in plan.masks.items()}
             tables += [plan.sensitivity] if plan.sensitivity is not None else []
@@ -192,10 +195,20 @@ class Steps:
         structure = prepare(state.model.clone())
         own = self._part(self.recipe.parts.texts[0], structure, sparsity)
         plan = choose(structure, own, self.calibration, again=number > 1 or self.recipe.alternate)
+        if plan.blocks:
+            going = {str(v.name) for block in plan.blocks for v in block.weights}
+            return {n: np.zeros(array.shape, bool) for n, array in _numbers(structure.model).items() if n in going}
         if not plan.removed.any():
             return {str(value.name): mask for value, mask in plan.masks.items()}
         twin = _numbers(masked_twin(state.model, plan.removed))
         return {name: (twin[name] != 0) | (array == 0) for name, array in _numbers(structure.model).items()}
+
+    def _difference(self, before: ir.Model, plan: Plan, done: Applied) -> float:
+        """How far the model without units or blocks is from the one before with these zeroed."""
+        if plan.blocks:
+            twin = without_contributions(before, {block.name for block in plan.blocks})
+            return self._checked(plan.structure.model, twin)
+        return self._checked(plan.structure.model, masked_twin(before, plan.removed)) if done.kept else 0.0
 
     def left(self, structure: Structure) -> int:
         """The parameters of the model, as pruned so far, that could still go (zeros among them)."""

@@ -14,7 +14,7 @@ from onnxprune.errors import RecipeError
 if TYPE_CHECKING:
     from onnxprune.recipe import Recipe
 
-UNITS, WEIGHTS = "channels", "weights"
+UNITS, WEIGHTS, DEPTH = "channels", "weights", "blocks"
 DEFAULT_UNIT_SHARE = 0.5
 _SAME = 1e-9
 STRUCTURES = {
@@ -22,6 +22,7 @@ STRUCTURES = {
     "N:M": "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity",
     "block:RxC": "blocks of R outputs by C inputs become zero as one (block:1x4, block:4x1)",
     "channels": "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller",
+    "blocks": "whole residual blocks are removed, by depth: y = x + f(x) becomes y = x",
     "channels+weights": "a mix: --unit-share of the sparsity by whole units, the rest by single weights (or a pattern: "
     "channels+2:4, channels+block:1x4)",
 }
@@ -64,12 +65,14 @@ class Parts:
     Attributes:
         text: As it is written.
         units: Whether whole units go.
-        zeros: What becomes zero (after units went, where both do); None where only units go.
+        zeros: What becomes zero (after units went, where both do); None where nothing does.
+        depth: Whether whole residual blocks go.
     """
 
     text: str
     units: bool
     zeros: Zeros | None
+    depth: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -79,7 +82,12 @@ class Parts:
     @property
     def gone(self) -> str:
         """What weights are that went."""
-        return "zero or removed" if self.mixed else "removed" if self.units else "zero"
+        return "zero or removed" if self.mixed else "removed" if self.removes else "zero"
+
+    @property
+    def removes(self) -> bool:
+        """Whether the graph gets smaller."""
+        return self.units or self.depth
 
     @property
     def mixed(self) -> bool:
@@ -96,6 +104,8 @@ def parse_structure(text: str) -> Parts:
     first, plus, second = text.partition("+")
     if text == UNITS:
         return Parts(text, True, None)
+    if text == DEPTH:
+        return Parts(text, False, None, depth=True)
     if plus and first != UNITS:
         raise RecipeError(f"a mixed structure starts with whole units, such as channels+weights, not {text!r}")
     zeros = second if plus else text
@@ -105,8 +115,8 @@ def parse_structure(text: str) -> Parts:
         return Parts(text, bool(plus), parse_pattern(zeros))
     except RecipeError:
         raise RecipeError(
-            f"there is no structure {text!r}: choose weights, channels, N:M such as 2:4, block:RxC such as block:1x4, "
-            "or a mix such as channels+weights"
+            f"there is no structure {text!r}: choose weights, channels, blocks, N:M such as 2:4, block:RxC such as "
+            "block:1x4, or a mix such as channels+weights"
         ) from None
 
 
@@ -128,6 +138,8 @@ def check_structure(recipe: Recipe) -> None:
     if not parts.units and (recipe.kinds or recipe.allow_inexact):
         flag = "kinds" if recipe.kinds else "allow-inexact"
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
+    if parts.depth and recipe.allocation != "global":
+        raise ValueError(f"--allocation: {recipe.allocation} is by layer, and residual blocks go whole: leave it out")
     if parts.units and recipe.allocation in ("erk", "lamp"):
         raise ValueError(f"--allocation: {recipe.allocation} is for single weights, not for whole units")
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.blocks import Block
+from onnxprune.structure.blocks import ResidualBlock
 
 
 class RemoveBlocks(ir.passes.InPlacePass):
@@ -22,7 +22,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
 
     preserves: Literal["up to recovery"] = "up to recovery"
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[ResidualBlock]) -> None:
         """Take blocks of the model that will be passed in."""
         super().__init__()
         self.blocks = blocks
@@ -52,7 +52,7 @@ class MaskBlocks(ir.passes.InPlacePass):
 
     preserves: Literal["up to recovery"] = "up to recovery"
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[ResidualBlock]) -> None:
         """Take blocks of the model that will be passed in."""
         super().__init__()
         self.blocks = blocks

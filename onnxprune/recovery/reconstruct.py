@@ -172,8 +172,7 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
 
 def _recover_layers(run: _Run, method: str) -> None:
     layers, refused = linear_layers(run.pruned)
-    originals = {str(x.output.name): x for x in linear_layers(run.dense)[0]}
-    changed = _changed(run.pruned, layers, originals, run.kept)
+    originals, changed = _by_output(run.dense), _changed(run)
     affected = [x for x in layers if x.output in changed]
     run.skipped.update(refused)
     missing = [str(x.output.name) for x in affected if str(x.output.name) not in originals]
@@ -183,17 +182,28 @@ def _recover_layers(run: _Run, method: str) -> None:
         _recover_stage(run, stage, originals, method)
 
 
-def _changed(pruned: ir.Model, layers: Sequence[Linear], originals: Mapping[str, Linear], kept: Kept) -> set[ir.Value]:
-    """The values from the first layer on whose weights changed."""
+def _changed(run: _Run) -> set[ir.Value]:
+    """The values from the first node on that reads other values than in the dense model, or whose weights changed."""
+    layers = {x.node: x for x in linear_layers(run.pruned)[0]}
+    originals = _by_output(run.dense)
+    made_of = {str(out.name): _activations(node) for node in run.dense.graph for out in node.outputs}
     changed: set[ir.Value] = set()
-    of_node = {layer.node: layer for layer in layers}
-    for node in pruned.graph:
-        layer = of_node.get(node)
+    for node in run.pruned.graph:
+        layer = layers.get(node)
         original = None if layer is None else originals.get(str(layer.output.name))
         dirty = any(v in changed for v in node.inputs if v is not None)
-        if dirty or (layer is not None and (original is None or _differs(original, layer, kept))):
+        dirty = dirty or any(made_of.get(str(out.name)) != _activations(node) for out in node.outputs)
+        if dirty or (layer is not None and (original is None or _differs(original, layer, run.kept))):
             changed.update(node.outputs)
     return changed
+
+
+def _activations(node: ir.Node) -> list[str]:
+    return [str(v.name) for v in node.inputs if v is not None and v.const_value is None]
+
+
+def _by_output(model: ir.Model) -> dict[str, Linear]:
+    return {str(x.output.name): x for x in linear_layers(model)[0]}
 
 
 def _differs(original: Linear, layer: Linear, kept: Kept) -> bool:
@@ -240,11 +250,8 @@ def _step(layer: Layer, method: str, proposal: Proposal) -> Step:
 
 
 def _reestimate(run: _Run, method: str) -> None:
-    layers = linear_layers(run.pruned)[0]
-    originals = {str(x.output.name): x for x in linear_layers(run.dense)[0]}
-    changed = _changed(run.pruned, layers, originals, run.kept)
     used = [feed for i, feed in enumerate(run.feeds) if i % FOLDS != FOLDS - 1] or run.feeds
-    for node in batchnorm.normalisations(run.pruned, changed):
+    for node in batchnorm.normalisations(run.pruned, _changed(run)):
         values = [v for v in node.inputs[3:5] if v is not None]
         found = batchnorm.statistics(run.pruned, node, used)
         run.progress(str(values[0].name))

@@ -47,7 +47,7 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"[yellow]{escape(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict, changed_by(result)))
-    if not parts.units:
+    if not parts.removes:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
 

@@ -99,7 +99,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "more_groups": max(0, len(found.groups) - _MOST_ROWS),
         "pinned": _pinned(found),
         "unruled": sorted(found.unruled.items()),
-        "no_faster": "" if result.recipe.parts.units else NO_FASTER,
+        "no_faster": "" if result.recipe.parts.removes else NO_FASTER,
         "recipe": json.dumps(recipe, indent=1),
         "record": record if len(record) <= _MOST_RECORD else "",
         "record_size": len(record),

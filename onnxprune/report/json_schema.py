@@ -52,6 +52,7 @@ class PruneOutput(BaseModel):
     untouched: dict[str, str] = Field(
         {}, description="weights or groups of units that the pattern or the criterion does not fit, with the reason"
     )
+    blocks: list[str] = Field([], description="residual blocks that went, by the names of the sums they were part of")
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
     target: Reached | None = Field(None, description="what a target asked for, what came out, and what was tried")
     before: Figures

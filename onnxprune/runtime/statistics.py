@@ -276,6 +276,34 @@ def channel_moments(
     }
 
 
+def row_cosines(model: ir.Model, pairs: Sequence[tuple[str, str]], feeds: Sequence[Feeds]) -> Matrix:
+    """The mean over samples of the cosine between two values of the main graph, for each pair of names; one pass.
+
+    A sample is an index of the first axis; all that it holds is one vector. Vectors of length 0 have the cosine 1 with
+    each other and 0 with all else.
+    """
+    copy = model.clone()
+    build = Builder(copy)
+    values = {str(v.name): v for v in _values(copy, [name for pair in pairs for name in pair])}
+    copy.graph.outputs.clear()
+    for number, (first, second) in enumerate(pairs):
+        a, b = (build.reshape(build.cast(values[name]), [0, -1]) for name in (first, second))
+        for part, (x, y) in {"ab": (a, b), "aa": (a, a), "bb": (b, b)}.items():
+            build.output(build.total(build.node("Mul", [x, y]), [1]), f"{part}{number}")
+    RemoveUnusedNodesPass()(copy)
+    session = make_session(copy)
+    sums, count = np.zeros(len(pairs)), 0
+    for feed in feeds:
+        found = {name: np.asarray(array, np.float64) for name, array in run(session, feed).items()}
+        for number in range(len(pairs)):
+            ab, aa, bb = (found[f"{part}{number}"] for part in ("ab", "aa", "bb"))
+            size = np.sqrt(aa * bb)
+            cosine = np.divide(ab, size, out=(aa == bb).astype(np.float64), where=size > 0)
+            sums[number] += cosine.sum()
+        count += len(ab) if pairs else 0
+    return np.asarray(sums / max(count, 1))
+
+
 # -- inside the graph -----------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +25,7 @@ from onnxprune.errors import DataError, RecipeError
 if TYPE_CHECKING:
     from onnxprune.scoring.evidence import Evidence
     from onnxprune.scoring.weights import Weight
+    from onnxprune.structure.blocks import ResidualBlock
     from onnxprune.structure.groups import Group
     from onnxprune.structure.structure import Structure
 
@@ -58,7 +59,10 @@ Saliency = Callable[["Weight", Context], npt.NDArray[np.float32]]
 UnitScore = Callable[["Structure", "list[Weight]", "Group", Context], npt.NDArray[np.float64]]
 """From a group, among the weights that count, to the scores of its units: shape (units,), non-negative."""
 
-_FAMILIES = ("magnitude", "activation", "gradient", "hessian", "geometry", "gates")
+BlockScore = Callable[["Structure", "Sequence[ResidualBlock]", Context], npt.NDArray[np.float64]]
+"""From the residual blocks of a model to their scores: shape (blocks,), non-negative."""
+
+_FAMILIES = ("magnitude", "activation", "gradient", "hessian", "geometry", "gates", "depth")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Criterion:
         source: Where the formula comes from.
         cost: What it costs, in words.
         looks_at: What of a weight its saliencies come from, which not every weight has.
+        blocks: From residual blocks to their scores; None where these follow from the saliencies.
         evidence: What it was given to look at.
     """
 
@@ -83,12 +88,19 @@ class Criterion:
     source: str
     cost: str
     looks_at: LooksAt = "weights"
+    blocks: BlockScore | None = None
     evidence: Evidence | None = None
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What it can score: ``weights``, ``units``, ``blocks``; saliencies of weights are enough for all."""
+        own = {"weights": self.weights, "units": self.units, "blocks": self.blocks}
+        return tuple(own if self.weights is not None else (name for name, f in own.items() if f is not None))
 
     @property
     def formula(self) -> str:
         """The first sentence of the docstring, which is the formula."""
-        function = self.weights or self.units
+        function = self.weights or self.units or self.blocks
         text = " ".join((function.__doc__ or "").split("\n\n")[0].split())
         return text
 
@@ -155,6 +167,16 @@ def unit_criterion(
     def register(function: UnitScore) -> UnitScore:
         old = _CRITERIA.get(name)
         _CRITERIA[name] = replace(old, units=function) if old else Criterion(name, None, function, needs, source, cost)
+        return function
+
+    return register
+
+
+def block_criterion(name: str, *, needs: Needs, source: str, cost: str) -> Callable[[BlockScore], BlockScore]:
+    """Register a function that scores residual blocks."""
+
+    def register(function: BlockScore) -> BlockScore:
+        _CRITERIA[name] = Criterion(name, None, None, needs, source, cost, blocks=function)
         return function
 
     return register

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from onnxprune.errors import RecipeError
 from onnxprune.recipe import Recipe
 from onnxprune.scoring.weights import Weight, prunable_weights, total_size
+from onnxprune.structure.blocks import ResidualBlock, residual_blocks
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 
@@ -59,6 +60,13 @@ def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Rec
         if fits:
             groups.append(group)
     return groups
+
+
+def eligible_blocks(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[ResidualBlock]:
+    """Return the residual blocks that may go: all their weights eligible, or one of them where some are picked out."""
+    allowed = {w.value for w in weights}
+    fits = any if recipe.only else all
+    return [block for block in residual_blocks(structure) if fits(v in allowed for v in block.weights)]
 
 
 def _matches(weight: Weight, patterns: Sequence[str]) -> bool:

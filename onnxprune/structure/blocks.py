@@ -5,7 +5,7 @@ orders of a ResNet (activation behind or before the Add), gated and scaled branc
 layer are blocks of this kind. Where the other side is no identity but a projection g(x) (a strided shortcut), and both
 sides read the same x and nothing else, the side with more weights is the block: y = g(x) + f(x) becomes y = g(x).
 
-    blocks(structure) -> [Block(add, branch, nodes, weights), ...]       in the order of the graph
+    residual_blocks(structure) -> [ResidualBlock(add, branch, nodes, weights), ...]     in the order of the graph
 
 Blocks may lie in each other: the nodes of an outer one contain those of the inner ones.
 """
@@ -13,6 +13,7 @@ Blocks may lie in each other: the nodes of an outer one contain those of the inn
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,20 +22,20 @@ from onnxprune.structure.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class ResidualBlock:
     """One residual block.
 
     Attributes:
         add: The Add that joins it to the trunk, or a Sum of two.
         branch: Which of its inputs is the block's last contribution: 0 or 1.
         nodes: The nodes that are there for the block alone.
-        weights: The constants that hold weights (`Structure.weights`) and only these nodes read.
+        weights: The constants that hold weights (`Structure.weights`) and only these nodes read, with their sizes.
     """
 
     add: ir.Node
     branch: int
     nodes: frozenset[ir.Node]
-    weights: tuple[ir.Value, ...]
+    weights: Mapping[ir.Value, int]
 
     @property
     def name(self) -> str:
@@ -58,10 +59,10 @@ class Block:
     @property
     def size(self) -> int:
         """How many weights go with it."""
-        return sum(_size(value) for value in self.weights)
+        return sum(self.weights.values())
 
 
-def blocks(structure: Structure) -> list[Block]:
+def residual_blocks(structure: Structure) -> list[ResidualBlock]:
     """Return the residual blocks of the main graph that hold weights."""
     order = list(structure.model.graph)
     found = []
@@ -73,7 +74,7 @@ def blocks(structure: Structure) -> list[Block]:
     return found
 
 
-def _block(structure: Structure, add: ir.Node, before: list[ir.Node]) -> Block | None:
+def _block(structure: Structure, add: ir.Node, before: list[ir.Node]) -> ResidualBlock | None:
     first, second = add.inputs
     if first is None or second is None or first is second or first.const_value or second.const_value:
         return None
@@ -119,15 +120,12 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     return read
 
 
-def _make(structure: Structure, add: ir.Node, branch: int, nodes: frozenset[ir.Node]) -> Block | None:
+def _make(structure: Structure, add: ir.Node, branch: int, nodes: frozenset[ir.Node]) -> ResidualBlock | None:
     """The block, if it holds weights and the sum without it has the shape of the sum."""
     trunk = add.inputs[1 - branch]
     shape = None if trunk is None else structure.facts.shape(trunk)
     if shape is None or shape != structure.facts.shape(add.outputs[0]):
         return None
-    weights = tuple(v for v in structure.weights if all(user in nodes for user, _ in v.uses()))
-    return Block(add, branch, nodes, weights) if weights else None
-
-
-def _size(value: ir.Value) -> int:
-    return math.prod(value.const_value.shape.numpy()) if value.const_value is not None else 0
+    own = [v for v in structure.weights if all(user in nodes for user, _ in v.uses())]
+    weights = {v: math.prod(int(n or 0) for n in structure.facts.shape(v) or (0,)) for v in own}
+    return ResidualBlock(add, branch, nodes, weights) if weights else None

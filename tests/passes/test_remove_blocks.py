@@ -14,16 +14,16 @@ import zoo
 from onnxprune import model_io, runtime
 from onnxprune.passes import MaskBlocks, RemoveBlocks, Tidy
 from onnxprune.planning import prepare
-from onnxprune.structure.blocks import blocks
+from onnxprune.structure.blocks import residual_blocks
 
 
 def names_of(model: ir.Model) -> list[str]:
-    return [b.name for b in blocks(prepare(model.clone()))]
+    return [b.name for b in residual_blocks(prepare(model.clone()))]
 
 
 def changed(model: ir.Model, names: Collection[str], change: type[RemoveBlocks] | type[MaskBlocks]) -> ir.Model:
     structure = prepare(model.clone())
-    change([b for b in blocks(structure) if b.name in names])(structure.model)
+    change([b for b in residual_blocks(structure) if b.name in names])(structure.model)
     Tidy()(structure.model)
     return structure.model
 

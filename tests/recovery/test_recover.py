@@ -8,12 +8,15 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.passes import RemoveBlocks, Tidy
 from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recovery import recover
 from onnxprune.recovery.reconstruct import stages
 from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
 from onnxprune.runtime.linear import linear_layers
 from onnxprune.runtime.statistics import Moments
+from onnxprune.structure.analysis import analyse
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structures import NM, Block
 
 from .models_to_recover import (
@@ -191,6 +194,21 @@ def test_pruning_in_steps_aims_at_the_same_dense_model() -> None:
     assert kept["w2"][1].tolist() == [2, 3, 5, 6]
     recovered = recover(dense, second, kept, x, batch=20)
     assert recovered.after < recovered.before < 2
+
+
+def test_what_comes_after_a_block_that_went_is_recovered() -> None:
+    """y = W2 (x + W1 x): without the block, W2 can learn W2 (1 + W1); what lies before it stays."""
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[N, 6] x) => (float[N, 3] y) {
+      z = MatMul(x, w0) h = MatMul(z, w1) s = Add(z, h) y = MatMul(s, w2)
+    }"""
+    dense = network(text, {"w0": (6, 6), "w1": (6, 6), "w2": (6, 3)})
+    structure = analyse(dense.clone())
+    RemoveBlocks(residual_blocks(structure))(structure.model)
+    Tidy()(structure.model)
+    recovered = recover(dense, structure.model, {}, {"x": correlated(200, (6,))}, batch=20)
+    assert [s.layer for s in recovered.steps] == ["w2"]
+    assert recovered.after < 1e-3 * recovered.before
 
 
 def test_layers_side_by_side_share_a_stage() -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.structure.analysis import analyse
-from onnxprune.structure.blocks import blocks
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
 
 HEAD = '<ir_version: 8, opset_import: ["": 13]> g (float[N, 4] x{more}) => (float[N, 4] y) {{ {body} }}'
@@ -25,7 +25,8 @@ def found(body: str, more: str = "") -> dict[str, tuple[str, int, set[str]]]:
     """Of each block: what it adds, how many nodes and which weights go with it."""
     structure = structure_of(body, more)
     return {
-        b.name: (str(b.contribution.name), len(b.nodes), {str(v.name) for v in b.weights}) for b in blocks(structure)
+        b.name: (str(b.contribution.name), len(b.nodes), {str(v.name) for v in b.weights})
+        for b in residual_blocks(structure)
     }
 
 

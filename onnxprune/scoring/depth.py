@@ -1,0 +1,77 @@
+"""Criteria of residual blocks: what the model loses when y = x + f(x) becomes y = x.
+
+Two look at calibration inputs. Any other criterion that gives weights a saliency scores a block too: by the sum over
+the weights that go with it. Selection ranks blocks by score per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.runtime.statistics import batches, output_error, row_cosines, shadow
+from onnxprune.scoring.registry import Context, Criterion, block_criterion
+from onnxprune.scoring.weights import Weight
+from onnxprune.structure.blocks import ResidualBlock
+from onnxprune.structure.structure import Structure
+
+
+@block_criterion(
+    "block-influence",
+    needs="calibration",
+    source="Men et al. 2024, ShortGPT, eq. 1 (over samples in the place of tokens)",
+    cost="one pass over the calibration data",
+)
+def influence(structure: Structure, blocks: Sequence[ResidualBlock], context: Context) -> npt.NDArray[np.float64]:
+    """1 - E[cos(x, x + f(x))]: how far a block turns what it is given."""
+    feeds = batches(structure.model, context.evidence.inputs, context.evidence.batch)
+    pairs = [(str(b.trunk.name), b.name) for b in blocks]
+    return np.maximum(1 - row_cosines(structure.model, pairs, feeds), 0.0)
+
+
+@block_criterion(
+    "block-output",
+    needs="calibration",
+    source="Kim et al. 2024, Shortened LLaMA, section 3.2 (by the outputs' error in the place of perplexity)",
+    cost="one pass over the calibration data for each block",
+)
+def output_change(structure: Structure, blocks: Sequence[ResidualBlock], context: Context) -> npt.NDArray[np.float64]:
+    """|y - y_without|^2 / |y|^2 of the model's outputs: what is measured when the block alone is gone."""
+    model = structure.model
+    feeds = batches(model, context.evidence.inputs, context.evidence.batch)
+    outputs = [str(v.name) for v in model.graph.outputs]
+    return np.array([output_error(shadow(model, _without(model, block)), feeds, outputs) for block in blocks])
+
+
+def score_blocks(
+    structure: Structure, blocks: Sequence[ResidualBlock], weights: Sequence[Weight], criterion: Criterion, seed: int
+) -> npt.NDArray[np.float64]:
+    """Score residual blocks; shape (blocks,).
+
+    Args:
+        structure: The analysis.
+        blocks: The blocks.
+        weights: The weights that the criterion has saliencies for.
+        criterion: The criterion.
+        seed: Of what it draws at random.
+    """
+    rng = np.random.default_rng(seed)
+    if criterion.blocks is not None:
+        return criterion.blocks(structure, blocks, criterion.context(rng))
+    total = {w.value: float(criterion.saliency(w, rng).sum(dtype=np.float64)) for w in weights}
+    return np.array([sum(total.get(v, 0.0) for v in block.weights) for block in blocks])
+
+
+def _without(model: ir.Model, block: ResidualBlock) -> ir.Model:
+    """A copy in which a block adds the number zero."""
+    copy = model.clone()
+    (add,) = (node for node in copy.graph if any(out.name == block.name for out in node.outputs))
+    dtype = block.trunk.dtype or ir.DataType.FLOAT
+    zero = ir.Value(name=f"{block.name}_zero", shape=ir.Shape([]), type=ir.TensorType(dtype))
+    zero.const_value = ir.tensor(np.zeros((), dtype.numpy()), name=zero.name)
+    copy.graph.register_initializer(zero)
+    add.replace_input_with(block.branch, zero)
+    return copy
