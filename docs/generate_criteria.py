@@ -17,9 +17,9 @@ Written by `docs/generate_criteria.py` from the registries; do not edit.
 
 A criterion says what is lost when a single weight or a whole unit (a channel, neuron, head, ...) goes. Where it gives
 weights a saliency, that of a unit is the root of the sum over all the weights it takes along, unless the criterion has
-a way of its own for units; a residual block (`--structure blocks`) is scored by the sum, for each parameter it saves. `needs` is what has to be given beside the model: *calibration* is unlabelled inputs,
-*labels* inputs with their labels, *training* labelled inputs to train gates on. g is the gradient of the loss, x and a
-are activations, H is a Hessian.
+a way of its own for units; a residual block (`--structure blocks`) is scored by the sum, for each parameter it saves.
+`needs` is what has to be given beside the model: *calibration* is unlabelled inputs, *labels* inputs with their labels,
+*training* labelled inputs to train gates on. g is the gradient of the loss, x and a are activations, H is a Hessian.
 """
 
 
