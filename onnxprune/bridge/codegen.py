@@ -8,6 +8,7 @@ graphs. Every operator function is called with the kind of argument it asks for;
 from __future__ import annotations
 
 import operator as operators
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import fx
 
 from onnxprune.bridge import convert
+from onnxprune.bridge.control_flow import add_control_flow
 from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, from_numpy, torch_dtype
 from onnxprune.bridge.nodes import attribute_value, check_signature, describe, unsupported
 from onnxprune.bridge.parameters import (
@@ -66,6 +68,7 @@ class GraphBuilder:
         onnx_graph: ir.Graph,
         reached: set[ir.Value],
         opsets: dict[str, int],
+        make_module: Callable[[Generated], torch.nn.Module],
         own_names: frozenset[str] | None = None,
         reserved: frozenset[str] = frozenset(),
         is_root: bool = True,
@@ -73,6 +76,7 @@ class GraphBuilder:
         self.onnx_graph = onnx_graph
         self.reached = reached
         self.opsets = opsets
+        self.make_module = make_module
         self.own_names = own_names
         self.is_root = is_root
         self.reserved = reserved
@@ -85,6 +89,11 @@ class GraphBuilder:
         self.input_names: list[str] = []
         self.captures: list[Bound] = []
         self.arguments: set[str] = set()
+
+    def nested(self, body: ir.Graph) -> GraphBuilder:
+        """A builder for a subgraph."""
+        settings = (self.reached, self.opsets, self.make_module, self.own_names, self.reserved)
+        return GraphBuilder(body, *settings, is_root=False)
 
     # ---- inputs and outputs
 
@@ -133,8 +142,6 @@ class GraphBuilder:
             attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for attribute in node.attributes.values()
         ):
-            from onnxprune.bridge.control_flow import add_control_flow
-
             add_control_flow(self, node)
             return
         opset = opset_of(node, self.opsets)
@@ -379,10 +386,10 @@ class GraphBuilder:
             ref.meta["onnx_value"] = output.name
             ref._rename(identifier(output.name, ()))
 
-    def call_module(self, name: str, module: torch.nn.Module) -> fx.Node:
-        """Register a subgraph's module and fetch it."""
+    def call_module(self, name: str, generated: Generated) -> fx.Node:
+        """Make a subgraph's module, register it and fetch it."""
         name = identifier(name, self.attributes.keys() | self.reserved)
-        self.attributes[name] = module
+        self.attributes[name] = self.make_module(generated)
         return self._fetch(name)
 
 

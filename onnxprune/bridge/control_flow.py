@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
-from onnxprune.bridge import codegen
 from onnxprune.bridge.dtypes import torch_dtype
 from onnxprune.bridge.nodes import describe, unsupported
 from onnxprune.bridge.parameters import opset_of
 from onnxprune.bridge.values import Bound
 from onnxprune.errors import ModelError
 
+if TYPE_CHECKING:
+    from onnxprune.bridge.codegen import GraphBuilder
+
 Row = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of what one step of a Loop or Scan adds to an output, for the case that there is no step."""
 
 
-def add_control_flow(builder: codegen.GraphBuilder, node: ir.Node) -> None:
+def add_control_flow(builder: GraphBuilder, node: ir.Node) -> None:
     """Bind the outputs of an If, Loop or Scan node. Raises ModelError for other nodes that hold graphs."""
     add = {"If": _add_if, "Loop": _add_loop, "Scan": _add_scan}.get(node.op_type)
     if add is None or node.domain not in ("", "ai.onnx"):
@@ -35,19 +37,15 @@ def add_control_flow(builder: codegen.GraphBuilder, node: ir.Node) -> None:
 
 
 def _body(
-    builder: codegen.GraphBuilder,
+    builder: GraphBuilder,
     node: ir.Node,
     name: str,
     host_inputs: dict[int, ir.DataType],
     host_outputs: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Any, ...]]:
     """The module of a body, and the outer values it captures, in the order of its last arguments."""
-    from onnxprune.bridge.module import OnnxModule
-
     body = node.attributes[name].as_graph()
-    inner = codegen.GraphBuilder(
-        body, builder.reached, builder.opsets, builder.own_names, builder.reserved, is_root=False
-    )
+    inner = builder.nested(body)
     for index, value in enumerate(body.inputs):
         host = host_inputs.get(index)
         inner.add_input(value, "tensor" if host is None else "host", host)
@@ -55,7 +53,7 @@ def _body(
     for value in captured:
         inner.add_capture(value, builder.lookup(value))
     generated = inner.build(host_outputs)
-    module = builder.call_module(f"{node.name or node.op_type}_{name}", OnnxModule(generated))
+    module = builder.call_module(f"{node.name or node.op_type}_{name}", generated)
     arguments = []
     for outer in inner.captures:
         arguments.append(outer.ref if outer.kind in ("host", "carried") else builder.as_tensor(outer))
@@ -86,7 +84,7 @@ def _free_values(body: ir.Graph) -> list[ir.Value]:
     return list(free)
 
 
-def _add_if(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+def _add_if(builder: GraphBuilder, node: ir.Node) -> Any:
     condition = node.inputs[0]
     assert condition is not None
     then_branch, then_captures = _body(builder, node, "then_branch", {})
@@ -95,7 +93,7 @@ def _add_if(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
     return builder.graph.call_function(if_else, (chosen, then_branch, then_captures, else_branch, else_captures))
 
 
-def _add_loop(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+def _add_loop(builder: GraphBuilder, node: ir.Node) -> Any:
     types = {0: ir.DataType.INT64, 1: ir.DataType.BOOL}
     body, captures = _body(builder, node, "body", types, host_outputs=(0,))
     trips, condition = (
@@ -117,7 +115,7 @@ def _extents(value: ir.Value) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else 0 for dim in value.shape or ())
 
 
-def _add_scan(builder: codegen.GraphBuilder, node: ir.Node) -> Any:
+def _add_scan(builder: GraphBuilder, node: ir.Node) -> Any:
     body, captures = _body(builder, node, "body", {})
     n_scanned = node.attributes["num_scan_inputs"].as_int()
     inputs = [None if v is None else builder.as_tensor(builder.lookup(v)) for v in node.inputs]

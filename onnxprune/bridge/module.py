@@ -137,9 +137,8 @@ def to_torch(model: ModelLike) -> OnnxModule:
     """
     source = load_ir(model)
     inlined, own_names = _inlined(source)
-    builder = GraphBuilder(
-        inlined.graph, trainable_values(inlined), dict(inlined.graph.opset_imports), own_names, _reserved_names()
-    )
+    reached, opsets = trainable_values(inlined), dict(inlined.graph.opset_imports)
+    builder = GraphBuilder(inlined.graph, reached, opsets, OnnxModule, own_names, _reserved_names())
     for value in inlined.graph.inputs:
         if not value.is_initializer():
             builder.add_input(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +28,33 @@ def same_pads(
     return (large, small) if lower else (small, large)
 
 
-def resolve_pads(
+class Window(NamedTuple):
+    """What slides over the spatial axes; one number an axis, with the padding at the beginning and the end."""
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    begin: Sequence[int]
+    end: Sequence[int]
+
+
+def window(
     x: torch.Tensor,
     kernel: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
     pads: Sequence[int],
     auto_pad: str,
-) -> tuple[Sequence[int], Sequence[int]]:
-    """Padding at the beginning and at the end of each spatial axis."""
+) -> Window:
+    """The window that a node's attributes describe, with their defaults."""
     rank = len(kernel)
+    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        return same_pads(x.shape[2:], kernel, strides, dilations, auto_pad == "SAME_LOWER")
+        begin, end = same_pads(x.shape[2:], kernel, strides, dilations, auto_pad == "SAME_LOWER")
+        return Window(kernel, strides, dilations, begin, end)
     if auto_pad == "VALID" or not pads:
-        return (0,) * rank, (0,) * rank
-    return pads[:rank], pads[rank:]
+        return Window(kernel, strides, dilations, (0,) * rank, (0,) * rank)
+    return Window(kernel, strides, dilations, pads[:rank], pads[rank:])
 
 
 def spatial_pad(x: torch.Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> torch.Tensor:
@@ -65,9 +77,7 @@ def conv(
 ) -> torch.Tensor:
     """x (N, C, ...) with w (M, C/group, ...) and bias b (M)."""
     rank = w.dim() - 2
-    strides = strides or (1,) * rank
-    dilations = dilations or (1,) * rank
-    begin, end = resolve_pads(x, w.shape[2:], strides, dilations, pads, auto_pad)
+    _, strides, dilations, begin, end = window(x, w.shape[2:], strides, dilations, pads, auto_pad)  # type: ignore[assignment]
     if tuple(begin) != tuple(end):
         x, begin = spatial_pad(x, begin, end), (0,) * rank
     result: torch.Tensor = _CONV[rank](x, w, b, strides, tuple(begin), dilations, group)

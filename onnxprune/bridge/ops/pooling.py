@@ -12,25 +12,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from onnxprune.bridge.ops.convolution import resolve_pads, spatial_pad
+from onnxprune.bridge.ops.convolution import Window, spatial_pad, window
 from onnxprune.bridge.registry import op
 
 _MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Callable[..., Any]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def _windows(
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    begin: Sequence[int],
-    end: Sequence[int],
-    ceil_mode: int,
-) -> list[int]:
+def _counts(sizes: Sequence[int], shape: Window, ceil_mode: int) -> list[int]:
     """How many windows each spatial axis has."""
     counts = []
-    for n, k, s, d, low, high in zip(sizes, kernel, strides, dilations, begin, end, strict=True):
+    for n, k, s, d, low, high in zip(sizes, *shape, strict=True):
         room = n + low + high - d * (k - 1) - 1
         count = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode and (count - 1) * s >= n + low:
@@ -39,23 +31,20 @@ def _windows(
     return counts
 
 
-def _padded(
-    x: torch.Tensor,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    begin: Sequence[int],
-    end: Sequence[int],
-    ceil_mode: int,
-    value: float,
-) -> torch.Tensor:
+def _padded(x: torch.Tensor, shape: Window, ceil_mode: int, value: float) -> torch.Tensor:
     """x padded so far that plain windows without ceil mode are the windows asked for."""
-    counts = _windows(x.shape[2:], kernel, strides, dilations, begin, end, ceil_mode)
+    counts = _counts(x.shape[2:], shape, ceil_mode)
     need = [
         (c - 1) * s + d * (k - 1) + 1 - n - low
-        for c, s, d, k, n, low in zip(counts, strides, dilations, kernel, x.shape[2:], begin, strict=True)
+        for c, n, k, s, d, low, _ in zip(counts, x.shape[2:], *shape, strict=True)
     ]
-    return spatial_pad(x, begin, need, value)
+    return spatial_pad(x, shape.begin, need, value)
+
+
+def _is_plain(shape: Window) -> bool:
+    """Whether PyTorch pools with this padding: the same at both ends, at most half a kernel."""
+    same = tuple(shape.begin) == tuple(shape.end)
+    return same and all(2 * p <= k for p, k in zip(shape.begin, shape.kernel, strict=True))
 
 
 @op("MaxPool", multiple=True, quantized=(0,), carries=(0,))
@@ -71,15 +60,12 @@ def max_pool(
     n_outputs: int = 1,
 ) -> tuple[torch.Tensor, ...]:
     """Largest of each window, and where it is in the flattened input (storage_order=1: column by column)."""
-    rank = len(kernel_shape)
-    strides = strides or (1,) * rank
-    dilations = dilations or (1,) * rank
-    begin, end = resolve_pads(x, kernel_shape, strides, dilations, pads, auto_pad)
-    symmetric = tuple(begin) == tuple(end) and all(2 * p <= k for p, k in zip(begin, kernel_shape, strict=True))
-    if n_outputs == 1 and symmetric and x.is_floating_point():
+    rank, shape = len(kernel_shape), window(x, kernel_shape, strides, dilations, pads, auto_pad)
+    _, strides, dilations, begin, _ = shape  # type: ignore[assignment]
+    if n_outputs == 1 and _is_plain(shape) and x.is_floating_point():
         return (_MAX[rank](x, kernel_shape, strides, tuple(begin), dilations, bool(ceil_mode)),)
     source = x if x.is_floating_point() else x.to(torch.float64)
-    padded = _padded(source, kernel_shape, strides, dilations, begin, end, ceil_mode, float("-inf"))
+    padded = _padded(source, shape, ceil_mode, float("-inf"))
     if n_outputs == 1:
         return (_MAX[rank](padded, kernel_shape, strides, 0, dilations).to(x.dtype),)
     values, places = _MAX[rank](padded, kernel_shape, strides, 0, dilations, False, True)
@@ -118,36 +104,24 @@ def average_pool(
     strides: tuple[int, ...] = (),
 ) -> torch.Tensor:
     """Mean of each window, over the input's own elements, or with count_include_pad over the padding too."""
-    rank = len(kernel_shape)
-    strides = strides or (1,) * rank
-    dilations = dilations or (1,) * rank
-    begin, end = resolve_pads(x, kernel_shape, strides, dilations, pads, auto_pad)
-    simple = all(d == 1 for d in dilations) and rank in _AVERAGE
-    if simple and tuple(begin) == tuple(end) and all(2 * p <= k for p, k in zip(begin, kernel_shape, strict=True)):
+    rank, shape = len(kernel_shape), window(x, kernel_shape, strides, dilations, pads, auto_pad)
+    if all(d == 1 for d in shape.dilations) and rank in _AVERAGE and _is_plain(shape):
         plain: torch.Tensor = _AVERAGE[rank](
-            x, kernel_shape, strides, tuple(begin), bool(ceil_mode), bool(count_include_pad)
+            x, kernel_shape, shape.strides, tuple(shape.begin), bool(ceil_mode), bool(count_include_pad)
         )
         return plain
-    total = _window_sums(x, kernel_shape, strides, dilations, begin, end, ceil_mode)
+    total = _window_sums(x, shape, ceil_mode)
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
     if count_include_pad:
-        ones = spatial_pad(ones, begin, end, 1.0)
-        begin, end = (0,) * rank, (0,) * rank
-    return total / _window_sums(ones, kernel_shape, strides, dilations, begin, end, ceil_mode)
+        ones = spatial_pad(ones, shape.begin, shape.end, 1.0)
+        shape = shape._replace(begin=(0,) * rank, end=(0,) * rank)
+    return total / _window_sums(ones, shape, ceil_mode)
 
 
-def _window_sums(
-    x: torch.Tensor,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    begin: Sequence[int],
-    end: Sequence[int],
-    ceil_mode: int,
-) -> torch.Tensor:
+def _window_sums(x: torch.Tensor, shape: Window, ceil_mode: int) -> torch.Tensor:
     """Sum of each window: one axis after the other, by strided views."""
-    x = _padded(x, kernel, strides, dilations, begin, end, ceil_mode, 0.0)
-    for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
+    x = _padded(x, shape, ceil_mode, 0.0)
+    for axis, (k, s, d) in enumerate(zip(shape.kernel, shape.strides, shape.dilations, strict=True), start=2):
         windows = x.unfold(axis, d * (k - 1) + 1, s)
         x = windows[..., ::d].sum(-1)
     return x
@@ -165,12 +139,9 @@ def lp_pool(
     strides: tuple[int, ...] = (),
 ) -> torch.Tensor:
     """p-norm of each window."""
-    rank = len(kernel_shape)
-    strides = strides or (1,) * rank
-    dilations = dilations or (1,) * rank
-    begin, end = resolve_pads(x, kernel_shape, strides, dilations, pads, auto_pad)
+    shape = window(x, kernel_shape, strides, dilations, pads, auto_pad)
     powers = torch.abs(x) ** p
-    return _window_sums(powers, kernel_shape, strides, dilations, begin, end, ceil_mode) ** (1.0 / p)
+    return _window_sums(powers, shape, ceil_mode) ** (1.0 / p)
 
 
 @op("GlobalAveragePool")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from onnxprune.bridge.ops.indexing import reverse_sequence
 from onnxprune.bridge.registry import op
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
+FusedWeights = tuple[list[torch.Tensor], bool]
 Step = Callable[[torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor, float | None, float | None], torch.Tensor]] = {
@@ -130,15 +132,22 @@ def _laid_out(results: tuple[torch.Tensor, ...], layout: int) -> tuple[torch.Ten
     return (results[0].permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in results[1:]))
 
 
-def _fused_weights(
-    w: torch.Tensor, r: torch.Tensor, b: torch.Tensor | None, gates: int, order: Sequence[int]
-) -> list[torch.Tensor]:
-    """PyTorch's flat weight list, with gates in PyTorch's order."""
+def _fused(function: Callable[..., Any], cell: Cell, x: torch.Tensor, states: Any, weights: FusedWeights) -> Any:
+    """PyTorch's own kernel for a whole sequence in one or both directions."""
+    flat, has_bias = weights
+    backward, both = cell.direction == "reverse", cell.direction == "bidirectional"
+    y, *last = function(x.flip(0) if backward else x, states, flat, has_bias, 1, 0.0, False, both, False)
+    y = y.flip(0) if backward else y
+    return _laid_out((_unfolded(y, 2 if both else 1), *last), cell.layout)
+
+
+def _fused_weights(w: torch.Tensor, r: torch.Tensor, b: torch.Tensor | None, order: Sequence[int]) -> FusedWeights:
+    """PyTorch's flat weight list, with gates in PyTorch's order, and whether it holds biases."""
 
     def ordered(matrix: torch.Tensor) -> torch.Tensor:
-        if list(order) == list(range(gates)):
+        if list(order) == list(range(len(order))):
             return matrix
-        parts = matrix.chunk(gates, dim=0)
+        parts = matrix.chunk(len(order), dim=0)
         return torch.cat([parts[i] for i in order])
 
     weights = []
@@ -146,7 +155,7 @@ def _fused_weights(
         weights += [ordered(w[d]), ordered(r[d])]
         if b is not None:
             weights += [ordered(half) for half in b[d].chunk(2)]
-    return weights
+    return weights, b is not None
 
 
 def _unfolded(y: torch.Tensor, directions: int) -> torch.Tensor:
@@ -184,11 +193,7 @@ def rnn(
     x = x.transpose(0, 1) if layout else x
     h = _initial(initial_h, x, w, cell)
     if cell.plain and sequence_lens is None:
-        source = x.flip(0) if direction == "reverse" else x
-        weights = _fused_weights(w, r, b, 1, (0,))
-        y, last = torch.rnn_tanh(source, h, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False)
-        y = y.flip(0) if direction == "reverse" else y
-        return _laid_out((_unfolded(y, w.shape[0]), last), layout)
+        return _fused(torch.rnn_tanh, cell, x, h, _fused_weights(w, r, b, (0,)))
 
     def make_step(index: int, functions: list[Activation]) -> Step:
         wb, rb = _halves(b, w, index)
@@ -225,11 +230,7 @@ def gru(
     x = x.transpose(0, 1) if layout else x
     h = _initial(initial_h, x, w, cell)
     if cell.plain and linear_before_reset and sequence_lens is None:
-        source = x.flip(0) if direction == "reverse" else x
-        weights = _fused_weights(w, r, b, 3, (1, 0, 2))
-        y, last = torch.gru(source, h, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False)
-        y = y.flip(0) if direction == "reverse" else y
-        return _laid_out((_unfolded(y, w.shape[0]), last), layout)
+        return _fused(torch.gru, cell, x, h, _fused_weights(w, r, b, (1, 0, 2)))
 
     def make_step(index: int, functions: list[Activation]) -> Step:
         wb, rb = _halves(b, w, index)
@@ -279,14 +280,8 @@ def lstm(
     x = x.transpose(0, 1) if layout else x
     h, c = _initial(initial_h, x, w, cell), _initial(initial_c, x, w, cell)
     if cell.plain and p is None and not input_forget and sequence_lens is None:
-        source = x.flip(0) if direction == "reverse" else x
-        weights = _fused_weights(w, r, b, 4, (0, 2, 3, 1))
         states = (h.contiguous(), c.contiguous())
-        y, last, memory = torch.lstm(
-            source, states, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False
-        )
-        y = y.flip(0) if direction == "reverse" else y
-        return _laid_out((_unfolded(y, w.shape[0]), last, memory), layout)
+        return _fused(torch.lstm, cell, x, states, _fused_weights(w, r, b, (0, 2, 3, 1)))
 
     def make_step(index: int, functions: list[Activation]) -> Step:
         wb, rb = _halves(b, w, index)
