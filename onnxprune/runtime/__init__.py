@@ -6,7 +6,7 @@ compare.py   compare, relative_difference   how far two models' outputs are apar
 shapes.py    probe_shapes               shapes of inner values, by running the model
 figures.py   figures                    parameters, MACs and bytes
 latency.py   alternate                  which of two models is faster, and by how much
-metrics.py   evaluate, LabelledData     accuracy, top-5, error and agreement on labelled inputs
+metrics.py   evaluate, LabelledData     accuracy, top-5 and error on labelled inputs
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .compare import Agreement, OutputDifference, compare, compare_outputs, rela
 from .figures import Figures, counted_values, figures
 from .inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
 from .latency import Latency, alternate
-from .metrics import LabelledData, agreement, evaluate
+from .metrics import LabelledData, evaluate
 from .session import make_session, run
 from .shapes import concrete_shapes, known_facts, probe_shapes
 
@@ -26,7 +26,6 @@ __all__ = [
     "LabelledData",
     "Latency",
     "OutputDifference",
-    "agreement",
     "alternate",
     "candidate_sizes",
     "compare",

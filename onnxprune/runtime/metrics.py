@@ -1,4 +1,4 @@
-"""How good a model is on labelled inputs, and how often two models say the same."""
+"""How good a model is on labelled inputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from onnxprune.errors import DataError
+from onnxprune.metrics import hits, squared_differences
 
 from .session import run
 
@@ -59,28 +60,6 @@ class LabelledData:
             if len(arrays[name]) != len(label):
                 raise DataError(f"'{path}' has {len(label)} labels but {len(arrays[name])} samples of '{name}'.")
         return cls({name: arrays[name] for name in names}, label)
-
-
-def accuracy(output: Array, label: Array) -> float:
-    """Share of samples whose largest of [samples, classes] is the label's."""
-    return top_k(output, label, 1)
-
-
-def top_k(output: Array, label: Array, k: int) -> float:
-    """Share of samples whose label is among the k largest of [samples, classes]."""
-    best = np.argsort(-output.astype(np.float32), axis=1, kind="stable")[:, :k]
-    return float((best == label.reshape(-1, 1)).any(axis=1).mean())
-
-
-def mean_squared_error(output: Array, label: Array) -> float:
-    """Mean of (output - label)^2 over all elements; shapes must agree but for axes of extent 1."""
-    difference = output.astype(np.float64) - label.reshape(output.shape).astype(np.float64)
-    return float(np.mean(difference**2))
-
-
-def agreement(a: Array, b: Array) -> float:
-    """Share of samples for which two outputs [samples, classes] have their largest at the same class."""
-    return float((a.reshape(len(a), -1).argmax(axis=1) == b.reshape(len(b), -1).argmax(axis=1)).mean())
 
 
 def predict(
@@ -140,13 +119,14 @@ def evaluate(
             raise DataError(f"labels of shape {label.shape} are no class numbers: one per sample is needed.")
         if label.min() < 0 or label.max() >= result.shape[1]:
             raise DataError(f"labels reach {label.max()}, but the model tells {result.shape[1]} classes apart.")
-        scores = {"accuracy": accuracy(result, label)}
+        label = label.reshape(-1)
+        scores = {"accuracy": float(hits(result, label).mean())}
         if result.shape[1] > 5:
-            scores["top5"] = top_k(result, label, 5)
+            scores["top5"] = float(hits(result, label, 5).mean())
         return scores
     if label.size != result.size:
         raise DataError(f"labels of shape {label.shape} do not fit the output's shape {result.shape}.")
-    return {"mse": mean_squared_error(result, label)}
+    return {"mse": float(squared_differences(result, label.reshape(result.shape)).mean())}
 
 
 def read_npz(path: Path) -> dict[str, Array]:

@@ -10,8 +10,9 @@ import pytest
 from onnx import parser
 
 from onnxprune.errors import DataError
-from onnxprune.runtime import LabelledData, agreement, evaluate, make_session
-from onnxprune.runtime.metrics import predict, top_k
+from onnxprune.metrics import hits, same_classes
+from onnxprune.runtime import LabelledData, evaluate, make_session
+from onnxprune.runtime.metrics import predict
 
 LOGITS = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6]] * 5 + np.arange(8, dtype=np.float32) / 10
 
@@ -34,11 +35,13 @@ def test_prediction_is_in_the_order_of_the_samples() -> None:
         np.testing.assert_array_equal(predict(session(batch), {"x": LOGITS}, batch=2), np.maximum(LOGITS, 0))
 
 
-def test_top_k_and_agreement() -> None:
+def test_hits_and_same_classes() -> None:
     scores = np.array([[3, 2, 1], [1, 2, 3]], np.float16)
     label = np.array([1, 0])
-    assert [top_k(scores, label, k) for k in (1, 2, 3)] == [0, 0.5, 1]
-    assert agreement(scores, scores) == 1 and agreement(scores, scores[::-1]) == 0
+    assert [hits(scores, label, k).mean() for k in (1, 2, 3)] == [0, 0.5, 1]
+    assert same_classes(scores, scores).all() and not same_classes(scores, scores[::-1]).any()
+    equal = np.zeros((3, 8), np.float32)  # of equal scores the first ones count, so that a dead model is no good one
+    assert [hits(equal, np.array([0, 4, 5]), k).sum() for k in (1, 5)] == [1, 2]
 
 
 def test_targets_give_an_error() -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.training.data import Array, Arrays, Batch, Source
 from onnxprune.errors import DataError
+from onnxprune.metrics import class_axis, in_words
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,13 @@ def _fit(array: Array, spec: InputSpec) -> Array:
             want is None or have == want for have, want in zip(array.shape[1:], spec.shape[1:], strict=True)
         )
         if not fits:
-            raise DataError(f"The data for input '{spec.name}' have shape {_any(array.shape)}; the model wants "
-                            f"{_any(spec.shape)}.")  # fmt: skip
+            raise DataError(f"The data for input '{spec.name}' have shape {in_words(array.shape)}; the model wants "
+                            f"{in_words(spec.shape)}.")  # fmt: skip
     if spec.dtype is None or array.dtype == spec.dtype:
         return array
     if _kind(array.dtype) != _kind(spec.dtype):
         raise DataError(f"The data for input '{spec.name}' are of type {array.dtype}; the model wants {spec.dtype}.")
     return array.astype(spec.dtype)
-
-
-def _any(shape: Sequence[int | None]) -> str:
-    """A shape in words, its first axis (the samples) free: [N, 3, ?]."""
-    return "[" + ", ".join("N" if i == 0 else "?" if d is None else str(d) for i, d in enumerate(shape)) + "]"
 
 
 def _kind(dtype: np.dtype) -> str:
@@ -115,20 +111,6 @@ def is_labels(target: Array) -> bool:
     return target.dtype.kind in "iub"
 
 
-def class_axis(output: Sequence[int], target: Sequence[int]) -> int:
-    """The axis of an output that runs over the classes, given the shape of its labels.
-
-    That is the axis whose removal leaves the labels' shape: 1 in [N, C] and [N, C, H, W], the last in [N, T, C].
-
-    Raises:
-        DataError: No axis does.
-    """
-    for axis in (1, len(output) - 1):
-        if len(output) >= 2 and tuple(output[:axis]) + tuple(output[axis + 1 :]) == tuple(target):
-            return axis
-    raise DataError(f"Labels of shape {_any(target)} do not fit the model's output of shape {_any(output)}.")
-
-
 def fit_target(target: Array, output: Sequence[int], name: str) -> Array:
     """The target of one output, checked: int64 labels below the class count, or float32 values in the output's shape.
 
@@ -155,8 +137,8 @@ def fit_target(target: Array, output: Sequence[int], name: str) -> Array:
         raise DataError(f"The target of output '{name}' is of type {target.dtype}; it has to be numbers.")
     if tuple(target.shape) != tuple(output):
         if tuple(target.shape) + (1,) != tuple(output) and tuple(target.shape) != (*output, 1):
-            raise DataError(f"The target of output '{name}' has shape {_any(target.shape)}; the model gives "
-                            f"{_any(output)}.")  # fmt: skip
+            raise DataError(f"The target of output '{name}' has shape {in_words(target.shape)}; the model gives "
+                            f"{in_words(output)}.")  # fmt: skip
         target = target.reshape(tuple(output))
     return target.astype(np.float32)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onnxprune.bridge.training.checks import class_axis
 from onnxprune.bridge.training.settings import TrainSettings
 from onnxprune.bridge.training.view import Head
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.functions import load_function
+from onnxprune.metrics import class_axis
 
 Tensors = Sequence[Tensor]
 LossFunction = Callable[[Tensors, Tensors, Tensors], Tensor]

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from onnxprune.bridge.training.checks import class_axis
 from onnxprune.bridge.training.data import Array
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.functions import load_function
+from onnxprune.metrics import hits, same_classes, squared_differences
 
 Needs = Literal["labels", "targets", "original"]
 Update = Callable[[Array, Array], tuple[float, int]]
@@ -63,30 +63,29 @@ def register(name: str, needs: Needs, higher_is_better: bool) -> Callable[[Updat
 @register("accuracy", needs="labels", higher_is_better=True)
 def accuracy(output: Array, target: Array) -> tuple[float, int]:
     """Share of samples whose largest class score is the label's."""
-    chosen = output.argmax(class_axis(output.shape, target.shape))
-    return float((chosen == target).sum()), target.size
+    return _sum(hits(output, target))
 
 
 @register("top5", needs="labels", higher_is_better=True)
 def top5(output: Array, target: Array) -> tuple[float, int]:
     """Share of samples whose label is among the five largest class scores."""
-    scores = np.moveaxis(output, class_axis(output.shape, target.shape), -1)
-    mine = np.take_along_axis(scores, target[..., None], -1)
-    return float(((scores > mine).sum(-1) < 5).sum()), target.size
+    return _sum(hits(output, target, 5))
 
 
 @register("mse", needs="targets", higher_is_better=False)
 def mse(output: Array, target: Array) -> tuple[float, int]:
     """Mean squared difference from the target."""
-    return float(np.square(output.astype(np.float64) - target).sum()), target.size
+    return _sum(squared_differences(output, target))
 
 
 @register("agreement", needs="original", higher_is_better=True)
 def agreement(output: Array, original: Array) -> tuple[float, int]:
     """Share of samples for which the model and the original choose the same class (axis 1, or the last of rank 3)."""
-    axis = -1 if output.ndim == 3 else min(1, output.ndim - 1)
-    same = output.argmax(axis) == original.argmax(axis)
-    return float(same.sum()), same.size
+    return _sum(same_classes(output, original))
+
+
+def _sum(counted: Array) -> tuple[float, int]:
+    return float(counted.sum()), counted.size
 
 
 def get_metric(name: str) -> Metric:
