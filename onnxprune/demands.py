@@ -38,6 +38,10 @@ def check_method(recipe: Recipe, calibration: AnyArrays | None, *, retrains: boo
             raise RecipeError(f"--recover: there is no {name!r}; choose auto, no, or of {', '.join(METHODS)}")
     if missing and any(METHODS[name].needs != "nothing" for name in recipe.recover):
         raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
+    if recipe.prune_every is not None:
+        raise RecipeError(
+            "--recover: with --prune-every the training itself is under way at each pruning: leave it out"
+        )
     if recipe.survivors in ("rewind", "reinit"):
         raise RecipeError(
             f"--recover: --survivors {recipe.survivors} puts other weights in the place of recovered ones"

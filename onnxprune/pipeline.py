@@ -289,7 +289,8 @@ def _prune_once(
     """
     structure = clock("analyse", lambda: prepare(original.clone()))
     methods = recovery_methods(recipe, given=calibration is not None)
-    steps = Steps.of(structure, recipe, methods=methods, calibration=calibration, **checks)
+    given: dict[str, Any] = {"methods": methods, "calibration": calibration, "progress": clock.progress}
+    steps = Steps.of(structure, recipe, **given, **checks)
     state = State(original)
     wanted = sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
     for number, sparsity in enumerate(wanted, 1):

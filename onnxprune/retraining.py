@@ -75,7 +75,7 @@ def prune_and_retrain(original: ir.Model, recipe: Recipe, wishes: Wishes, clock:
     start = original.clone()
     Normalise()(start)
     Tidy()(start)
-    steps = clock("analyse", lambda: _steps(original, recipe, wishes, sets))
+    steps = clock("analyse", lambda: _steps(original, recipe, wishes, sets, clock.progress))
     done = clock("retrain", lambda: _iterate(start, settings, steps, sets, wishes, clock))
     model, trace = done.model, _trace_of(done.model)
     model.metadata_props.pop(_TRACE, None)
@@ -90,7 +90,9 @@ def prune_and_retrain(original: ir.Model, recipe: Recipe, wishes: Wishes, clock:
     return replace(result, notes=notes, retraining=tuple(asdict(entry) for entry in done.history))
 
 
-def _steps(original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets) -> Steps:
+def _steps(
+    original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets, progress: Callable[[str], None] | None
+) -> Steps:
     """What happens before each training; samples of the training data stand in for calibration data.
 
     Raises:
@@ -106,7 +108,8 @@ def _steps(original: ir.Model, recipe: Recipe, wishes: Wishes, sets: Sets) -> St
         if needs_labels(recipe) and calibration.labels is None:
             raise RecipeError(f"--criterion {recipe.criterion} needs labels, which --data have none of: --calibration")
     structure = prepare(original.clone())
-    return Steps.of(structure, recipe, methods=methods, calibration=calibration, verification=wishes.verification)
+    given: dict[str, Any] = {"methods": methods, "calibration": calibration, "progress": progress}
+    return Steps.of(structure, recipe, verification=wishes.verification, **given)
 
 
 def _turns(recipe: Recipe, wishes: Wishes) -> IterateSettings:

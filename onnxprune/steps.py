@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ class Steps:
         calibration: Samples, where some were given.
         verification: Whether removed == masked is checked.
         eval_data: An .npz with inputs, for the check where no random inputs work.
+        progress: Called with what is being recovered.
     """
 
     recipe: Recipe
@@ -145,6 +146,7 @@ class Steps:
     calibration: Calibration | None = None
     verification: bool = True
     eval_data: str | Path | None = None
+    progress: Callable[[str], None] | None = None
 
     @staticmethod
     def of(structure: Structure, recipe: Recipe, *, methods: tuple[str, ...] = (), **given: Any) -> Steps:
@@ -250,7 +252,9 @@ class Steps:
         inputs = {} if self.calibration is None else self.calibration.inputs
         zeros = self.recipe.parts.zeros
         pattern = None if isinstance(zeros, Weights) else zeros
-        done = recover(self.dense, model, kept, inputs, methods=self.methods, pattern=pattern)
+        tell = self.progress
+        told = None if tell is None else lambda layer: tell(f"recover {layer}")
+        done = recover(self.dense, model, kept, inputs, methods=self.methods, pattern=pattern, progress=told)
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}
 
     def clean(self, state: State) -> tuple[State, Kept]:

@@ -168,6 +168,8 @@ def test_weights_that_training_replaces_are_not_recovered() -> None:
     with pytest.raises(RecipeError, match="--recover: --survivors reinit"):
         onnxprune.prune(MLP, data=data, recover="least-squares", **settings)
     assert onnxprune.prune(MLP, data=data, calibration=data, **settings).recovered is None
+    with pytest.raises(RecipeError, match="--recover: with --prune-every"):
+        onnxprune.prune(MLP, sparsity=0.5, data=data, recover="bias", prune_every=1, retrain={"steps": 4})
 
 
 def test_retraining_starts_from_recovered_weights() -> None:
