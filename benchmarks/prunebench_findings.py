@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from prunebench_networks import NETWORKS
 from prunebench_report import Setting, spread, text
 from prunebench_table import Measured, Row
 
@@ -83,7 +84,8 @@ FINDINGS = (
     Finding(
         "Global beats uniform",
         "Blalock et al. 2020, section 7.2",
-        "Magnitude ranked over all layers against the same share of every layer.",
+        "Magnitude ranked over all layers against the same share of every layer. Ranked over all layers, units may "
+        "leave a layer with a single one; a floor on what stays (`--floor`) prevents that and was 1 here.",
         (
             Comparison("weights", SPARSE, Way(allocation="uniform")),
             Comparison("channels", Way("channels"), Way("channels", allocation="uniform")),
@@ -135,6 +137,9 @@ FINDINGS = (
     ),
 )  # fmt: skip
 
+SEEDS = 3
+"""A comparison over fewer decides nothing."""
+
 INTRODUCTION = """# What pruning does: the literature, measured
 
 Written by `python benchmarks/prunebench.py findings` from `benchmarks/results/prunebench/*.csv`; do not edit.
@@ -143,9 +148,20 @@ Eight statements about pruning, each looked at with the same benchmark: every ne
 and seed, all methods start from that file, and all are fine-tuned for the same number of steps. Top-1 on the test set
 in percent, mean ± standard deviation over the seeds, and the difference of the two sides, paired by seed. A difference
 *holds* where every seed agrees with the claim and the mean is beyond the deviation, is *reversed* where that is so with
-the other sign, and is *level* otherwise. Verdicts in (parentheses) are shown and do not count. With few seeds, short
-training and small networks this says what happens here, not what must happen elsewhere.
+the other sign, and is *level* otherwise; fewer than three seeds decide nothing. Verdicts in (parentheses) are shown and
+do not count. With few seeds, short training and small networks this says what happens here, not what must happen
+elsewhere.
+
 """
+
+
+def budgets() -> str:
+    """How long each network is trained, and how strong the penalties are."""
+    lines = ["| network | dense training | fine-tuning | batch | L1 | L2 |", "|---|---|---|---|---|---|"]
+    for name, network in NETWORKS.items():
+        steps = f"{network.dense.steps} steps | {network.finetune.steps} steps | {network.dense.batch_size}"
+        lines.append(f"| {name} | {steps} | {network.penalties['l1']:g} | {network.penalties['l2']:g} |")
+    return "\n".join([*lines, ""])
 
 
 @dataclass(frozen=True)
@@ -153,6 +169,7 @@ class Line:
     """One comparison at one ratio of one network and data set, by seed."""
 
     setting: Setting
+    structure: str
     label: str
     ratio: int
     better: list[float]
@@ -165,7 +182,9 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """holds, reversed or level."""
+        """holds, reversed or level; too few seeds to say."""
+        if len(self.better) < SEEDS:
+            return "too few"
         mean, deviation = spread(self.differences)
         if abs(mean) <= deviation or len({np.sign(d) for d in self.differences}) > 1:
             return "level"
@@ -174,7 +193,7 @@ class Line:
 
 def write_findings(rows: Sequence[Row], path: Path) -> None:
     """Write docs/findings.md."""
-    parts = [INTRODUCTION, *(section(number, finding, rows) for number, finding in enumerate(FINDINGS, 1))]
+    parts = [INTRODUCTION + budgets(), *(section(number, finding, rows) for number, finding in enumerate(FINDINGS, 1))]
     path.write_text("\n".join(parts))
     print(path.read_text())
 
@@ -213,7 +232,7 @@ def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
                 ]
                 if pairs:
                     better, worse = map(list, zip(*pairs, strict=True))
-                    yield Line(setting, comparison.label, ratio, better, worse)
+                    yield Line(setting, comparison.better.structure, comparison.label, ratio, better, worse)
 
 
 def _pair(
@@ -225,10 +244,19 @@ def _pair(
 
 
 def conclusion(finding: Finding, lines: Sequence[Line]) -> str:
-    """One sentence: reproduced or not, and by how much."""
+    """Reproduced or not, and by how much: one sentence for each structure."""
+    structures = list(dict.fromkeys(line.structure for line in lines))
+    if not structures:
+        return "**Not run.**"
+    which = {s: f" for {s}" if len(structures) > 1 else "" for s in structures}
+    return "\n\n".join(_sentence(finding, [x for x in lines if x.structure == s], which[s]) for s in structures)
+
+
+def _sentence(finding: Finding, lines: Sequence[Line], which: str) -> str:
+    lines = [line for line in lines if len(line.better) >= SEEDS]
     counted = [line for line in lines if line.ratio in finding.ratios]
     if not counted:
-        return "**Not run.**"
+        return f"**Not yet known{which}**."
     verdicts = Counter(line.verdict for line in counted)
     good = verdicts["holds"] + (verdicts["level"] if finding.level_counts else 0)
     if good == len(counted):
@@ -244,4 +272,4 @@ def conclusion(finding: Finding, lines: Sequence[Line]) -> str:
         f"{ratio}x {np.median([spread(line.differences)[0] for line in lines if line.ratio == ratio]):+.2f}"
         for ratio in sorted({line.ratio for line in lines})
     )
-    return f"**{word}**: {numbers}. Median difference in points: {sizes}."
+    return f"**{word}{which}**: {numbers}. Median difference in points: {sizes}."

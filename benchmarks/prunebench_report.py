@@ -146,7 +146,8 @@ def plot(setting: Setting, methods: Mapping[str, Mapping[Name, Series]], unprune
             axes.set_xticks(TICKS, [f"{tick}x" for tick in TICKS])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
-        panels[0].legend(fontsize=6.5, loc="lower left")
+        if methods[kind]:
+            panels[0].legend(fontsize=6.5, loc="lower left")
     figure.suptitle(f"{setting.network}, {setting.data}: mean and deviation over the seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=75)
