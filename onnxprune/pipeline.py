@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnxprune import delivery, limits, model_io, retraining_state, targets
 from onnxprune.calibration import AnyArrays, Calibration, read_calibration
 from onnxprune.demands import check_method, recovery_methods
-from onnxprune.errors import RecipeError
+from onnxprune.errors import OnnxPruneError, RecipeError
 from onnxprune.planning import prepare
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.record import FileId, Record, renamed_copies
@@ -183,7 +183,13 @@ def prune(
     if recipe.target is None:
         return _run(original, recipe, given, clock)
     at = _begin_search(recipe, given)
-    return targets.reach(original, recipe, partial(_try, original, given, clock), eval_data, metric, progress, at=at)
+    try:
+        run = partial(_try, original, given, clock)
+        return targets.reach(original, recipe, run, eval_data, metric, progress, at=at)
+    except OnnxPruneError:
+        if folder is not None:
+            retraining_state.forget_unless_started(folder)
+        raise
 
 
 def _begin_search(recipe: Recipe, given: _Given) -> float | None:

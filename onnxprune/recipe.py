@@ -45,7 +45,7 @@ def _of_turns(field: str) -> str:
 class Recipe(BaseModel):
     """Everything that decides what a run does to a model.
 
-    The same model, recipe and seed give the same bytes.
+    The same model, recipe and seed give the same bytes, but for `target_latency`, which is measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -110,7 +110,7 @@ def forget(folder: Path) -> None:
 
 def forget_unless_started(folder: Path) -> None:
     """Leave no trace of a run that was refused before it had any state."""
-    if not any(path for pattern in _STATE for path in folder.glob(pattern)):
+    if not any(path for pattern in _STATE for path in folder.rglob(pattern)):
         forget(folder)
 
 

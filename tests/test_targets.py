@@ -13,7 +13,7 @@ from small_models import conv_net, graph, random, two_layers
 
 import onnxprune
 from onnxprune import model_io, retraining_state, runtime, targets
-from onnxprune.errors import RecipeError, VerificationError
+from onnxprune.errors import DataError, RecipeError, VerificationError
 from onnxprune.pipeline import Result
 from onnxprune.recipe import Recipe
 from onnxprune.search import five_percent_more, highest_within
@@ -146,6 +146,13 @@ def test_an_interrupted_search_goes_on(target: dict[str, Any], tmp_path: Path, m
     assert again.target.sparsity == first.target.sparsity
     retraining_state.forget(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_a_search_that_is_refused_leaves_no_checkpoint(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": {"z": random(24, 9)}, "retrain": True, "checkpoint": tmp_path / "state"}
+    with pytest.raises(DataError):
+        prune(two_layers(), max_drop=0.1, **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_no_pruning_holds_it_is_told(tmp_path: Path) -> None:
