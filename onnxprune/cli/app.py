@@ -55,10 +55,14 @@ def _spell_out(arguments: list[str]) -> list[str]:
     ]
 
 
+INTERRUPTED = 130
+"""What Typer returns after Ctrl-C, as a shell does: 128 + SIGINT."""
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit status.
 
-    0: done and verified. 1: a stated limit or the verification failed, nothing written. 2: bad input.
+    0: done and verified. 1: a stated limit or the verification failed, nothing written. 2: bad input. 130: Ctrl-C.
     """
     _register()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -71,12 +75,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OnnxPruneError as error:
         complain(str(error))
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        complain("stopped")
-        sys.exit(130)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         complain(f"{error.format_message()} (onnxprune --help tells more)")  # a flag that Typer could not read
         sys.exit(2)
+    if status == INTERRUPTED:
+        complain("stopped, no model was written; a run that retrains goes on with the same command and --resume")
     sys.exit(status if isinstance(status, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -230,6 +231,31 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, capsy
     assert run(MLP, "-o", out, *flags, "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not folder.exists()
+
+
+def test_ctrl_c_ends_in_one_sentence_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
+    flags = (*RETRAIN, "--epochs", 3)
+    assert run(MLP, "-o", whole, *flags) == 0
+    loop = importlib.import_module("onnxprune.bridge.training.loop")
+    original = loop.Run.one_epoch
+
+    def interrupted(self: Any) -> None:
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        original(self)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "one_epoch", interrupted)
+        assert run(MLP, "-o", out, *flags) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("onnxprune: stopped") and "--resume" in said
+    assert not out.exists()
+    assert run(MLP, "-o", out, *flags, "--resume") == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_named_checkpoint_stays_and_force_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
