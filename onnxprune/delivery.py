@@ -6,6 +6,7 @@ the original, and a packed model must give the same outputs as the same model un
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,15 +121,14 @@ def deliver(
     return result
 
 
-def write(result: Result, path: str | Path, *, force: bool = False) -> None:
-    """Write the model to deliver; it appears whole or not at all.
+def write(result: Result, path: str | Path, *, force: bool = False) -> str:
+    """Write the model to deliver; it appears whole or not at all. Returns its SHA-256, external data included.
 
     Raises:
         ModelError: The output is the input, exists (without ``force``), or cannot be written.
     """
     if result.delivery is None or not result.delivery.sparse_tensors:
-        model_io.save(result.model, path, force=force)
-        return
+        return model_io.save(result.model, path, force=force).sha256
     path = Path(path)
     model_io.check_output(path, force=force, source=model_io.source_of(result.model))
     content = to_sparse_initializers(result.model).SerializeToString(deterministic=True)
@@ -141,6 +141,7 @@ def write(result: Result, path: str | Path, *, force: bool = False) -> None:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
     except OSError as error:
         raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
+    return hashlib.sha256(content).hexdigest()
 
 
 def measurable(eval_data: Any, metric: str | None) -> tuple[str | Path | None, str | None]:

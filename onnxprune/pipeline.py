@@ -24,6 +24,7 @@ from onnxprune import delivery, limits, model_io, retraining_state, targets
 from onnxprune.calibration import AnyArrays, Calibration, read_calibration
 from onnxprune.demands import check_method, recovery_methods
 from onnxprune.errors import OnnxPruneError, RecipeError
+from onnxprune.model_io.atomic import together
 from onnxprune.planning import prepare
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.record import FileId, Record, renamed_copies
@@ -339,12 +340,12 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     """Write the pruned model, and its record where a path for it is given; each appears whole or not at all.
 
     Raises:
-        ModelError: The output is the input, exists (without ``force``), or cannot be written.
+        ModelError: The output is the input, exists (without ``force``), or one of both cannot be written.
     """
-    delivery.write(result, path, force=force)
-    output = FileId(file=str(path), sha256=model_io.sha256(path))
-    if record is not None:
-        result.record(output).save(record)
+    with together():
+        output = FileId(file=str(path), sha256=delivery.write(result, path, force=force))
+        if record is not None:
+            result.record(output).save(record)
     return output
 
 

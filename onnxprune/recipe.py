@@ -103,7 +103,7 @@ class Recipe(BaseModel):
         "auto", description="first and last layer: auto keeps them where they hold under 1 % of the weights"
     )
     remove_dead: bool = Field(False, description="afterwards remove units that the outputs do not depend on, exactly")
-    seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything that is drawn at random")
     retrain: TrainSettings | None = Field(None, description="train the pruned model on --data")
     retrain_last: TrainSettings | None = Field(None, description=_of_turns("last"))
     iterations: int = Field(1, ge=1, description=_of_turns("iterations"))

@@ -37,6 +37,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by aim. ``safe`` writes nothing that costs more than 0.01 of the metric, so it needs ``--eval-data``."""
 
+_MOST_SHOWN = 80  # characters of a wrong value
+
 
 @dataclass(frozen=True)
 class RecipeFile:
@@ -135,7 +137,7 @@ def _check(
     """Check the names of all keys, and the values of those that are fields of `Recipe`."""
     for name, key in written.items():
         if name not in Recipe.model_fields and name not in flags:
-            raise RecipeError(f"{_where(path, text, key)}: there is no setting {key!r}")
+            raise RecipeError(f"{_where(path, text, key)}: there is no setting {_shortened(key)}")
     own = {name: value for name, value in settings.items() if name in Recipe.model_fields}
     try:
         Recipe.model_validate(own)
@@ -144,9 +146,11 @@ def _check(
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if name in written:  # one that is missing may still come from a flag or a preset
                 message = str(problem["msg"]).removeprefix("Value error, ")
-                given = f" (not {problem['input']!r})"
-                where = _where(path, text, written[name])
-                raise RecipeError(f"{where}: {written[name]}: {message[:1].lower()}{message[1:]}{given}") from None
+                given = f" (not {_shortened(problem['input'])})"
+                inner = [part for part in problem["loc"][1:] if isinstance(part, str)]
+                where = _where(path, text, inner[-1] if inner else written[name])
+                key = ".".join([written[name], *inner])
+                raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{given}") from None
     if "preset" in settings:
         try:
             preset(_text(path, text, settings["preset"], "preset"))
@@ -154,9 +158,14 @@ def _check(
             raise RecipeError(f"{_where(path, text, 'preset')}: {error}") from None
 
 
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def _text(path: Path, text: str, value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise RecipeError(f"{_where(path, text, key)}: {key}: input should be a text (not {value!r})")
+        raise RecipeError(f"{_where(path, text, key)}: {key}: input should be a text (not {_shortened(value)})")
     return value
 
 

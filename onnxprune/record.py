@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.passes.normalise import COPY_OF
 from onnxprune.structure.structure import Structure
@@ -54,11 +54,18 @@ class Record(BaseModel):
     figures: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON, whole or not at all."""
-        with temporary_beside(Path(path)) as (temporary, file):
-            file.write(self.model_dump_json(indent=1).encode() + b"\n")
-            sync(file)
-            publish(temporary, Path(path), replace=True)
+        """Write the record as JSON, whole or not at all.
+
+        Raises:
+            ModelError: It cannot be written.
+        """
+        try:
+            with temporary_beside(Path(path)) as (temporary, file):
+                file.write(self.model_dump_json(indent=1).encode() + b"\n")
+                sync(file)
+                publish(temporary, Path(path), replace=True)
+        except OSError as error:
+            raise ModelError(f"the record '{path}' cannot be written: {error.strerror or error}.") from error
 
 
 def load_record(path: str | Path) -> Record:

@@ -38,7 +38,10 @@ def options(
     """Options before the command."""
 
 
-def _register() -> None:
+def register() -> None:
+    """Add every command to the app, once."""
+    if app.registered_commands:
+        return
     from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, unpack, verify
 
     for command in (prune, run, inspect, sensitivity, methods, verify, compare, unpack):
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     0: done and verified. 1: a stated limit or the verification failed, nothing written. 2: bad input. 130: Ctrl-C.
     """
-    _register()
+    register()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {c.name for c in app.registered_commands}
     if arguments and arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version"):
@@ -75,6 +78,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OnnxPruneError as error:
         complain(str(error))
         sys.exit(error.exit_status)
+    except MemoryError as error:
+        complain(f"there is not enough memory for this run: {error}")
+        sys.exit(2)
+    except OSError as error:  # of a name that the file system refuses; whatever reads and writes has its own sentences
+        complain(f"'{str(error.filename)[:200]}': {error.strerror or error}")
+        sys.exit(2)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

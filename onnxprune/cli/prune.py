@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,9 @@ import typer
 from onnxprune import retraining_state
 from onnxprune.amounts import TARGETS
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.run import apply_preset, check_folder, given_amount, save_settings
+from onnxprune.cli.help import EverydayHelp, HelpAllFlag
+from onnxprune.cli.outputs import check_outputs
+from onnxprune.cli.run import apply_preset, given_amount, save_settings
 from onnxprune.cli.training_flags import (
     CheckpointFlag,
     DataFlag,
@@ -22,7 +23,7 @@ from onnxprune.cli.training_flags import (
     training_settings,
     with_training_flags,
 )
-from onnxprune.errors import ModelError, RecipeError
+from onnxprune.model_io.atomic import together
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.recipe_file import PRESETS
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("prune", help="Prune a model (the command that runs when none is named).")(prune)
+    app.command("prune", cls=EverydayHelp, help="Prune a model (the command that runs when none is named).")(prune)
 
 
 def _about(name: str) -> str:
@@ -118,16 +119,17 @@ def prune(
     record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
     report: Annotated[
         Path | None,
-        typer.Option(callback=check_folder, help="Write one HTML page about the run.", show_default=False),
+        typer.Option(help="Write one HTML page about the run.", show_default=False),
     ] = None,
     save_recipe: Annotated[
         Path | None,
-        typer.Option(callback=check_folder, help="Write these flags as a file for onnxprune run.", show_default=False),
+        typer.Option(help="Write these flags as a file for onnxprune run.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and measure everything, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    help_all: HelpAllFlag = False,
 ) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
     recipe = make_recipe(
@@ -158,6 +160,7 @@ def prune(
         seed=seed,
     )
     run_recipe(
+        ctx,
         model,
         recipe,
         output,
@@ -167,12 +170,11 @@ def prune(
         calibration=calibration,
         record=record,
         report=report,
+        save_recipe=save_recipe,
         as_json=json,
         dry_run=dry_run,
         force=force,
     )
-    if save_recipe is not None:
-        save_settings(ctx, prune, save_recipe, recipe)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class Training:
 
 
 def run_recipe(
+    ctx: typer.Context,
     model: Path,
     recipe: Recipe,
     output: Path | None,
@@ -206,7 +209,8 @@ def run_recipe(
     metric: str | None,
     calibration: Path | None = None,
     record: Path | None,
-    report: Path | None = None,
+    report: Path | None,
+    save_recipe: Path | None,
     as_json: bool,
     dry_run: bool,
     force: bool,
@@ -216,10 +220,8 @@ def run_recipe(
     from onnxprune.report.console import print_result
 
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    if not dry_run:
-        _check_files(model, target, record, force)
-    if report is not None:
-        _check_report(report, model, target, record)
+    beside = {"--record": record, "--report": report, "--save-recipe": save_recipe}
+    check_outputs(model, None if dry_run else target, beside, force=force)
     folder = training.folder(recipe, target, dry_run=dry_run, force=force)
     with stages(str(model)) as tell:
         result = pipeline.prune(
@@ -236,30 +238,25 @@ def run_recipe(
         if not retraining_state.is_main():
             return
         written: dict[str, Any] = {"output": None}
-        if not dry_run:
-            tell("save")
-            file = pipeline.save(result, target, force=force, record=record)
-            written = {"output": file.file, "sha256": file.sha256}
-            if folder is not None and training.checkpoint is None:
-                retraining_state.forget(folder)
-        elif record is not None:
-            result.record().save(record)
-        if report is not None:
-            tell("report")
-            _report(model, result, report, None if dry_run else target)
+        with together():
+            if not dry_run:
+                tell("save")
+                file = pipeline.save(result, target, force=force, record=record)
+                written = {"output": file.file, "sha256": file.sha256}
+            elif record is not None:
+                result.record().save(record)
+            if report is not None:
+                tell("report")
+                _report(model, result, report, None if dry_run else target)
+            if save_recipe is not None:
+                save_settings(ctx, prune, save_recipe, recipe)
+        if folder is not None and training.checkpoint is None and not dry_run:
+            retraining_state.forget(folder)
     if as_json:
         settings = recipe.model_dump(mode="json")
         print_json("prune", {"model": str(model), **written, "recipe": settings, **result.figures})
     else:
         print_result(console, str(model), None if dry_run else str(target), result)
-
-
-def _check_report(report: Path, *others: Path | None) -> None:
-    """Refuse a page that cannot be made, or that would replace a file of the run."""
-    if importlib.util.find_spec("jinja2") is None:
-        raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'")
-    if report.resolve() in {other.resolve() for other in others if other is not None}:
-        raise RecipeError(f"--report '{report}' is the model, the output or the record itself")
 
 
 def _report(model: Path, result: Result, path: Path, target: Path | None) -> None:
@@ -268,19 +265,6 @@ def _report(model: Path, result: Result, path: Path, target: Path | None) -> Non
 
     output = None if target is None else str(target)
     write_report(model_io.load(model), result, path, model=str(model), output=output)
-
-
-def _check_files(model: Path, target: Path, record: Path | None, force: bool) -> None:
-    """Refuse what cannot be written before any work is done."""
-    from onnxprune import model_io
-
-    if not model.is_file():
-        raise ModelError(f"the model '{model}' does not exist" if not model.exists() else f"'{model}' is not a file")
-    model_io.check_output(target, force=force, source=model_io.Source(model))
-    if record is not None and not record.parent.is_dir():
-        raise ModelError(f"the record '{record}' cannot be written: its folder does not exist")
-    if record is not None and record.resolve() in (model.resolve(), target.resolve()):
-        raise RecipeError(f"--record '{record}' is the model or the output itself")
 
 
 def _names(text: str) -> tuple[str, ...]:

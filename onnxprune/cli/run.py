@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from onnxprune.errors import ModelError
 from onnxprune.recipe import Recipe
 from onnxprune.recipe_file import preset, read, save
 
-_NOT_SAVED = frozenset({"save_recipe", "preset", "dry_run", "force", "json"})
+_NOT_SAVED = frozenset({"help_all", "save_recipe", "preset", "dry_run", "force", "json"})
 
 
 def register(app: typer.Typer) -> None:
@@ -58,13 +57,6 @@ def given_amount(ctx: typer.Context, names: Iterable[str]) -> dict[str, Any]:
     found = {name: ctx.params[name] for name in names if ctx.params[name] is not None}
     flags = [name for name in found if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     return {name: found[name] for name in flags} or found
-
-
-def check_folder(path: Path | None) -> Path | None:
-    """Refuse a file whose folder does not exist, before any work is done."""
-    if path is not None and not path.parent.is_dir():
-        raise ModelError(f"'{path}' cannot be written: its folder does not exist")
-    return path
 
 
 def save_settings(ctx: typer.Context, command: Callable[..., None], path: Path, recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.run import check_folder
+from onnxprune.cli.outputs import check_folder
 from onnxprune.errors import RecipeError
 
 

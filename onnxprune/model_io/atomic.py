@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: written beside under a name of their own, synced, then renamed."""
+"""Files that appear whole or not at all: written beside under a name of their own, synced, then renamed.
+
+Inside `together` the renames wait until every file is complete, so that a full disk leaves none of them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,59 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NamedTuple
+
+from onnxprune.errors import ModelError
 
 _STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class _Finished(NamedTuple):
+    """A complete file that waits for its name."""
+
+    temporary: Path
+    path: Path
+    replace: bool
+
+
+_waiting: ContextVar[list[_Finished] | None] = ContextVar("_waiting", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Files that are published inside get their names at the end, in their order; none does if anything fails before.
+
+    Raises:
+        ModelError: A name was taken meanwhile, or the file system refused.
+    """
+    if _waiting.get() is not None:  # an outer one waits for more files
+        yield
+        return
+    finished: list[_Finished] = []
+    token = _waiting.set(finished)
+    try:
+        with _stop_signals_unwind():
+            try:
+                yield
+            finally:
+                _waiting.reset(token)
+            for file in finished:
+                _publish_finished(file)
+    finally:
+        for file in finished:
+            file.temporary.unlink(missing_ok=True)
+
+
+def _publish_finished(file: _Finished) -> None:
+    try:
+        publish(file.temporary, file.path, replace=file.replace)
+    except FileExistsError:
+        raise ModelError(f"the output '{file.path}' exists already: use --force to replace it.") from None
+    except OSError as error:
+        raise ModelError(f"the output '{file.path}' cannot be written: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -32,7 +83,8 @@ def temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             with file:
                 yield temporary, file
         finally:
-            temporary.unlink(missing_ok=True)
+            if not any(other.temporary == temporary for other in _waiting.get() or ()):
+                temporary.unlink(missing_ok=True)
 
 
 def sync(file: IO[bytes]) -> None:
@@ -44,10 +96,16 @@ def sync(file: IO[bytes]) -> None:
 def publish(temporary: Path, path: Path, *, replace: bool) -> None:
     """Give a finished file its name, in one step that other processes see whole, and make the step durable.
 
+    Inside `together` this happens at its end.
+
     Raises:
         FileExistsError: `path` exists and `replace` is false, even if it appeared a moment ago.
         OSError: The file system refused.
     """
+    waiting = _waiting.get()
+    if waiting is not None:
+        waiting.append(_Finished(temporary, path, replace))
+        return
     if replace:
         os.replace(temporary, path)
     else:

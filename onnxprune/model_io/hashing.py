@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune.errors import ModelError
@@ -26,18 +27,23 @@ def sha256(path: str | os.PathLike[str]) -> str:
         ModelError: A file cannot be read, or the external data is refused.
     """
     path = Path(path)
-    own, may_be_external = _file_hash(path)
+    own, may_be_external = file_hash(path)
     if not may_be_external:
         return own
     folder = Path(os.path.abspath(path)).parent
     data_files = check_external_data(protobuf.read_proto(path), folder)
+    return combined({file.relative_to(folder.resolve()).as_posix(): file_hash(file)[0] for file in data_files}, own)
+
+
+def combined(data_files: Mapping[str, str], own: str) -> str:
+    """The hash of a model from those of its data files, by name relative to its folder, and that of its own file."""
     if not data_files:
         return own
-    lines = sorted(f"{_file_hash(file)[0]} {file.relative_to(folder.resolve()).as_posix()}\n" for file in data_files)
+    lines = sorted(f"{digest} {name}\n" for name, digest in data_files.items())
     return hashlib.sha256("".join([f"{own} \n", *lines]).encode()).hexdigest()
 
 
-def _file_hash(path: Path) -> tuple[str, bool]:
+def file_hash(path: Path) -> tuple[str, bool]:
     """The hash of one file, and whether `location` occurs in it, the key that every external tensor has."""
     digest = hashlib.sha256()
     found, end = False, b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,12 @@ def load(path: str | os.PathLike[str], *, limits: Limits = _DEFAULT_LIMITS) -> i
     path = Path(path)
     proto = protobuf.read_proto(path)
     folder = Path(os.path.abspath(path)).parent
-    return _model(proto, str(path), folder, Path(os.path.abspath(path)), limits)
+    try:
+        return _model(proto, str(path), folder, Path(os.path.abspath(path)), limits)
+    except ModelError as error:
+        if str(path) in str(error):
+            raise
+        raise ModelError(f"'{path}': {error}") from error
 
 
 def load_any(
@@ -116,7 +122,7 @@ def _quiet_reader() -> Iterator[None]:
 
 
 def _check_initializers(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse initializers without a name, and embedded data whose length does not fit the shape."""
+    """Refuse initializers without a name, and embedded data whose count does not fit the shape."""
     for tensor in protobuf.initializers(proto):
         if not tensor.name:
             raise ModelError(f"'{name}' has an initializer without a name.")
@@ -125,6 +131,23 @@ def _check_initializers(proto: onnx.ModelProto, name: str) -> None:
             raise ModelError(
                 f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {len(tensor.raw_data):,}."
             )
+        if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            numbers, stored = _counts(tensor)
+            if numbers != stored:
+                raise ModelError(
+                    f"'{name}' is damaged: tensor '{tensor.name}' needs {numbers:,} numbers but has {stored:,}."
+                )
+
+
+def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
+    """How many entries the tensor's own field for its type must hold, and how many it holds."""
+    elements = math.prod(tensor.dims)
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
+        elements *= 2
+    elif (bits := ir.DataType(tensor.data_type).bitwidth) < 8 and tensor.data_type != onnx.TensorProto.STRING:
+        elements = -(-elements * bits // 8)  # several to a number
+    return elements, len(getattr(tensor, field))
 
 
 def _check_graph(model: ir.Model, name: str) -> None:

@@ -22,6 +22,7 @@ from onnxprune.errors import ModelError
 from . import protobuf
 from .atomic import publish, sync, temporary_beside
 from .external import check_external_data
+from .hashing import combined, file_hash
 from .serialise import all_initializers, write_data, write_model
 from .source import Source, source_of
 
@@ -38,12 +39,14 @@ class Saved:
         path: The model file.
         data_file: Its external data; None when the weights are embedded.
         size: Bytes of both together.
+        sha256: The hash of both, as `model_io.sha256` gives it.
         stale: Data files of the model that was replaced. They are left alone, since a copy of that model may use them.
     """
 
     path: Path
     data_file: Path | None
     size: int
+    sha256: str
     stale: tuple[Path, ...] = ()
 
 
@@ -117,22 +120,24 @@ def save(
 def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool, durable: bool) -> Saved:
     """Write the data file, then the model; publish the data first, so that no model ever lacks its data."""
     with ExitStack() as stack:
-        data_file, data_temporary = None, None
+        data_file, data_temporary, hashes = None, None, {}
         placement: dict[ir.Value, ir.ExternalTensor] = {}
         if placed:
             data_temporary, file = stack.enter_context(temporary_beside(path))
             extents, digest = _write_tensors(placed, file)
             _finish(file, durable)
             data_file = path.with_name(f"{path.name}.{digest[:12]}.data")
+            hashes[data_file.name] = digest
             placement = {value: _reference(value, data_file.name, extents[value]) for value in placed}
         temporary, file = stack.enter_context(temporary_beside(path))
         write_model(model, file, placement)
         _finish(file, durable)
         size = file.tell() + (data_temporary.stat().st_size if data_temporary else 0)
+        digest = combined(hashes, file_hash(temporary)[0])
         if data_temporary and data_file:
             publish(data_temporary, data_file, replace=True)
         publish(temporary, path, replace=replace)
-    return Saved(path, data_file, size)
+    return Saved(path, data_file, size, digest)
 
 
 def _finish(file: IO[bytes], durable: bool) -> None:

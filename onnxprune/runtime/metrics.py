@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,19 @@ class LabelledData:
         label = arrays.pop("label", None)
         if label is None:
             raise DataError(f"'{path}' has no array 'label'.")
+        if label.ndim == 0 or len(label) == 0:
+            raise DataError(f"'{path}' has no samples: its array 'label' has the shape {list(label.shape)}.")
+        if label.dtype.kind in "fc" and not np.isfinite(label).all():
+            raise DataError(f"'{path}' has labels that are not finite numbers.")
         names = [value.name for value in session.get_inputs()]
         if len(names) == len(arrays) == 1:
             arrays = {names[0]: next(iter(arrays.values()))}
         for name in names:
             if name not in arrays:
                 raise DataError(f"'{path}' has no array for the model's input '{name}'.")
-            if len(arrays[name]) != len(label):
-                raise DataError(f"'{path}' has {len(label)} labels but {len(arrays[name])} samples of '{name}'.")
+            if np.ndim(arrays[name]) == 0 or len(arrays[name]) != len(label):
+                shape = list(arrays[name].shape)
+                raise DataError(f"'{path}' has {len(label)} labels, but '{name}' has the shape {shape}.")
         return cls({name: arrays[name] for name in names}, label)
 
 
@@ -137,8 +143,22 @@ def read_npz(path: Path) -> dict[str, Array]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"'{path}' does not exist.") from None
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"'{path}' is not an .npz file of plain arrays.") from error
+    except MemoryError as error:
+        raise DataError(f"'{path}' states an array that is larger than the memory.") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # a member of the archive that is no .npy comes as bytes
+            raise DataError(f"'{path}' holds '{name}', which is no array.")
+    return arrays

@@ -23,6 +23,14 @@ PINNED = 0
 """The id of the empty term."""
 
 
+_LONGEST = 1 << 28  # elements of an axis; a file may claim any number
+
+
+def _check_extent(n: int) -> None:
+    if n > _LONGEST:
+        raise MemoryError(f"an axis is said to have {n:,} elements")
+
+
 class Terms:
     """A union-find forest of term ids with products, pins and tags.
 
@@ -52,7 +60,12 @@ class Terms:
     # -- making ids ---------------------------------------------------------------------------------------------
 
     def fresh(self, n: int) -> Ids:
-        """Return ids of ``n`` new atoms, shape (n,)."""
+        """Return ids of ``n`` new atoms, shape (n,).
+
+        Raises:
+            MemoryError: No real axis is so long.
+        """
+        _check_extent(n)
         start, self.count = self.count, self.count + n
         if self.count > len(self.parent):
             size = max(self.count, 2 * len(self.parent))
@@ -130,7 +143,8 @@ class Terms:
         return parts
 
     def pinned_axis(self, n: int, reason: str) -> Ids:
-        """Return ``n`` ids of one new pinned atom, shape (n,)."""
+        """Return ``n`` ids of one new pinned atom, shape (n,). Raises as `fresh`."""
+        _check_extent(n)
         atom = self.fresh(1)
         self.pin(atom, reason)
         return np.full(n, atom[0], np.int64)

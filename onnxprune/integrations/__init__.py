@@ -1,0 +1,1 @@
+"""onnxprune inside other tools. Each module needs its tool and is imported by nothing here."""

@@ -1,0 +1,45 @@
+"""Help of each command fits a screen; every flag is told somewhere, under a subject."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_cli import run
+
+from onnxprune.cli.app import app
+from onnxprune.cli.help import EVERYDAY, SUBJECTS
+
+COMMANDS = ["prune", "run", "inspect", "sensitivity", "methods", "verify", "compare", "unpack"]
+LINES, WIDTH = 32, 100
+
+
+def page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    assert run(*arguments) == 0
+    return capsys.readouterr().out
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"--[a-z][a-z0-9-]*", text))
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = page(capsys, monkeypatch, *filter(None, [command]), "--help").splitlines()
+    assert len(lines) <= LINES and max(map(len, lines)) <= WIDTH
+    assert {c.name for c in app.registered_commands} == set(COMMANDS)
+
+
+def test_every_flag_of_prune_is_in_the_long_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    command = typer.main.get_command(app).commands["prune"]
+    told = flags(page(capsys, monkeypatch, "prune", "--help-all"))
+    assert {max(p.opts, key=len) for p in command.params if p.param_type_name == "option"} <= told
+    names = {p.name for p in command.params}
+    assert set(EVERYDAY) <= names and {name for subject in SUBJECTS.values() for name in subject} <= names
+    short = page(capsys, monkeypatch, "prune", "--help")
+    assert "--help-all" in short and flags(short) < told
