@@ -3,9 +3,10 @@
 Whole units go by magnitude; outputs are compared with the dense model's on held-out inputs, or on random ones for
 models without any, and accuracy is measured where there are labels.
 
-    python benchmarks/merging.py [--zoo FOLDER]
+    python benchmarks/merging.py                  # the models of this repository
+    python benchmarks/merging.py MODEL.onnx ...   # others, measured on random inputs
 
-Results are benchmarks/results/merging.json.
+Results are benchmarks/results/merging.json; models in which no unit can be merged have no row.
 """
 
 from __future__ import annotations
@@ -57,15 +58,16 @@ def accuracy(model: ir.Model, data: dict[str, np.ndarray]) -> float:
 
 
 def main() -> None:
-    """Measure all models."""
+    """Measure the models given, and keep the rows of others."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--zoo", type=Path, help="a folder with more models, measured on random inputs")
+    parser.add_argument("models", type=Path, nargs="*", help="by default those of the repository")
     args = parser.parse_args()
-    rows = []
-    paths = sorted((HERE.parent / "models").glob("*.onnx")) + (sorted(args.zoo.glob("*.onnx")) if args.zoo else [])
-    for path in paths:
+    results = HERE / "results" / "merging.json"
+    rows = json.loads(results.read_text())["rows"] if results.exists() else []
+    for path in args.models or sorted((HERE.parent / "models").glob("*.onnx")):
         beside = path.with_suffix(".npz")
         data = dict(np.load(beside)) if beside.exists() else None
+        rows = [row for row in rows if row["model"] != path.name]
         for sparsity in SPARSITIES:
             try:
                 row = measure(path, data, sparsity)
@@ -73,7 +75,7 @@ def main() -> None:
                 row = None
             print(json.dumps(row) if row else f"{path.name}: no unit can be merged at {sparsity:.0%}", flush=True)
             rows += [row] if row else []
-    (HERE / "results" / "merging.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        results.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
