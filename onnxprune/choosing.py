@@ -43,7 +43,7 @@ from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.structures import NM, Block, Weights
+from onnxprune.structures import NM, Block, Depth, Units, Weights
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,12 @@ def choose(
         DataError: The criterion or the allocation needs data that are not there.
     """
     weights = eligible_weights(structure, recipe)
-    criterion = _criterion(structure, recipe, calibration)
-    if recipe.parts.units:
-        return _units(_Task(structure, recipe, calibration, weights, criterion))
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
-    if recipe.parts.depth:
-        return _depth(_Task(structure, recipe, calibration, weights, criterion))
-    criterion = _of_survivors(criterion) if again else criterion
-    return _CHOOSERS[type(recipe.parts.zeros)](_able(_Task(structure, recipe, calibration, weights, criterion)))
+    task = _Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration))
+    if recipe.parts.zeros is not None:
+        task = _able(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
+    return _CHOOSERS[type(recipe.parts.kind)](task)
 
 
 def prunable_size(structure: Structure, recipe: Recipe) -> int:
@@ -208,10 +205,6 @@ def _of_pattern(task: _Task, found: PatternMasks, table: Sensitivity | None = No
     return task.plan(found.masks, table, {**small, **found.dense})
 
 
-_CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {Weights: _single_weights, NM: _n_of_m, Block: _blocks}
-"""What becomes zero, by the kind of structure."""
-
-
 _COSTS: Mapping[str, CostName] = {
     "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
 }  # fmt: skip
@@ -256,6 +249,12 @@ def _depth(task: _Task) -> Plan:
     chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity)
     none = np.zeros(structure.terms.count, bool)
     return Plan(structure, none, {}, task.prunable, gone, task.unable, blocks=tuple(chosen))
+
+
+_CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {
+    Weights: _single_weights, NM: _n_of_m, Block: _blocks, Units: _units, Depth: _depth,
+}  # fmt: skip
+"""How what goes is chosen, by the kind of structure."""
 
 
 def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:

@@ -59,6 +59,16 @@ Zeros = Weights | NM | Block
 
 
 @dataclass(frozen=True)
+class Units:
+    """Whole units go."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Whole residual blocks go."""
+
+
+@dataclass(frozen=True)
 class Parts:
     """A structure, read.
 
@@ -78,6 +88,13 @@ class Parts:
     def texts(self) -> tuple[str, ...]:
         """The parts by themselves, in the order in which they are done."""
         return tuple(self.text.split("+"))
+
+    @property
+    def kind(self) -> Units | Depth | Zeros:
+        """What goes first: all there is to a structure that is no mix."""
+        if self.units:
+            return Units()
+        return Depth() if self.zeros is None else self.zeros
 
     @property
     def gone(self) -> str:

@@ -129,8 +129,8 @@ def test_every_criterion_prunes_or_says_why_not(name: str, structure: str) -> No
     data = {"calibration": CALIBRATION, "calibration_samples": 32}
     for model in ("digits_mlp", "digits_resnet") if name not in ("gates", "obc") else ("digits_mlp",):
         path = MODELS / f"{model}.onnx"
-        if structure == "weights" and criteria()[name].weights is None:
-            with pytest.raises(RecipeError, match=f"--criterion {name} scores whole units"):
+        if ("weights" if structure == "weights" else "units") not in criteria()[name].scores:
+            with pytest.raises(RecipeError, match=f"--criterion {name} scores (whole units|residual blocks), not"):
                 onnxprune.prune(path, **settings, **data)
         elif (name, model) == ("bn-scale", "digits_mlp"):
             with pytest.raises(RecipeError, match="--criterion bn-scale can score no units, .* no BatchNormalization"):
@@ -142,7 +142,8 @@ def test_every_criterion_prunes_or_says_why_not(name: str, structure: str) -> No
 
 @pytest.mark.parametrize("name", [n for n, c in criteria().items() if c.needs != "nothing"])
 def test_missing_data_are_asked_for_before_any_work(name: str) -> None:
-    settings: dict[str, Any] = {"sparsity": 0.5, "structure": "channels", "criterion": name}
+    structure = "channels" if "units" in criteria()[name].scores else "blocks"
+    settings: dict[str, Any] = {"sparsity": 0.5, "structure": structure, "criterion": name}
     with pytest.raises(RecipeError, match=f"--criterion {name} needs inputs.*: give --calibration"):
         onnxprune.prune("nowhere.onnx", **settings)
     if criteria()[name].needs != "calibration":
