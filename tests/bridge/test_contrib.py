@@ -90,6 +90,13 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
         "MatMulIntegerToFloat",
         [quantized(3, 4), quantized(4, 5, seed=1), S(0.1), S(0.2), U(100), U(120), rand(5)], {}, 1),
     "DynamicQuantizeMatMul": ("DynamicQuantizeMatMul", [rand(3, 4), quantized(4, 5, seed=1), S(0.2), U(120)], {}, 1),
+    "CDist": ("CDist", [rand(3, 4), rand(5, 4, seed=1)], {"metric": "euclidean"}, 1),
+    "CDist squared": ("CDist", [rand(3, 4), rand(5, 4, seed=1)], {"metric": "sqeuclidean"}, 1),
+    "Inverse": ("Inverse", [rand(2, 3, 3)], {}, 1),
+    "Trilu": ("Trilu", [rand(3, 4), np.array(1)], {"upper": 0}, 1),
+    "GridSample": (
+        "GridSample", [rand(1, 2, 4, 5), np.tanh(rand(1, 3, 3, 2))], {"mode": "bicubic", "align_corners": 1}, 1),
+    "NhwcMaxPool": ("NhwcMaxPool", [quantized(1, 5, 6, 2)], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, 1),
     "MatMulNBits": (
         "MatMulNBits",
         [rand(3, 32), quantized(5, 1, 16), rand(5)], {"K": 32, "N": 5, "bits": 4, "block_size": 32}, 1),

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from onnxprune.bridge.ops.attention import join_heads, rotate, split_heads
-from onnxprune.bridge.ops.convolution import activate
-from onnxprune.bridge.ops.linear import gemm
+from onnxprune.bridge.ops.convolution import activate, fused_conv
+from onnxprune.bridge.ops.indexing import gather_nd
+from onnxprune.bridge.ops.linear import gemm, trilu
+from onnxprune.bridge.ops.pooling import max_pool
+from onnxprune.bridge.ops.vision import grid_sample
 from onnxprune.bridge.registry import MICROSOFT, op
 from onnxprune.errors import ModelError
 
@@ -352,8 +355,6 @@ def matmul_nbits(
 @op("GatherND", domain=MICROSOFT, fixed=(1,))
 def gather_nd_microsoft(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Slices by tuples of indices."""
-    from onnxprune.bridge.ops.indexing import gather_nd
-
     return gather_nd(x, indices)
 
 
@@ -362,7 +363,30 @@ def nhwc_conv(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, z: torch.Tensor | None = None, **attributes: Any
 ) -> torch.Tensor:
     """Convolution with channels last."""
-    from onnxprune.bridge.ops.convolution import fused_conv
-
     added = None if z is None else z.movedim(-1, 1)
     return fused_conv(x.movedim(-1, 1), w, b, added, **attributes).movedim(1, -1)
+
+
+@op("NhwcMaxPool", domain=MICROSOFT, quantized=(0,), carries=(0,))
+def nhwc_max_pool(x: torch.Tensor, **attributes: Any) -> torch.Tensor:
+    """MaxPool with channels last."""
+    return max_pool(x.movedim(-1, 1), **attributes)[0].movedim(1, -1)
+
+
+@op("CDist", domain=MICROSOFT)
+def cdist(a: torch.Tensor, b: torch.Tensor, metric: str = "sqeuclidean") -> torch.Tensor:
+    """Distances (N, M) of the rows of a (N, D) and b (M, D), by differences, which is exact for near rows."""
+    if metric == "euclidean":
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return (a[:, None] - b[None]).square().sum(-1)
+
+
+@op("Inverse", domain=MICROSOFT)
+def inverse(x: torch.Tensor) -> torch.Tensor:
+    """Inverses of the last two axes."""
+    result: torch.Tensor = torch.linalg.inv(x)
+    return result
+
+
+op("Trilu", domain=MICROSOFT, host=(1,))(trilu)
+op("GridSample", domain=MICROSOFT)(grid_sample)

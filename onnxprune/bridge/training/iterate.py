@@ -115,71 +115,94 @@ def iterate(
         clean: Removes dead units after each training; masks and rewound weights follow.
         rewind_model: The weights that `rewind` goes back to, instead of the file `settings.rewind_to`.
         checkpoint: Folder for the state. If it holds that of a run with the same model and settings, the run goes on
-            from there; what was lost is at most the epoch that was under way.
+            from there; what was lost is at most the epoch under way, or the iteration if it has several trainings.
 
     Raises:
         RecipeError: Settings that contradict each other or the checkpoint.
         DataError, ModelError: See `retrain`.
     """
-    wanted = sparsities(settings.schedule, settings.iterations, settings.sparsity, settings.initial_sparsity)
     state = _State(model, rewind=_rewind_weights(settings, rewind_model))
     mark = fingerprint(model, settings)
     if checkpoint is not None:
         _load(checkpoint, mark, state)
+    wanted = sparsities(settings.schedule, settings.iterations, settings.sparsity, settings.initial_sparsity)
+    given = {"data": data, "validation": validation, "original": model, "progress": progress}
+    turns = _Turns(settings, prune, choose or _masks_of(prune), wanted, state, mark, checkpoint, given)
+    diverged = ""
+    while not diverged and len(state.history) < settings.iterations:
+        diverged = turns.one()
+        if not diverged and clean is not None:
+            _clean(state, clean)
+        if not diverged and checkpoint is not None:
+            _save(checkpoint, mark, state)
+    return IterateResult(state.model, state.masks, tuple(state.history), diverged)
 
-    def trained(phase: _Phase, train: TrainSettings, start: ir.Model, what: str, **more: Any) -> TrainResult:
-        done = retrain(
-            start,
-            data,
-            train,
-            masks=state.masks,
-            validation=validation,
-            original=model,
-            frozen=phase.frozen,
-            progress=progress,
-            checkpoint=checkpoint / "training.safetensors" if checkpoint is not None else None,
-            tag=f"{mark} {phase.number}{what}",
-            place=(len(state.history) + 1, settings.iterations),
-            **more,
-        )
-        state.model = done.model
-        return done.result
 
-    def shrinking(iteration: int, phase: _Phase) -> TrainResult:
-        stay = (choose or _masks_of(prune))(state.model, wanted[iteration - 1], iteration)
+@dataclass
+class _Turns:
+    """The iterations of one run: what stays the same over them, and the state that each changes."""
+
+    settings: IterateSettings
+    prune: Prune
+    choose: Choose
+    wanted: Sequence[float]
+    state: _State
+    mark: str
+    checkpoint: Path | None
+    given: Mapping[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        """The one under way, from 1."""
+        return len(self.state.history) + 1
+
+    def one(self) -> str:
+        """Do the next iteration; returns the sentence for the user if a loss was no longer a number, else ""."""
+        wanted, trainings, diverged = self.wanted[self.iteration - 1], list[TrainResult](), ""
+        for phase in _phases(self.state.model, self.settings, self.iteration):
+            for stage in (self.train,) if self.settings.shrink == "no" else (self.shrink, self.train):
+                if not diverged:
+                    trainings.append(stage(phase, wanted))
+                    diverged = trainings[-1].diverged
+        reached = sparsity(self.state.masks)
+        self.state.history.append(IterationResult(self.iteration, wanted, reached, tuple(trainings)))
+        return diverged
+
+    def shrink(self, phase: _Phase, wanted: float) -> TrainResult:
+        """Drive what the pruning that follows will take towards zero."""
+        stay = self.choose(self.state.model, wanted, self.iteration)
         stay = {name: mask for name, mask in stay.items() if phase.prunes is None or name in phase.prunes}
-        shrink = Shrink(settings.shrink, settings.shrink_strength, stay)
-        return trained(phase, _shrink_settings(settings), state.model, " shrink", shrink=shrink)
+        shrink = Shrink(self.settings.shrink, self.settings.shrink_strength, stay)
+        return self._retrain(phase, _shrink_settings(self.settings), self.state.model, " shrink", shrink=shrink)
 
-    def training(iteration: int, phase: _Phase) -> TrainResult:
-        gradual = _gradual(settings, prune)
-        at_first = wanted[iteration - 1] if gradual is None else settings.initial_sparsity
+    def train(self, phase: _Phase, wanted: float) -> TrainResult:
+        """Prune and retrain, or prune while training."""
+        state, gradual = self.state, _gradual(self.settings, self.prune)
+        at_first = wanted if gradual is None else self.settings.initial_sparsity
         if at_first or gradual is None:
-            _prune_phase(state, prune, at_first, iteration, phase)
-        start, train = _start_weights(state, settings, iteration), _train_settings(settings, iteration)
-        result = trained(phase, train, start, "", span=_span(settings, phase), gradual=gradual)
+            _prune_phase(state, self.prune, at_first, self.iteration, phase)
+        start = _start_weights(state, self.settings, self.iteration)
+        train = _train_settings(self.settings, self.iteration)
+        result = self._retrain(phase, train, start, "", span=_span(self.settings, phase), gradual=gradual)
         if gradual is not None and gradual.done:
             state.masks = gradual.masks
             state.model.metadata_props.update(gradual.notes)
         return result
 
-    diverged = ""
-    for iteration in range(len(state.history) + 1, settings.iterations + 1):
-        trainings: list[TrainResult] = []
-        for phase in _phases(state.model, settings, iteration):
-            for stage in (training,) if settings.shrink == "no" else (shrinking, training):
-                if not diverged:
-                    trainings.append(stage(iteration, phase))
-                    diverged = trainings[-1].diverged
-        reached = sparsity(state.masks)
-        state.history.append(IterationResult(iteration, wanted[iteration - 1], reached, tuple(trainings)))
-        if diverged:
-            break
-        if clean is not None:
-            _clean(state, clean)
-        if checkpoint is not None:
-            _save(checkpoint, mark, state)
-    return IterateResult(state.model, state.masks, tuple(state.history), diverged)
+    def _retrain(self, phase: _Phase, train: TrainSettings, start: ir.Model, what: str, **more: Any) -> TrainResult:
+        done = retrain(
+            start,
+            settings=train,
+            masks=self.state.masks,
+            frozen=phase.frozen,
+            checkpoint=self.checkpoint / "training.safetensors" if self.checkpoint is not None else None,
+            tag=f"{self.mark} {phase.number}{what}",
+            place=(self.iteration, self.settings.iterations),
+            **self.given,
+            **more,
+        )
+        self.state.model = done.model
+        return done.result
 
 
 def _train_settings(settings: IterateSettings, iteration: int) -> TrainSettings:

@@ -334,7 +334,7 @@ class Run:
             for i, average in enumerate(self.average.average):
                 average.copy_(parts["average"][str(i)])
         if self.task.gradual is not None and saved.state["gradual"]["done"]:
-            masks = {name: t.numpy() for name, t in parts["mask"].items()}
+            masks = {name: t.numpy() for name, t in parts.get("mask", {}).items()}
             self.task.gradual.restore(masks, **saved.state["gradual"])
             self._mask(masks)
         for key in ("epoch", "step", "start", "best", "best_epoch", "stopped", "diverged"):
