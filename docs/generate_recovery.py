@@ -29,8 +29,8 @@ _READING = """\
 What this says, on these networks:
 
 - Least squares is the strongest where units go, by a wide margin, and is what `--recover auto` does. OBC, which also
-  chooses anew which weights are zero, comes nearer to the dense outputs than least squares on the given zeros; at 4x the
-  test error hardly tells the two apart.
+  chooses anew which weights are zero, comes nearer to the dense outputs than least squares on the given zeros; at 4x
+  the test error hardly tells the two apart.
 - Units chosen by OBC, which sees what the others can make up for, leave less to recover than those chosen by magnitude.
   Steps add little to that.
 - Bias correction alone often makes a network that lost many units worse. Matching mean and variance helps far more, and
@@ -40,7 +40,8 @@ What this says, on these networks:
 
 Neuron merging, whole units removed by magnitude: relative squared error of the outputs against the dense model, on
 held-out inputs and with accuracy where the model has some, else on random inputs. It helps some networks much and harms
-others, and weights that nobody asked to change stay bit by bit: so it is an option (`--recover merge`), not the default.
+others, and weights that nobody asked to change stay bit by bit: so it is an option (`--recover merge`), not the
+default.
 
 | model | sparsity | units merged | output error, plain | merged | accuracy, plain | merged |
 |---|---|---|---|---|---|---|
