@@ -5,7 +5,8 @@
 In topological order, each contraction of the pruned network gets the activations that the network before it now gives,
 and the dense network's outputs as targets. A *method* proposes new weights and biases from their moments; a proposal is
 kept only where it lowers the error on inputs held back from it. Layers that lie side by side (query, key and value)
-share one pass over the data. Two methods see more than one layer: `batchnorm`, and `merge`, which needs no data.
+share one pass over the data. Others see more than one layer: `batchnorm`, and `merge` and `expected-bias`,
+which need no data.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ import onnx_ir as ir
 
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recovery import batchnorm
+from onnxprune.recovery.expected import expected_inputs
 from onnxprune.recovery.merging import merge_units
 from onnxprune.recovery.methods import LAYER_METHODS, Layer, Proposal
 from onnxprune.recovery.solve import Affine
 from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
+from onnxprune.runtime.shapes import known_facts
 from onnxprune.runtime.statistics import Inputs, batches, layer_moments, output_error, shadow
+from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structures import NM, Block
 
@@ -272,6 +276,25 @@ def _merge(run: _Run, method: str) -> None:
         run.steps.append(Step(name, method, None, None, merged > 0, f"{merged} of {lost} units merged"))
 
 
+def _correct_expected(run: _Run, method: str) -> None:
+    structure, originals = analyse(run.dense, known_facts(run.dense)), _by_output(run.dense)
+    for layer in linear_layers(run.pruned)[0]:
+        original = originals.get(str(layer.output.name))
+        if original is None or not _differs(original, layer, run.kept):
+            continue
+        means = expected_inputs(structure, original)
+        if isinstance(means, str) or layer.shift is None:
+            run.skipped[layer.name] = means if isinstance(means, str) else "there is no place for a bias"
+            continue
+        axes = run.kept.get(layer.name, {})
+        rows = {axis: indices for axis, indices in axes.items() if axis == layer.output_axis}
+        dense = original.to_matrix(_left(original, rows)).astype(np.float64) * original.scale
+        left = means[axes[layer.input_axis]] if layer.input_axis in axes else means
+        change = dense @ np.repeat(means, original.places) - layer.matrix() @ np.repeat(left, layer.places)
+        layer.write(layer.matrix(), change)
+        run.steps.append(Step(layer.name, method, None, None, True))
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to recover.
@@ -307,6 +330,11 @@ METHODS: dict[str, Method] = {
         _merge, "nothing", "none",
         "W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it.",
         "Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6",
+    ),
+    "expected-bias": Method(
+        _correct_expected, "nothing", "none",
+        "b += (W_dense - W_pruned) E[x], E[x] behind a BatchNormalization from its scale and shift.",
+        "Nagel et al. 2019, Data-Free Quantization, section 4.2.1",
     ),
 }  # fmt: skip
 """All ways to recover, by name."""
