@@ -50,6 +50,21 @@ def test_multiply_adds_stay_within_the_budget() -> None:
     assert found.record().figures["target"]["wanted"] == 0.5
 
 
+def test_units_go_by_what_they_save_in_the_target() -> None:
+    """Both pairs of layers have as many weights, but the first pair sees sixteen times as many places."""
+    weights = {name: random(64, 64 if i else 3, 3, 3, seed=i) for i, name in enumerate(("w1", "w2", "w3", "w4"))}
+    model = graph(
+        "agraph (float[1,3,32,32] x) => (float[1,5] y) {"
+        "a = Conv <pads = [1,1,1,1]> (x, w1) b = Relu(a) c = Conv <pads = [1,1,1,1]> (b, w2) d = Relu(c)"
+        "e = MaxPool <kernel_shape = [4,4], strides = [4,4]> (d)"
+        "f = Conv <pads = [1,1,1,1]> (e, w3) g = Relu(f) h = Conv <pads = [1,1,1,1]> (g, w4) i = Relu(h)"
+        "j = GlobalAveragePool(i) k = Flatten(j) y = Gemm <transB = 1> (k, w5) }",
+        weights | {"w5": random(5, 64)},
+    )
+    by_macs = prune(model, target_macs=0.6, **UNITS).kept
+    assert len(by_macs["w1"][0]) < 64 and "w4" not in by_macs
+
+
 def test_the_file_stays_within_its_share_of_bytes() -> None:
     model = convolutions()
     found = prune(model, target_size=0.4, **UNITS)
