@@ -89,6 +89,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "headline": _headline(result),
         "changed": changed_by(result),
         "recovered": recovery_line(result.recovered) if result.recovered is not None else "",
+        "trade_off": _trade_off(result),
         "sensitivity": [(row, _curve(row)) for row in _scan(result)[:_MOST_ROWS]],
         "figures": _figures(result.verdict),
         "limits": [str(limits.parse(text)) for text in result.recipe.require],
@@ -117,6 +118,29 @@ def _curve(row: Mapping[str, Any]) -> str:
     """Points of an SVG line: the error of the outputs, up to 1, by the share of a layer that goes."""
     points = [(0.0, 0.0), *((float(k[:-1]) / 100, float(v)) for k, v in row.items() if k.endswith("%"))]
     return " ".join(f"{_WIDTH * x:.1f},{_HEIGHT * (1 - min(y, 1.0)):.1f}" for x, y in points)
+
+
+def _trade_off(result: Result) -> dict[str, Any] | None:
+    """The runs of a search by sparsity, as rows and as a plot from 0 to 1; None where nothing was searched."""
+    if result.target is None or not result.target.tries:
+        return None
+    tries = sorted(result.target.tries, key=lambda one: one.sparsity)
+    top = max(1e-9, result.target.wanted, *(one.value for one in tries))
+    width, height = 4 * _WIDTH, 4 * _HEIGHT
+
+    def place(sparsity: float, value: float) -> tuple[float, float]:
+        return round(width * sparsity, 1), round(height * (1 - max(value, 0.0) / top), 1)
+
+    return {
+        "name": result.target.target.replace("_", " "),
+        "wanted": result.target.wanted,
+        "tries": tries,
+        "points": [place(one.sparsity, one.value) for one in tries],
+        "limit": place(0, result.target.wanted)[1],
+        "width": width,
+        "height": height,
+        "top": top,
+    }
 
 
 def _headline(result: Result) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from onnxprune import Result, model_io
 from onnxprune.cli import main
 from onnxprune.report.html import render
 from onnxprune.report.layers import layers
+from onnxprune.search import Try
+from onnxprune.targets import Reached
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
 CHROMIUM = next(
@@ -121,6 +124,16 @@ def test_counts_of_a_layer_add_up() -> None:
             if structure == "weights" and layer.sparsity:
                 last = max(i for i, n in enumerate(layer.removed_by_size) if n)
                 assert last <= min(i for i, n in enumerate(layer.kept_by_size) if n)  # the smallest go
+
+
+def test_a_search_is_drawn(result: Result) -> None:
+    tries = (Try(0.75, 0.4), Try(0.25, 0.9), Try(0.5, 0.55))
+    reached = Reached("target_latency", 0.6, 0.55, 0.5, tries)
+    page = render(model_io.load(TRAINED), replace(result, target=reached), model="m.onnx", output=None)
+    assert 'aria-label="target latency by sparsity: 0.9 at 25.0 %, 0.55 at 50.0 %, 0.4 at 75.0 %"' in page
+    assert page.count("<circle") == 3 and "Trade-off" not in render(
+        model_io.load(TRAINED), result, model="m.onnx", output=None
+    )
 
 
 def test_a_layer_of_zeros_has_no_plot() -> None:

@@ -1,0 +1,104 @@
+"""The documentation is true: its commands run, its generated pages tell everything, its site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnxprune
+from onnxprune.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    "tutorial.md",
+    "howto/edge.md",
+    "howto/server.md",
+    "howto/no-data.md",
+    "howto/no-labels.md",
+    "howto/pipelines.md",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder with models/ in it, and an environment in which `onnxprune` is this one."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "onnxprune"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m onnxprune "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return tmp_path, {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path}
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", (DOCS / page).read_text(), flags=re.S)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.zoo  # not for its models, for its time
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_a_page(page: str, place: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = place
+    found = commands(page)
+    assert found and all(command.startswith("onnxprune ") for command in found)
+    for command in found:
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_promotion_puts_a_file_there_or_leaves_the_old_one(place: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = place
+    live = folder / "live"
+    live.mkdir()
+    model, data = ROOT / "models" / "digits_mlp.onnx", ROOT / "models" / "digits_mlp.npz"
+    (live / model.name).write_bytes(b"old")
+    script = [str(DOCS / "examples" / "promote.sh"), str(model), str(data), str(live)]
+    missed = subprocess.run(script, env={**environment, "MOST_SIZE": "0.1"}, capture_output=True, text=True)
+    assert missed.returncode == 1 and "size" in missed.stderr
+    assert [path.name for path in live.iterdir()] == [model.name] and (live / model.name).read_bytes() == b"old"
+    done = subprocess.run(script, env={**environment, "MOST_DROP": "0.05"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in live.iterdir()} == {model.name, "digits_mlp.json"}
+    assert (live / model.name).stat().st_size < 0.6 * model.stat().st_size
+
+
+def test_reference_tells_every_flag_field_and_name() -> None:
+    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    pages = made.pages()
+    for flag in ("--sparsity", "--epochs", "--help-all", "--record", "--seed"):
+        assert f"`{flag}" in pages["reference/cli.md"]
+    assert all(f"`{name}`" in pages["reference/recipe.md"] for name in Recipe.model_fields)
+    assert all(f"## onnxprune.{name}" in pages["reference/api.md"] for name in onnxprune.__all__)
+    assert '"onnxprune-prune/1"' in pages["reference/schema.md"]
+
+
+def test_figures_of_the_sparsity_page_are_those_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "sparsity_speed.json").read_text())["after / before"]
+    text = (DOCS / "sparsity.md").read_text()
+    for name, row in measured.items():
+        cells = [f"{row[key]:.2f}" for key in ("latency", "file", "zipped", "packed")]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--sparsity" in (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()
