@@ -40,7 +40,7 @@ def sparse_models(path: Path) -> Iterator[tuple[str, ir.Model]]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help="an architecture of torchvision")
+    parser.add_argument("--model", default="resnet18", help="resnet18, resnet50 or mobilenet_v2")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
