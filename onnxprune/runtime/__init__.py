@@ -3,6 +3,7 @@
 session.py   make_session, run          a model in any form becomes a session; its errors become one sentence
 inputs.py    random_inputs, ...         valid inputs for a model nobody described: ids, masks, dynamic sizes
 compare.py   compare, relative_difference   how far two models' outputs are apart
+bounded.py   bounded_outputs            outputs that are exact to the range of a function
 shapes.py    probe_shapes               shapes of inner values, by running the model
 figures.py   figures                    parameters, MACs and bytes
 latency.py   alternate                  which of two models is faster, and by how much
@@ -11,6 +12,7 @@ metrics.py   evaluate, LabelledData     accuracy, top-5 and error on labelled in
 
 from __future__ import annotations
 
+from .bounded import ROUNDING, bounded_outputs
 from .compare import Agreement, OutputDifference, compare, compare_outputs, relative_difference
 from .figures import Figures, counted_values, figures
 from .inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
@@ -20,6 +22,7 @@ from .session import make_session, run
 from .shapes import concrete_shapes, known_facts, probe_shapes
 
 __all__ = [
+    "ROUNDING",
     "Agreement",
     "Feeds",
     "Figures",
@@ -27,6 +30,7 @@ __all__ = [
     "Latency",
     "OutputDifference",
     "alternate",
+    "bounded_outputs",
     "candidate_sizes",
     "compare",
     "compare_outputs",
