@@ -263,7 +263,7 @@ def _sentence(finding: Finding, lines: Sequence[Line], which: str) -> str:
         word = "Reproduced"
     elif good > len(counted) / 2 and not verdicts["reversed"]:
         word = "Mostly reproduced"
-    elif good > verdicts["reversed"]:
+    elif good >= max(1, verdicts["reversed"]):
         word = "Partly reproduced"
     else:
         word = "Not reproduced"
