@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _check(
             if name in written:  # one that is missing may still come from a flag or a preset
                 message = str(problem["msg"]).removeprefix("Value error, ")
                 given = f" (not {_shortened(problem['input'])})"
-                inner = [part for part in problem["loc"][1:] if isinstance(part, str)]
+                inner = _keys(own[name], problem["loc"][1:])
                 where = _where(path, text, inner[-1] if inner else written[name])
                 key = ".".join([written[name], *inner])
                 raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{given}") from None
@@ -156,6 +156,16 @@ def _check(
             preset(_text(path, text, settings["preset"], "preset"))
         except RecipeError as error:
             raise RecipeError(f"{_where(path, text, 'preset')}: {error}") from None
+
+
+def _keys(value: Any, place: Sequence[int | str]) -> list[str]:
+    """The keys on the way to a place inside a value; pydantic's places also name the types that it tried."""
+    found = []
+    for part in place:
+        if isinstance(value, Mapping) and part in value:
+            found.append(str(part))
+            value = value[part]
+    return found
 
 
 def _shortened(value: Any) -> str:

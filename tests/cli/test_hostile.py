@@ -73,7 +73,7 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
     "a folder as report": (GOOD + "report = '.'\n", "--report"),
     "a text for a switch": (GOOD + "allow_inexact = 'maybe'\n", "line 3: allow_inexact"),
     "retraining without data": (GOOD + "retrain = true\n", "--data"),
-    "a setting of retraining alone": (GOOD + "iterations = 3\n", "iterations"),
+    "a setting of retraining alone": (GOOD + "survivors = 'reinit'\n", "survivors"),
 }
 
 

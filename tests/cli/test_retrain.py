@@ -180,7 +180,7 @@ def test_packing_follows_retraining(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_every_setting_has_a_flag_and_every_flag_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prune", "--help") == 0
+    assert run("prune", "--help-all") == 0
     shown = capsys.readouterr().out
     own = {"seed", "metric"}  # flags of the whole run
     for section, settings in (("retrain", TrainSettings), ("reading", DataSettings)):

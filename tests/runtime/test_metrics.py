@@ -61,7 +61,7 @@ def test_data_from_a_file(tmp_path: Path) -> None:
     [
         ({"x": LOGITS}, "no array 'label'"),
         ({"a": LOGITS, "b": LOGITS, "label": np.arange(7)}, "no array for the model's input 'x'"),
-        ({"x": LOGITS, "label": np.arange(6)}, "6 labels but 7 samples"),
+        ({"x": LOGITS, "label": np.arange(6)}, "6 labels, but 'x'"),
         ({"x": LOGITS, "label": np.arange(7) + 5}, "8 classes"),
         ({"x": LOGITS, "label": np.ones((7, 3), np.float32)}, "do not fit"),
         ({"x": LOGITS[:, :5], "label": np.arange(7)}, "ONNX Runtime"),
