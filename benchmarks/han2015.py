@@ -157,7 +157,7 @@ def weights(place: Place, score: str, ratios: Sequence[float]) -> None:
 
 # --- channels
 
-CHANNEL_STEPS = (0.5, 0.7, 0.8, 0.87)
+CHANNEL_STEPS = (0.5, 0.7, 0.8, 0.87, 0.9)
 
 
 def channels(place: Place, steps: Sequence[float]) -> None:
