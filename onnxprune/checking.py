@@ -14,7 +14,7 @@ from onnxprune.passes import MaskBlocks, MaskUnits, RemoveBlocks, Tidy
 from onnxprune.record import Record, load_record, removed_atoms
 from onnxprune.runtime.linear import set_numbers
 from onnxprune.structure.blocks import residual_blocks
-from onnxprune.verification import tolerance_of
+from onnxprune.verification import difference_to_masked, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,8 @@ def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, s
     batches = runtime.working_inputs(before, seed=seed, count=2, session=session)
     pruned = runtime.make_session(after, error=VerificationError)
     masked = None if twin is None else runtime.make_session(twin)
-    difference = None if masked is None else 0.0
-    change = 0.0
-    for feeds in batches:
-        got = runtime.run(pruned, feeds, error=VerificationError)
-        change = max(change, runtime.compare_outputs(runtime.run(session, feeds), got).max_rel)
-        if masked is not None and difference is not None:
-            difference = max(difference, runtime.compare_outputs(runtime.run(masked, feeds), got).max_rel)
-    return difference, change
+    got = [runtime.run(pruned, feeds, error=VerificationError) for feeds in batches]
+    change = max(runtime.compare_outputs(runtime.run(session, x), y).max_rel for x, y in zip(batches, got, strict=True))
+    if twin is None or masked is None:
+        return None, change
+    return difference_to_masked(twin, [runtime.run(masked, feeds) for feeds in batches], got), change

@@ -87,7 +87,7 @@ def compare_with_masked(
     expected = [runtime.run(session, feeds, error=VerificationError) for feeds in batches]
     del session  # large models are never held twice
     _, after = _observe(pruned, VerificationError, batches=batches)
-    difference = _rounding_aside(runtime.bounded_outputs(masked), expected, after.outputs)
+    difference = difference_to_masked(masked, expected, after.outputs)
     limit = tolerance_of(masked)
     if not difference <= limit:
         raise VerificationError(
@@ -219,8 +219,9 @@ def _runs(session: ort.InferenceSession, feeds: runtime.Feeds) -> bool:
     return True
 
 
-def _rounding_aside(bounded: set[str], expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
+def difference_to_masked(masked: ir.Model, expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
     """Return the largest difference as `_difference` does, that of bounded outputs to their range where it is noise."""
+    bounded = runtime.bounded_outputs(masked)
     found = [
         (n, o) for a, b in zip(expected, actual, strict=True) for n, o in runtime.compare_outputs(a, b).outputs.items()
     ]
