@@ -67,28 +67,36 @@ class Finding:
 
 
 SPARSE = Way()
+CHANNELS = Way("channels", allocation="cost")
+UNIFORM_CHANNELS = Way("channels", allocation="uniform")
 FINDINGS = (
     Finding(
         "Magnitude beats random at high sparsity, and by little at low",
         "Blalock et al. 2020, section 7.2",
-        "Magnitude, ranked globally, against random pruning, global and with the shares of each layer that magnitude "
-        "takes. The claim is judged at 8x and beyond; the differences at 2x and 4x show how little there is at low.",
+        "Magnitude (weights ranked globally, channels by cost) against random pruning, global and with the shares of "
+        "each layer that magnitude takes. The claim is judged at 8x and beyond; the differences at 2x and 4x show how "
+        "little there is at low.",
         (
             Comparison("weights: random, global", SPARSE, Way(criterion="random")),
             Comparison("weights: random, magnitude's shares", SPARSE, Way(criterion="random", allocation="magnitude")),
-            Comparison("channels: random, global", Way("channels"), Way("channels", "random")),
-            Comparison("channels: random, magnitude's shares", Way("channels"), Way("channels", "random", "magnitude")),
+            Comparison("channels: random, global", CHANNELS, Way("channels", "random")),
+            Comparison("channels: random, magnitude's shares", CHANNELS, Way("channels", "random", "magnitude")),
         ),
         (8, 16, 32),
     ),
     Finding(
         "Global beats uniform",
         "Blalock et al. 2020, section 7.2",
-        "Magnitude ranked over all layers against the same share of every layer. Ranked over all layers, units may "
-        "leave a layer with a single one; a floor on what stays (`--floor`) prevents that and was 1 here.",
+        "Magnitude over all layers against the same share of every layer. Units that are ranked over all layers by "
+        "their scores alone may leave a layer with a single one. Two rankings weigh what a layer has left: by cost "
+        "(importance lost per parameters and multiply-adds saved, the default for units) and LAMP. Compression counts "
+        "parameters: at the same compression they keep more of the early layers, and save fewer multiply-adds, than "
+        "equal shares do; summary.md has both.",
         (
             Comparison("weights", SPARSE, Way(allocation="uniform")),
-            Comparison("channels", Way("channels"), Way("channels", allocation="uniform")),
+            Comparison("channels by cost", CHANNELS, UNIFORM_CHANNELS),
+            Comparison("channels by lamp", Way("channels", allocation="lamp"), UNIFORM_CHANNELS),
+            Comparison("channels", Way("channels"), UNIFORM_CHANNELS),
         ),
     ),
     Finding(
@@ -169,7 +177,7 @@ class Line:
     """One comparison at one ratio of one network and data set, by seed."""
 
     setting: Setting
-    structure: str
+    what: str
     label: str
     ratio: int
     better: list[float]
@@ -232,7 +240,7 @@ def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
                 ]
                 if pairs:
                     better, worse = map(list, zip(*pairs, strict=True))
-                    yield Line(setting, comparison.better.structure, comparison.label, ratio, better, worse)
+                    yield Line(setting, _what(comparison.better), comparison.label, ratio, better, worse)
 
 
 def _pair(
@@ -244,12 +252,16 @@ def _pair(
 
 
 def conclusion(finding: Finding, lines: Sequence[Line]) -> str:
-    """Reproduced or not, and by how much: one sentence for each structure."""
-    structures = list(dict.fromkeys(line.structure for line in lines))
-    if not structures:
+    """Reproduced or not, and by how much: one sentence for each kind of pruning."""
+    kinds = list(dict.fromkeys(line.what for line in lines))
+    if not kinds:
         return "**Not run.**"
-    which = {s: f" for {s}" if len(structures) > 1 else "" for s in structures}
-    return "\n\n".join(_sentence(finding, [x for x in lines if x.structure == s], which[s]) for s in structures)
+    which = {kind: f" for {kind}" if len(kinds) > 1 else "" for kind in kinds}
+    return "\n\n".join(_sentence(finding, [x for x in lines if x.what == kind], which[kind]) for kind in kinds)
+
+
+def _what(way: Way) -> str:
+    return way.structure if way.allocation in ("global", "") else f"{way.structure} by {way.allocation}"
 
 
 def _sentence(finding: Finding, lines: Sequence[Line], which: str) -> str:

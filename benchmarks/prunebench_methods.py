@@ -22,7 +22,7 @@ from onnxprune.bridge.training import Masks, apply_masks
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.planning import prepare
 from onnxprune.scoring import Criterion, Evidence, Weight, find_criterion, prunable_weights, unit_scores
-from onnxprune.selection import UnitBudget, select_units, select_weights
+from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, masks_of_shares
 from onnxprune.selection.patterns import pattern_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
@@ -44,8 +44,8 @@ class Method:
     Attributes:
         structure: weights, n:m, a block such as block:1x4, or channels.
         criterion: A name of the registry.
-        allocation: A name of the registries; or magnitude: what goes of each layer is as much as magnitude, ranked
-            globally, takes of it (Blalock et al. 2020, section 7.2).
+        allocation: A name of the registries; or magnitude: what goes of each layer is as much as magnitude takes of it
+            (Blalock et al. 2020, section 7.2), of weights ranked globally, of units by cost.
     """
 
     structure: str
@@ -140,11 +140,11 @@ def zeroed_weights(dense: Dense, method: Method, ratio: int) -> Mapping[ir.Value
 def removed_units(dense: Dense, method: Method, ratio: int) -> Flags:
     """Flags by atom id of the units that go."""
     if method.allocation == "magnitude":
-        like = removed_units(dense, Method("channels", "magnitude"), ratio)
+        like = removed_units(dense, Method("channels", "magnitude", "cost"), ratio)
         return lowest_alike(dense, scores_of(dense, method.criterion), like)
-    parts = (dense.structure, dense.weights, dense.groups, scores_of(dense, method.criterion))
-    price = UNIT_ALLOCATIONS[method.allocation](UnitLook(*parts))
-    return nearest(dense, lambda share: select_units(*parts, UnitBudget(share, "none"), price).removed, ratio)
+    look = UnitLook(dense.structure, dense.weights, dense.groups, scores_of(dense, method.criterion))
+    choose = UNIT_ALLOCATIONS[method.allocation]
+    return nearest(dense, lambda share: choose(look, UnitBudget(share, "none")).removed, ratio)
 
 
 def scores_of(dense: Dense, criterion: str) -> npt.NDArray[np.float64]:

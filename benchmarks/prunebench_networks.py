@@ -68,9 +68,11 @@ MAIN = (
     Method("weights", "random"),
     Method("weights", "magnitude", "uniform"),
     Method("weights", "random", "magnitude"),
+    Method("channels", "magnitude", "cost"),
     Method("channels", "magnitude"),
-    Method("channels", "random"),
     Method("channels", "magnitude", "uniform"),
+    Method("channels", "magnitude", "lamp"),
+    Method("channels", "random"),
     Method("channels", "random", "magnitude"),
 )
 """Magnitude and the baselines, which the findings rest on; run before all others."""
@@ -81,14 +83,14 @@ OTHERS = (
     Method("weights", "obc"),
     Method("weights", "taylor"),
     Method("block:1x4", "magnitude"),
-    Method("channels", "taylor-unit"),
-    Method("channels", "obc"),
-    Method("channels", "activation"),
+    Method("channels", "taylor-unit", "cost"),
+    Method("channels", "obc", "cost"),
+    Method("channels", "activation", "cost"),
     Method("weights", "magnitude", "erk"),
     Method("weights", "obd"),
     Method("weights", "synflow"),
-    Method("channels", "fpgm"),
-    Method("channels", "l1"),
+    Method("channels", "fpgm", "cost"),
+    Method("channels", "l1", "cost"),
 )
 
 
@@ -101,7 +103,7 @@ NETWORKS = {
         perceptron, _train(2150), _train(430, 2e-3), {"l1": 2e-5, "l2": 5e-4}, (*MAIN, *OTHERS)
     ),
     "resnet-16-32-64": Network(
-        ResNet, _train(430, 3e-3), _train(100, 5e-3), {"l1": 2e-5, "l2": 5e-4},
-        (*MAIN, *OTHERS, Method("channels", "bn-scale")), batchnorm=True,
+        ResNet, _train(860, 3e-3), _train(200, 3e-3), {"l1": 2e-5, "l2": 5e-4},
+        (*MAIN, *OTHERS, Method("channels", "bn-scale", "cost")), batchnorm=True,
     ),
 }  # fmt: skip

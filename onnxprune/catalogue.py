@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,10 @@ def catalogue() -> list[Entry]:
 
 
 def _allocations() -> Iterable[Entry]:
-    for name, function in ALLOCATIONS.items():
-        fits = "weights, units" if name in UNIT_ALLOCATIONS else "weights"
+    functions: dict[str, Callable[..., Any]] = {**UNIT_ALLOCATIONS, **ALLOCATIONS}
+    kinds: dict[str, Collection[str]] = {"weights": ALLOCATIONS, "units": UNIT_ALLOCATIONS}
+    for name, function in functions.items():
+        fits = ", ".join(kind for kind, registry in kinds.items() if name in registry)
         needs = "calibration" if name == "sensitivity" else "nothing"
         yield Entry("allocation", name, _first(function), fits, needs)
 

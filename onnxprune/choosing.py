@@ -30,10 +30,9 @@ from onnxprune.scoring.depth import score_blocks
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.scoring.weights import Weight, total_size
-from onnxprune.selection import UnitBudget, select_units, select_weights
+from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
-from onnxprune.selection.by_cost import select_by_cost
-from onnxprune.selection.costs import COSTS, CostName
+from onnxprune.selection.costs import CostName
 from onnxprune.selection.depth import select_blocks
 from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.ledger import Ledger
@@ -162,7 +161,7 @@ def _single_weights(task: _Task) -> Plan:
     if recipe.quality is not None:
         return task.plan(_below_threshold(task.weights, recipe.quality))
     look = task.look()
-    shares = ALLOCATIONS[recipe.allocation](task.weights, task.share, look)
+    shares = ALLOCATIONS[_allocation(recipe, "global")](task.weights, task.share, look)
     if shares is None:
         masks = select_weights(task.weights, task.criterion, task.share, seed=recipe.seed)
     else:
@@ -191,7 +190,7 @@ def _blocks(task: _Task) -> Plan:
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, Block)
     look = task.look()
-    shares = ALLOCATIONS[task.recipe.allocation](task.weights, task.share, look)
+    shares = ALLOCATIONS[_allocation(task.recipe, "global")](task.weights, task.share, look)
     found = pattern_masks(task.weights, task.criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
     return _of_pattern(task, found, look.table)
 
@@ -208,7 +207,7 @@ def _of_pattern(task: _Task, found: PatternMasks, table: Sensitivity | None = No
 _COSTS: Mapping[str, CostName] = {
     "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
 }  # fmt: skip
-"""What units save where a target is looked for."""
+"""What units should save where a target is looked for."""
 
 
 def _units(task: _Task) -> Plan:
@@ -224,14 +223,9 @@ def _units(task: _Task) -> Plan:
         raise RecipeError(f"--criterion {recipe.criterion} can score no units, as those of {group.name}: {reason}")
     counted = prunable_weights(structure)
     inputs = None if task.calibration is None else task.calibration.inputs
-    look = UnitLook(structure, counted, groups, scores, inputs)
-    price = UNIT_ALLOCATIONS[recipe.allocation](look)
+    look = UnitLook(structure, counted, groups, scores, inputs, _COSTS.get(recipe.target or "", "balanced"))
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
-    cost = _COSTS.get(recipe.target or "")
-    if cost is not None and recipe.allocation == "global":
-        chosen = select_by_cost(structure, counted, groups, scores, budget, COSTS[cost])
-    else:
-        chosen = select_units(structure, counted, groups, scores, budget, price)
+    chosen = UNIT_ALLOCATIONS[_allocation(recipe, "cost")](look, budget)
     whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 
@@ -255,6 +249,10 @@ _CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {
     Weights: _single_weights, NM: _n_of_m, Block: _blocks, Units: _units, Depth: _depth,
 }  # fmt: skip
 """How what goes is chosen, by the kind of structure."""
+
+
+def _allocation(recipe: Recipe, usual: str) -> str:
+    return usual if recipe.allocation == "auto" else recipe.allocation
 
 
 def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:

@@ -80,10 +80,11 @@ class Recipe(BaseModel):
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
     criterion: str = Field("magnitude", description="how much a weight or a unit matters; onnxprune methods lists them")
-    allocation: Literal["global", "uniform", "erk", "lamp", "sensitivity"] = Field(
-        "global",
-        description="how layers compete: global (all ranked together), uniform, erk, lamp, or sensitivity (scanned on "
-        "--calibration); units: global, uniform or sensitivity",
+    allocation: Literal["auto", "global", "uniform", "lamp", "erk", "cost", "sensitivity"] = Field(
+        "auto",
+        description="how layers compete: global (all ranked together), uniform, lamp or sensitivity (scanned on "
+        "--calibration); weights also: erk; units also: cost (importance lost per cost saved); auto is global for "
+        "weights and cost for units",
     )
     recover: tuple[str, ...] = Field(
         ("auto",),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 UNITS, WEIGHTS, DEPTH = "channels", "weights", "blocks"
 DEFAULT_UNIT_SHARE = 0.5
 _SAME = 1e-9
+_RANKED = ("auto", "global")
 STRUCTURES = {
     "weights": "single weights become zero, anywhere",
     "N:M": "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity",
@@ -155,16 +156,18 @@ def check_structure(recipe: Recipe) -> None:
     if not parts.units and (recipe.kinds or recipe.allow_inexact):
         flag = "kinds" if recipe.kinds else "allow-inexact"
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
-    if parts.depth and recipe.allocation != "global":
+    if parts.depth and recipe.allocation not in _RANKED:
         raise ValueError(f"--allocation: {recipe.allocation} is by layer, and residual blocks go whole: leave it out")
-    if parts.units and recipe.allocation in ("erk", "lamp"):
-        raise ValueError(f"--allocation: {recipe.allocation} is for single weights, not for whole units")
+    if parts.units and recipe.allocation == "erk":
+        raise ValueError("--allocation: erk is for single weights, not for whole units")
+    if recipe.allocation == "cost" and (not parts.units or parts.mixed):
+        raise ValueError(f"--allocation: cost is for whole units, not for the weights of {parts.text}: leave it out")
 
 
 def _check_threshold(recipe: Recipe) -> None:
     if recipe.structure != WEIGHTS:
         raise ValueError(f"--quality: a threshold is for single weights, --structure {recipe.structure} is not")
-    for field, default in (("criterion", "magnitude"), ("allocation", "global")):
+    for field, default in (("criterion", "magnitude"), ("allocation", "auto")):
         if getattr(recipe, field) != default:
             raise ValueError(f"--{field}: --quality is a threshold on the magnitudes of each layer: leave it out")
 
@@ -177,7 +180,7 @@ def _check_pattern(recipe: Recipe, pattern: NM) -> None:
         raise ValueError(f"--sparsity: {text} zeroes {pattern.sparsity:g} of the weights by itself: give more")
     if recipe.iterations > 1:
         raise ValueError(f"--iterations: {text} zeroes its share in one step")
-    if not units and recipe.allocation != "global":
+    if not units and recipe.allocation not in _RANKED:
         raise ValueError(f"--allocation: {text} takes the same share of every layer: leave it out")
 
 

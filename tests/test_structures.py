@@ -59,6 +59,8 @@ def test_n_of_m_sets_the_sparsity() -> None:
         ({"structure": "weights", "kinds": ("heads",), "sparsity": 0.5}, "--kinds"),
         ({"structure": "block:1x4", "allow_inexact": True, "sparsity": 0.5}, "--allow-inexact"),
         ({"structure": "channels", "allocation": "erk", "sparsity": 0.5}, "--allocation: erk is for single weights"),
+        ({"allocation": "cost", "sparsity": 0.5}, "--allocation: cost is for whole units"),
+        ({"structure": "channels+weights", "allocation": "cost", "sparsity": 0.5}, "--allocation: cost is for whole"),
         ({"quality": 1, "criterion": "l1"}, "--criterion: --quality"),
         ({"quality": 1, "allocation": "uniform"}, "--allocation: --quality"),
         ({"sparsity": 0.5, "allocation": "fair"}, "--allocation"),

@@ -69,7 +69,7 @@ def prune(
     ] = None,
     structure: Annotated[str, typer.Option(help=_about("structure"))] = "weights",
     criterion: Annotated[str, typer.Option(help=_about("criterion"))] = "magnitude",
-    allocation: Annotated[str, typer.Option(help=_about("allocation"))] = "global",
+    allocation: Annotated[str, typer.Option(help=_about("allocation"))] = "auto",
     unit_share: Annotated[float, typer.Option(help=_about("unit_share"))] = 0.5,
     kinds: Annotated[str, typer.Option(help=_about("kinds"), show_default=False)] = "",
     allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help=_about("allow_inexact"))] = False,

@@ -1,4 +1,4 @@
-"""Units in the order of importance lost per cost saved, for budgets in multiply-adds, bytes or latency.
+"""Units in the order of importance lost per cost saved: parameters, multiply-adds, latency.
 
 A group that keeps the share E of the sum of its scores has lost -n log E, n being the number of weights that its units
 run through. What is greatest for the cost, then, is the product over all layers of the importance that stays: the
@@ -19,11 +19,9 @@ from onnxprune.scoring.weights import Weight
 from onnxprune.selection.costs import Cost
 from onnxprune.selection.ledger import Change, Ledger
 from onnxprune.selection.rounding import kept_counts, step_of
-from onnxprune.selection.units import UnitBudget, UnitSelection
+from onnxprune.selection.units import OVERSHOOT, UnitBudget, UnitSelection
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
-
-_OVERSHOOT = 0.005  # a step that goes further beyond the target than this share is left out
 
 
 def select_by_cost(
@@ -42,7 +40,7 @@ def select_by_cost(
     """
     ledger = Ledger(structure, weights, groups, budget.floor, cost)
     target = budget.sparsity * ledger.prunable
-    limit = target + _OVERSHOOT * ledger.prunable
+    limit = target + OVERSHOOT * ledger.prunable
     offers = [_Offer(ledger, group, scores, budget) for group in groups]
     heap = [(0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
     while heap and ledger.gone < target:

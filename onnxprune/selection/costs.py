@@ -1,4 +1,4 @@
-"""What a node costs at given shapes: parameters, multiply-adds, or an estimate of the time that ONNX Runtime takes.
+"""What a node costs at given shapes: parameters, multiply-adds, both, or an estimate of ONNX Runtime's time.
 
 A `Ledger` asks for the costs of the nodes that a removal touches, so that units can go in the order of importance per
 cost. An estimate need only tell nodes of one model apart: what a target asks for is measured on the whole model.
@@ -16,7 +16,7 @@ from onnxprune.runtime.figures import Shapes, macs_of, nodes_with_times
 from onnxprune.structure.structure import Structure
 
 Cost = Callable[[ir.Node, Shapes], float]
-CostName = Literal["parameters", "macs", "latency"]
+CostName = Literal["parameters", "macs", "latency", "balanced"]
 
 BLOCK = 16
 """Channels that a convolution of ONNX Runtime takes at once."""
@@ -55,7 +55,22 @@ def latency(node: ir.Node, shapes: Shapes, *, traffic: float = TRAFFIC) -> float
     return macs(node, shapes) + traffic * moved
 
 
-COSTS: Mapping[CostName, Cost] = {"parameters": parameters, "macs": macs, "latency": latency}
+def find_cost(name: CostName, structure: Structure) -> Cost:
+    """Return a cost by its name.
+
+    ``balanced`` is the share of all parameters plus the share of all multiply-adds that a node has: parameters alone
+    would leave the early layers of a network whole, which have few of them and most of the work, and multiply-adds
+    alone the late ones.
+    """
+    if name != "balanced":
+        return _COSTS[name]
+    shapes, nodes = structure.facts.known_shapes(), list(counted_nodes(structure))
+    totals = [sum(times * cost(node, shapes) for node, times in nodes) for cost in (parameters, macs)]
+    size, work = (max(total, 1.0) for total in totals)
+    return lambda node, shapes: parameters(node, shapes) / size + macs(node, shapes) / work
+
+
+_COSTS: Mapping[str, Cost] = {"parameters": parameters, "macs": macs, "latency": latency}
 
 
 def counted_nodes(structure: Structure) -> Iterator[tuple[ir.Node, int]]:

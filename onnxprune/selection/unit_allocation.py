@@ -1,7 +1,8 @@
-"""How groups of units compete for what goes: a registry of functions from a `UnitLook` to a price.
+"""How groups of units compete for what goes: a registry of functions from a `UnitLook` and a budget to a selection.
 
-A price says how dear it is to remove the next units of a group, those of the lowest scores; `select_units` always takes
-the cheapest. The order inside a group is the criterion's alone.
+    chosen = UNIT_ALLOCATIONS["cost"](UnitLook(structure, weights, groups, scores), UnitBudget(0.5))
+
+Inside a group the units of the lowest scores go first, always; an allocation only says which group is next.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from onnxprune.errors import DataError
 from onnxprune.runtime.statistics import Inputs
 from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
+from onnxprune.selection.by_cost import select_by_cost
+from onnxprune.selection.costs import CostName, find_cost
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan_units
+from onnxprune.selection.units import Price, UnitBudget, UnitSelection, select_units
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
-
-Price = Callable[[Group, Scores, int, int], float]
-"""From a group, its units' scores in rising order, and from which to which of them go: a number, never negative."""
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class UnitLook:
         groups: The groups whose units may go.
         scores: By atom id.
         inputs: Unlabelled samples by input name; None where there are none.
+        cost: What is to be saved.
         table: What a scan found, once one was made.
     """
 
@@ -41,41 +43,67 @@ class UnitLook:
     groups: Sequence[Group]
     scores: Scores
     inputs: Inputs | None = None
+    cost: CostName = "balanced"
     table: Sensitivity | None = None
 
+    def cheapest(self, budget: UnitBudget, price: Price) -> UnitSelection:
+        """Take the units of the lowest price, until the budget is met."""
+        return select_units(self.structure, self.weights, self.groups, self.scores, budget, price)
 
-UNIT_ALLOCATIONS: dict[str, Callable[[UnitLook], Price]] = {}
+
+UnitAllocation = Callable[[UnitLook, UnitBudget], UnitSelection]
+
+UNIT_ALLOCATIONS: dict[str, UnitAllocation] = {}
 
 
-def unit_allocation(name: str) -> Callable[[Callable[[UnitLook], Price]], Callable[[UnitLook], Price]]:
+def unit_allocation(name: str) -> Callable[[UnitAllocation], UnitAllocation]:
     """Register an allocation of units."""
 
-    def register(function: Callable[[UnitLook], Price]) -> Callable[[UnitLook], Price]:
+    def register(function: UnitAllocation) -> UnitAllocation:
         UNIT_ALLOCATIONS[name] = function
         return function
 
     return register
 
 
-def by_score(group: Group, values: Scores, start: int, stop: int) -> float:
-    """The mean score."""
-    return float(values[start:stop].mean())
+@unit_allocation("cost")
+def by_cost(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+    """By importance lost per cost saved: of parameters and multiply-adds together, or of what a target asks for.
+
+    See `select_by_cost`, and `find_cost` for what a cost is.
+    """
+    cost = find_cost(look.cost, look.structure)
+    return select_by_cost(look.structure, look.weights, look.groups, look.scores, budget, cost)
 
 
 @unit_allocation("global")
-def together(look: UnitLook) -> Price:
-    """The units of all groups are ranked together by their scores, which are relative to their group's mean."""
-    return by_score
+def together(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+    """All are ranked together by their scores, which are relative to their group's mean."""
+    return look.cheapest(budget, lambda group, values, start, stop: float(values[start:stop].mean()))
+
+
+@unit_allocation("lamp")
+def by_lamp(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+    """All are ranked together by s^2 over the sum of the squares of their group's scores that are no smaller.
+
+    Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning, equation 4, of units.
+    """
+
+    def price(group: Group, values: Scores, start: int, stop: int) -> float:
+        left = float(np.square(values[start:]).sum())
+        return float(np.square(values[start:stop]).mean()) / left if left else 0.0
+
+    return look.cheapest(budget, price)
 
 
 @unit_allocation("uniform")
-def uniform(look: UnitLook) -> Price:
+def uniform(look: UnitLook, budget: UnitBudget) -> UnitSelection:
     """The same share of every group."""
-    return lambda group, values, start, stop: stop / len(values)
+    return look.cheapest(budget, lambda group, values, start, stop: stop / len(values))
 
 
 @unit_allocation("sensitivity")
-def by_sensitivity(look: UnitLook) -> Price:
+def by_sensitivity(look: UnitLook, budget: UnitBudget) -> UnitSelection:
     """By a scan: the units of each group are zeroed alone to several levels; what adds the least error a weight goes.
 
     Raises:
@@ -93,4 +121,4 @@ def by_sensitivity(look: UnitLook) -> Price:
         size = max(1, table.sizes[numbers[group]]) * (stop - start) / len(values)
         return float(after - before) / size if stop / len(values) <= shares[-1] else np.inf
 
-    return price
+    return look.cheapest(budget, price)

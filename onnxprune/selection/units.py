@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,15 @@ from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
 from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.rounding import RoundTo, kept_counts, step_of
-from onnxprune.selection.unit_allocation import Price, by_score
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
 
-_OVERSHOOT = 0.005  # a step that goes further beyond the target than this share is left out
+OVERSHOOT = 0.005
+"""A step that goes further beyond the target than this share is left out."""
+
+Price = Callable[[Group, Scores, int, int], float]
+"""From a group, its units' scores in rising order, and from which to which of them go: how dear they are."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class UnitSelection:
 
 def select_units(
     structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget,
-    price: Price = by_score,
+    price: Price,
 ) -> UnitSelection:  # fmt: skip
     """Take units, the cheapest first, until the budget is met, or the nearest below it.
 
@@ -68,10 +71,10 @@ def select_units(
         groups: The groups whose units may go.
         scores: By atom id; the order in which the units of a group go.
         budget: How much goes.
-        price: How groups compete: one of `unit_allocation.UNIT_ALLOCATIONS`.
+        price: How groups compete: the cheapest units go first, whatever their group.
     """
     ledger = Ledger(structure, weights, groups, budget.floor)
-    target, slack = budget.sparsity * ledger.prunable, _OVERSHOOT * ledger.prunable
+    target, slack = budget.sparsity * ledger.prunable, OVERSHOOT * ledger.prunable
     queue = [_Queue(structure, group, scores, budget, price) for group in groups]
     heap = [(q.priority(), i) for i, q in enumerate(queue) if q.more()]
     heapq.heapify(heap)

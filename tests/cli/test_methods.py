@@ -110,7 +110,7 @@ def test_with_packing_quantising_and_limits(folder: Path, capsys: pytest.Capture
         (("-s", 0.5, "--criterion", "snip", "--calibration", "inputs.npz"), "--calibration has no array 'label'"),
         (("-s", 0.5, "--criterion", "apoz", "--calibration", "inputs.npz"), "scores whole units"),
         (("-s", 0.5, "--allocation", "sensitivity"), "--allocation sensitivity scans"),
-        (("-s", 0.5, "--allocation", "lamp", "--structure", "channels"), "--allocation: lamp is for single weights"),
+        (("-s", 0.5, "--allocation", "erk", "--structure", "channels"), "--allocation: erk is for single weights"),
         (("-s", 0.5, "--recover", "least-squares"), "--recover least-squares needs inputs"),
         (("-s", 0.5, "--recover", "magic"), "--recover: there is no 'magic'"),
         (("-s", 0.5, "--calibration", "nowhere.npz"), "does not exist"),

@@ -12,10 +12,12 @@ from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.by_cost import select_by_cost
-from onnxprune.selection.costs import COSTS, CostName, latency
+from onnxprune.selection.costs import CostName, find_cost, latency
 from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.units import UnitBudget, UnitSelection
 from onnxprune.structure.structure import Structure
+
+COSTS: tuple[CostName, ...] = ("parameters", "macs", "balanced")
 
 
 def uneven(c: int = 32) -> ir.Model:
@@ -35,7 +37,7 @@ def choose(structure: Structure, sparsity: float, cost: CostName, scores: np.nda
     weights, groups = prunable_weights(structure), structure.groups
     if scores is None:
         scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    return select_by_cost(structure, weights, groups, scores, UnitBudget(sparsity), COSTS[cost])
+    return select_by_cost(structure, weights, groups, scores, UnitBudget(sparsity), find_cost(cost, structure))
 
 
 def kept(structure: Structure, chosen: UnitSelection) -> dict[str, int]:
@@ -79,11 +81,28 @@ def test_units_without_importance_go_first() -> None:
     assert kept(structure, choose(structure, 0.1, "macs", scores))[last.name] < 64
 
 
+def test_the_balanced_cost_is_the_share_of_parameters_plus_the_share_of_multiply_adds() -> None:
+    structure = prepare(uneven(64))
+    every = (structure, prunable_weights(structure), structure.groups, 1)
+    assert Ledger(*every, find_cost("balanced", structure)).cost == pytest.approx(2.0)
+    whole = {cost: Ledger(*every, find_cost(cost, structure)) for cost in COSTS}
+    atoms = structure.groups[0].atoms[:16]
+    left = {cost: change.cost for cost, ledger in whole.items() if (change := ledger.preview(atoms))}
+    shares = {cost: left[cost] / whole[cost].cost for cost in COSTS}
+    assert left["balanced"] == pytest.approx(shares["parameters"] + shares["macs"])
+
+
+def test_balanced_units_lie_between_those_of_its_parts() -> None:
+    structure = prepare(uneven(128))
+    early = {cost: kept(structure, choose(structure, 0.5, cost))["w1[0]"] for cost in COSTS}
+    assert early["macs"] <= early["balanced"] <= early["parameters"] and early["macs"] < early["parameters"]
+
+
 @pytest.mark.parametrize("sparsity", [0.3, 0.7])
 def test_the_ledger_counts_the_multiply_adds_that_are_left(sparsity: float) -> None:
     structure = prepare(uneven(64))
     weights, groups = prunable_weights(structure), structure.groups
-    ledger = Ledger(structure, weights, groups, 1, COSTS["macs"])
+    ledger = Ledger(structure, weights, groups, 1, find_cost("macs", structure))
     assert ledger.cost == runtime.figures(structure.model, structure.facts.known_shapes()).macs
     chosen = choose(structure, sparsity, "macs")
     for group in groups:
@@ -97,7 +116,7 @@ def test_the_ledger_counts_the_multiply_adds_that_are_left(sparsity: float) -> N
 
 def test_a_preview_changes_nothing() -> None:
     structure = prepare(uneven())
-    ledger = Ledger(structure, prunable_weights(structure), structure.groups, 1, COSTS["latency"])
+    ledger = Ledger(structure, prunable_weights(structure), structure.groups, 1, find_cost("latency", structure))
     before = ledger.cost, ledger.gone
     change = ledger.preview(structure.groups[0].atoms[:16])
     assert change is not None and change.cost < before[0] and change.gone > 0

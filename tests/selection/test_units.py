@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from small_models import conv_net, two_layers
@@ -10,7 +12,7 @@ from onnxprune.pipeline import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.rounding import kept_counts
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
-from onnxprune.selection.units import UnitBudget, UnitSelection, select_share, select_units
+from onnxprune.selection.units import UnitBudget, UnitSelection, select_share
 
 
 @pytest.mark.parametrize(
@@ -35,8 +37,7 @@ def choose(
     structure = prepare(conv_net(64) if convolutional else two_layers(64))
     weights, groups = prunable_weights(structure), structure.groups
     scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    price = UNIT_ALLOCATIONS[allocation](UnitLook(structure, weights, groups, scores))
-    chosen = select_units(structure, weights, groups, scores, budget, price)
+    chosen = UNIT_ALLOCATIONS[allocation](UnitLook(structure, weights, groups, scores), budget)
     return chosen, {g.name: int((~chosen.removed[g.atoms]).sum()) for g in groups}
 
 
@@ -60,6 +61,36 @@ def test_unrounded_comes_closer() -> None:
 def test_uniform_allocation_cuts_all_groups_alike() -> None:
     _, kept = choose(UnitBudget(0.75, round_to="none"), "uniform", convolutional=True)
     assert max(kept.values()) - min(kept.values()) <= 1
+
+
+def lopsided(allocation: str, sparsity: float) -> list[int]:
+    """What is kept of two groups of 64 channels: scores of one are spread out, of the other nearly equal."""
+    structure = prepare(conv_net(64))
+    weights, (spread, level) = prunable_weights(structure), structure.groups
+    scores = np.zeros(structure.terms.count)
+    scores[spread.atoms] = np.r_[np.full(20, 0.01), np.full(44, 1.5)]
+    scores[level.atoms] = np.linspace(0.99, 1.01, 64)
+    look = UnitLook(structure, weights, structure.groups, scores)
+    chosen = UNIT_ALLOCATIONS[allocation](look, UnitBudget(sparsity, "none"))
+    return [int((~chosen.removed[g.atoms]).sum()) for g in (spread, level)]
+
+
+def test_one_ranking_of_all_units_empties_a_layer_and_what_weighs_the_rest_does_not() -> None:
+    assert lopsided("global", 0.95)[1] < 4
+    assert min(lopsided("cost", 0.95)) > 4
+    assert min(lopsided("lamp", 0.95)) > 4
+
+
+def test_lamp_of_units_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UnitLook, "cheapest", lambda look, budget, price: price)
+    structure = prepare(conv_net(4))
+    look = UnitLook(structure, prunable_weights(structure), structure.groups, np.zeros(structure.terms.count))
+    price: Any = UNIT_ALLOCATIONS["lamp"](look, UnitBudget(0.5))
+    scores = np.array([0.0, 1.0, 2.0, 3.0])
+    prices = [
+        price(structure.groups[0], scores, start, stop) for start, stop in [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3)]
+    ]
+    assert prices == pytest.approx([0, 1 / 14, 4 / 13, 1, (1 + 4) / 2 / 14])
 
 
 def test_the_floor_holds() -> None:
