@@ -7,6 +7,7 @@ from pathlib import Path
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import Criterion, criteria
 from onnxprune.selection.allocation import ALLOCATIONS
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS
 
 TARGET = Path(__file__).with_name("criteria.md")
 
@@ -35,8 +36,12 @@ def table() -> str:
     for name, criterion in criteria().items():
         cells = (f"`{name}`", _scores(criterion), criterion.formula, criterion.needs, criterion.cost, criterion.source)
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
-    lines += ["", "## Allocation", "", "| allocation | how much goes of each layer |", "|---|---|"]
-    lines += [f"| `{name}` | {_escaped(_first(f.__doc__))} |" for name, f in sorted(ALLOCATIONS.items())]
+    lines += ["", "## Allocation", "", "How much goes of each layer, or group of units.", ""]
+    lines += ["| allocation | single weights | whole units |", "|---|---|---|"]
+    for name in sorted({*ALLOCATIONS, *UNIT_ALLOCATIONS}):
+        ways = (ALLOCATIONS.get(name), UNIT_ALLOCATIONS.get(name))
+        cells = (f"`{name}`", *(_first(way.__doc__) if way else "" for way in ways))
+        lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     lines += [
         "",
         "## Recovery without labels",
