@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.calibration import Calibration
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.recipe import Recipe
-from onnxprune.scoring import Context, Criterion, find_criterion, prunable_weights
+from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.depth import score_blocks
+from onnxprune.scoring.remembered import Memory, remembered
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.scoring.weights import Weight, total_size
@@ -76,8 +76,9 @@ class Plan:
 
 
 def choose(
-    structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, again: bool = False
-) -> Plan:
+    structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, again: bool = False,
+    memory: Memory | None = None,
+) -> Plan:  # fmt: skip
     """Decide what goes in one step.
 
     Args:
@@ -85,6 +86,7 @@ def choose(
         recipe: How much goes, and by what; its structure is no mix.
         calibration: Samples, where some were given.
         again: The model was pruned before: weights that are zero go first.
+        memory: What was found of this very model under this criterion, for another sparsity.
 
     Raises:
         NothingToPrune: There is nothing to decide on.
@@ -93,7 +95,8 @@ def choose(
     weights = eligible_weights(structure, recipe)
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
-    task = _Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration))
+    memory = memory or Memory()
+    task = _Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, memory), memory)
     if recipe.parts.zeros is not None:
         task = _able(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
     return _CHOOSERS[type(recipe.parts.kind)](task)
@@ -125,6 +128,7 @@ class _Task:
     calibration: Calibration | None
     weights: list[Weight]
     criterion: Criterion
+    memory: Memory
     unable: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -141,7 +145,7 @@ class _Task:
     def look(self) -> Look:
         """What an allocation of single weights may look at."""
         inputs = None if self.calibration is None else self.calibration.inputs
-        return Look(self.criterion, inputs, self.recipe.seed)
+        return Look(self.criterion, inputs, self.recipe.seed, self.memory)
 
     def plan(
         self,
@@ -223,7 +227,8 @@ def _units(task: _Task) -> Plan:
         raise RecipeError(f"--criterion {recipe.criterion} can score no units, as those of {group.name}: {reason}")
     counted = prunable_weights(structure)
     inputs = None if task.calibration is None else task.calibration.inputs
-    look = UnitLook(structure, counted, groups, scores, inputs, _COSTS.get(recipe.target or "", "balanced"))
+    cost = _COSTS.get(recipe.target or "", "balanced")
+    look = UnitLook(structure, counted, groups, scores, inputs, cost, task.memory)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
     chosen = UNIT_ALLOCATIONS[_allocation(recipe, "cost")](look, budget)
     whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
@@ -255,28 +260,14 @@ def _allocation(recipe: Recipe, usual: str) -> str:
     return usual if recipe.allocation == "auto" else recipe.allocation
 
 
-def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None) -> Criterion:
+def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None, memory: Memory) -> Criterion:
     """The criterion with what it may look at of this model.
 
     Raises:
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    criterion = find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed))
-    return criterion if criterion.looks_at == "weights" or criterion.weights is None else _remembered(criterion)
-
-
-def _remembered(criterion: Criterion) -> Criterion:
-    """The criterion with saliencies found once: rankings ask for them again, and these take data to find."""
-    saliency, known = criterion.weights, dict[ir.Value, npt.NDArray[np.float32]]()
-    assert saliency is not None
-
-    def look_up(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
-        if weight.value not in known:
-            known[weight.value] = saliency(weight, context)
-        return known[weight.value]
-
-    return replace(criterion, weights=look_up)
+    return remembered(find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed)), memory)
 
 
 def _able(task: _Task) -> _Task:

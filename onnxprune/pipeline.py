@@ -29,6 +29,7 @@ from onnxprune.planning import prepare
 from onnxprune.recipe import Recipe, make_recipe
 from onnxprune.record import FileId, Record, renamed_copies
 from onnxprune.schedules import sparsities
+from onnxprune.scoring.remembered import Memory
 from onnxprune.steps import State, Steps, Trace
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verification import Verdict, verify
@@ -223,7 +224,10 @@ def _try(original: ir.Model, given: _Given, clock: Clock, recipe: Recipe, *, who
 
 @dataclass(frozen=True)
 class _Given:
-    """What a run is given beside model and recipe; see `prune`. `samples` are those of `calibration`, read."""
+    """What a run is given beside model and recipe; see `prune`.
+
+    `samples` are those of `calibration`, read; `memory` is shared by the runs of a search, which begin alike.
+    """
 
     data: AnyData | None
     eval_data: AnyData | None
@@ -234,6 +238,7 @@ class _Given:
     resume: bool
     verification: bool
     latency: bool
+    memory: Memory = field(default_factory=Memory)
 
 
 def _run(original: ir.Model, recipe: Recipe, given: _Given, clock: Clock) -> Result:
@@ -244,7 +249,7 @@ def _run(original: ir.Model, recipe: Recipe, given: _Given, clock: Clock) -> Res
         eval_data, metric = given.eval_data, given.metric
         check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
         checks = {"verification": given.verification, "eval_data": eval_data}
-        result = _prune_once(original, recipe, given.samples, clock, check if given.verification else None, checks)
+        result = _prune_once(original, recipe, given, clock, check if given.verification else None, checks)
     else:
         from onnxprune.retraining import Wishes, prune_and_retrain  # PyTorch, which only this needs
 
@@ -283,7 +288,7 @@ def _check_data(recipe: Recipe, data: AnyData | None, eval_data: AnyData | None,
 def _prune_once(
     original: ir.Model,
     recipe: Recipe,
-    calibration: Calibration | None,
+    given: _Given,
     clock: Clock,
     check: Callable[..., Verdict] | None,
     checks: Mapping[str, Any],
@@ -295,9 +300,9 @@ def _prune_once(
         checks: How each step is checked: fields of `Steps`.
     """
     structure = clock("analyse", lambda: prepare(original.clone()))
-    methods = recovery_methods(recipe, given=calibration is not None)
-    given: dict[str, Any] = {"methods": methods, "calibration": calibration, "progress": clock.progress}
-    steps = Steps.of(structure, recipe, **given, **checks)
+    methods = recovery_methods(recipe, given=given.samples is not None)
+    own: dict[str, Any] = {"methods": methods, "calibration": given.samples, "progress": clock.progress}
+    steps = Steps.of(structure, recipe, memory=given.memory, **own, **checks)
     state = State(original)
     wanted = sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
     for number, sparsity in enumerate(wanted, 1):

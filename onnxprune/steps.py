@@ -29,6 +29,7 @@ from onnxprune.planning import Applied, apply_plan, masked_twin, prepare, remove
 from onnxprune.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
+from onnxprune.scoring.remembered import Memory
 from onnxprune.scoring.weights import total_size
 from onnxprune.selection.eligible import eligible_weights, protected_weights
 from onnxprune.selection.rounding import CONV_BLOCK, RoundTo
@@ -136,6 +137,7 @@ class Steps:
         verification: Whether removed == masked is checked.
         eval_data: An .npz with inputs, for the check where no random inputs work.
         progress: Called with what is being recovered.
+        memory: What was found of the original, by another run that began with it.
     """
 
     recipe: Recipe
@@ -147,6 +149,7 @@ class Steps:
     verification: bool = True
     eval_data: str | Path | None = None
     progress: Callable[[str], None] | None = None
+    memory: Memory = field(default_factory=Memory)
 
     @staticmethod
     def of(structure: Structure, recipe: Recipe, *, methods: tuple[str, ...] = (), **given: Any) -> Steps:
@@ -175,7 +178,8 @@ class Steps:
             structure = structure or prepare(model.clone())
             own = self._part(part, structure, sparsity)
             gone_before = self.prunable - self.left(structure)
-            plan = choose(structure, own, self.calibration, again=number > 1 or self.recipe.alternate)
+            again, first = number > 1 or self.recipe.alternate, number == 1 and model is state.model
+            plan = choose(structure, own, self.calibration, again=again, memory=self.memory if first else None)
             done = apply_plan(plan)
             difference = self._difference(model, plan, done)
             trace = trace.and_kept(done.kept, done.renamed, difference)

@@ -9,7 +9,7 @@ All reach the sparsity asked for over all weights together, as nearly as whole w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from onnxprune.errors import DataError
 from onnxprune.runtime.statistics import Inputs
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
+from onnxprune.scoring.remembered import Memory
 from onnxprune.scoring.weights import Weight, total_size
 from onnxprune.selection.matrices import matrix_axes
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
@@ -35,12 +36,14 @@ class Look:
         criterion: What goes first.
         inputs: Unlabelled samples by input name; None where there are none.
         seed: For criteria that draw at random.
+        memory: Holds a scan, for when one is asked for again.
         table: What a scan found, once one was made.
     """
 
     criterion: Criterion
     inputs: Inputs | None = None
     seed: int = 0
+    memory: Memory = field(default_factory=Memory)
     table: Sensitivity | None = None
 
 
@@ -127,9 +130,9 @@ def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None
     """
     if look is None or look.inputs is None:
         raise DataError("the allocation 'sensitivity' scans layers on calibration data, and there are none.")
-    measure = OutputError(weights[0].structure.model, look.inputs)
-    look.table = scan(weights, look.criterion, measure, seed=look.seed)
-    shares = shares_by_sensitivity(look.table, sparsity, [zero_share(w) for w in weights])
+    criterion, seed, measure = look.criterion, look.seed, OutputError(weights[0].structure.model, look.inputs)
+    look.table = table = look.memory.recall("scan", lambda: scan(weights, criterion, measure, seed=seed))
+    shares = shares_by_sensitivity(table, sparsity, [zero_share(w) for w in weights])
     return {w.value: shares[w.name] for w in weights}
 
 

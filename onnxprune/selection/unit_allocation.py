@@ -8,12 +8,13 @@ Inside a group the units of the lowest scores go first, always; an allocation on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxprune.errors import DataError
 from onnxprune.runtime.statistics import Inputs
+from onnxprune.scoring.remembered import Memory
 from onnxprune.scoring.units import Scores
 from onnxprune.scoring.weights import Weight
 from onnxprune.selection.by_cost import select_by_cost
@@ -35,6 +36,7 @@ class UnitLook:
         scores: By atom id.
         inputs: Unlabelled samples by input name; None where there are none.
         cost: What is to be saved.
+        memory: Holds a scan, for when one is asked for again.
         table: What a scan found, once one was made.
     """
 
@@ -44,6 +46,7 @@ class UnitLook:
     scores: Scores
     inputs: Inputs | None = None
     cost: CostName = "balanced"
+    memory: Memory = field(default_factory=Memory)
     table: Sensitivity | None = None
 
     def cheapest(self, budget: UnitBudget, price: Price) -> UnitSelection:
@@ -112,7 +115,8 @@ def by_sensitivity(look: UnitLook, budget: UnitBudget) -> UnitSelection:
     if look.inputs is None:
         raise DataError("the allocation 'sensitivity' scans groups on calibration data, and there are none.")
     measure = OutputError(look.structure.model, look.inputs)
-    look.table = table = scan_units(look.structure, look.weights, look.groups, look.scores, measure)
+    parts = (look.structure, look.weights, look.groups, look.scores)
+    look.table = table = look.memory.recall("scan", lambda: scan_units(*parts, measure))
     numbers = {group: i for i, group in enumerate(look.groups)}
 
     def price(group: Group, values: Scores, start: int, stop: int) -> float:
