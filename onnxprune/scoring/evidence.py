@@ -7,6 +7,7 @@ criterion pays for what it looks at.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
+
+TOGETHER = 2**27
+"""Entries of the Gram matrices that are gathered in one pass over the data: 1 GiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +92,30 @@ class Evidence:
 
     def moments(self, name: str) -> Moments:
         """Return the Gram matrix of what a layer reads; its targets are the layer's own outputs."""
+        self.layer(name)
+        return self._moments(self._passes[name])[name]
+
+    @functools.cached_property
+    def _passes(self) -> Mapping[str, tuple[str, ...]]:
+        """For each layer, those that are measured in one pass with it: neighbours, as many as `TOGETHER` allows."""
+        found: list[list[str]] = [[]]
+        room = TOGETHER
+        for name, layer in self.layers.items():
+            shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
+            entries = layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2
+            if entries > room and found[-1]:
+                found.append([])
+                room = TOGETHER
+            found[-1].append(name)
+            room -= entries
+        return {name: tuple(names) for names in found for name in names}
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one object a run, and Gram matrices are large
+    def _moments(self, names: tuple[str, ...]) -> Mapping[str, Moments]:
         feeds = batches(self.structure.model, self.inputs, self.batch)
-        return layer_moments(self.structure.model, [self.layer(name)], {}, feeds, folds=1, targets=False)[name][0]
+        layers = [self.layers[name] for name in names]
+        found = layer_moments(self.structure.model, layers, {}, feeds, folds=1, targets=False)
+        return {name: moments for name, (moments,) in found.items()}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
     def inverse_hessian(self, name: str, *, centred: bool = False) -> Matrix:
