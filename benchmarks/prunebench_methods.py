@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from prunebench_count import parameters
 
+import onnxprune
 from onnxprune.bridge.training import Masks, apply_masks
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.planning import prepare
@@ -34,6 +35,7 @@ Flags = npt.NDArray[np.bool_]
 PATTERNS = {2: "2:4", 4: "1:4"}
 """The N:M patterns of sparse tensor cores, by the compression of the layers that they fit."""
 
+STEPS = 20
 BISECTIONS = 24
 
 
@@ -45,7 +47,8 @@ class Method:
         structure: weights, n:m, a block such as block:1x4, or channels.
         criterion: A name of the registry.
         allocation: A name of the registries; or magnitude: what goes of each layer is as much as magnitude takes of it
-            (Blalock et al. 2020, section 7.2), of weights ranked globally, of units by cost.
+            (Blalock et al. 2020, section 7.2), of weights ranked globally, of units by cost; or iterative: globally in
+            `STEPS` steps, scores made anew at each, as SynFlow is meant (Tanaka et al. 2020, algorithm 1).
     """
 
     structure: str
@@ -121,6 +124,8 @@ def zeroed_weights(dense: Dense, method: Method, ratio: int) -> Mapping[ir.Value
     weights, criterion = dense.weights, dense.criterion(method.criterion)
     size = sum(w.size for w in weights)
     sparsity = (dense.total - round(dense.total / ratio)) / size
+    if method.allocation == "iterative":
+        return in_steps(dense, criterion, sparsity)
     if method.structure != "weights":
         pattern = parse_pattern(PATTERNS[ratio] if method.structure == "n:m" else method.structure)
         return pattern_masks(weights, criterion, pattern, sparsity, seed=dense.seed).masks
@@ -132,6 +137,18 @@ def zeroed_weights(dense: Dense, method: Method, ratio: int) -> Mapping[ir.Value
     else:
         shares = ALLOCATIONS[method.allocation](weights, sparsity, None) or {}
     return masks_of_shares(weights, criterion, shares, seed=dense.seed)
+
+
+def in_steps(dense: Dense, criterion: Criterion, sparsity: float) -> Mapping[ir.Value, Flags]:
+    """Masks of the weights, pruned a little at a time; what is zero stays zero."""
+    pruned = onnxprune.prune(
+        dense.path, sparsity=sparsity, criterion=criterion.name, iterations=STEPS, schedule="exponential", ends="prune",
+        seed=dense.seed, verification=False,
+    ).model  # fmt: skip
+    left = {
+        name: value.const_value.numpy() != 0 for name, value in pruned.graph.initializers.items() if value.const_value
+    }
+    return {w.value: left[w.name] for w in dense.weights}
 
 
 # --- units

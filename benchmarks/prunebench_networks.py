@@ -89,6 +89,7 @@ OTHERS = (
     Method("weights", "magnitude", "erk"),
     Method("weights", "obd"),
     Method("weights", "synflow"),
+    Method("weights", "synflow", "iterative"),
     Method("channels", "fpgm", "cost"),
     Method("channels", "l1", "cost"),
 )
