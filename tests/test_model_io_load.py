@@ -185,6 +185,19 @@ def test_nodes_out_of_order_are_sorted() -> None:
     assert [node.name for node in model.graph] == ["first", "relu", "second"]
 
 
+def test_a_body_that_reads_what_comes_later_is_sorted_behind_it() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <
+            then_branch = t () => (float[2] a) { a = Neg(late) },
+            else_branch = e () => (float[2] b) { b = Identity(late) }
+        >
+        late = Exp(x)
+    }"""
+    model = model_io.load_any(onnx.parser.parse_model(text))
+    assert [node.op_type for node in model.graph] == ["Exp", "If"]
+    assert [node.op_type for node in model.clone().graph] == ["Exp", "If"]
+
+
 @pytest.mark.parametrize(
     "dtype",
     [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float8_e4m3fn],

@@ -16,6 +16,7 @@ from onnx_ir import external_data
 from onnxprune.errors import ModelError
 
 from . import protobuf
+from .bodies import bodies
 from .densify import make_dense, refuse_training_info
 from .external import byte_size, check_external_data, embed_outside_initializers
 from .limits import Limits, runtime_refusal
@@ -155,27 +156,37 @@ def _check_graph(model: ir.Model, name: str) -> None:
 
     ONNX asks for sorted nodes, but ONNX Runtime sorts by itself, so that unsorted files exist.
     """
-    unsorted = False
-    for graph in model.graphs():
-        seen: set[ir.Node] = set()
-        for node in graph:
-            for value in node.inputs:
-                if value is None:
-                    continue
-                producer = value.producer()
-                if producer is not None:
-                    unsorted |= producer.graph is graph and producer not in seen
-                elif not (value.is_graph_input() or value.is_initializer()):
-                    raise ModelError(
-                        f"'{name}' is not a valid ONNX graph: value '{value.name}', read by node '{node.name}' "
-                        f"({node.op_type}), is produced nowhere."
-                    )
-            seen.add(node)
-        for value in graph.outputs:
-            if value.producer() is None and not (value.is_graph_input() or value.is_initializer()):
-                raise ModelError(f"'{name}' is not a valid ONNX graph: output '{value.name}' is produced nowhere.")
-    if unsorted:
+    if not _is_sorted(model.graph, name, set()):
         try:
             model.graph.sort()
         except ValueError as error:
             raise ModelError(f"'{name}' is not a valid ONNX graph: its nodes form a cycle.") from error
+
+
+def _is_sorted(graph: ir.Graph, name: str, seen: set[ir.Node]) -> bool:
+    """Whether nodes, those of bodies too, come behind all whose outputs they read; `seen` are those before the graph.
+
+    Raises:
+        ModelError: A value is produced nowhere.
+    """
+    in_order = True
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and not _is_given(value):
+                if value.producer() is None:
+                    raise ModelError(
+                        f"'{name}' is not a valid ONNX graph: value '{value.name}', read by node '{node.name}' "
+                        f"({node.op_type}), is produced nowhere."
+                    )
+                in_order &= value.producer() in seen
+        for body in bodies(node):
+            in_order &= _is_sorted(body, name, seen)
+        seen.add(node)
+    for value in graph.outputs:
+        if value.producer() is None and not _is_given(value):
+            raise ModelError(f"'{name}' is not a valid ONNX graph: output '{value.name}' is produced nowhere.")
+    return in_order
+
+
+def _is_given(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_initializer()

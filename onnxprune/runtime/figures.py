@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.model_io.bodies import bodies
 from onnxprune.structure.tensors import read
 
 Shape = tuple[int, ...]
@@ -117,7 +118,7 @@ def nodes_with_times(graph: ir.Graph, shapes: Shapes, times: int = 1) -> Iterato
     """All nodes of a graph and of the bodies in it, with how often each runs (of an If, both branches)."""
     for node in graph:
         yield node, times
-        for body in _bodies(node):
+        for body in bodies(node):
             yield from nodes_with_times(body, shapes, times * _iterations(node, shapes))
 
 
@@ -159,22 +160,10 @@ def _graph_macs(graph: ir.Graph, shapes: Shapes, uncounted: list[str]) -> int:
 
 def _subgraph_macs(node: ir.Node, shapes: Shapes, uncounted: list[str]) -> int:
     """If: the costlier branch. Loop and Scan: the body times the number of iterations, once where that is not known."""
-    bodies = _bodies(node)
-    if not bodies:
+    inner = list(bodies(node))
+    if not inner:
         return 0
-    return max(_graph_macs(body, shapes, uncounted) for body in bodies) * _iterations(node, shapes)
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    bodies = []
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies.extend(attribute.as_graphs())
-    return bodies
+    return max(_graph_macs(body, shapes, uncounted) for body in inner) * _iterations(node, shapes)
 
 
 def _iterations(node: ir.Node, shapes: Shapes) -> int:

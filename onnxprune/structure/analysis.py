@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model_io.bodies import bodies
 from onnxprune.structure import rules
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import KIND_BITS
@@ -420,21 +421,13 @@ class View:
                 continue
             for axis in self.axes(value):
                 self.pin(axis, reason)
-        for graph in _subgraphs(self.node):
+        for graph in bodies(self.node):
             for inner in graph.all_nodes():
                 for touched in (*inner.inputs, *inner.outputs):
                     if touched is not None and self.facts.shape(touched) is not None:
                         self._analysis._still(touched, f"{self.name}: {reason}")
         for out in self.node.outputs:
             self._analysis._still(out, f"{self.name}: {reason}")
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _size(value: ir.Value) -> int:
