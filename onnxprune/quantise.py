@@ -30,7 +30,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from onnxprune import model_io
 from onnxprune.calibration import AnyArrays, read_calibration
@@ -45,6 +45,12 @@ FORMS = ("int8", "int8-dynamic", "fp16")
 _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: their product
 _PER_CHANNEL_OPSET = 13  # from here on DequantizeLinear has an axis
 _LARGE = 1_900_000_000
+_FLOAT_SCALES = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QGemm", "QLinearConv", "QLinearMatMul",
+    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSigmoid",
+    "QLinearLeakyRelu", "QLinearSoftmax",
+)  # fmt: skip
+"""Operators of a model that is quantised already; fp16 leaves their scales as they are."""
 
 
 def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Model:
@@ -146,7 +152,8 @@ def _dynamic(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.Model
 
 
 def _half(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:
-    return convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *_FLOAT_SCALES]
+    return convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
 
 
 _CONVERTERS: Mapping[str, Callable[[Path, Path, Sequence[Feeds]], onnx.ModelProto]] = {

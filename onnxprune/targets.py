@@ -105,10 +105,10 @@ def reach(
     search = _Search.of(original, recipe, run, eval_data, metric, tell)
     found = search.find() if at is None else Found(Try(at, search.wanted), ())
     if found.best is None:
-        raise VerificationError(_unreachable(search.target, search.wanted, found))
+        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
     result = search.result(found.best.sparsity)
     if search.target == "max_drop" and result.gone == 0:
-        raise VerificationError(_unreachable(search.target, search.wanted, found))
+        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
     measured = limits.measured_figures(result)
     value = measured.get(_MEASURED_AS[search.target], found.best.value)
     reached = Reached(search.target, search.wanted, value, found.best.sparsity, found.tries)
@@ -128,6 +128,7 @@ class _Search:
         tell: Called with the name of each try.
         figures: What was measured, by the parameters gone: two sparsities may come to the same units.
         results: Of tries that are whole runs, by sparsity.
+        obstacles: Why nothing could be packed, where it should be.
     """
 
     recipe: Recipe
@@ -138,6 +139,7 @@ class _Search:
     tell: Callable[[str], None] | None
     figures: dict[int, float] = field(default_factory=dict)
     results: dict[float, Result] = field(default_factory=dict)
+    obstacles: set[str] = field(default_factory=set)
 
     @staticmethod
     def of(
@@ -180,6 +182,8 @@ class _Search:
         if self.trained:
             self.results[sparsity] = result
             return self.figure(result)
+        if result.delivery is not None and result.delivery.packing is not None:
+            self.obstacles.update({result.delivery.packing.obstacle} - {""})
         if result.gone not in self.figures:
             self.figures[result.gone] = self.figure(result)
         return self.figures[result.gone]
@@ -193,15 +197,16 @@ class _Search:
         return result
 
 
-def _unreachable(target: str, wanted: float, found: Found) -> str:
+def _unreachable(target: str, wanted: float, found: Found, obstacles: set[str]) -> str:
     flag = f"--{flag_name('', target)} {wanted:g}"
     if target == "max_drop":
         least = min((t for t in found.tries if not t.value <= wanted), key=lambda t: t.sparsity)
         return f"{flag} allows no pruning: a sparsity of {least.sparsity:.2%} costs {least.value:.4g} already"
     best = min(found.tries, key=lambda t: t.value)
+    why = "".join(f"; nothing could be packed, since {obstacle}" for obstacle in sorted(obstacles))
     return (
         f"{flag} cannot be reached: the least that this recipe gives is {best.value:.3g}, with all gone that can "
-        "(--allow-inexact, --round-to, --quantize and --pack may allow more)"
+        f"(--allow-inexact, --round-to, --quantize and --pack may allow more{why})"
     )
 
 

@@ -46,6 +46,16 @@ def test_zeros_stay_zero(name: str, form: str) -> None:
     assert 0.9 * before < after <= before
 
 
+def test_half_precision_leaves_the_scales_of_a_quantised_model_alone() -> None:
+    model = model_io.load(MODELS / "digits_resnet.onnx")
+    quantised = quantise.quantise(model, "int8", quantise.calibration_batches(CALIBRATION, model)[:2])
+    half = quantise.quantise(quantised, "fp16")
+    feeds = runtime.working_inputs(model)[0]
+    before, after = (runtime.run(runtime.make_session(m), feeds) for m in (quantised, half))
+    for name, expected in before.items():
+        assert np.abs(after[name] - expected).max() <= 0.05 * np.abs(expected).max()
+
+
 def test_a_lost_zero_is_found() -> None:
     plain, other = two_layers(), two_layers()
     pruned = array(plain, "w1")

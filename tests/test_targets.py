@@ -114,6 +114,12 @@ def test_a_target_out_of_reach_is_told(settings: dict[str, Any], message: str) -
         prune(conv_net(64), **settings)
 
 
+def test_what_keeps_a_file_from_being_packed_is_told() -> None:
+    old = graph("agraph (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }", {"w": random(64, 64)}, opset=10)
+    with pytest.raises(VerificationError, match="nothing could be packed, since the model's opset is 10"):
+        prune(old, target_size=0.5, pack="smallest", latency=False)
+
+
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
 def test_five_percent_more_would_break_the_drop(path: Path) -> None:
     settings: dict[str, Any] = {"eval_data": path.with_suffix(".npz"), "latency": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -77,3 +78,11 @@ class PackReport:
     def left_dense(self) -> tuple[TensorReport, ...]:
         """The tensors that were not, each with its reason."""
         return tuple(t for t in self.tensors if not t.is_packed)
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing was packed: the reason that keeps most bytes dense; "" where something was."""
+        kept: Counter[str] = Counter()
+        for tensor in self.left_dense:
+            kept[tensor.reason] += tensor.dense_bytes
+        return "" if self.packed or not kept else kept.most_common(1)[0][0]

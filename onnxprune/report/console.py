@@ -39,6 +39,8 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
             f"packed {len(packing.packed)} of {len(packing.tensors)} tensors ({forms or 'none'}) to "
             f"{packing.ratio:.3f} of their bytes"
         )
+        if packing.obstacle:
+            console.print(f"[yellow]nothing was packed: {escape(packing.obstacle)}[/]")
     if result.dead:
         console.print(f"{result.dead:,} dead units went as well")
     if result.recovered is not None:

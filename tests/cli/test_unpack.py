@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_models import conv_net
+from small_models import conv_net, graph, random
 from test_cli import refused, run
 
 from onnxprune import model_io
@@ -28,6 +28,13 @@ def test_unpack_gives_the_pruned_model_back(
     assert content["after_bytes"] == again.stat().st_size
     a, b = (model_io.load(p).graph.initializers for p in (plain, again))
     assert {n: v.const_value.tobytes() for n, v in a.items()} == {n: v.const_value.tobytes() for n, v in b.items()}
+
+
+def test_it_is_told_why_nothing_could_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = graph("agraph (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }", {"w": random(64, 64)}, opset=10)
+    model_io.save(model, tmp_path / "old.onnx")
+    assert run(tmp_path / "old.onnx", "-s", 0.9, "--pack") == 0
+    assert "nothing was packed: the model's opset is 10; decoders need 11" in " ".join(capsys.readouterr().out.split())
 
 
 def test_unpack_names_its_output_after_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
