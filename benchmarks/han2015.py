@@ -172,7 +172,13 @@ def channels(place: Place, steps: Sequence[float]) -> None:
             left = count(model)
             step = 1 - (1 - share) * total / left
             pruned = onnxprune.prune(
-                model, sparsity=step, structure="channels", ends="prune", round_to="none", verification=False
+                model,
+                sparsity=step,
+                structure="channels",
+                allocation="global",
+                ends="prune",
+                round_to="none",
+                verification=False,
             ).model
             settings = place.settings(place.network.retrain)
             done = retrain(pruned, place.sets.train, settings, validation=place.sets.validation)

@@ -210,7 +210,9 @@ class Steps:
         return {name: (twin[name] != 0) | (array == 0) for name, array in _numbers(structure.model).items()}
 
     def _difference(self, before: ir.Model, plan: Plan, done: Applied) -> float:
-        """How far the model without units or blocks is from the one before with these zeroed."""
+        """How far the model without units or blocks is from the one before with these zeroed; 0 where nobody asks."""
+        if not self.verification:
+            return 0.0
         if plan.blocks:
             twin = without_contributions(before, {block.name for block in plan.blocks})
             return self._checked(plan.structure.model, twin)
@@ -265,7 +267,7 @@ class Steps:
         """Remove the dead units of a copy of the model; what is kept of that copy, by constant and axis."""
         model = state.model.clone()
         done = remove_dead(model)
-        difference = self._checked(model, state.model) if done.kept else 0.0
+        difference = self._checked(model, state.model) if done.kept and self.verification else 0.0
         trace = state.trace.and_kept(done.kept, done.renamed, difference)
         trace = replace(trace, dead=trace.dead + done.removed, left=tuple(done.left))
         return replace(state, model=model, trace=trace), done.kept
@@ -276,8 +278,6 @@ class Steps:
         Raises:
             VerificationError: Too far.
         """
-        if not self.verification:
-            return 0.0
         return compare_with_masked(after, masked, seed=self.recipe.seed, eval_data=self.eval_data)
 
 
