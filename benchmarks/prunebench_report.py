@@ -60,7 +60,10 @@ _INTRODUCTION = (
     "over the dense file, for zeros after packing (unpacked it is as large as the dense one); *latency*: ONNX Runtime",
     "time over the dense network's, one thread, 64 images: measured for every shrunk row, and for zeros once a",
     "network, data set and seed (magnitude, global, 32x), since zeros change nothing there. The N:M patterns of tensor",
-    "cores exist at 2x and 4x only; layers that they do not fit stay dense.",
+    "cores exist at 2x and 4x only; layers that they do not fit stay dense. Methods are named by criterion and",
+    "allocation: *global* (one ranking), *uniform* (the same share of every layer), *erk*, *lamp*, *cost* (units by",
+    "importance lost per parameters and multiply-adds saved, the default), *magnitude's shares* (of each layer as much",
+    "as magnitude takes), *iterative* (one ranking, in 20 steps with scores made anew; all others choose in one step).",
 )
 
 
