@@ -96,7 +96,7 @@ FINDINGS = (
             Comparison("weights", SPARSE, Way(allocation="uniform")),
             Comparison("channels by cost", CHANNELS, UNIFORM_CHANNELS),
             Comparison("channels by lamp", Way("channels", allocation="lamp"), UNIFORM_CHANNELS),
-            Comparison("channels", Way("channels"), UNIFORM_CHANNELS),
+            Comparison("channels by score", Way("channels"), UNIFORM_CHANNELS),
         ),
     ),
     Finding(
@@ -261,7 +261,8 @@ def conclusion(finding: Finding, lines: Sequence[Line]) -> str:
 
 
 def _what(way: Way) -> str:
-    return way.structure if way.allocation in ("global", "") else f"{way.structure} by {way.allocation}"
+    ways = {"": "", "global": " by score" if way.structure == "channels" else ""}
+    return way.structure + ways.get(way.allocation, f" by {way.allocation}")
 
 
 def _sentence(finding: Finding, lines: Sequence[Line], which: str) -> str:
