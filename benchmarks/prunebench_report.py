@@ -14,6 +14,10 @@ Series = Mapping[int, list[Measured]]
 """The results of one method by the ratio aimed at, one for each seed."""
 
 TICKS = (1, 2, 4, 8, 16, 32)
+COLOURS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+    "#000000", "#98df8a", "#c5b0d5", "#ffbb78", "#aec7e8", "#ff9896",
+)  # fmt: skip
 
 
 class Name(NamedTuple):
@@ -134,23 +138,26 @@ def _table(methods: Mapping[Name, Series], dense: Sequence[Measured]) -> list[st
 
 def plot(setting: Setting, methods: Mapping[str, Mapping[Name, Series]], unpruned: Mapping[str, list[Measured]],
          path: Path) -> None:  # fmt: skip
-    """Top-1 against the compression ratio and against the speed-up, zeros above and shrunk graphs below."""
+    """Top-1 error, the least on top, against compression ratio and speed-up; zeros above and shrunk graphs below."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, grid = pyplot.subplots(2, 2, figsize=(11, 8.5), sharey=True)
     for panels, kind in zip(grid, ("zeros", "shrunk"), strict=True):
         for axes, field, label in zip(panels, ("ratio", "speedup"), ("compression ratio", "theoretical speed-up"),
                                       strict=True):  # fmt: skip
             _curves(axes, methods[kind], unpruned, lambda m, field=field: getattr(m, field))
-            axes.set(xscale="log", xlabel=label, title=f"{kind}", ylabel="top-1, %")
-            axes.set_xticks(TICKS, [f"{tick}x" for tick in TICKS])
+            axes.set(xscale="log", yscale="log", xlabel=label, title=f"{kind}", ylabel="top-1 error, %")
             axes.minorticks_off()
+            axes.set_xticks(TICKS, [f"{tick}x" for tick in TICKS])
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.grid(alpha=0.3)
         if methods[kind]:
             panels[0].legend(fontsize=6.5, loc="lower left")
+    grid[0][0].invert_yaxis()
     figure.suptitle(f"{setting.network}, {setting.data}: mean and deviation over the seeds")
     figure.tight_layout()
     figure.savefig(path, dpi=75)
@@ -162,12 +169,18 @@ def _curves(axes: object, methods: Mapping[Name, Series], unpruned: Mapping[str,
     """One curve a method, from the unpruned network on; random ones dashed."""
     dense, on = unpruned["trained"], unpruned["finetune"]
     if dense:
-        axes.axhline(spread([m.top1 for m in dense])[0], color="grey", linewidth=1)  # type: ignore[attr-defined]
+        axes.axhline(spread(_errors(dense))[0], color="grey", linewidth=1)  # type: ignore[attr-defined]
+    axes.set_prop_cycle(color=COLOURS)  # type: ignore[attr-defined]
     for name, series in methods.items():
-        points = ([(1.0, *spread([m.top1 for m in on]))] if on else []) + [
-            (spread([where(m) for m in found])[0], *spread([m.top1 for m in found]))
-            for _, found in sorted(series.items())
+        points = ([(1.0, *spread(_errors(on)))] if on else []) + [
+            (spread([where(m) for m in found])[0], *spread(_errors(found))) for _, found in sorted(series.items())
         ]
         style = "--" if name.criterion == "random" else "-"
         x, y, deviation = map(list, zip(*sorted(points), strict=True))
-        axes.errorbar(x, y, deviation, linestyle=style, marker=".", capsize=2, linewidth=1, label=str(name))  # type: ignore[attr-defined]
+        axes.errorbar(  # type: ignore[attr-defined]
+            x, y, deviation, linestyle=style, marker=".", capsize=2, linewidth=1, label=str(name)
+        )
+
+
+def _errors(found: Sequence[Measured]) -> list[float]:
+    return [100 - m.top1 for m in found]
