@@ -91,6 +91,13 @@ class Facts:
         """Return the onnx element type, 0 where it is not known."""
         return self.first.dtypes.get(value, 0)
 
+    def stand_in(self, new: ir.Value, old: ir.Value) -> None:
+        """Know of a new value what is known of the old one, in whose place it holds the same numbers."""
+        for probe in (self.first, self.second):
+            for known in (probe.shapes, probe.data, probe.dtypes):
+                if old in known:
+                    known[new] = known[old]  # type: ignore[index]
+
     def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
         """Return every fully known shape at the first setting."""
         return {

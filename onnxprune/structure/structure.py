@@ -130,13 +130,19 @@ class Structure:
         return free, total
 
     def why_pinned(self, value: ir.Value) -> list[str]:
-        """Return, for each axis of a constant that cannot be cut at all, the reason."""
+        """Return, for each axis of a constant that cannot be cut, in whole or in part, the reasons."""
         out = []
-        for i, axis in enumerate(self.axes.get(value, [])):
-            if isinstance(axis, Dynamic) or len(axis) <= 1 or not self.terms.all_pinned(axis):
+        for i in range(len(self.axes.get(value, ()))):
+            ids, free = self.ids(value, i), self.removable(value, i, exact=False)
+            if ids is None or len(ids) <= 1:
                 continue
-            reason = self.terms.reasons[self._pin_reason(int(axis[0]))]
-            out.append(f"axis {i}: {reason}")
+            roots, counts = np.unique(self.terms.find(ids[~free]), return_counts=True)
+            indices: dict[str, int] = defaultdict(int)
+            for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+                indices[self.terms.reasons[self._pin_reason(root)]] += count
+            for reason, count in indices.items():
+                part = "" if count == len(ids) else f", {count} of {len(ids)} indices"
+                out.append(f"axis {i}{part}: {reason}")
         return out
 
     def _pin_reason(self, i: int) -> int:

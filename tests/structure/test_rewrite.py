@@ -171,6 +171,35 @@ def test_an_uneven_slice_becomes_a_gather_and_later_nodes_still_know_their_axes(
     assert [node.op_type for node in model.graph] == ["MatMul", "Gather", "Slice", "Gather", "MatMul"]
 
 
+def test_an_expand_to_a_shape_read_from_the_graph_is_corrected() -> None:
+    """x / |x| as the legacy exporter writes it: the norm is expanded to Shape(x), which keeps the original numbers."""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y) {
+        h = MatMul(x, w)  l = ReduceL2 <axes = [-1]> (h)  s = Shape(h)  e = Expand(l, s)
+        d = Div(h, e)  y = MatMul(d, v) }"""
+    model = both(text, {("w", 1): [0, 3]}, X, opset=17, w=(4, 6), v=(6, 3))
+    assert value_shape(model, "w") == (4, 4)
+
+
+def test_a_slice_that_picks_nothing_ties_nothing() -> None:
+    """Rotary embeddings over the whole of a head leave an empty rest behind them."""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y)
+        <int64[1] end = {6}, int64[1] one = {1}, int64[1] most = {9223372036854775807}> {
+        h = MatMul(x, w)  g = Sin(h)  rest = Slice(h, end, most, one)  j = Concat <axis = 1> (g, rest)
+        y = MatMul(j, v) }"""
+    model = both(text, {("w", 1): [1, 2]}, X, w=(4, 6), v=(6, 3))
+    assert value_shape(model, "w") == (4, 4)
+
+
+def test_gather_nd_with_constant_indices_of_one_axis_is_a_gather() -> None:
+    """x[:, [5, 0, 1]] as the dynamo exporter writes it."""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y) {
+        h = MatMul(x, w)  t = Transpose <perm = [1, 0]> (h)  g = GatherND(t, picked)
+        u = Transpose <perm = [1, 0]> (g)  y = MatMul(u, v) }"""
+    model = both(text, {("w", 1): [0, 2]}, X, w=(4, 6), v=(3, 3), picked=np.array([[-1], [0], [1]]))
+    assert value_shape(model, "w") == (4, 4) and value_shape(model, "v") == (2, 3)
+    assert constants(model)["g_extent"].tolist() == [[3], [0]]
+
+
 @pytest.mark.parametrize(("opset", "split"), [(12, "split = [2, 4]"), (18, "num_outputs = 2")])
 def test_the_runs_of_a_split_are_written_as_the_opset_has_them(opset: int, split: str) -> None:
     text = f"""agraph (float[n, 4] x) => (float[n, 2] y, float[n, 2] z) {{

@@ -95,6 +95,15 @@ def test_every_pinned_axis_has_the_operator_and_the_reason() -> None:
     assert "graph input x" in reasons[0] and "TopK" in reasons[1] and "ranks" in reasons[1]
 
 
+def test_an_axis_that_is_pinned_in_part_says_how_much_and_why() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 2] y, int64[n, 1] i)
+        <int64[2] s = {2, 4}, int64[1] one = {1}> {
+        h = MatMul(x, w)  a, b = Split <axis = 1> (h, s)  z, i = TopK(a, one)  y = MatMul(b, v) }"""
+    structure = analyse(load(text, w=(4, 6), v=(4, 2)))
+    reason = structure.why_pinned(value(structure, "w"))[1]
+    assert reason.startswith("axis 1, 2 of 6 indices: TopK")
+
+
 def test_an_operator_without_a_rule_pins_and_is_counted() -> None:
     text = """agraph (float[n, 4] x) => (float[n, 2] y) {
         h = MatMul(x, w)  z = com.microsoft.Unheard(h)  y = MatMul(h, v) }"""

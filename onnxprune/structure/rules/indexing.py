@@ -9,10 +9,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.structure.analysis import RuleMismatch, View
-from onnxprune.structure.axes import Axis, Dynamic
+from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
 from onnxprune.structure.rules.reshaping import gather_in_order, gathers_in_order, rewrite_gather_in_order
+from onnxprune.structure.terms import Bools
 
 _END = np.iinfo(np.int64).max
 
@@ -68,10 +69,7 @@ def slice_(view: View) -> None:
             view.pin(axis, "its bounds are not known before the model runs")
             axes.append(view.still_axis(out, i, "its bounds are not known before the model runs"))
         else:
-            picked = _picked(len(axis), pieces[i])
-            if not len(picked):
-                raise RuleMismatch("it picks nothing")
-            axes.append(axis[picked])
+            axes.append(axis[_picked(len(axis), pieces[i])])
     view.give(out, axes, view.zero(x))
 
 
@@ -102,6 +100,9 @@ def rewrite_slice(rw: Rewriter, node: ir.Node) -> None:
         place = np.cumsum(flags) - 1
         picked = _picked(len(flags), slice(_position(starts[k]), _position(ends[k]), steps[k]))
         left = place[picked[rw.flags(out, axis)]]
+        if not len(left):
+            starts[k], ends[k], steps[k] = 0, 0, 1
+            continue
         gaps = np.diff(left)
         if len(left) > 1 and not (gaps == gaps[0]).all():
             starts[k], ends[k], steps[k] = 0, _END, 1
@@ -144,24 +145,36 @@ def gather(view: View) -> None:
     if gathers_in_order(view.facts, view.node):
         gather_in_order(view)
         return
-    x, indices, out = view.need(0), view.need(1), view.out()
+    x, indices = view.need(0), view.need(1)
     along = view.int_attr("axis", 0) % view.rank(x)
     data = view.data(1)
-    axis = view.axis(x, along)
-    zero = view.zero(x)
-    if data is not None and not isinstance(axis, Dynamic) and data.size:
-        picked = axis[data.astype(np.int64)]
-        if data.ndim == 1:
-            middle: list[Axis] = [picked]
-        else:
-            view.pin(picked.reshape(-1), "single indices of the axis are picked")
-            middle = [view.still(n, "indices are picked") for n in data.shape]
-        flags = [zero[along]] * data.ndim
+    if data is not None and not isinstance(view.axis(x, along), Dynamic) and data.size:
+        _gather_known(view, along, data)
+        return
+    view.pin(view.axis(x, along), "its indices are known only while the model runs")
+    axes, zero = view.axes(x), view.zero(x)
+    view.give(
+        view.out(),
+        [*axes[:along], *view.axes(indices), *axes[along + 1 :]],
+        [*zero[:along], *[False] * view.rank(indices), *zero[along + 1 :]],
+    )
+
+
+def _gather_known(view: View, along: int, data: npt.NDArray[np.generic]) -> None:
+    """Terms move with indices that are constant."""
+    x = view.need(0)
+    axes, zero = view.axes(x), view.zero(x)
+    picked = parts(axes[along])[0][data.astype(np.int64)]
+    if data.ndim == 1:
+        middle: list[Axis] = [picked]
     else:
-        view.pin(axis, "its indices are known only while the model runs")
-        middle, flags = list(view.axes(indices)), [False] * view.rank(indices)
-    axes = view.axes(x)
-    view.give(out, [*axes[:along], *middle, *axes[along + 1 :]], [*zero[:along], *flags, *zero[along + 1 :]])
+        view.pin(picked.reshape(-1), "single indices of the axis are picked")
+        middle = [view.still(n, "indices are picked") for n in data.shape]
+    view.give(
+        view.out(),
+        [*axes[:along], *middle, *axes[along + 1 :]],
+        [*zero[:along], *[zero[along]] * data.ndim, *zero[along + 1 :]],
+    )
 
 
 @rewriter("Gather")
@@ -173,14 +186,15 @@ def rewrite_gather(rw: Rewriter, node: ir.Node) -> None:
     x, data = node.inputs[0], rw.facts.data(node.inputs[1])
     assert x is not None
     along = node.attributes.get_int("axis", 0) % len(rw.facts.shape(x) or ())
-    if data is None or not rw.lost(x, along):
-        return
-    flags = rw.flags(x, along)
+    if data is not None and rw.lost(x, along):
+        rw.set_input(node, 1, _renumbered(data, rw.flags(x, along)))
+
+
+def _renumbered(data: npt.NDArray[np.generic], flags: Bools) -> npt.NDArray[np.generic]:
+    """Return where the indices that are left have moved to; only a list of them may have lost some."""
     picked = data.astype(np.int64) % len(flags)
     new = (np.cumsum(flags) - 1)[picked]
-    if picked.ndim == 1:
-        new = new[flags[picked]]
-    rw.set_input(node, 1, new.astype(data.dtype))
+    return (new[flags[picked]] if picked.ndim == 1 else new).astype(data.dtype)
 
 
 def _tie_aligned(view: View, values: Sequence[ir.Value], skip: int, reason: str) -> list[Axis]:
@@ -222,8 +236,12 @@ def scatter_elements(view: View) -> None:
 
 @rule("GatherND")
 def gather_nd(view: View) -> None:
-    """Indexed axes are pinned; batch axes unify and trailing axes carry over."""
+    """Indexed axes are pinned, but by constant indices of one axis; batch axes unify, trailing axes carry over."""
     x, indices = view.need(0), view.need(1)
+    data = view.data(1)
+    if data is not None and _of_one_axis(view.node, data) and not isinstance(view.axis(x, 0), Dynamic):
+        _gather_known(view, 0, data[..., 0])
+        return
     batch = view.int_attr("batch_dims", 0)
     depth = view.shape(indices)[-1]
     if depth is None:
@@ -240,6 +258,19 @@ def gather_nd(view: View) -> None:
         [*view.axes(indices)[:-1], *view.axes(x)[batch + depth :]],
         [*zero, *view.zero(x)[batch + depth :]],
     )
+
+
+def _of_one_axis(node: ir.Node, data: npt.NDArray[np.generic]) -> bool:
+    """Say whether a GatherND with these indices does what a Gather along the first axis does."""
+    return data.size > 0 and data.shape[-1] == 1 and node.attributes.get_int("batch_dims", 0) == 0
+
+
+@rewriter("GatherND")
+def rewrite_gather_nd(rw: Rewriter, node: ir.Node) -> None:
+    """Renumber constant indices, as for Gather."""
+    x, data = node.inputs[0], rw.facts.data(node.inputs[1])
+    if x is not None and data is not None and _of_one_axis(node, data) and rw.lost(x, 0):
+        rw.set_input(node, 1, _renumbered(data[..., 0], rw.flags(x, 0))[..., None])
 
 
 @rule("ScatterND")

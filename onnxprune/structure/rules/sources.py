@@ -73,6 +73,7 @@ def rewrite_shape(rw: Rewriter, node: ir.Node) -> None:
     patch.name = rw.fresh(f"{node.name or out.name}_original")
     assert node.graph is not None
     node.graph.insert_after(node, patch)
+    rw.facts.stand_in(patch.outputs[0], out)
     for user, index in users:
         user.replace_input_with(index, patch.outputs[0])
 
