@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from onnxprune import runtime
 from onnxprune.choosing import Plan
+from onnxprune.errors import ModelError
+from onnxprune.packing import is_packed
 from onnxprune.passes import (
     MaskBlocks,
     MaskUnits,
@@ -29,7 +31,13 @@ from onnxprune.structure.terms import Bools
 
 
 def prepare(model: ir.Model) -> Structure:
-    """Normalise a model in place and analyse it; shapes that onnx cannot infer are measured in ONNX Runtime."""
+    """Normalise a model in place and analyse it; shapes that onnx cannot infer are measured in ONNX Runtime.
+
+    Raises:
+        ModelError: Its weights are packed.
+    """
+    if is_packed(model):
+        raise ModelError("the weights are packed: write the plain model first, with onnxprune unpack MODEL")
     Normalise()(model)
     return analyse(model, runtime.known_facts(model))
 

@@ -30,6 +30,14 @@ def test_unpack_gives_the_pruned_model_back(
     assert {n: v.const_value.tobytes() for n, v in a.items()} == {n: v.const_value.tobytes() for n, v in b.items()}
 
 
+def test_a_packed_model_is_pruned_only_once_it_is_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TRAINED, "-s", 0.9, "-o", tmp_path / "packed.onnx", "--pack") == 0
+    capsys.readouterr()
+    packed = tmp_path / "packed.onnx"
+    for command in ([packed, "-s", 0.9], ["inspect", packed]):
+        assert "onnxprune unpack" in refused(capsys, tmp_path, *command)
+
+
 def test_it_is_told_why_nothing_could_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = graph("agraph (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }", {"w": random(64, 64)}, opset=10)
     model_io.save(model, tmp_path / "old.onnx")
