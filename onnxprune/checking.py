@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune import model_io, pipeline, runtime
 from onnxprune.errors import DataError, VerificationError
-from onnxprune.passes import MaskBlocks, MaskUnits, RemoveBlocks, Tidy
+from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
 from onnxprune.record import Record, load_record, removed_atoms
 from onnxprune.runtime.linear import set_numbers
 from onnxprune.structure.blocks import residual_blocks
@@ -144,7 +144,9 @@ def _compare_constants(
     before: ir.Model, after: ir.Model, kept: dict[str, dict[str, list[int]]], sources: dict[str, str]
 ) -> dict[str, int]:
     counts = {"identical": 0, "zeroed": 0, "changed": 0, "cut": 0}
-    old = dict(_constants(before))
+    normal = before.clone()
+    Normalise()(normal)
+    old = {**dict(_constants(normal)), **dict(_constants(before))}  # weights that were computed are stored now
     for name, tensor in _constants(after):
         source = old.get(name, old.get(sources.get(name, "")))
         if source is None:

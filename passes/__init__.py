@@ -4,6 +4,7 @@ Every pass states in ``preserves`` what its result has in common with its input:
 or the same function ``"up to recovery"``, which training or reconstruction can give back.
 """
 
+from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.mask_units import MaskUnits
 from onnxprune.passes.mask_weights import MaskWeights
 from onnxprune.passes.normalise import Normalise
@@ -13,5 +14,6 @@ from onnxprune.passes.remove_units import RemoveUnits
 from onnxprune.passes.tidy import Tidy
 
 __all__ = [
-    "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits", "RemoveUnits", "Tidy",
+    "FoldWeights", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits",
+    "RemoveUnits", "Tidy",
 ]  # fmt: skip

@@ -3,9 +3,10 @@
 Cases:
 1. ``Constant`` nodes become initializers (also inside subgraphs), under the same names.
 2. Local functions are inlined.
-3. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
+3. Weights that are computed from constants are computed (`FoldWeights`).
+4. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
    layers which happen to hold equal numbers are not tied together. `Tidy` joins copies that stayed equal.
-4. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
+5. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
    leaves every channel free to go on its own.
 """
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.structure.shapes import Facts, infer
 
 COPY_OF = "onnxprune.copy_of"
@@ -30,13 +32,14 @@ _LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves i
 
 
 class Normalise(ir.passes.InPlacePass):
-    """Lift constants, inline functions, untie small shared constants, write channel shuffles as Gather."""
+    """Lift constants, inline functions, fold weights, untie shared constants, write channel shuffles as Gather."""
 
     preserves: Literal["exactly"] = "exactly"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = bool(model.functions) and InlinePass()(model).modified
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)
         if _has_candidates(model):
             modified |= _shuffles_to_gathers(model, infer(model))
@@ -217,8 +220,7 @@ def _replace(model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArra
     assert end.graph is not None
     end.graph.insert_after(end, node)
     new.type, new.shape = out.type, out.shape
-    for probe in (facts.first, facts.second):
-        probe.shapes[new], probe.dtypes[new] = probe.shapes[out], probe.dtypes.get(out, 0)
+    facts.stand_in(new, out)
     if out.is_graph_output():
         return
     out.replace_all_uses_with(new)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,9 +95,10 @@ class Facts:
     def stand_in(self, new: ir.Value, old: ir.Value) -> None:
         """Know of a new value what is known of the old one, in whose place it holds the same numbers."""
         for probe in (self.first, self.second):
-            for known in (probe.shapes, probe.data, probe.dtypes):
+            stores: tuple[dict[ir.Value, Any], ...] = (probe.shapes, probe.data, probe.dtypes)
+            for known in stores:
                 if old in known:
-                    known[new] = known[old]  # type: ignore[index]
+                    known[new] = known[old]
 
     def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
         """Return every fully known shape at the first setting."""

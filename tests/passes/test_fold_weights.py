@@ -1,0 +1,80 @@
+"""Weights that the graph computes from constants become constants; everything else stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_models import graph, random
+
+import onnxprune
+from onnxprune import model_io, runtime
+from onnxprune.checking import check
+from onnxprune.passes import FoldWeights
+from onnxprune.structure.analysis import analyse
+
+STANDARDISED = """agraph (float[N,6] x) => (float[N,4] y) {
+    mean = ReduceMean <axes = [0]> (w) centred = Sub(w, mean) square = Mul(centred, centred)
+    var = ReduceMean <axes = [0]> (square) deviation = Sqrt(var) weight = Div(centred, deviation)
+    h = MatMul(x, weight) r = Relu(h) y = MatMul(r, v) }"""
+
+
+def standardised() -> ir.Model:
+    return graph(STANDARDISED, {"w": random(6, 16), "v": random(16, 4, seed=1)})
+
+
+def test_a_standardised_weight_becomes_one_constant_and_the_function_stays() -> None:
+    model = standardised()
+    original = model.clone()
+    assert FoldWeights()(model).modified
+    assert [node.op_type for node in model.graph] == ["MatMul", "Relu", "MatMul"]
+    assert set(model.graph.initializers) == {"weight", "v"}
+    assert all(runtime.compare(original, model, f).max_rel == 0 for f in runtime.working_inputs(original, count=2))
+    assert not FoldWeights()(model).modified
+
+
+def test_zeros_of_a_standardised_weight_are_zeros_where_it_is_used() -> None:
+    result = onnxprune.prune(standardised(), sparsity=0.5)
+    weight = result.model.graph.initializers["weight"].const_value
+    assert weight is not None and np.isclose((weight.numpy() == 0).mean(), 0.5, atol=0.2)
+
+
+def test_its_inputs_are_no_longer_tied() -> None:
+    model = standardised()
+    assert analyse(model).prunable_share()[0] == 0
+    FoldWeights()(model)
+    assert analyse(model).prunable_share() == (160, 160)
+
+
+def test_verify_finds_the_weights_that_were_computed(tmp_path: Path) -> None:
+    original, pruned, record = tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "b.json"
+    model_io.save(standardised(), original)
+    onnxprune.save(onnxprune.prune(original, sparsity=0.5, structure="channels"), pruned, record=record)
+    found = check(original, pruned, record)
+    assert (found.identical, found.zeroed, found.changed, found.cut) == (2, 0, 0, 0)
+
+
+LATER = "h = MatMul(x, weight) y = MatMul(h, v) }"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "weight = Transpose(t) " + LATER,  # a move: rules follow it
+        "scale = Constant <value = float {0.5}> () f = Cast <to = 1> (q) weight = Mul(f, scale) " + LATER,  # would grow
+        "two = Constant <value = float {2.0}> () weight = Mul(w, two) z = Add(x, w) h = MatMul(z, weight) "
+        "y = MatMul(h, v) }",  # the stored one is needed too
+        "weight = Add(w, b) " + LATER,  # may be overridden by the caller
+    ],
+    ids=["moved", "dequantised", "shared", "input"],
+)
+def test_what_stays(body: str) -> None:
+    text = f"agraph (float[6,6] x, float[6,6] b) => (float[N,4] y) {{ {body}"
+    weights = {
+        "w": random(6, 6), "t": random(6, 6), "v": random(6, 4, seed=1), "b": random(6, 6, seed=2),
+        "q": np.arange(36, dtype=np.int8).reshape(6, 6),
+    }  # fmt: skip
+    model = graph(text, weights)
+    assert not FoldWeights()(model).modified
