@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
@@ -36,7 +35,7 @@ from onnxprune import model_io
 from onnxprune.calibration import AnyArrays, read_calibration
 from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.runtime import Feeds
-from onnxprune.runtime.figures import parameter_tensors
+from onnxprune.runtime.figures import parameters
 from onnxprune.runtime.session import one_sentence
 from onnxprune.runtime.statistics import batches
 
@@ -177,7 +176,7 @@ def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:
 
 def weights_that_count(model: ir.Model) -> int:
     """Return how many elements of weights with two or more dimensions are not zero; biases are left out."""
-    return sum(int(np.count_nonzero(t.numpy())) for t in parameter_tensors(model) if len(t.shape) > 1)
+    return sum(found.nonzero() for found in parameters(model) if len(found.tensor.shape) > 1)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 Cases:
 1. ``Constant`` nodes become initializers (also inside subgraphs), under the same names.
 2. Local functions are inlined.
-3. Weights that are computed from constants are computed (`FoldWeights`).
-4. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
+3. ``Identity`` of a constant goes: the legacy exporter gives constants that layers share to all but one through it.
+4. Weights that are computed from constants are computed (`FoldWeights`).
+5. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
    layers which happen to hold equal numbers are not tied together. `Tidy` joins copies that stayed equal.
-5. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
+6. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
    leaves every channel free to go on its own.
 """
 
@@ -39,6 +40,7 @@ class Normalise(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = bool(model.functions) and InlinePass()(model).modified
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= _read_constants_directly(model)
         modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)
         if _has_candidates(model):
@@ -52,6 +54,20 @@ class Normalise(ir.passes.InPlacePass):
 
 
 # -- shared constants -----------------------------------------------------------------------------------------------
+
+
+def _read_constants_directly(model: ir.Model) -> bool:
+    found = [node for node in model.graph.all_nodes() if node.op_type == "Identity" and _is_of_constant(node)]
+    for node in found:
+        assert node.inputs[0] is not None and node.graph is not None
+        node.outputs[0].replace_all_uses_with(node.inputs[0])
+        node.graph.remove(node, safe=True)
+    return bool(found)
+
+
+def _is_of_constant(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    return source is not None and source.is_initializer() and not node.outputs[0].is_graph_output()
 
 
 def _untie_constants(model: ir.Model) -> bool:

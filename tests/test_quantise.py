@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_models import array, conv_net, random, set_array, two_layers
+from small_models import array, conv_net, graph, random, set_array, two_layers
 
 import onnxprune
 from onnxprune import model_io, quantise, runtime
 from onnxprune.errors import DataError, RecipeError, VerificationError
+from onnxprune.runtime.figures import parameters
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MLP = MODELS / "digits_mlp.onnx"
@@ -44,6 +45,22 @@ def test_zeros_stay_zero(name: str, form: str) -> None:
     found = quantise.quantise(plain, form, batches)
     before, after = quantise.weights_that_count(plain), quantise.weights_that_count(found)
     assert 0.9 * before < after <= before
+
+
+def test_zeros_of_an_embedding_are_its_zero_point() -> None:
+    """Dynamic quantisation stores lookup tables unsigned, and shared weights once."""
+    table, weight = random(40, 16), random(16, 16, seed=1)
+    table[::2] = 0
+    model = graph(
+        "agraph (int64[N] i) => (float[N,16] y) { e = Gather(table, i) v = Identity(w) a = MatMul(e, w) "
+        "y = MatMul(a, v) }",
+        {"table": table, "w": weight},
+    )
+    plain = onnxprune.prune(model, sparsity=0.5, verification=False).model
+    found = quantise.quantise(plain, "int8-dynamic")
+    (stored,) = (p for p in parameters(found) if p.tensor.shape.numpy() == table.shape)
+    assert stored.zero != 0 and 0.4 < stored.nonzero() / table.size <= 0.5
+    assert sum(p.tensor.size for p in parameters(found)) == table.size + weight.size
 
 
 def test_half_precision_leaves_the_scales_of_a_quantised_model_alone() -> None:

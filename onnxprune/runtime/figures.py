@@ -29,12 +29,14 @@ _SETTINGS = {
     ("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Clip", 1), ("Clip", 2), ("Pad", 2), ("QuantizeLinear", 1),
     ("DequantizeLinear", 1), ("OneHot", 2), ("Dropout", 1), ("Range", 0), ("Range", 1), ("Range", 2),
 }  # fmt: skip
-# Integer inputs that are quantised weights.
+# Integer inputs that are quantised weights, and the input that says which integer is their zero.
 _QUANTISED_WEIGHTS = {
-    ("DequantizeLinear", 0), ("QLinearConv", 3), ("QLinearConv", 8), ("QLinearMatMul", 3), ("ConvInteger", 1),
-    ("MatMulInteger", 1), ("DynamicQuantizeMatMul", 1), ("QGemm", 3), ("QGemm", 6),
+    ("DequantizeLinear", 0): 2, ("QLinearConv", 3): 5, ("QLinearConv", 8): None, ("QLinearMatMul", 3): 5,
+    ("QLinearMatMul", 0): 2, ("ConvInteger", 1): 3, ("MatMulInteger", 0): 2, ("MatMulInteger", 1): 3,
+    ("DynamicQuantizeMatMul", 1): 3, ("QGemm", 3): 5,
+    ("QGemm", 6): None,
 }  # fmt: skip
-_VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+_VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Gather"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +71,34 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
         shapes: Concrete shapes of values, such as from `concrete_shapes`; where one is missing, or for all by default,
             the static shape written in the model is taken.
     """
-    tensors = list(parameter_tensors(model))
+    found = list(parameters(model))
     uncounted: list[str] = []
     macs = _graph_macs(model.graph, shapes or {}, uncounted)
     return Figures(
-        parameters=sum(tensor.size for tensor in tensors),
-        nonzero_parameters=sum(_nonzero(tensor) for tensor in tensors),
+        parameters=sum(parameter.tensor.size for parameter in found),
+        nonzero_parameters=sum(parameter.nonzero() for parameter in found),
         macs=None if uncounted and not macs else macs,
         file_bytes=model_io.serialized_size(model),
         uncounted=tuple(uncounted),
     )
 
 
-def parameter_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """Numbers that were learnt, and the one among them that stands for zero."""
+
+    tensor: ir.TensorProtocol
+    zero: int = 0
+
+    def nonzero(self) -> int:
+        """Return how many are not zero."""
+        array = read(self.tensor)
+        if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin count faster and surer as floats
+            array = array.astype(np.float32)
+        return int(np.count_nonzero(array != self.zero if self.zero else array))
+
+
+def parameters(model: ir.Model) -> Iterator[Parameter]:
     """The weights and biases among initializers and Constant nodes, each once, subgraphs included."""
     seen: set[int] = set()
     for graph in model.graphs():
@@ -92,7 +109,7 @@ def parameter_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             if tensor is None or id(tensor) in seen or not _is_parameter(value, tensor):
                 continue
             seen.add(id(tensor))
-            yield tensor
+            yield Parameter(tensor, _zero_point(value))
 
 
 def counted_values(model: ir.Model) -> set[ir.Value]:
@@ -128,11 +145,11 @@ def _is_parameter(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     roles = {(node.op_type, index) for node, index in _final_uses(value)}
     if tensor.dtype.is_floating_point():
         return bool(roles - _SETTINGS) or not roles
-    return bool(roles & _QUANTISED_WEIGHTS)
+    return bool(roles & _QUANTISED_WEIGHTS.keys())
 
 
 def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Uses of a constant, looked at through casts and views of it."""
+    """Uses of a constant, looked at through casts, views and lookups of it."""
     for node, index in value.uses():
         if node.op_type in _VIEWS and index == 0:
             for output in node.outputs:
@@ -141,11 +158,15 @@ def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
             yield node, index
 
 
-def _nonzero(tensor: ir.TensorProtocol) -> int:
-    array = read(tensor)
-    if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin count faster and surer as floats
-        array = array.astype(np.float32)
-    return int(np.count_nonzero(array))
+def _zero_point(value: ir.Value) -> int:
+    """Return the integer that stands for zero in a quantised weight; 0 for all others, and where it differs within."""
+    for node, index in _final_uses(value):
+        place = _QUANTISED_WEIGHTS.get((node.op_type, index))
+        point = node.inputs[place] if place is not None and place < len(node.inputs) else None
+        tensor = None if point is None else ir.convenience.get_const_tensor(point)
+        if tensor is not None and len(numbers := np.unique(tensor.numpy())) == 1 and numbers.dtype.kind in "iu":
+            return int(numbers[0])
+    return 0
 
 
 def _graph_macs(graph: ir.Graph, shapes: Shapes, uncounted: list[str]) -> int:

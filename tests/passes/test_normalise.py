@@ -54,6 +54,18 @@ def test_constant_nodes_become_initializers_under_their_names() -> None:
     assert same_function(original, model)
 
 
+def test_a_constant_behind_identity_is_read_directly() -> None:
+    model = graph(
+        "agraph (float[N,4] x) => (float[N,4] y, float[4,4] z) {"
+        "v = Identity(w) a = MatMul(x, w) y = MatMul(a, v) z = Identity(w) }",
+        {"w": random(4, 4)},
+    )
+    original = model.clone()
+    Normalise()(model)
+    assert [node.op_type for node in model.graph] == ["MatMul", "MatMul", "Identity"]
+    assert same_function(original, model)
+
+
 def shuffled() -> ir.Model:
     text = (
         "agraph (float[N,3,5,5] x) => (float[N,4] y) {"
