@@ -7,6 +7,7 @@ walk is enough, subgraphs included: their values live in the same store as the o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -69,7 +70,7 @@ class _Analysis:
         self.fills: dict[ir.Value, Fill] = {}
         self.weights: dict[ir.Value, ir.Node] = {}
         self.mixed: dict[ir.Node, list[tuple[int, int]]] = {}
-        self.unruled: dict[str, int] = {}
+        self.unruled: dict[ir.Node, str] = {}  # by node: the body of a loop may be walked twice
         self.unmasked = {
             v
             for node in model.graph.all_nodes()
@@ -95,7 +96,7 @@ class _Analysis:
             weights=self.weights,
             mixed=self.mixed,
             unmasked=self.unmasked,
-            unruled=self.unruled,
+            unruled=dict(Counter(self.unruled.values())),
         )
 
     def walk(self, graph: ir.Graph) -> None:
@@ -397,7 +398,7 @@ class View:
         if function is None:
             reason = rules.REASONS.get(name)
             if reason is None:
-                self._analysis.unruled[name] = self._analysis.unruled.get(name, 0) + 1
+                self._analysis.unruled[self.node] = name
                 reason = "there is no rule for this operator"
             self.opaque(reason)
             return
@@ -410,8 +411,7 @@ class View:
                     if value is not None and len(self.facts.shape(value) or ()) > 1:
                         self.weight(value)
         except Exception as error:  # a form of the operator that its rule does not foresee: pinning is always sound
-            failed = f"{name} (its rule failed)"
-            self._analysis.unruled[failed] = self._analysis.unruled.get(failed, 0) + 1
+            self._analysis.unruled[self.node] = f"{name} (its rule failed)"
             self.opaque(f"its rule failed on it ({type(error).__name__}: {error})")
 
     def opaque(self, reason: str) -> None:

@@ -121,6 +121,21 @@ def test_an_atom_that_is_all_of_an_axis_is_pinned() -> None:
     assert not structure.groups and "all of an axis" in structure.why_pinned(value(structure, "w"))[1]
 
 
+CARRIED = """agraph (float[n, 6] x) => (float[n, 2] y) <int64 turns = {3}, bool go = {1}> {
+    x0 = MatMul(x, first)
+    h, last = Loop (turns, go, x0, w) <body = body (int64 i, bool c, float[n, 6] a, float[6, 6] u)
+        => (bool d, float[n, 6] b, float[6, 6] v) { d = Identity(c)  b = MatMul(a, u)  v = STEP(u) }>
+    y = MatMul(h, out) }"""
+
+
+@pytest.mark.parametrize(("step", "mixed"), [("Identity", False), ("Sin", False), ("Exp", True)])
+def test_what_is_carried_through_a_loop_stays_zero_if_every_turn_leaves_it_so(step: str, mixed: bool) -> None:
+    """TensorFlow carries the weights of its recurrent layers from turn to turn."""
+    structure = analyse(load(CARRIED.replace("STEP", step), first=(6, 6), w=(6, 6), out=(6, 2)))
+    (group,) = structure.groups
+    assert len(group) == 6 and bool(group.inexact) == mixed and not structure.unruled
+
+
 def test_a_sum_over_what_is_not_zero_is_mixed() -> None:
     text = """agraph (float[n, 4] x) => (float[n, 1] y)
         <int64[1] a = {1}> { h = MatMul(x, w)  e = Exp(h)  y = ReduceSum(e, a) }"""

@@ -32,15 +32,11 @@ def loop(view: View) -> None:
     """Carried values keep their units from one turn to the next; stacked results get a leading axis."""
     body = view.node.attributes["body"].as_graph()
     carried = list(view.node.inputs[2:])
-    for i, value in enumerate(body.inputs):
-        outer = carried[i - 2] if i >= 2 and i - 2 < len(carried) else None
-        _enter(view, outer, value)
-    view.walk(body)
-    for i in range(len(carried)):
-        _leave(view, body.inputs[i + 2], body.outputs[i + 1])
-        _result(view, view.node.outputs[i], body.outputs[i + 1], [])
-    for i in range(len(carried), len(view.node.outputs)):
-        _result(view, view.node.outputs[i], body.outputs[i + 1], [0])
+    for value in body.inputs[:2]:
+        _enter(view, None, value)
+    _turn(view, body, carried, list(body.inputs[2:]), list(body.outputs[1:]))
+    for i, out in enumerate(view.node.outputs):
+        _result(view, out, body.outputs[i + 1], [] if i < len(carried) else [0])
 
 
 @rule("Scan")
@@ -54,25 +50,49 @@ def scan(view: View) -> None:
     n_state = len(inputs) - n_scan
     in_axes = view.ints_attr("scan_input_axes") or [0] * n_scan
     out_axes = view.ints_attr("scan_output_axes") or [0] * (len(view.node.outputs) - n_state)
-    for i, (outer, inner) in enumerate(zip(inputs, body.inputs, strict=True)):
-        if i < n_state or outer is None:
+    for outer, inner, along in zip(inputs[n_state:], body.inputs[n_state:], in_axes, strict=True):
+        if outer is None:
             _enter(view, outer, inner)
             continue
-        axis = in_axes[i - n_state] % view.rank(outer)
+        axis = along % view.rank(outer)
         view.pin(view.axis(outer, axis), "it is scanned along this axis")
         rest = [k for k in range(view.rank(outer)) if k != axis]
         view.give(inner, [view.axis(outer, k) for k in rest], [view.zero(outer)[k] for k in rest])
-    view.walk(body)
+    _turn(view, body, inputs[:n_state], list(body.inputs[:n_state]), list(body.outputs))
     for i, out in enumerate(view.node.outputs):
-        if i < n_state:
-            _leave(view, body.inputs[i], body.outputs[i])
-            _result(view, out, body.outputs[i], [])
-        else:
-            _result(view, out, body.outputs[i], [out_axes[i - n_state]])
+        _result(view, out, body.outputs[i], [] if i < n_state else [out_axes[i - n_state]])
 
 
-def _enter(view: View, outer: ir.Value | None, inner: ir.Value) -> None:
-    """Give a carried value inside the axes that it has outside. It is zero inside only if it stays zero."""
+def _turn(
+    view: View, body: ir.Graph, carried: list[ir.Value | None], inner: list[ir.Value], results: list[ir.Value]
+) -> None:
+    """Walk a body, its carried values tied to what one turn makes of them.
+
+    What is zero before the first turn is taken to be zero in every turn; where the walk finds that a turn does not
+    leave it so, it walks again without that.
+    """
+    stays = [True] * len(carried)
+    while True:
+        for outer, value, zero in zip(carried, inner, stays, strict=True):
+            _enter(view, outer, value, zero=zero)
+        view.walk(body)
+        before = list(stays)
+        for i, (value, result) in enumerate(zip(inner, results, strict=False)):
+            stays[i] = stays[i] and _stays_zero(view, value, result)
+        if stays == before:
+            break
+    for value, result in zip(inner, results, strict=False):
+        _leave(view, value, result)
+
+
+def _stays_zero(view: View, inner: ir.Value, result: ir.Value) -> bool:
+    if view.facts.shape(inner) is None or view.facts.shape(result) is None or view.rank(inner) != view.rank(result):
+        return False
+    return all(b or not a for a, b in zip(view.zero(inner), view.zero(result), strict=True))
+
+
+def _enter(view: View, outer: ir.Value | None, inner: ir.Value, *, zero: bool = False) -> None:
+    """Give a value inside the axes that it has outside."""
     if outer is None or view.facts.shape(outer) is None or view.facts.shape(inner) is None:
         if view.facts.shape(inner) is not None:
             axes: list[Axis] = [view.still_axis(inner, k, "it enters a loop") for k in range(view.rank(inner))]
@@ -80,17 +100,16 @@ def _enter(view: View, outer: ir.Value | None, inner: ir.Value) -> None:
         if outer is not None:
             _pin_value(view, outer, "it enters a loop under another shape")
         return
-    view.give(inner, view.axes(outer), [False] * view.rank(outer))
+    view.give(inner, view.axes(outer), [flag and zero for flag in view.zero(outer)])
 
 
 def _leave(view: View, inner: ir.Value, result: ir.Value) -> None:
-    """Tie a carried value to what the body makes of it."""
+    """Tie a carried value to what the body makes of it; after no turn at all it is what entered."""
     if view.facts.shape(inner) is None or view.facts.shape(result) is None or view.rank(inner) != view.rank(result):
         _pin_value(view, inner, "its shape changes from turn to turn")
         _pin_value(view, result, "its shape changes from turn to turn")
         return
-    for a, b in zip(view.axes(inner), view.axes(result), strict=True):
-        view.unify(a, b)
+    view.give(result, view.axes(inner), view.zero(inner))
 
 
 def _result(view: View, out: ir.Value, result: ir.Value, new_axes: list[int]) -> None:
@@ -98,7 +117,7 @@ def _result(view: View, out: ir.Value, result: ir.Value, new_axes: list[int]) ->
     if view.facts.shape(out) is None or view.facts.shape(result) is None:
         _pin_value(view, result, "the shape of its result is not known")
         return
-    axes, zero = list(view.axes(result)), [False] * view.rank(result)
+    axes, zero = list(view.axes(result)), list(view.zero(result))
     for axis in new_axes:
         place = axis % (len(axes) + 1)
         axes.insert(place, view.still_axis(out, place, "one index for each turn"))
