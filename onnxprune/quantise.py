@@ -123,9 +123,10 @@ def _static(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelP
 
 
 def _untie_biases(path: Path) -> None:
-    """Give each node a bias of its own, since its scale follows from the node's input.
+    """Give each node a bias of its own, since its scale follows from the node's input, and of one axis.
 
-    The tools copy shared ones too, under a name with a number behind it, which another tensor may bear already.
+    The tools copy shared ones too, under a name with a number behind it, which another tensor may bear already; on a
+    row, shape (1, n), of a Gemm they fail.
     """
     model = onnx.load(path)
     taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
@@ -134,14 +135,18 @@ def _untie_biases(path: Path) -> None:
     for node in model.graph.node:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in biases:
             continue
-        if node.input[2] in seen:
+        bias = biases[node.input[2]]
+        is_row = len(bias.dims) == 2 and bias.dims[0] == 1
+        if bias.name in seen or is_row:
             copy = onnx.TensorProto()
-            copy.CopyFrom(biases[node.input[2]])
-            copy.name = next(n for i in itertools.count(1) if (n := f"{node.input[2]}_copy{i}") not in taken)
+            copy.CopyFrom(bias)
+            copy.name = next(n for i in itertools.count(1) if (n := f"{bias.name}_copy{i}") not in taken)
+            if is_row:
+                del copy.dims[0]
             taken.add(copy.name)
             model.graph.initializer.append(copy)
             node.input[2] = copy.name
-        seen.add(node.input[2])
+        seen.add(bias.name)
     onnx.save(model, path)
 
 

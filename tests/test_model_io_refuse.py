@@ -90,6 +90,16 @@ def test_training_information_is_refused_by_name(tmp_path: Path) -> None:
     assert "training_info" in sentence and "'sgd'" in sentence
 
 
+def test_maps_are_refused_with_the_way_round_them() -> None:
+    number = helper.make_tensor_type_proto(FLOAT, [])
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(onnx.TensorProto.INT64, number))
+    node = helper.make_node("ZipMap", ["x"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    x = helper.make_tensor_value_info("x", FLOAT, [1, 2])
+    graph = helper.make_graph([node], "g", [x], [helper.make_value_info("p", maps)])
+    sentence = refusal(helper.make_model(graph))
+    assert "the map 'p'" in sentence and "zipmap" in sentence
+
+
 def test_versions_that_are_too_new(tmp_path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
     assert f"opset {newest + 1}" in refusal(mlp(opset=newest + 1))

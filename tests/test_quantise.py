@@ -153,3 +153,16 @@ def test_biases_that_nodes_share_are_quantised_for_each() -> None:
     sessions = [runtime.make_session(m) for m in (model, found)]
     plain, quantised = (runtime.run(session, batches[0]) for session in sessions)
     assert runtime.compare_outputs(plain, quantised).max_rel < 0.1
+
+
+def test_biases_written_as_rows_are_quantised() -> None:
+    """As scikit-learn writes them; ONNX Runtime makes Gemm of MatMul and Add, and its tool fails on a row there."""
+    model = graph(
+        "agraph (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w) b = Add(a, row) c = Relu(b) d = MatMul(c, v) "
+        "y = Add(d, row2) }",
+        {"w": random(8, 16), "row": random(1, 16), "v": random(16, 4, seed=1), "row2": random(1, 4)},
+    )
+    batches = [{"x": random(32, 8, seed=s)} for s in range(3)]
+    found = quantise.quantise(model, "int8", batches)
+    plain, quantised = (runtime.run(runtime.make_session(m), batches[0]) for m in (model, found))
+    assert runtime.compare_outputs(plain, quantised).max_rel < 0.1

@@ -70,6 +70,7 @@ def load_any(
 
 def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | None, limits: Limits) -> ir.Model:
     refuse_training_info(proto, name)
+    _refuse_maps(proto, name)
     data_files = check_external_data(proto, folder)
     if folder is not None and data_files:
         embed_outside_initializers(proto, folder)
@@ -138,6 +139,19 @@ def _check_initializers(proto: onnx.ModelProto, name: str) -> None:
                 raise ModelError(
                     f"'{name}' is damaged: tensor '{tensor.name}' needs {numbers:,} numbers but has {stored:,}."
                 )
+
+
+def _refuse_maps(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse what onnx-ir has no type for."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        kind = value.type
+        while kind.HasField("sequence_type"):
+            kind = kind.sequence_type.elem_type
+        if kind.HasField("map_type"):
+            raise ModelError(
+                f"'{name}' has the map '{value.name}' among its values, which is not read: export it as a tensor "
+                "(from scikit-learn with options={'zipmap': False})."
+            )
 
 
 def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
