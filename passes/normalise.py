@@ -5,8 +5,9 @@ Cases:
 2. Local functions are inlined.
 3. ``Identity`` of a constant goes: the legacy exporter gives constants that layers share to all but one through it.
 4. Weights that are computed from constants are computed (`FoldWeights`).
-5. A bias, scale or other constant with one real axis that several nodes share becomes one copy for each use, so that
-   layers which happen to hold equal numbers are not tied together. `Tidy` joins copies that stayed equal.
+5. A bias, scale or other constant with one real axis that several nodes share, or the first state of several recurrent
+   layers, becomes one copy for each use, so that layers which happen to hold equal numbers are not tied together.
+   `Tidy` joins copies that stayed equal.
 6. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
    leaves every channel free to go on its own.
 """
@@ -27,6 +28,7 @@ from onnxprune.structure.shapes import Facts, infer
 COPY_OF = "onnxprune.copy_of"
 """Metadata key of a copied constant: the name of the constant it was copied from."""
 
+_STATES = {("LSTM", 5), ("LSTM", 6), ("GRU", 5), ("RNN", 5)}
 _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Gather"}
 _LONGEST_RUN = 5
 _LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves is tried
@@ -76,7 +78,8 @@ def _untie_constants(model: ir.Model) -> bool:
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in list(graph.initializers.values()):
             uses = list(value.uses())
-            if len(uses) < 2 or not _one_real_axis(value) or value.is_graph_output() or value.is_graph_input():
+            free = _one_real_axis(value) or all((node.op_type, index) in _STATES for node, index in uses)
+            if len(uses) < 2 or not free or value.is_graph_output() or value.is_graph_input():
                 continue
             for number, (node, index) in enumerate(uses[1:], start=1):
                 node.replace_input_with(index, _copy(graph, value, number, names))

@@ -35,6 +35,25 @@ def test_a_shared_bias_does_not_tie_layers_together() -> None:
     assert same_function(original, model)
 
 
+def test_a_shared_first_state_does_not_tie_recurrent_layers_together() -> None:
+    """The dynamo exporter gives all layers one tensor of zeros."""
+    gates = {"w1": random(2, 32, 4), "r1": random(2, 32, 8), "w2": random(2, 32, 16), "r2": random(2, 32, 8)}
+    model = graph(
+        "agraph (float[5,1,4] x) => (float[5,2,1,8] y) <int64[3] flat = {5, 1, 16}> {"
+        'a = LSTM <hidden_size = 8, direction = "bidirectional"> (x, w1, r1, none, none, zeros, zeros)'
+        "b = Transpose <perm = [0,2,1,3]> (a) c = Reshape(b, flat)"
+        'y = LSTM <hidden_size = 8, direction = "bidirectional"> (c, w2, r2, none, none, zeros, zeros) }'.replace(
+            "none", ""
+        ),
+        {**gates, "zeros": np.zeros((2, 1, 8), np.float32)},
+    )
+    original = model.clone()
+    assert not analyse(model).groups
+    Normalise()(model)
+    assert sum(len(g) for g in analyse(model).groups) == 8
+    assert same_function(original, model)
+
+
 def test_copies_that_stay_equal_become_one_again() -> None:
     model = shared_bias()
     names = set(model.graph.initializers)
