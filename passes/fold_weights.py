@@ -67,10 +67,11 @@ def _is_constant(value: ir.Value) -> bool:
 
 def _fold(model: ir.Model, value: ir.Value) -> bool:
     nodes, leaves = _origin(value)
+    own = [leaf for leaf in leaves if nodes.issuperset(leaf.consumers()) and not leaf.is_graph_output()]
     results = {out for node in nodes for out in node.outputs}
     if any(out.is_graph_output() or not nodes.issuperset(out.consumers()) for out in results - {value}):
         return False
-    spent = [v.const_value for v in leaves if v.const_value is not None and nodes.issuperset(v.consumers())]
+    spent = [leaf.const_value for leaf in own if leaf.const_value is not None]
     if not any(_is_matrix(tensor.shape.numpy()) for tensor in spent):
         return False
     array = _computed(model, value)
@@ -82,9 +83,8 @@ def _fold(model: ir.Model, value: ir.Value) -> bool:
     model.graph.register_initializer(constant)
     value.replace_all_uses_with(constant)
     model.graph.remove(nodes, safe=True)
-    for leaf in leaves:
-        if not leaf.consumers():
-            del model.graph.initializers[str(leaf.name)]
+    for leaf in own:
+        del model.graph.initializers[str(leaf.name)]
     return True
 
 
