@@ -25,6 +25,7 @@ _MOVES = {
     "Cast", "CastLike", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Shape",
     "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
+# What is drawn at random, quantised, filled at run time or a body of its own.
 _NEVER = {
     "Bernoulli", "BlackmanWindow", "ConstantOfShape", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "EyeLike",
     "HammingWindow", "HannWindow", "If", "Loop", "Multinomial", "QuantizeLinear", "RandomNormal", "RandomNormalLike",

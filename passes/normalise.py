@@ -59,7 +59,7 @@ class Normalise(ir.passes.InPlacePass):
 
 
 def _read_constants_directly(model: ir.Model) -> bool:
-    found = [node for node in model.graph.all_nodes() if node.op_type == "Identity" and _is_of_constant(node)]
+    found = [node for node in model.graph.all_nodes() if _is_identity_of_constant(node)]
     for node in found:
         assert node.inputs[0] is not None and node.graph is not None
         node.outputs[0].replace_all_uses_with(node.inputs[0])
@@ -67,7 +67,9 @@ def _read_constants_directly(model: ir.Model) -> bool:
     return bool(found)
 
 
-def _is_of_constant(node: ir.Node) -> bool:
+def _is_identity_of_constant(node: ir.Node) -> bool:
+    if node.op_type != "Identity" or node.domain != "":
+        return False
     source = node.inputs[0]
     return source is not None and source.is_initializer() and not node.outputs[0].is_graph_output()
 

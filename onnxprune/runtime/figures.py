@@ -33,8 +33,7 @@ _SETTINGS = {
 _QUANTISED_WEIGHTS = {
     ("DequantizeLinear", 0): 2, ("QLinearConv", 3): 5, ("QLinearConv", 8): None, ("QLinearMatMul", 3): 5,
     ("QLinearMatMul", 0): 2, ("ConvInteger", 1): 3, ("MatMulInteger", 0): 2, ("MatMulInteger", 1): 3,
-    ("DynamicQuantizeMatMul", 1): 3, ("QGemm", 3): 5,
-    ("QGemm", 6): None,
+    ("DynamicQuantizeMatMul", 1): 3, ("QGemm", 3): 5, ("QGemm", 6): None,
 }  # fmt: skip
 _VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Gather"}
 

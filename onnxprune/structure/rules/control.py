@@ -34,7 +34,7 @@ def loop(view: View) -> None:
     carried = list(view.node.inputs[2:])
     for value in body.inputs[:2]:
         _enter(view, None, value)
-    _turn(view, body, carried, list(body.inputs[2:]), list(body.outputs[1:]))
+    _turn(view, body, carried, list(body.inputs[2:]), list(body.outputs[1 : len(carried) + 1]))
     for i, out in enumerate(view.node.outputs):
         _result(view, out, body.outputs[i + 1], [] if i < len(carried) else [0])
 
@@ -58,7 +58,7 @@ def scan(view: View) -> None:
         view.pin(view.axis(outer, axis), "it is scanned along this axis")
         rest = [k for k in range(view.rank(outer)) if k != axis]
         view.give(inner, [view.axis(outer, k) for k in rest], [view.zero(outer)[k] for k in rest])
-    _turn(view, body, inputs[:n_state], list(body.inputs[:n_state]), list(body.outputs))
+    _turn(view, body, inputs[:n_state], list(body.inputs[:n_state]), list(body.outputs[:n_state]))
     for i, out in enumerate(view.node.outputs):
         _result(view, out, body.outputs[i], [] if i < n_state else [out_axes[i - n_state]])
 
@@ -76,12 +76,12 @@ def _turn(
         for outer, value, zero in zip(carried, inner, stays, strict=True):
             _enter(view, outer, value, zero=zero)
         view.walk(body)
-        before = list(stays)
-        for i, (value, result) in enumerate(zip(inner, results, strict=False)):
-            stays[i] = stays[i] and _stays_zero(view, value, result)
-        if stays == before:
+        ends = zip(stays, inner, results, strict=True)
+        found = [zero and _stays_zero(view, value, result) for zero, value, result in ends]
+        if found == stays:
             break
-    for value, result in zip(inner, results, strict=False):
+        stays = found
+    for value, result in zip(inner, results, strict=True):
         _leave(view, value, result)
 
 

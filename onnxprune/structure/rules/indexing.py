@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.structure.analysis import RuleMismatch, View
-from onnxprune.structure.axes import Axis, Dynamic, parts
+from onnxprune.structure.axes import Axis, Dynamic
 from onnxprune.structure.rewrite import Rewriter
 from onnxprune.structure.rules import rewriter, rule
 from onnxprune.structure.rules.reshaping import gather_in_order, gathers_in_order, rewrite_gather_in_order
@@ -145,36 +145,26 @@ def gather(view: View) -> None:
     if gathers_in_order(view.facts, view.node):
         gather_in_order(view)
         return
-    x, indices = view.need(0), view.need(1)
-    along = view.int_attr("axis", 0) % view.rank(x)
-    data = view.data(1)
-    if data is not None and not isinstance(view.axis(x, along), Dynamic) and data.size:
-        _gather_known(view, along, data)
-        return
-    view.pin(view.axis(x, along), "its indices are known only while the model runs")
-    axes, zero = view.axes(x), view.zero(x)
-    view.give(
-        view.out(),
-        [*axes[:along], *view.axes(indices), *axes[along + 1 :]],
-        [*zero[:along], *[False] * view.rank(indices), *zero[along + 1 :]],
-    )
+    _gather(view, view.int_attr("axis", 0) % view.rank(view.need(0)), view.data(1))
 
 
-def _gather_known(view: View, along: int, data: npt.NDArray[np.generic]) -> None:
-    """Terms move with indices that are constant."""
-    x = view.need(0)
-    axes, zero = view.axes(x), view.zero(x)
-    picked = parts(axes[along])[0][data.astype(np.int64)]
-    if data.ndim == 1:
-        middle: list[Axis] = [picked]
+def _gather(view: View, along: int, data: npt.NDArray[np.generic] | None) -> None:
+    """Pick from one axis of the first input; ``data`` are the indices, None where they are not constant."""
+    axes, zero = view.axes(view.need(0)), view.zero(view.need(0))
+    axis = axes[along]
+    if data is not None and not isinstance(axis, Dynamic) and data.size:
+        picked = axis[data.astype(np.int64)]
+        if data.ndim == 1:
+            middle: list[Axis] = [picked]
+        else:
+            view.pin(picked.reshape(-1), "single indices of the axis are picked")
+            middle = [view.still(n, "indices are picked") for n in data.shape]
+        flags = [zero[along]] * data.ndim
     else:
-        view.pin(picked.reshape(-1), "single indices of the axis are picked")
-        middle = [view.still(n, "indices are picked") for n in data.shape]
-    view.give(
-        view.out(),
-        [*axes[:along], *middle, *axes[along + 1 :]],
-        [*zero[:along], *[zero[along]] * data.ndim, *zero[along + 1 :]],
-    )
+        view.pin(axis, "its indices are known only while the model runs")
+        indices = view.need(1)
+        middle, flags = list(view.axes(indices)), [False] * view.rank(indices)
+    view.give(view.out(), [*axes[:along], *middle, *axes[along + 1 :]], [*zero[:along], *flags, *zero[along + 1 :]])
 
 
 @rewriter("Gather")
@@ -240,7 +230,7 @@ def gather_nd(view: View) -> None:
     x, indices = view.need(0), view.need(1)
     data = view.data(1)
     if data is not None and _of_one_axis(view.node, data) and not isinstance(view.axis(x, 0), Dynamic):
-        _gather_known(view, 0, data[..., 0])
+        _gather(view, 0, data[..., 0])
         return
     batch = view.int_attr("batch_dims", 0)
     depth = view.shape(indices)[-1]
