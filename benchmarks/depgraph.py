@@ -37,7 +37,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.passes.normalise import Normalise
-from onnxprune.runtime.compare import compare
+from onnxprune.runtime.comparison import compare
 from onnxprune.runtime.inputs import random_inputs
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.axes import parts

@@ -22,8 +22,9 @@ import onnx_ir as ir
 import torch
 from lenets import LeNet300, Results, Sets, count, data_argument, data_folder, lamp, load_sets, pruner, train_dense
 
-from onnxprune.bridge.training import Data, TrainSettings, apply_masks, retrain
-from onnxprune.bridge.training.data import without_targets
+from onnxprune.data.readers import Data
+from onnxprune.data.sources import without_targets
+from onnxprune.training import TrainSettings, apply_masks, retrain
 
 FOLDER = "distillation"
 NAME = "lenet-300-100-fashion"

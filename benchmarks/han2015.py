@@ -45,9 +45,10 @@ from lenets import (
 from torch import nn
 
 import onnxprune
-from onnxprune.bridge.training import IterateSettings, Masks, TrainSettings, apply_masks, iterate, retrain
-from onnxprune.runtime import alternate, concrete_shapes, figures, make_session
+from onnxprune.graph.size import figures
+from onnxprune.runtime import alternate, concrete_shapes, make_session
 from onnxprune.scoring.threshold import threshold_masks
+from onnxprune.training import IterateSettings, Masks, TrainSettings, apply_masks, iterate, retrain
 
 FOLDER = "han2015"
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from exported import exported
 
 from onnxprune import model_io, runtime
+from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline import prepare
+from onnxprune.pipeline.run import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.units import select_share
 from onnxprune.structure.groups import Group
@@ -63,10 +64,10 @@ def main() -> None:
     for name in ("resnet50", "mobilenet_v2"):
         original = model_io.load(exported(name))
         feeds = runtime.working_inputs(original)[0]
-        before = runtime.figures(original, runtime.concrete_shapes(original, feeds))
+        before = size.figures(original, runtime.concrete_shapes(original, feeds))
         for round_to in ("auto", "none"):
             model, row = halved(exported(name), round_to)
-            after = runtime.figures(model, runtime.concrete_shapes(model, feeds))  # type: ignore[arg-type]
+            after = size.figures(model, runtime.concrete_shapes(model, feeds))  # type: ignore[arg-type]
             sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (original, model)]  # type: ignore[arg-type]
             latency = runtime.alternate(sessions[0], sessions[1], feeds, rounds=arguments.rounds)
             row |= {

@@ -20,13 +20,17 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxprune.bridge.training import Arrays, Data, Masks, Prune, TrainSettings, get_metric
-from onnxprune.bridge.training.layers import find_layers
-from onnxprune.bridge.training.loop import train
-from onnxprune.bridge.training.losses import make_loss
-from onnxprune.bridge.training.task import Task
-from onnxprune.bridge.training.view import Head
-from onnxprune.runtime import figures, make_session, run
+from onnxprune.data.measures import get_metric
+from onnxprune.data.readers import Data
+from onnxprune.data.sources import Arrays
+from onnxprune.graph.size import figures
+from onnxprune.runtime import make_session, run
+from onnxprune.training import Masks, Prune, TrainSettings
+from onnxprune.training.layers import find_layers
+from onnxprune.training.loop import train
+from onnxprune.training.losses import make_loss
+from onnxprune.training.task import Task
+from onnxprune.training.view import Head
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT = 5_000

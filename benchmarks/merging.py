@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
+from onnxprune.data.batches import batches
 from onnxprune.errors import NothingToPrune
-from onnxprune.pipeline import prepare, prune
-from onnxprune.runtime.statistics import batches, output_error, shadow
+from onnxprune.pipeline.run import prepare, prune
+from onnxprune.runtime.statistics import output_error, shadow
 
 HERE = Path(__file__).resolve().parent
 SPARSITIES = (0.3, 0.5)

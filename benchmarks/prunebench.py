@@ -38,10 +38,10 @@ from prunebench_table import Key, Measured, Table, read_tables
 from recovery_mnist import export_unfolded
 from torch import nn
 
-from onnxprune.bridge.training import TrainSettings, retrain
-from onnxprune.bridge.training.reinit import reinitialise
 from onnxprune.packing import pack
 from onnxprune.runtime import alternate, make_session
+from onnxprune.training import TrainSettings, retrain
+from onnxprune.training.reinit import reinitialise
 
 FOLDER = RESULTS / "prunebench"
 FINDINGS = Path(__file__).parents[1] / "docs" / "findings.md"

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.bridge.training.layers import find_layers
-from onnxprune.planning import prepare
+from onnxprune.graph.size import macs_of
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime import concrete_shapes
-from onnxprune.runtime.figures import macs_of
 from onnxprune.structure.masking import constant_content
+from onnxprune.training.layers import find_layers
 
 ROLES = ("weight", "bias", "scale")
 

@@ -19,9 +19,9 @@ import onnx_ir as ir
 from prunebench_count import parameters
 
 import onnxprune
-from onnxprune.bridge.training import Masks, apply_masks
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.planning import prepare
+from onnxprune.pipeline.prepare import prepare
+from onnxprune.recipe.granularity import parse_pattern
 from onnxprune.scoring import Criterion, Evidence, Weight, find_criterion, prunable_weights, unit_scores
 from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, masks_of_shares
@@ -29,7 +29,7 @@ from onnxprune.selection.patterns import pattern_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
-from onnxprune.structures import parse_pattern
+from onnxprune.training import Masks, apply_masks
 
 Flags = npt.NDArray[np.bool_]
 PATTERNS = {2: "2:4", 4: "1:4"}

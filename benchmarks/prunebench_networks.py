@@ -10,7 +10,7 @@ from prunebench_methods import Method
 from recovery_mnist import Block
 from torch import nn
 
-from onnxprune.bridge.training import TrainSettings
+from onnxprune.training import TrainSettings
 
 RATIOS = (2, 4, 8, 16, 32)
 CHECKED = (4, 16)

@@ -34,7 +34,6 @@ from lenets import RESULTS, LeNet5, LeNet300, Sets, load_sets, train_dense
 from torch import nn
 
 from onnxprune import model_io
-from onnxprune.bridge.training import TrainSettings
 from onnxprune.passes import MaskWeights, Normalise, RemoveUnits, Tidy
 from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recovery import METHODS, Recovery, recover
@@ -44,6 +43,7 @@ from onnxprune.selection import select_weights
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
+from onnxprune.training import TrainSettings
 
 IMAGES = 1_024
 STEPS = 3

@@ -9,7 +9,7 @@ For each network (sizes of ImageNet, random weights; speed does not depend on th
     uniform     the same share of multiply-adds by the same share of every group, counts rounded as by default
     unrounded   the same, counts as they fall
     estimates   random cuts, and how far estimates of their latency are from what is measured: plain multiply-adds,
-                those with channels padded to 16, and these with the traffic of activations (selection/costs.py)
+                those with channels padded to 16, and these with the traffic of activations (structure/costs.py)
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from exported import exported
 
 import onnxprune
 from onnxprune import model_io, runtime
+from onnxprune.graph.size import Shapes
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline import Result, prepare
-from onnxprune.runtime.figures import Shapes
+from onnxprune.pipeline.result import Result
+from onnxprune.pipeline.run import prepare
 from onnxprune.scoring import prunable_weights
 from onnxprune.selection import costs
-from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.rounding import kept_counts, step_of
+from onnxprune.structure.ledger import Ledger
 
 NETWORKS = ("resnet18", "mobilenet_v2", "resnet50")
 

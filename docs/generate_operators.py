@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from onnxprune.structure import rules
+from onnxprune.structure import registry
 
 TARGET = Path(__file__).with_name("operators.md")
 
@@ -21,7 +21,7 @@ operator keeps every axis that it touches, for the reason given; so does an oper
 
 def table() -> str:
     """Return the page as Markdown."""
-    followed = rules.registered()
+    followed = registry.registered()
     lines = [
         _INTRODUCTION,
         f"## Followed: {len(followed)}",
@@ -30,9 +30,9 @@ def table() -> str:
         "|---|---|---|",
     ]
     for name, family in sorted(followed.items(), key=lambda item: _order(item[0])):
-        lines.append(f"| {name} | {family} | {_escaped(rules.summary(name))} |")
+        lines.append(f"| {name} | {family} | {_escaped(registry.summary(name))} |")
     reasons: dict[str, list[str]] = defaultdict(list)
-    for name, reason in rules.REASONS.items():
+    for name, reason in registry.REASONS.items():
         reasons[reason].append(name)
     lines += ["", "## Pinned", "", "| reason | operators |", "|---|---|"]
     for reason, names in reasons.items():

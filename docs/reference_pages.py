@@ -16,9 +16,9 @@ from pydantic import BaseModel
 import onnxprune
 from onnxprune.cli.app import app, register
 from onnxprune.cli.help import SUBJECTS
-from onnxprune.recipe import Recipe
+from onnxprune.recipe.recipe import Recipe
+from onnxprune.recipe.training import DataSettings, TrainSettings
 from onnxprune.report.json_schema import PruneOutput
-from onnxprune.train_settings import DataSettings, TrainSettings
 
 
 def pages() -> dict[str, str]:

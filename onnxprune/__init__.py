@@ -12,10 +12,11 @@ from onnxprune.errors import (
     RecipeError,
     VerificationError,
 )
-from onnxprune.inspection import Inspection, inspect
-from onnxprune.pipeline import Result, prune, save
-from onnxprune.recipe import Recipe
-from onnxprune.scanning import Scan, sensitivity
+from onnxprune.pipeline.inspect import Inspection, inspect
+from onnxprune.pipeline.result import Result
+from onnxprune.pipeline.run import prune, save
+from onnxprune.pipeline.scan import Scan, sensitivity
+from onnxprune.recipe.recipe import Recipe
 
 __all__ = [
     "DataError",

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.tensors import Array
 from onnxprune.structure.masking import edit_constant, zero_of
 from onnxprune.structure.structure import Fill, Structure
-from onnxprune.structure.tensors import Array
 from onnxprune.structure.terms import Bools
 
 

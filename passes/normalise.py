@@ -22,8 +22,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from onnxprune.graph.shapes import Facts, infer
 from onnxprune.passes.fold_weights import FoldWeights
-from onnxprune.structure.shapes import Facts, infer
 
 COPY_OF = "onnxprune.copy_of"
 """Metadata key of a copied constant: the name of the constant it was copied from."""
@@ -247,3 +247,13 @@ def _replace(model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArra
     out.replace_all_uses_with(new)
     name, out.name = out.name, f"{out.name}_before_gather"
     new.name = name
+
+
+def renamed_copies(model: ir.Model) -> dict[str, str]:
+    """Return the copies that normalising a model left in it, with the names of their sources."""
+    return {
+        str(v.name): v.metadata_props[COPY_OF]
+        for graph in (model.graph, *model.graph.subgraphs())
+        for v in graph.initializers.values()
+        if COPY_OF in v.metadata_props
+    }

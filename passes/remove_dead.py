@@ -16,14 +16,14 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.scoring.weights import prunable_weights
-from onnxprune.selection.ledger import Ledger
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.constants import constant_channels, fold_constants
 from onnxprune.structure.dead import dead_atoms
+from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.rewrite import Kept, remove
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
+from onnxprune.structure.weights import prunable_weights
 
 
 class RemoveDeadUnits(ir.passes.InPlacePass):

@@ -28,7 +28,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.errors import DataError
 from onnxprune.passes.normalise import Normalise
-from onnxprune.runtime.compare import compare_outputs
+from onnxprune.runtime.comparison import compare_outputs
 from onnxprune.runtime.inputs import random_inputs, working_inputs
 from onnxprune.runtime.session import make_session, run
 from onnxprune.structure.analysis import analyse

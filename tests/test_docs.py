@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune.recipe import Recipe
+from onnxprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -9,7 +9,7 @@ import typer
 
 from onnxprune.cli.console import complain
 from onnxprune.errors import OnnxPruneError
-from onnxprune.recipe import Recipe
+from onnxprune.recipe.recipe import Recipe
 
 app = typer.Typer(
     name="onnxprune",

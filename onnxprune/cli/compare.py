@@ -30,7 +30,7 @@ def compare(
     """Compare two models."""
     from onnxprune import model_io
     from onnxprune.report.console import print_comparison
-    from onnxprune.verification import verify
+    from onnxprune.verify.verdict import verify
 
     with stages(f"{a} and {b}") as tell:
         tell("measure")

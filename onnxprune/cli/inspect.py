@@ -20,7 +20,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Show what could be pruned."""
-    from onnxprune import inspection
+    from onnxprune.pipeline import inspect as inspection
 
     with stages(str(model)) as tell:
         tell("analyse")

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False) -> None:
     """List what a method of pruning can be made of."""
-    from onnxprune.catalogue import catalogue
+    from onnxprune.pipeline.methods import catalogue
 
     entries = catalogue()
     if json:

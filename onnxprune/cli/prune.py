@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxprune import retraining_state
-from onnxprune.amounts import TARGETS
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 from onnxprune.cli.outputs import check_outputs
@@ -24,11 +22,13 @@ from onnxprune.cli.training_flags import (
     with_training_flags,
 )
 from onnxprune.model_io.atomic import together
-from onnxprune.recipe import Recipe, make_recipe
-from onnxprune.recipe_file import PRESETS
+from onnxprune.pipeline import checkpoint as retraining_state
+from onnxprune.recipe.fields import TARGETS
+from onnxprune.recipe.file import PRESETS
+from onnxprune.recipe.recipe import Recipe, make_recipe
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Result
+    from onnxprune.pipeline.result import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -216,7 +216,7 @@ def run_recipe(
     force: bool,
 ) -> None:
     """Run a recipe on a file and tell what came out."""
-    from onnxprune import pipeline
+    from onnxprune.pipeline import run as pipeline
     from onnxprune.report.console import print_result
 
     target = output or model.with_name(f"{model.stem}.pruned.onnx")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onnxprune.recipe import Recipe
-from onnxprune.recipe_file import preset, read, save
+from onnxprune.recipe.file import preset, read, save
+from onnxprune.recipe.recipe import Recipe
 
 _NOT_SAVED = frozenset({"help_all", "save_recipe", "preset", "dry_run", "force", "json"})
 

@@ -43,8 +43,8 @@ def sensitivity(
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Show what each layer can lose."""
+    from onnxprune.pipeline.scan import sensitivity as scan
     from onnxprune.report.sensitivity import check_plot, print_scan, write_plot
-    from onnxprune.scanning import sensitivity as scan
 
     if plot is not None:
         check_plot(plot, model)

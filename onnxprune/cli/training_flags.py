@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from onnxprune.errors import RecipeError
-from onnxprune.recipe import RETRAIN_ONLY, Recipe, flag_name
-from onnxprune.train_settings import DataSettings, TrainSettings
+from onnxprune.recipe.recipe import RETRAIN_ONLY, Recipe, flag_name
+from onnxprune.recipe.training import DataSettings, TrainSettings
 
 Given = Mapping[str, Any]
 

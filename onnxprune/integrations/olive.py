@@ -26,9 +26,9 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.search.search_parameter import Categorical
 from pydantic.fields import FieldInfo
 
-from onnxprune import pipeline
 from onnxprune.errors import OnnxPruneError
-from onnxprune.recipe import Recipe, make_recipe
+from onnxprune.pipeline import run as pipeline
+from onnxprune.recipe.recipe import Recipe, make_recipe
 
 MODULE: Mapping[str, Any] = {
     "module_path": "onnxprune.integrations.olive.OnnxPrune",

@@ -14,12 +14,12 @@ weights kept in external data stay on disk, memory-mapped, until somebody reads 
 
 from __future__ import annotations
 
-from .hashing import sha256
-from .limits import Limits
-from .loading import load, load_any
-from .saving import Saved, check_output, save
-from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
-from .source import Source, source_of
+from onnxprune.model_io.hashing import sha256
+from onnxprune.model_io.limits import Limits
+from onnxprune.model_io.loading import load, load_any
+from onnxprune.model_io.saving import Saved, check_output, save
+from onnxprune.model_io.serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
+from onnxprune.model_io.source import Source, source_of
 
 __all__ = [
     "Limits",

@@ -13,10 +13,9 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
-from .external import byte_size
-from .limits import Limits
+from onnxprune.model_io import protobuf
+from onnxprune.model_io.external import byte_size
+from onnxprune.model_io.limits import Limits
 
 
 def refuse_training_info(proto: onnx.ModelProto, name: str) -> None:

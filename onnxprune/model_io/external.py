@@ -15,8 +15,7 @@ import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
+from onnxprune.model_io import protobuf
 
 
 def check_external_data(proto: onnx.ModelProto, folder: Path | None) -> tuple[Path, ...]:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
-from .external import check_external_data
+from onnxprune.model_io import protobuf
+from onnxprune.model_io.external import check_external_data
 
 _CHUNK = 1 << 20
 _KEY = b"location"

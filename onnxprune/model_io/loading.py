@@ -14,15 +14,14 @@ import onnx_ir as ir
 from onnx_ir import external_data
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
-from .bodies import bodies
-from .densify import make_dense, refuse_training_info
-from .external import byte_size, check_external_data, embed_outside_initializers
-from .limits import Limits, runtime_refusal
-from .serialise import to_proto
-from .source import Source, set_source
-from .upgrade import inline_functions, upgrade_opset
+from onnxprune.model_io import protobuf
+from onnxprune.model_io.bodies import bodies
+from onnxprune.model_io.densify import make_dense, refuse_training_info
+from onnxprune.model_io.external import byte_size, check_external_data, embed_outside_initializers
+from onnxprune.model_io.limits import Limits, runtime_refusal
+from onnxprune.model_io.serialise import to_proto
+from onnxprune.model_io.source import Source, set_source
+from onnxprune.model_io.upgrade import inline_functions, upgrade_opset
 
 _DEFAULT_LIMITS = Limits()
 

@@ -12,8 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
-
-from . import wire
+from onnxprune.model_io import wire
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _IR_VERSION_TAG = 1 << 3  # the first byte of every model: writers order fields by number

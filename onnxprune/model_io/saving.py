@@ -18,13 +18,12 @@ from typing import IO
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
-from .atomic import publish, sync, temporary_beside
-from .external import check_external_data
-from .hashing import combined, file_hash
-from .serialise import all_initializers, write_data, write_model
-from .source import Source, source_of
+from onnxprune.model_io import protobuf
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.external import check_external_data
+from onnxprune.model_io.hashing import combined, file_hash
+from onnxprune.model_io.serialise import all_initializers, write_data, write_model
+from onnxprune.model_io.source import Source, source_of
 
 EXTERNAL_THRESHOLD = 1_900_000_000
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file, where shape inference reads them

@@ -17,8 +17,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
-
-from .wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
+from onnxprune.model_io.wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
 
 _GRAPH_TAG = MODEL_GRAPH << 3 | LENGTH_DELIMITED
 _INITIALIZER_TAG = GRAPH_INITIALIZER << 3 | LENGTH_DELIMITED

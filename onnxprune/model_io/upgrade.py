@@ -15,8 +15,7 @@ import onnx.inliner
 import onnx.version_converter
 
 from onnxprune.errors import ModelError
-
-from . import protobuf
+from onnxprune.model_io import protobuf
 
 _LARGE = 4096  # elements; the converter reads only small constants: shapes, axes, scales
 _FIRST_STAND_IN = 100_003  # extents given to symbolic dimensions while converting; no real extent looks like these

@@ -16,7 +16,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.runtime.linear import Linear, Matrix
+from onnxprune.graph.linear import Linear, Matrix
 from onnxprune.structure.structure import Structure
 
 _MEANS_PASS = {

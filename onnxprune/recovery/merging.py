@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.linear import Linear, linear_layers, set_numbers, tensor_of
 from onnxprune.recovery.producers import Units, units_read_by
-from onnxprune.runtime.linear import Linear, linear_layers, set_numbers, tensor_of
-from onnxprune.runtime.shapes import known_facts
+from onnxprune.runtime.probe import known_facts
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.runtime.linear import Linear, Matrix, linear_layers
+from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.structure import Structure
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.runtime.linear import Matrix
+from onnxprune.graph.linear import Matrix
 from onnxprune.runtime.statistics import Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

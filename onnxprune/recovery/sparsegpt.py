@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.graph.linear import Matrix
 from onnxprune.recovery.solve import Support
-from onnxprune.runtime.linear import Matrix
 from onnxprune.runtime.statistics import Moments
 
 BLOCK = 128

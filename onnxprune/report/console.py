@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Result
-    from onnxprune.verification import Verdict
+    from onnxprune.pipeline.result import Result
+    from onnxprune.verify.verdict import Verdict
 
 NO_FASTER = (
     "ONNX Runtime runs zeros no faster than other numbers (nor do block and 2:4 zeros on a CPU): this file compresses "

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune import limits
 from onnxprune.errors import ModelError, RecipeError
-from onnxprune.inspection import Inspection, inspect
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.pipeline.inspect import Inspection, inspect
+from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Result
-    from onnxprune.verification import Verdict
+    from onnxprune.pipeline.result import Result
+    from onnxprune.verify.verdict import Verdict
 
 _MOST_ROWS = 1000  # of a table; beyond, the largest layers and the first groups are shown
 _MOST_PLOTS = 300
@@ -92,7 +92,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "trade_off": _trade_off(result),
         "sensitivity": [(row, _curve(row)) for row in _scan(result)[:_MOST_ROWS]],
         "figures": _figures(result.verdict),
-        "limits": [str(limits.parse(text)) for text in result.recipe.require],
+        "limits": [str(requirements.parse(text)) for text in result.recipe.require],
         "layers": list(zip(shown, plots, strict=True)),
         "more_layers": len(rows) - len(shown),
         "packed": any(layer.form != "dense" for layer in rows),

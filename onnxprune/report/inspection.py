@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxprune.inspection import Inspection
+from onnxprune.pipeline.inspect import Inspection
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onnxprune.graph.size import Figures
 from onnxprune.packing import TensorReport
-from onnxprune.recipe import Recipe
-from onnxprune.runtime import Figures
-from onnxprune.targets import Reached
-from onnxprune.verification import Metric, Verdict
+from onnxprune.pipeline.result import Reached
+from onnxprune.recipe.recipe import Recipe
+from onnxprune.verify.evaluate import Metric
+from onnxprune.verify.verdict import Verdict
 
 FORMAT = "onnxprune-prune/1"
 

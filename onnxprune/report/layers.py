@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.pipeline import prepare
-from onnxprune.scoring.weights import prunable_weights
+from onnxprune.pipeline.run import prepare
+from onnxprune.structure.weights import prunable_weights
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Result
+    from onnxprune.pipeline.result import Result
 
 BINS = 24
 _SAMPLE = 1 << 20

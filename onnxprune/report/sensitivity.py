@@ -13,7 +13,7 @@ from rich.table import Table
 
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.scanning import OUTPUT_ERROR, Scan
+from onnxprune.pipeline.scan import OUTPUT_ERROR, Scan
 
 _FORMATS = (".png", ".svg", ".pdf")
 _MOST_NAMED = 20  # curves beyond these, the least sensitive, are drawn without a name

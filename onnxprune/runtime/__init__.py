@@ -12,33 +12,23 @@ metrics.py   evaluate, LabelledData     accuracy, top-5 and error on labelled in
 
 from __future__ import annotations
 
-from .bounded import ROUNDING, bounded_outputs
-from .compare import Agreement, OutputDifference, compare, compare_outputs, relative_difference
-from .figures import Figures, counted_values, figures
-from .inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
-from .latency import Latency, alternate
-from .metrics import LabelledData, evaluate
-from .session import make_session, run
-from .shapes import concrete_shapes, known_facts, probe_shapes
+from onnxprune.runtime.comparison import Agreement, OutputDifference, compare, compare_outputs, relative_difference
+from onnxprune.runtime.inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
+from onnxprune.runtime.latency import Latency, alternate
+from onnxprune.runtime.probe import concrete_shapes, known_facts, probe_shapes
+from onnxprune.runtime.session import make_session, run
 
 __all__ = [
-    "ROUNDING",
     "Agreement",
     "Feeds",
-    "Figures",
-    "LabelledData",
     "Latency",
     "OutputDifference",
     "alternate",
-    "bounded_outputs",
     "candidate_sizes",
     "compare",
     "compare_outputs",
     "concrete_shapes",
-    "counted_values",
     "dynamic_dims",
-    "evaluate",
-    "figures",
     "known_facts",
     "make_session",
     "probe_shapes",

@@ -20,10 +20,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import DataError
-from onnxprune.structure.settings import dim_name, evaluate, graph_inputs, is_expression
-
-from .roles import integer_role
-from .session import make_session, run
+from onnxprune.graph.dims import dim_name, evaluate, graph_inputs, is_expression
+from onnxprune.graph.input_roles import integer_role
+from onnxprune.runtime.session import make_session, run
 
 Feeds = dict[str, npt.NDArray[Any]]
 

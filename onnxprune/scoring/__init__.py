@@ -3,7 +3,7 @@
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.registry import Context, Criterion, criteria, criterion, find_criterion, unit_criterion
 from onnxprune.scoring.units import unit_scores
-from onnxprune.scoring.weights import Weight, prunable_weights
+from onnxprune.structure.weights import Weight, prunable_weights
 
 __all__ = [
     "Context",

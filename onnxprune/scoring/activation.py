@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
-from onnxprune.runtime.linear import Matrix
+from onnxprune.graph.linear import Matrix
 from onnxprune.runtime.statistics import ChannelMoments
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 _COST = "one pass over the calibration data"
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.bridge import to_torch
-from onnxprune.bridge.training.losses import make_loss, recognise
-from onnxprune.bridge.training.settings import TrainSettings
-from onnxprune.bridge.training.view import training_view
+from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.runtime.statistics import Inputs, batches
+from onnxprune.recipe.training import TrainSettings
+from onnxprune.training.losses import make_loss, recognise
+from onnxprune.training.view import training_view
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 SAMPLES = 256

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.runtime.statistics import batches, output_error, row_cosines, shadow
+from onnxprune.data.batches import batches
+from onnxprune.runtime.statistics import output_error, row_cosines, shadow
 from onnxprune.scoring.registry import Context, Criterion, block_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 
 @block_criterion(

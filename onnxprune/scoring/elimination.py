@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.runtime.linear import Matrix
+from onnxprune.graph.linear import Matrix
 
 Columns = npt.NDArray[np.int64]
 ROUNDS = 128

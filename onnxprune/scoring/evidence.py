@@ -10,19 +10,19 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import RecipeError
-from onnxprune.runtime.linear import Linear, Matrix, linear_layers
-from onnxprune.runtime.statistics import ChannelMoments, Inputs, Moments, batches, channel_moments, layer_moments
+from onnxprune.graph.linear import Linear, Matrix, linear_layers
+from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments, layer_moments
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
     from onnxprune.scoring.backward import Gradients
-    from onnxprune.scoring.registry import LooksAt
 
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
@@ -144,3 +144,6 @@ class Evidence:
         from onnxprune.scoring.backward import Gradients
 
         return Gradients(self.structure.model, self.inputs, self.labels, self.seed, self.batch)
+
+
+LooksAt = Literal["weights", "activations", "gradients"]

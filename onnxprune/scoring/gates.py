@@ -11,10 +11,10 @@ import numpy.typing as npt
 from onnxprune.errors import RecipeError
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.registry import Context, unit_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 PENALTY = 0.05
 """The weight of the L1 term: the mean magnitude of all gates, beside a loss of order 1."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.graph.layers import _output_axis
 from onnxprune.scoring.registry import Context, unit_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 
 @unit_criterion("fpgm", source="He et al. 2019, Filter Pruning via Geometric Median, eq. 4",
@@ -48,13 +49,3 @@ def _filters(
         if len({len(p) for p in places}) == 1:
             found.append(np.stack([array[p].reshape(-1) for p in places]))
     return found
-
-
-def _output_axis(weight: Weight) -> int:
-    """The axis of a weight that counts outputs, by its operator's definition."""
-    node = weight.node
-    if node.op_type == "MatMul":
-        return len(weight.shape) - 1
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return 1 if node.op_type in ("ConvTranspose", "LSTM", "GRU", "RNN") else 0

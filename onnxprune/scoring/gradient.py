@@ -10,9 +10,9 @@ import numpy.typing as npt
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.scoring.units import sum_over_units
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 _PASS = "one backward pass over the data"
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from onnxprune.scoring.elimination import Consumer, eliminate
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 _COST = "one pass over the calibration data and one inverse a layer"
 _SOURCE = "Frantar and Alistarh 2022, Optimal Brain Compression, eq. 3; 2023, SparseGPT, eq. 5"

@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.masking import constant_content
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 
 @criterion("magnitude", source="Han et al. 2015, Learning both Weights and Connections, section 3.1 (L2 over a unit)")

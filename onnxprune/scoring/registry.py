@@ -21,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.scoring.evidence import LooksAt
 
 if TYPE_CHECKING:
     from onnxprune.scoring.evidence import Evidence
-    from onnxprune.scoring.weights import Weight
     from onnxprune.structure.blocks import ResidualBlock
     from onnxprune.structure.groups import Group
     from onnxprune.structure.structure import Structure
+    from onnxprune.structure.weights import Weight
 
 Needs = Literal["nothing", "calibration", "labels", "training"]
-LooksAt = Literal["weights", "activations", "gradients"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.scoring.registry import Context, Criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 Found = TypeVar("Found")
 

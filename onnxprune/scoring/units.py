@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
 from onnxprune.scoring.registry import Criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 Scores = npt.NDArray[np.float64]
 

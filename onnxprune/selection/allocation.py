@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
-from onnxprune.runtime.statistics import Inputs
+from onnxprune.graph.layers import matrix_axes
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.remembered import Memory
-from onnxprune.scoring.weights import Weight, total_size
-from onnxprune.selection.matrices import matrix_axes
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
 from onnxprune.selection.weights import least_salient
 from onnxprune.structure.terms import Bools
+from onnxprune.structure.weights import Weight, total_size
 
 Shares = dict[ir.Value, float]
 

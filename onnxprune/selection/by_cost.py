@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.scoring.units import Scores
-from onnxprune.scoring.weights import Weight
-from onnxprune.selection.costs import Cost
-from onnxprune.selection.ledger import Change, Ledger
 from onnxprune.selection.rounding import kept_counts, step_of
 from onnxprune.selection.units import OVERSHOOT, UnitBudget, UnitSelection
+from onnxprune.structure.costs import Cost
 from onnxprune.structure.groups import Group
+from onnxprune.structure.ledger import Change, Ledger
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 
 def select_by_cost(

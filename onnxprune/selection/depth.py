@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.blocks import ResidualBlock
+from onnxprune.structure.weights import Weight
 
 _OVERSHOOT = 0.005  # a block that goes further beyond the target than this share is left out
 

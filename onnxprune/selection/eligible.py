@@ -6,11 +6,11 @@ import fnmatch
 from collections.abc import Sequence
 
 from onnxprune.errors import RecipeError
-from onnxprune.recipe import Recipe
-from onnxprune.scoring.weights import Weight, prunable_weights, total_size
+from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.blocks import ResidualBlock, residual_blocks
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight, prunable_weights, total_size
 
 _SMALL_END = 0.01  # share of all weights under which a first or last layer is left alone by default
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.layers import MatrixAxes, matrix_axes
+from onnxprune.recipe.granularity import NM, Block
 from onnxprune.scoring.registry import Criterion
-from onnxprune.scoring.weights import Weight
-from onnxprune.selection.matrices import MatrixAxes, matrix_axes
 from onnxprune.structure.terms import Bools
-from onnxprune.structures import NM, Block
+from onnxprune.structure.weights import Weight
 
 Saliencies = npt.NDArray[np.float32]
 

@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.runtime.graph_tools import Builder
-from onnxprune.runtime.statistics import Inputs, batches, output_error, shadow
+from onnxprune.data.batches import Inputs, batches
+from onnxprune.graph.measuring import Builder
+from onnxprune.graph.tensors import Array
+from onnxprune.runtime.statistics import output_error, shadow
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.units import Scores
-from onnxprune.scoring.weights import Weight
 from onnxprune.selection.weights import least_salient
 from onnxprune.structure.groups import Group
 from onnxprune.structure.masking import constant_content, zero_of, zeroed_units
 from onnxprune.structure.structure import Structure
-from onnxprune.structure.tensors import Array
+from onnxprune.structure.weights import Weight
 
 LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 UNIT_LEVELS = (0.25, 0.5, 0.75, 0.9)

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
-from onnxprune.runtime.statistics import Inputs
 from onnxprune.scoring.remembered import Memory
 from onnxprune.scoring.units import Scores
-from onnxprune.scoring.weights import Weight
 from onnxprune.selection.by_cost import select_by_cost
-from onnxprune.selection.costs import CostName, find_cost
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan_units
 from onnxprune.selection.units import Price, UnitBudget, UnitSelection, select_units
+from onnxprune.structure.costs import CostName, find_cost
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.weights import Weight
 
 
 @dataclass(eq=False)

@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 
 from onnxprune.scoring.units import Scores
-from onnxprune.scoring.weights import Weight
-from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.rounding import RoundTo, kept_counts, step_of
 from onnxprune.structure.groups import Group
+from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
+from onnxprune.structure.weights import Weight
 
 OVERSHOOT = 0.005
 """A step that goes further beyond the target than this share is left out."""

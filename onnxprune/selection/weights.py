@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.scoring.registry import Criterion
-from onnxprune.scoring.weights import Weight
 from onnxprune.structure.terms import Bools
+from onnxprune.structure.weights import Weight
 
 _BUCKET_BITS = 16
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.structure.dead import contraction_sites
-from onnxprune.structure.evaluation import evaluate_node
+from onnxprune.graph.evaluate import evaluate_node
+from onnxprune.graph.layers import contraction_sites
 from onnxprune.structure.structure import Structure
 
 Numbers = npt.NDArray[np.float64]

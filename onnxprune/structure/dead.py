@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.structure import rules
+from onnxprune.graph.layers import contraction_sites
+from onnxprune.graph.operators import _VIEWS
+from onnxprune.structure import registry
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
 
 _TRANSPARENT = {"elementwise", "movement", "reshaping", "indexing", "pooling", "reduction", "sources", "control"}
 _CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "RNN", "GRU", "LSTM"}
-_VIEWS = {"Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 
 
 def dead_atoms(structure: Structure) -> Bools:
@@ -63,27 +64,9 @@ def _all_zero(structure: Structure) -> Bools:
     return zero
 
 
-def contraction_sites(node: ir.Node, constant: set[ir.Value]) -> list[tuple[int, int, int, int]]:
-    """Return (data input, its axis, weight input, its axis) for each summed pair of axes of a contraction."""
-    match node.op_type:
-        case "Conv":
-            return [(0, 1, 1, 1)]
-        case "ConvTranspose":
-            return [(0, 1, 1, 0)]
-        case "Gemm":
-            k = (0 if node.attributes.get_int("transA", 0) else 1, 1 if node.attributes.get_int("transB", 0) else 0)
-            return [(0, k[0], 1, k[1])] if node.inputs[1] in constant else [(1, k[1], 0, k[0])]
-        case "MatMul":
-            rank = len(node.inputs[1].shape or (0, 0)) if node.inputs[1] is not None else 2
-            k_b = 0 if rank == 1 else -2
-            return [(0, -1, 1, k_b)] if node.inputs[1] in constant else [(1, k_b, 0, -1)]
-        case _:
-            return [(0, 2, 1, 2), (2, 2, 2, 2)]  # recurrent: inputs by W, states by R
-
-
 def _readers(structure: Structure, node: ir.Node, leaks: Bools) -> Iterator[tuple[Ids, Bools]]:
     """Yield, for each constant axis that a node sums over, its ids and where it is not zero; note what leaks."""
-    family = rules.registered().get(rules.key(node.domain, node.op_type), "")
+    family = registry.registered().get(registry.key(node.domain, node.op_type), "")
     operands = [v for v in node.inputs if v is not None]
     if node.op_type in _CONTRACTIONS and not node.domain:
         views = {v: view for v in operands[:3] if (view := constant_view(structure, v)) is not None}

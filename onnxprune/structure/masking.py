@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure import rules
+from onnxprune.graph.tensors import Array, edited, read
+from onnxprune.structure import registry
 from onnxprune.structure.axes import Dynamic
-from onnxprune.structure.rewrite import Rewriter
+from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.structure import Fill, Keep, Structure
-from onnxprune.structure.tensors import Array, edited, read
 from onnxprune.structure.terms import Bools
 
 
@@ -121,7 +121,7 @@ def _wrap_mixing_nodes(structure: Structure, keep: Keep, rewriter: Rewriter) -> 
             wrapped.append((node, inputs, [_lost_axes(structure, keep, v) for v in node.outputs]))
     users = {out: list(out.uses()) for node, _, _ in wrapped for out in node.outputs}
     for node, _, _ in wrapped:  # all of them while their operands are still those of the analysis
-        rewrite = rules.find_rewriter(rules.key(node.domain, node.op_type))
+        rewrite = registry.find_rewriter(registry.key(node.domain, node.op_type))
         if rewrite is not None:
             rewrite(rewriter, node)
     for node, inputs, outputs in wrapped:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import Group, Site, kind_of
-from onnxprune.structure.shapes import Facts
 from onnxprune.structure.terms import Bools, Ids, Terms
 
 

@@ -17,8 +17,10 @@ from prunebench_networks import NETWORKS, Network
 from prunebench_table import Key, Measured, Row, Table
 from torch import nn
 
-from onnxprune.bridge.training import Arrays, Data, TrainSettings
+from onnxprune.data.readers import Data
+from onnxprune.data.sources import Arrays
 from onnxprune.runtime import make_session, run
+from onnxprune.training import TrainSettings
 
 rng = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ import torch
 
 from onnxprune.bridge import OnnxModule, to_torch
 from onnxprune.bridge.dtypes import from_numpy, to_numpy
-from onnxprune.bridge.training.widen import widen
+from onnxprune.training.widen import widen
 
 SHARED = Path(os.environ.get("ONNXPRUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command_line import refused, run
 from model_io_models import mlp, stored_external
 from small_models import conv_net, graph
 
 from onnxprune import model_io
-from onnxprune.cli import main
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
 
@@ -22,23 +22,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "net.onnx"
     model_io.save(conv_net(64), path)
     return path
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in arguments])
-    return int(left.value.code or 0)
-
-
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object, status: int = 2) -> str:
-    """Run, expect one sentence on standard error, the exit status, and no new file."""
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    assert run(*arguments) == status
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("onnxprune: ") and err.count("\n") == 1
-    return err
 
 
 def test_prune_writes_beside_the_input(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_cli import run
+from command_line import run
 
 from onnxprune.cli.app import app
 from onnxprune.cli.help import EVERYDAY, SUBJECTS

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import refused
 from model_io_models import mlp, stored_external
 from onnx import TensorProto, helper, numpy_helper
 from small_models import two_layers
-from test_cli import refused
 
 from onnxprune import model_io
 

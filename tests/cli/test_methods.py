@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import refused, run
 from onnx import numpy_helper
 from small_models import random, two_layers
-from test_cli import refused, run
 
 from onnxprune import model_io
-from onnxprune.catalogue import catalogue
+from onnxprune.pipeline.methods import catalogue
 from onnxprune.recovery import METHODS
 from onnxprune.report.json_schema import PruneOutput
 from onnxprune.scoring import criteria

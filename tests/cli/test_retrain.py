@@ -18,8 +18,8 @@ from onnx import numpy_helper
 
 from onnxprune.cli import main
 from onnxprune.cli.training_flags import FLAGS
-from onnxprune.recipe import Recipe, flag_name
-from onnxprune.train_settings import DataSettings, TrainSettings
+from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.recipe.training import DataSettings, TrainSettings
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 MLP, TRAIN, TEST = MODELS / "digits_mlp.onnx", MODELS / "digits_train.npz", MODELS / "digits_mlp.npz"
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_in_one_sentence_and_the_run_goes_on(
     whole, out = tmp_path / "whole.onnx", tmp_path / "out.onnx"
     flags = (*RETRAIN, "--epochs", 3)
     assert run(MLP, "-o", whole, *flags) == 0
-    loop = importlib.import_module("onnxprune.bridge.training.loop")
+    loop = importlib.import_module("onnxprune.training.loop")
     original = loop.Run.one_epoch
 
     def interrupted(self: Any) -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import refused, run
 from small_models import conv_net
-from test_cli import refused, run
 
 from onnxprune import model_io
-from onnxprune.recipe_file import PRESETS
+from onnxprune.recipe.file import PRESETS
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
 

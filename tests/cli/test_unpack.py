@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import refused, run
 from small_models import conv_net, graph, random
-from test_cli import refused, run
 
 from onnxprune import model_io
 

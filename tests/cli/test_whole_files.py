@@ -20,7 +20,7 @@ import pytest
 from small_models import two_layers
 
 from onnxprune import model_io
-from onnxprune.record import load_record
+from onnxprune.pipeline.record import load_record
 
 if not hasattr(os, "fork"):
     pytest.skip("runs are forked", allow_module_level=True)

@@ -10,14 +10,15 @@ import onnx
 import pytest
 
 from onnxprune import model_io, runtime
-from onnxprune.runtime.metrics import LabelledData, evaluate
+from onnxprune.data.npz import LabelledData
+from onnxprune.verify.evaluate import evaluate
 
 pytest.importorskip("olive", reason="olive-ai is not installed: pip install 'onnxprune[olive]'")
 
 from olive.workflows import run
 
 from onnxprune.integrations.olive import OnnxPrune, package_config
-from onnxprune.recipe import Recipe
+from onnxprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RESNET, DATA = ROOT / "models" / "digits_resnet.onnx", ROOT / "models" / "digits_resnet.npz"

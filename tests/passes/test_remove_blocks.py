@@ -13,7 +13,7 @@ import zoo
 
 from onnxprune import model_io, runtime
 from onnxprune.passes import MaskBlocks, RemoveBlocks, Tidy
-from onnxprune.planning import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.blocks import residual_blocks
 
 

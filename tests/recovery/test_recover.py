@@ -8,16 +8,16 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.graph.linear import linear_layers
 from onnxprune.passes import RemoveBlocks, Tidy
 from onnxprune.passes.remove_dead import compose_kept
+from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery import recover
 from onnxprune.recovery.reconstruct import stages
 from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
-from onnxprune.runtime.linear import linear_layers
 from onnxprune.runtime.statistics import Moments
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.blocks import residual_blocks
-from onnxprune.structures import NM, Block
 
 from .models_to_recover import (
     CONVOLUTION_SHAPES,

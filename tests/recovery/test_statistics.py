@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune import runtime
+from onnxprune.data.batches import batches
 from onnxprune.errors import DataError
+from onnxprune.graph.linear import linear_layers
 from onnxprune.recovery.solve import Affine, ridge_fit, squared_error
-from onnxprune.runtime.linear import linear_layers
-from onnxprune.runtime.statistics import batches, channel_moments, layer_moments, output_error, shadow
+from onnxprune.runtime.statistics import channel_moments, layer_moments, output_error, shadow
 
 from .models_to_recover import (
     CONVOLUTION_SHAPES,

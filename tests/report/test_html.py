@@ -18,10 +18,10 @@ from small_models import conv_net, set_array, two_layers
 import onnxprune
 from onnxprune import Result, model_io
 from onnxprune.cli import main
+from onnxprune.pipeline.result import Reached
+from onnxprune.pipeline.search import Try
 from onnxprune.report.html import render
 from onnxprune.report.layers import layers
-from onnxprune.search import Try
-from onnxprune.targets import Reached
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
 CHROMIUM = next(

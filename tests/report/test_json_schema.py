@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from onnxprune import limits
 from onnxprune.cli import main
+from onnxprune.recipe import requirements
 from onnxprune.report.json_schema import PruneOutput, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def test_the_page_names_every_key_and_every_limit() -> None:
     page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", page))
     assert set(schema()["properties"]) <= named | {"format"}
-    assert set(limits.FIGURES) <= named
+    assert set(requirements.FIGURES) <= named
 
 
 def test_the_schema_is_json() -> None:

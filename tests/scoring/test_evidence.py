@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_models import conv_net, random
 
-from onnxprune.planning import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import evidence
 from onnxprune.scoring.evidence import Evidence
 

@@ -11,7 +11,7 @@ import pytest
 from small_models import conv_net, random, two_layers
 
 import onnxprune
-from onnxprune.planning import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import Context, evidence, find_criterion, prunable_weights
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.remembered import Memory, remembered

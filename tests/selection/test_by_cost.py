@@ -8,13 +8,14 @@ import pytest
 from small_models import conv_net, graph, random
 
 from onnxprune import runtime
+from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline import prepare
+from onnxprune.pipeline.run import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.by_cost import select_by_cost
-from onnxprune.selection.costs import CostName, find_cost, latency
-from onnxprune.selection.ledger import Ledger
 from onnxprune.selection.units import UnitBudget, UnitSelection
+from onnxprune.structure.costs import CostName, find_cost, latency
+from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
 
 COSTS: tuple[CostName, ...] = ("parameters", "macs", "balanced")
@@ -103,7 +104,7 @@ def test_the_ledger_counts_the_multiply_adds_that_are_left(sparsity: float) -> N
     structure = prepare(uneven(64))
     weights, groups = prunable_weights(structure), structure.groups
     ledger = Ledger(structure, weights, groups, 1, find_cost("macs", structure))
-    assert ledger.cost == runtime.figures(structure.model, structure.facts.known_shapes()).macs
+    assert ledger.cost == size.figures(structure.model, structure.facts.known_shapes()).macs
     chosen = choose(structure, sparsity, "macs")
     for group in groups:
         ledger.remove(group.atoms[chosen.removed[group.atoms]], limit=float("inf"))
@@ -111,7 +112,7 @@ def test_the_ledger_counts_the_multiply_adds_that_are_left(sparsity: float) -> N
     RemoveUnits(structure, chosen.removed)(pruned)
     Tidy()(pruned)
     feeds = {"x": random(1, 3, 32, 32)}
-    assert ledger.cost == runtime.figures(pruned, runtime.concrete_shapes(pruned, feeds)).macs
+    assert ledger.cost == size.figures(pruned, runtime.concrete_shapes(pruned, feeds)).macs
 
 
 def test_a_preview_changes_nothing() -> None:

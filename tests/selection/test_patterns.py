@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import RecipeError
+from onnxprune.graph.layers import matrix_axes
 from onnxprune.passes import MaskWeights, Normalise
+from onnxprune.recipe.granularity import NM, Block, parse_pattern
 from onnxprune.scoring import Weight, find_criterion, prunable_weights
-from onnxprune.selection.matrices import matrix_axes
 from onnxprune.selection.patterns import pattern_masks
 from onnxprune.structure.analysis import analyse
-from onnxprune.structures import NM, Block, parse_pattern
 
 NETWORK = """<ir_version: 8, opset_import: ["": 13]>
 net (float[N, 3, 8, 8] x, float[5, N, 8] s) => (float[N, 6] y, float[5, 1, N, 4] z) {

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onnxprune.structure import rules
+from onnxprune.structure import registry
 
 from . import contrib_cases, node_cases
 from .node_cases import Case
@@ -30,7 +30,7 @@ _COARSE = {"float16": 5e-3, "bfloat16": 5e-2, "FLOAT16": 5e-3, "BFLOAT16": 5e-2,
 
 
 def _operators() -> list[str]:
-    return [name for name in rules.registered() if "::" not in name or name in contrib_cases.CASES]
+    return [name for name in registry.registered() if "::" not in name or name in contrib_cases.CASES]
 
 
 def _cases(operator: str) -> list[Case]:
@@ -50,7 +50,7 @@ def test_rule_keeps_its_promise(operator: str, covered: Counter[str]) -> None:
 def test_every_rule_is_shown_to_free_something(covered: Counter[str]) -> None:
     if covered["operators"] < len(_operators()):
         pytest.skip("it counts what all tests above have run in the same process")
-    bare = {name for name in rules.registered() if not covered[f"{name}: with free units"]}
+    bare = {name for name in registry.registered() if not covered[f"{name}: with free units"]}
     assert bare - _NOTHING_FREE - _ELSEWHERE - _NO_KERNEL == set()
 
 

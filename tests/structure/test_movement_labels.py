@@ -228,13 +228,13 @@ def test_slice_of_any_bounds(start: int, end: int, step: int) -> None:
 
 
 def test_the_oracle_notices_a_wrong_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune.structure import rules
+    from onnxprune.structure import registry
 
     def identity(view: Any) -> None:
         x = view.need(0)
         view.give(view.out(), view.axes(x), view.zero(x))
 
-    rules.load_rules()
-    monkeypatch.setitem(rules._RULES, "Transpose", identity)
+    registry.load_rules()
+    monkeypatch.setitem(registry._RULES, "Transpose", identity)
     with pytest.raises(AssertionError):
         check("Transpose", [(3, 3)], {}, perm=(1, 0))

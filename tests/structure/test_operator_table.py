@@ -7,24 +7,24 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune.structure import rules
+from onnxprune.structure import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_onnx_operator_has_a_rule_or_a_reason() -> None:
-    known = {*rules.registered(), *rules.REASONS}
-    names = {rules.key(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    known = {*registry.registered(), *registry.REASONS}
+    names = {registry.key(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
     assert names - known == set()
 
 
 def test_no_operator_has_both() -> None:
-    assert set(rules.registered()) & set(rules.REASONS) == set()
+    assert set(registry.registered()) & set(registry.REASONS) == set()
 
 
 def test_every_rule_and_reason_says_something() -> None:
-    assert all(rules.summary(name) for name in rules.registered())
-    assert all(rules.REASONS.values())
+    assert all(registry.summary(name) for name in registry.registered())
+    assert all(registry.REASONS.values())
 
 
 def test_the_table_is_up_to_date() -> None:

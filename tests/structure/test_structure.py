@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from small_models import two_layers
 
-from onnxprune.structure import rules
-from onnxprune.structure.analysis import View, analyse
+from onnxprune.structure import registry
+from onnxprune.structure.analysis import analyse
 from onnxprune.structure.groups import KIND_BITS, KINDS, kind_of
 from onnxprune.structure.structure import Structure
+from onnxprune.structure.view import View
 
 from .graphs import load, value
 
@@ -150,7 +151,7 @@ def test_a_rule_that_fails_pins_its_node_and_is_named(monkeypatch: pytest.Monkey
     def broken(_: View) -> None:
         raise IndexError("no such axis")
 
-    monkeypatch.setitem(rules._RULES, "Relu", broken)
+    monkeypatch.setitem(registry._RULES, "Relu", broken)
     structure = analyse(two_layers())
     assert structure.unruled == {"Relu (its rule failed)": 1}
     assert structure.prunable_share()[0] == 0

@@ -17,14 +17,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
+from onnxprune.graph import shapes
 from onnxprune.passes.normalise import Normalise
-from onnxprune.structure import shapes
-from onnxprune.structure.analysis import _Analysis
+from onnxprune.structure.analysis import complete, never_zeroed, walk
 from onnxprune.structure.axes import Dynamic, parts
 from onnxprune.structure.masking import zero_units
 from onnxprune.structure.rewrite import remove
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
+from onnxprune.structure.view import Findings
 
 Array = npt.NDArray[np.generic]
 Runner = Callable[[ir.Model, Mapping[str, npt.NDArray[np.generic]]], list[npt.NDArray[np.generic]]]
@@ -41,17 +42,12 @@ _REFUSED = (
 )
 
 
-class _OpenEnds(_Analysis):
-    """An analysis that leaves graph outputs free, and may be told that constants are not zeroed."""
+class _OpenEnds(Findings):
+    """Findings of a walk that leaves graph outputs free."""
 
-    def __init__(self, model: ir.Model, unmasked: Iterable[str]) -> None:
-        super().__init__(model, shapes.infer(model))
-        names = set(unmasked)
-        self.unmasked |= {v for v in model.graph.initializers.values() if v.name in names}
-
-    def _still(self, value: ir.Value, reason: str) -> None:
+    def still(self, value: ir.Value, reason: str) -> None:
         if not value.is_graph_output():
-            super()._still(value, reason)
+            super().still(value, reason)
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,9 @@ class Outcome:
 
 def analyse_open(model: ir.Model, unmasked: Iterable[str] = ()) -> Structure:
     """Analyse a model whose outputs may lose indices."""
-    return _OpenEnds(model, unmasked).run()
+    names = set(unmasked)
+    told = {value for value in model.graph.initializers.values() if value.name in names}
+    return complete(_OpenEnds(model, shapes.infer(model), walk, never_zeroed(model) | told))
 
 
 def pick(structure: Structure, share: float, rng: np.random.Generator, *, exact: bool = True) -> tuple[Bools, int, int]:

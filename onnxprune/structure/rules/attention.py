@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.rules.contraction import contract
 from onnxprune.structure.terms import Bools, Ids
+from onnxprune.structure.view import RuleMismatch, View
 
 _POSITIONS = "positions in a sequence have a meaning"
 

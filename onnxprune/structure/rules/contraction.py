@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
+from onnxprune.structure.view import RuleMismatch, View
 
 KERNEL_SIDE = "it is a side of the kernel"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rules import rule
+from onnxprune.structure.registry import rule
+from onnxprune.structure.view import RuleMismatch, View
 
 
 @rule("If")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rules import rule
+from onnxprune.structure.registry import rule
+from onnxprune.structure.view import RuleMismatch, View
 
 ZeroPolicy = Callable[[Sequence[bool]], bool]
 """From the zero flags of all operands (False where an operand is broadcast) to that of the result."""

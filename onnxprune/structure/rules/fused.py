@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
-from onnxprune.structure.rules import rule
+from onnxprune.structure.registry import rule
 from onnxprune.structure.rules.elementwise import aligned, elementwise
+from onnxprune.structure.view import RuleMismatch, View
 
 _STATISTICS = "its mean and variance run over this axis"
 

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis, Dynamic
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.rules.reshaping import gather_in_order, gathers_in_order, rewrite_gather_in_order
 from onnxprune.structure.terms import Bools
+from onnxprune.structure.view import RuleMismatch, View
 
 _END = np.iinfo(np.int64).max
 

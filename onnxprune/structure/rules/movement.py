@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis, Dynamic, parts
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
+from onnxprune.structure.view import RuleMismatch, View
 
 
 @rule("Transpose")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx
 
-from onnxprune.structure.rules import pinned
+from onnxprune.structure.registry import pinned
 
 # -- ai.onnx --------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.structure.analysis import View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rules import rule
+from onnxprune.structure.registry import rule
+from onnxprune.structure.view import View
 
 
 def spatial(view: View, *, channels: int = 1, keep_zero: bool = True) -> None:

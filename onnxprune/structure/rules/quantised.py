@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Dynamic
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
 from onnxprune.structure.rules.contraction import convolution, gemm_axes, matmul_like, rewrite_conv
 from onnxprune.structure.rules.elementwise import ZeroPolicy, aligned
 from onnxprune.structure.rules.movement import joined
 from onnxprune.structure.rules.normalisation import softmax_of_opset
 from onnxprune.structure.rules.pooling import pool
+from onnxprune.structure.view import RuleMismatch, View
 
 # Where an operator that makes quantised values has its zero point: an input, or an output of its own.
 _ZERO_POINT_INPUT = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.structure.analysis import RuleMismatch, View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rules import rule
+from onnxprune.structure.registry import rule
+from onnxprune.structure.view import RuleMismatch, View
 
 _SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 _OTHERS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
+from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
-from onnxprune.structure.shapes import Facts
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.terms import Ids
+from onnxprune.structure.view import RuleMismatch, View
 
 Pair = tuple[int, int]
 """An extent at both settings of the dynamic dimensions."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import RuleMismatch, View
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.terms import Bools, Ids
+from onnxprune.structure.view import RuleMismatch, View
 
 
 def tie_pairs(view: View, size: Ids, tables: tuple[int, int], *, interleaved: bool, turned: int = 0) -> None:

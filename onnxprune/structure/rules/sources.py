@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.structure.analysis import View
 from onnxprune.structure.axes import Axis
-from onnxprune.structure.rewrite import Rewriter
-from onnxprune.structure.rules import rewriter, rule
+from onnxprune.structure.registry import rewriter, rule
+from onnxprune.structure.rewriter import Rewriter
+from onnxprune.structure.view import View
 
 
 @rule("Constant")

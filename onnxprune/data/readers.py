@@ -1,0 +1,234 @@
+"""From what the user names to a `Source`: .npz, a folder of images by class, CSV, or `module:function`.
+
+Each kind is one registered reader `(reference, model, settings) -> Data`, tried in order by what it `accepts`.
+Nothing is unpickled. What a reader does not understand it refuses by name; it never leaves an array or file out
+in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data.fit import InputSpec, fit_source, input_specs
+from onnxprune.data.images import ImageFolder, find_images
+from onnxprune.data.sources import Array, Arrays, Batch, Source, first_batch
+from onnxprune.errors import DataError
+from onnxprune.plugins import is_reference, load_function
+from onnxprune.recipe.training import DataSettings
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source that fits the model's inputs; its k-th target belongs to the model's output number `outputs[k]`."""
+
+    source: Source
+    outputs: tuple[int, ...]
+
+
+Reader = Callable[[str, ir.Model, DataSettings], Data]
+READERS: list[tuple[Callable[[str], bool], Reader]] = []
+
+
+def register(accepts: Callable[[str], bool]) -> Callable[[Reader], Reader]:
+    """Enter a reader for the references that `accepts` says yes to."""
+
+    def enter(reader: Reader) -> Reader:
+        READERS.append((accepts, reader))
+        return reader
+
+    return enter
+
+
+def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | None = None) -> Data:
+    """Open the data that `reference` names and check that they fit the model's inputs.
+
+    Raises:
+        DataError: No such data, unreadable, empty, or of other names, shapes or types than the model's inputs.
+        RecipeError: The `module:function` cannot be loaded.
+    """
+    name = str(reference)
+    for accepts, reader in READERS:
+        if accepts(name):
+            data = reader(name, model, settings or DataSettings())
+            fitted = fit_source(data.source, input_specs(model))
+            first_batch(fitted, 2)
+            return Data(fitted, data.outputs)
+    if not Path(name).exists():
+        raise DataError(f"No data at '{name}': there is no such file or folder.")
+    raise DataError(f"'{name}' is no kind of data that is known: .npz, .csv, a folder of images, or module:function.")
+
+
+@register(lambda name: Path(name).suffix.lower() == ".npz")
+def read_npz(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """Arrays named by the model's inputs, `label` for the first output, and any named by the model's outputs."""
+    try:
+        with np.load(reference, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise DataError(f"No data at '{reference}': there is no such file.") from error
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise DataError(f"'{reference}' cannot be read as .npz: {error}.") from error
+    inputs, targets, outputs = by_name(arrays, model, f"'{reference}'")
+    return Data(Arrays(inputs, targets), outputs)
+
+
+def by_name(
+    arrays: Mapping[str, Any], model: ir.Model, where: str
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[int, ...]]:
+    """Sort named arrays into (inputs, targets, output numbers of the targets).
+
+    The one array that is neither label nor target is the input of a model with one, whatever its name.
+
+    Raises:
+        DataError: An input is missing, or a name belongs to nothing.
+    """
+    inputs = [spec.name for spec in input_specs(model)]
+    outputs = [value.name or "" for value in model.graph.outputs]
+    others = [name for name in arrays if name != LABEL and name not in outputs]
+    if len(inputs) == len(others) == 1:
+        arrays = {inputs[0] if name == others[0] else name: array for name, array in arrays.items()}
+    for name in inputs:
+        if name not in arrays:
+            raise DataError(f"{where} has no array '{name}', which the model takes as input; it has "
+                            f"{', '.join(map(repr, arrays)) or 'none'}.")  # fmt: skip
+    for name in arrays:
+        if name not in inputs and name not in outputs and name != LABEL:
+            raise DataError(f"{where} has an array '{name}' that is neither an input of the model "
+                            f"({', '.join(inputs)}), one of its outputs, nor '{LABEL}'.")  # fmt: skip
+    named = {i: np.asarray(arrays[name]) for i, name in enumerate(outputs) if name in arrays and name not in inputs}
+    if LABEL in arrays and LABEL not in inputs and LABEL not in outputs:
+        named = {0: np.asarray(arrays[LABEL]), **named}
+    chosen = tuple(sorted(named))
+    return tuple(np.asarray(arrays[n]) for n in inputs), tuple(named[i] for i in chosen), chosen
+
+
+@register(lambda name: Path(name).suffix.lower() in (".csv", ".tsv"))
+def read_csv(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """A table with a header: the target column, and the others as features in the order in which they stand.
+
+    A model with one input [N, F] takes all the features; one with an input per column takes them by name.
+    """
+    header, rows = _table(reference)
+    target = settings.target or header[-1]
+    if target not in header:
+        raise DataError(f"'{reference}' has no column '{target}'; it has {', '.join(header)}.")
+    columns = {name: _numbers([row[i] for row in rows], name, reference) for i, name in enumerate(header)}
+    label = columns.pop(target)
+    if label.size and np.all(label == np.round(label)) and not any("." in row[header.index(target)] for row in rows):
+        label = label.astype(np.int64)
+    return Data(Arrays(_features(columns, input_specs(model), reference), (label,)), (0,))
+
+
+def _table(reference: str) -> tuple[list[str], list[list[str]]]:
+    try:
+        with open(reference, newline="", encoding="utf-8-sig") as file:
+            header, *rows = csv.reader(file, delimiter="\t" if reference.lower().endswith(".tsv") else ",")
+    except FileNotFoundError as error:
+        raise DataError(f"No data at '{reference}': there is no such file.") from error
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError(f"'{reference}' cannot be read as a table with a header: {error}.") from error
+    rows = [row for row in rows if row]
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(f"'{reference}', row {number}: {len(row)} fields where the header has {len(header)}.")
+    if not rows:
+        raise DataError(f"'{reference}' is empty: it has a header and no rows.")
+    return header, rows
+
+
+def _numbers(cells: Sequence[str], column: str, reference: str) -> Array:
+    try:
+        return np.array(cells, dtype=np.float64)
+    except ValueError:
+        bad = next(i for i, cell in enumerate(cells) if not _is_number(cell))
+        raise DataError(f"'{reference}', row {bad + 2}, column '{column}': '{cells[bad]}' is no number; classes and "
+                        "categories have to be written as numbers.") from None  # fmt: skip
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _features(columns: Mapping[str, Array], specs: Sequence[InputSpec], reference: str) -> tuple[Array, ...]:
+    if all(spec.name in columns for spec in specs):
+        return tuple(_typed(columns[spec.name][:, None], spec) for spec in specs)
+    if len(specs) != 1:
+        missing = next(spec.name for spec in specs if spec.name not in columns)
+        raise DataError(f"'{reference}' has no column '{missing}', which the model takes as an input.")
+    return (_typed(np.stack(list(columns.values()), axis=1), specs[0]),)
+
+
+def _typed(column: Array, spec: InputSpec) -> Array:
+    """Text has no types: whole numbers become integers where the model wants integers."""
+    if spec.dtype is None:
+        return column.astype(np.float32)
+    if spec.dtype.kind in "iu" and np.any(column != np.round(column)):
+        raise DataError(f"Input '{spec.name}' takes whole numbers, but the table holds fractions.")
+    return column.astype(spec.dtype)
+
+
+@register(lambda name: Path(name).is_dir())
+def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """Images in a sub-folder per class (numbered in alphabetical order), or unlabelled in the folder itself."""
+    specs = input_specs(model)
+    if len(specs) != 1:
+        raise DataError(f"A folder of images feeds one input, but the model takes {len(specs)}.")
+    files, labels = find_images(Path(reference))
+    return Data(ImageFolder.for_input(files, labels, specs[0], settings), () if labels is None else (0,))
+
+
+@register(is_reference)
+def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """A function that yields batches, called anew for each epoch: dicts by name, or (inputs, targets), or inputs."""
+    stream = Stream(load_function(reference, "data source"), model, reference)
+    sample = next(stream.named(), None)
+    if sample is None:
+        raise DataError(f"The data set is empty: '{reference}' yields nothing.")
+    return Data(stream, sample[1])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The batches that a user's function yields, in its own order and sizes."""
+
+    function: Callable[[], Any]
+    model: ir.Model
+    reference: str
+
+    @property
+    def count(self) -> int | None:
+        return None
+
+    def named(self) -> Iterator[tuple[Batch, tuple[int, ...]]]:
+        """Each batch with the outputs that its targets belong to."""
+        for item in self.function():
+            if isinstance(item, Mapping):
+                inputs, targets, outputs = by_name(item, self.model, f"A batch of '{self.reference}'")
+            else:
+                given, wanted = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
+                inputs, targets = _tuple(given), _tuple(wanted)
+                outputs = tuple(range(len(targets)))
+            yield Batch(inputs, targets), outputs
+
+    def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
+        return (batch for batch, _ in self.named())
+
+
+def _tuple(arrays: Any) -> tuple[Array, ...]:
+    if isinstance(arrays, (list, tuple)):
+        return tuple(np.asarray(array) for array in arrays)
+    return (np.asarray(arrays),)

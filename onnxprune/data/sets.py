@@ -1,0 +1,117 @@
+"""The data of a retraining run: what it trains on, what picks the best state, and what its metric is measured on.
+
+The share that picks the best state is held out of the training data. The metric before and after is measured in ONNX
+Runtime, on ``--eval-data`` where they are given and on the held-out share otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data.calibration import Calibration
+from onnxprune.data.fit import input_specs
+from onnxprune.data.measures import get_metric
+from onnxprune.data.readers import Data, by_name, read_data
+from onnxprune.data.sources import Array, Arrays, first_batch, is_indexed, split
+from onnxprune.recipe.training import DataSettings, TrainSettings
+
+AnyData = str | Path | Mapping[str, Array]
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The data of a run.
+
+    Attributes:
+        train: What it trains on.
+        validation: What picks the best state; None where nothing is held out.
+        evaluation: What the metric before and after is measured on; None where there is nothing.
+        note: What the user should know about the evaluation, or "".
+    """
+
+    train: Data
+    validation: Data | None
+    evaluation: Data | None
+    note: str = ""
+
+
+def open_sets(
+    model: ir.Model, data: AnyData, eval_data: AnyData | None, settings: TrainSettings, reading: DataSettings
+) -> Sets:
+    """Open the data and hold out the share that picks the best state.
+
+    Raises:
+        DataError: They cannot be read, do not fit the model, or are too few to hold out a share.
+    """
+    whole = open_data(model, data, reading)
+    train, held = split(whole.source, settings.validation, settings.seed)
+    validation = None if held is None else Data(held, whole.outputs)
+    sets = Sets(Data(train, whole.outputs), validation, validation)
+    if eval_data is not None:
+        return Sets(sets.train, validation, open_data(model, eval_data, reading))
+    if validation is None or held is None:
+        why = "nothing is held out" if settings.validation == 0 else "they are read from front to back"
+        return Sets(sets.train, None, None, f"no metric was measured: of the training data {why}; give --eval-data")
+    note = (
+        f"the metric was measured on the {held.count} samples of --data that were held out of the training and picked "
+        "its best state: --eval-data gives a figure that nothing was picked by"
+    )
+    return Sets(sets.train, validation, validation, note)
+
+
+def open_data(model: ir.Model, data: AnyData, reading: DataSettings) -> Data:
+    """Open one data set: what a file, a folder or `module:function` holds, or arrays by name.
+
+    Raises:
+        DataError: See `read_data`.
+    """
+    if not isinstance(data, Mapping):
+        return read_data(data, model, reading)
+    inputs, targets, outputs = by_name(data, model, "The data")
+    opened = Data(Arrays(inputs, targets), outputs)
+    first_batch(opened.source, 1)
+    return opened
+
+
+def samples_of(model: ir.Model, data: Data, limit: int, seed: int) -> Calibration:
+    """Draw up to `limit` samples, as calibration data; of a source that is read from front to back, the first."""
+    count = data.source.count
+    if is_indexed(data.source) and count is not None and count > limit:
+        chosen = np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+        batch = data.source.rows(chosen)  # type: ignore[attr-defined]
+    else:
+        batch = first_batch(data.source, limit)
+    inputs = {spec.name: array for spec, array in zip(input_specs(model), batch.inputs, strict=True)}
+    labels = batch.targets[0] if batch.targets and data.outputs and data.outputs[0] == 0 else None
+    return Calibration(inputs, labels)
+
+
+def identity(data: AnyData | None) -> str | None:
+    """What tells these data from others, for a checkpoint: the content of a file, the name of anything else."""
+    if data is None or isinstance(data, Mapping):
+        return None if data is None else "arrays: " + ", ".join(f"{n}{list(np.shape(a))}" for n, a in data.items())
+    path = Path(data)
+    return f"sha256 {_sha256(path)}" if path.is_file() else str(data)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def training_metric(settings: TrainSettings, sets: Sets) -> TrainSettings:
+    """The settings of the training, where the metric asked for needs targets that only the evaluation data have."""
+    if settings.metric is None or sets.train.outputs or sets.evaluation is None or not sets.evaluation.outputs:
+        return settings
+    needs = get_metric(settings.metric).needs
+    return settings if needs == "original" else settings.model_copy(update={"metric": None})

@@ -1,0 +1,180 @@
+"""From a pruned model to the form that is delivered: quantised, packed, within its limits. The last step of a run.
+
+Each step is measured in ONNX Runtime on the model that will be written: a quantised model is verified again against
+the original, and a packed model must give the same outputs as the same model unpacked, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune import model_io, runtime
+from onnxprune.data.calibration import AnyArrays
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.packing import pack, to_sparse_initializers, unpack
+from onnxprune.pipeline.given import Measure
+from onnxprune.pipeline.result import Delivery, Result, measured_figures
+from onnxprune.recipe.requirements import parse
+from onnxprune.runtime.session import Optimize
+from onnxprune.verify.requirements import check_requirements
+from onnxprune.verify.verdict import Verdict
+
+_LEVELS: tuple[Optimize, ...] = ("basic", "all")
+_OF_VERIFY = ("accuracy", "top5", "mse")
+_LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
+
+
+def deliver(
+    original: ir.Model,
+    result: Result,
+    *,
+    latency: bool = True,
+    eval_data: str | Path | None = None,
+    metric: str | None = None,
+    calibration: AnyArrays | None = None,
+) -> Result:
+    """Quantise and pack the result as its recipe says, and check its limits.
+
+    Returns:
+        The result with the model to write and the verdict measured on it.
+
+    Raises:
+        RecipeError: There is nothing to calibrate on.
+        VerificationError: The packed model differs from the pruned one, or a limit is missed.
+    """
+    recipe = result.recipe
+    measure = Measure(original, recipe, latency, eval_data, metric)
+    result = replace(result, delivery=Delivery(result.model))
+    if recipe.quantize != "no":
+        result = _quantised(result, measure, calibration)
+    if recipe.pack != "no":
+        result = _packed(result, measure)
+    elif recipe.sparse_initializers:
+        result = _sparse(result, measure)
+    check_requirements(map(parse, recipe.require), measured_figures(result))
+    return result
+
+
+def write(result: Result, path: str | Path, *, force: bool = False) -> str:
+    """Write the model to deliver; it appears whole or not at all. Returns its SHA-256, external data included.
+
+    Raises:
+        ModelError: The output is the input, exists (without ``force``), or cannot be written.
+    """
+    if result.delivery is None or not result.delivery.sparse_tensors:
+        return model_io.save(result.model, path, force=force).sha256
+    path = Path(path)
+    model_io.check_output(path, force=force, source=model_io.source_of(result.model))
+    content = to_sparse_initializers(result.model).SerializeToString(deterministic=True)
+    try:
+        with temporary_beside(path) as (temporary, file):
+            file.write(content)
+            sync(file)
+            publish(temporary, path, replace=force)
+    except FileExistsError:
+        raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
+    except OSError as error:
+        raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def measurable(eval_data: Any, metric: str | None) -> tuple[str | Path | None, str | None]:
+    """What of the data and the metric of a run `verify` can measure on a model that is not trained."""
+    plain = isinstance(eval_data, (str, Path)) and Path(eval_data).suffix == ".npz"
+    return (eval_data if plain else None), metric if metric in _OF_VERIFY else None
+
+
+def written_bytes(result: Result) -> int:
+    """Return how many bytes `write` would write, external data included."""
+    if result.delivery is not None and result.delivery.sparse_tensors:
+        return to_sparse_initializers(result.model).ByteSize()
+    return model_io.serialized_size(result.model)
+
+
+def _quantised(result: Result, measure: Measure, calibration: AnyArrays | None) -> Result:
+    from onnxprune.runtime.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
+
+    form = result.recipe.quantize
+    data = calibration or measure.eval_data
+    batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
+    model = quantise(result.model, form, batches)
+    verdict = measure.again(model, result.verdict)
+    assert result.delivery is not None
+    own = replace(result.delivery, quantize=form, quantised_from=result.verdict)
+    return replace(result, model=model, verdict=verdict, delivery=own)
+
+
+def _packed(result: Result, measure: Measure) -> Result:
+    recipe = result.recipe
+    assert recipe.pack != "no"
+    packed, report = pack(result.model, values=recipe.pack_values, mode=recipe.pack)
+    plain = unpack(packed)
+    exact = recipe.pack_values == "fp32"
+    batches = runtime.working_inputs(result.model, seed=recipe.seed, count=2)
+    compare_forms(result.model if exact else plain, packed, batches, 0.0 if exact else _LOSSY_TOLERANCE)
+    verdict = result.verdict if exact else measure.again(plain, result.verdict)
+    verdict = _with_bytes(verdict, model_io.serialized_size(packed))
+    assert result.delivery is not None
+    return replace(result, model=packed, verdict=verdict, delivery=replace(result.delivery, packing=report))
+
+
+def _sparse(result: Result, measure: Measure) -> Result:
+    proto = to_sparse_initializers(result.model)
+    content = proto.SerializeToString(deterministic=True)
+    batches = runtime.working_inputs(result.model, seed=measure.recipe.seed, count=2)
+    compare_forms(result.model, proto, batches, 0.0)
+    verdict = _with_bytes(result.verdict, len(content))
+    count = len(proto.graph.sparse_initializer)
+    assert result.delivery is not None
+    return replace(result, verdict=verdict, delivery=replace(result.delivery, sparse_tensors=count))
+
+
+def compare_forms(
+    plain: ir.Model, other: ir.Model | onnx.ModelProto, batches: Sequence[runtime.Feeds], tolerance: float
+) -> None:
+    """Check that another form of a model gives its outputs, at basic and at full optimisation.
+
+    Args:
+        plain: The model.
+        other: The same, stored otherwise.
+        batches: Inputs of both.
+        tolerance: Largest difference allowed, relative to the largest output; 0 wants the same bits.
+
+    Raises:
+        VerificationError: It does not load or run, or its outputs are others.
+    """
+    content = other.SerializeToString() if isinstance(other, onnx.ModelProto) else other
+    for level in _LEVELS:
+        sessions = [runtime.make_session(m, optimize=level, error=VerificationError) for m in (plain, content)]
+        for feeds in batches:
+            a, b = (runtime.run(session, feeds, error=VerificationError) for session in sessions)
+            gap = runtime.compare_outputs(a, b).max_rel
+            if gap > tolerance or (tolerance == 0 and not _same_bits(a, b)):
+                raise VerificationError(
+                    f"the packed model differs from the same model unpacked by {gap:.2g} of the largest output at "
+                    f"optimisation '{level}'; nothing was written, please report this model"
+                )
+
+
+def _same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(_bits(a[name]) == _bits(b[name]) for name in a)
+
+
+def _bits(output: Any) -> Any:
+    if isinstance(output, (list, tuple)):
+        return [_bits(part) for part in output]
+    array = np.asarray(output)
+    return array.tolist() if array.dtype.kind in "OSU" else (array.dtype, array.shape, array.tobytes())
+
+
+def _with_bytes(verdict: Verdict | None, size: int) -> Verdict | None:
+    return None if verdict is None else replace(verdict, after=replace(verdict.after, file_bytes=size))

@@ -1,0 +1,110 @@
+"""What a model offers to pruning: its groups of units, the prunable share, and what is pinned by which operator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune import model_io
+from onnxprune.graph.size import macs_of
+from onnxprune.pipeline.run import prepare
+from onnxprune.structure.weights import prunable_weights, total_size
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """A family of units that live and die alone, with all that one of them takes along."""
+
+    name: str
+    kind: str
+    units: int
+    sites: tuple[str, ...]
+    inexact: str
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """One weight: what of it can be removed with its units, and why an axis cannot be cut."""
+
+    name: str
+    operator: str
+    node: str
+    shape: tuple[int, ...]
+    prunable: int
+    pinned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What could be pruned.
+
+    Attributes:
+        groups: All groups, in the order of the model.
+        weights: All weights, in the order of the model.
+        weight_parameters: Parameters of all weights: what ``--structure weights`` can zero.
+        unit_parameters: Those that go with some unit, exactly: what ``--structure channels`` can remove.
+        inexact_parameters: The same with ``--allow-inexact``.
+        macs: Multiply-adds of one run.
+        unit_macs: Those of nodes whose weight can be cut.
+        unruled: Operators that have no rule and pin all that they touch, with how often they occur.
+    """
+
+    groups: tuple[GroupInfo, ...]
+    weights: tuple[WeightInfo, ...]
+    weight_parameters: int
+    unit_parameters: int
+    inexact_parameters: int
+    macs: int
+    unit_macs: int
+    unruled: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
+    """Find what could be pruned.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    structure = prepare(model_io.load_any(model).clone())
+    weights = prunable_weights(structure)
+    infos, macs, unit_macs = [], 0, 0
+    shapes = structure.facts.known_shapes()
+    for weight in weights:
+        cuttable = [structure.removable(weight.value, axis) for axis in range(len(weight.shape))]
+        stuck = int(
+            np.prod([len(f) - int(f.sum()) if len(f) else n for f, n in zip(cuttable, weight.shape, strict=True)])
+        )
+        prunable = weight.size - stuck
+        cost = macs_of(weight.node, shapes) or 0
+        macs += cost
+        unit_macs += cost if prunable else 0
+        infos.append(
+            WeightInfo(
+                weight.name, weight.node.op_type, weight.node.name or "", weight.shape, prunable,
+                tuple(structure.why_pinned(weight.value)),
+            )
+        )  # fmt: skip
+    exact, _ = structure.prunable_share()
+    inexact, _ = structure.prunable_share(exact=False)
+    return Inspection(
+        groups=tuple(
+            GroupInfo(g.name, g.kind, len(g), tuple(f"{s.value.name}[{s.axis}]" for s in g.sites), g.inexact)
+            for g in structure.groups
+        ),
+        weights=tuple(infos),
+        weight_parameters=total_size(weights),
+        unit_parameters=exact,
+        inexact_parameters=inexact,
+        macs=macs,
+        unit_macs=unit_macs,
+        unruled=dict(structure.unruled),
+    )

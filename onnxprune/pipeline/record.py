@@ -1,0 +1,83 @@
+"""The record of a run: enough to rebuild the pruned model from the original, or to check it later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onnxprune.errors import DataError, ModelError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+
+FORMAT = "onnxprune-record/1"
+
+
+class FileId(BaseModel):
+    """A file and the hash of its content (of its external data too)."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: str | None = None
+    sha256: str | None = None
+
+
+class Record(BaseModel):
+    """What was done to a model.
+
+    Attributes:
+        format: Name and version of this layout.
+        source: The original.
+        output: The pruned model.
+        recipe: The settings of the run.
+        kept: For each constant of the source that lost something, the kept indices of each axis that did.
+        renamed: For each constant of the output that is a copy, the constant of the source it was copied from.
+        blocks: Residual blocks that went, by the names of their sums in the source.
+        figures: What was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str = FORMAT
+    source: FileId
+    output: FileId
+    recipe: dict[str, Any]
+    kept: dict[str, dict[str, list[int]]]
+    renamed: dict[str, str]
+    blocks: list[str] = []
+    figures: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON, whole or not at all.
+
+        Raises:
+            ModelError: It cannot be written.
+        """
+        try:
+            with temporary_beside(Path(path)) as (temporary, file):
+                file.write(self.model_dump_json(indent=1).encode() + b"\n")
+                sync(file)
+                publish(temporary, Path(path), replace=True)
+        except OSError as error:
+            raise ModelError(f"the record '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def load_record(path: str | Path) -> Record:
+    """Read a record.
+
+    Raises:
+        DataError: The file is missing, no JSON, or no record of a version that is known here.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"the record '{path}' cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise DataError(f"the record '{path}' is not JSON") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"'{path}' is not a record of format {FORMAT}")
+    try:
+        return Record(**content)
+    except ValidationError as error:
+        where = ".".join(str(p) for p in error.errors()[0]["loc"])
+        raise DataError(f"the record '{path}' is damaged at {where!r}") from None

@@ -1,0 +1,232 @@
+"""What a run gives back: the pruned model and what is known of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.data.metrics import drop
+from onnxprune.packing import PackReport
+from onnxprune.passes.normalise import renamed_copies
+from onnxprune.pipeline.record import FileId, Record
+from onnxprune.pipeline.search import Try
+from onnxprune.pipeline.step import Trace
+from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.structure.rewrite import Kept
+from onnxprune.verify.verdict import Verdict
+
+
+def measured_figures(result: Result) -> dict[str, float]:
+    """What a run measured, by the names of `FIGURES`; a figure that was not measured is left out."""
+    found = {"sparsity": result.sparsity}
+    verdict = result.verdict
+    if verdict is None:
+        return found
+    before, after = verdict.before, verdict.after
+    found["output_change"] = verdict.output_change
+    found["size"] = after.file_bytes / before.file_bytes
+    if before.parameters:
+        found["parameters"] = after.parameters / before.parameters
+    if before.macs and after.macs is not None:
+        found["macs"] = after.macs / before.macs
+    if verdict.latency_ratio is not None:
+        found["latency"] = verdict.latency_ratio
+    if verdict.metric is not None:
+        found["metric_drop"] = drop(verdict.metric.name, verdict.metric.before, verdict.metric.after)
+    return found
+
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model and what is known of it.
+
+    Attributes:
+        model: The pruned model.
+        recipe: The settings of the run.
+        sparsity: The share of prunable parameters that are zero or gone.
+        prunable: The number of prunable parameters.
+        gone: How many of them are zero or gone.
+        kept: The kept indices, by constant and axis, of constants that were cut.
+        renamed: Copies of constants that the output has, with the names of their sources.
+        verdict: What was measured; None after a dry run.
+        dead: How many dead units went beside what was asked for.
+        notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
+        seconds: Time by stage.
+        delivery: What was done to the pruned model before it is written: `model` is what came out.
+        steps: Each step as plain data: the sparsity that it aimed at and reached, what recovery did to each layer, what
+            a scan of sensitivity found.
+        untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
+        blocks: Residual blocks that went, by the names of their sums in the original.
+        retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
+        target: What a target asked for and what came out; None where the recipe has none.
+    """
+
+    model: ir.Model
+    recipe: Recipe
+    sparsity: float
+    prunable: int
+    gone: int
+    kept: Kept
+    renamed: Mapping[str, str]
+    verdict: Verdict | None
+    dead: int = 0
+    notes: tuple[str, ...] = ()
+    source: FileId = field(default_factory=FileId)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    delivery: Delivery | None = None
+    steps: tuple[Mapping[str, Any], ...] = ()
+    untouched: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    retraining: tuple[Mapping[str, Any], ...] = ()
+    target: Reached | None = None
+
+    @property
+    def recovered(self) -> Mapping[str, Any] | None:
+        """What recovery did after the last step; None where nothing was recovered."""
+        return self.steps[-1].get("recovery") if self.steps else None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        own: dict[str, Any] = {
+            "sparsity": self.sparsity,
+            "prunable_parameters": self.prunable,
+            "gone_parameters": self.gone,
+            "dead_units": self.dead,
+            "notes": list(self.notes),
+            "steps": list(self.steps),
+            "untouched": dict(self.untouched),
+            "blocks": list(self.blocks),
+        }
+        if self.retraining:
+            own["retraining"] = list(self.retraining)
+        if self.target is not None:
+            own["target"] = self.target.as_dict()
+        measured = {} if self.verdict is None else self.verdict.as_dict()
+        return own | measured | ({} if self.delivery is None else self.delivery.as_dict())
+
+    def record(self, output: FileId | None = None) -> Record:
+        """Return the record of the run."""
+        return Record(
+            source=self.source,
+            output=output or FileId(),
+            recipe=self.recipe.model_dump(mode="json"),
+            kept={n: {str(a): i.tolist() for a, i in axes.items()} for n, axes in self.kept.items()},
+            renamed=dict(self.renamed),
+            blocks=list(self.blocks),
+            figures=self.figures,
+        )
+
+
+def result_of(
+    model: ir.Model, recipe: Recipe, prunable: int, trace: Trace, verdict: Verdict | None, clock: Clock
+) -> Result:
+    """Return the result of a run whose steps left this trace."""
+    copies = renamed_copies(model)
+    names = {**trace.names, **copies}
+    return Result(
+        model=model,
+        recipe=recipe,
+        sparsity=trace.gone / prunable,
+        prunable=prunable,
+        gone=trace.gone,
+        kept=trace.kept,
+        renamed={copy: source for copy, source in names.items() if copy in trace.kept or copy in copies},
+        verdict=verdict,
+        dead=trace.dead,
+        notes=tuple(trace.notes(recipe, trace.gone / prunable)),
+        seconds=clock.seconds,
+        steps=trace.steps,
+        untouched=trace.untouched,
+        blocks=trace.blocks,
+    )
+
+
+class Clock:
+    """Runs stages, notes how long each took, tells who listens."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, stage: Callable[[], Any]) -> Any:
+        if self.progress is not None:
+            self.progress(name)
+        start = time.perf_counter()
+        result = stage()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was done to the pruned model before it is written.
+
+    Attributes:
+        plain: The pruned model itself, with dense float weights.
+        quantize: The form it was quantised to, "no" where it was not.
+        quantised_from: What was measured before that; None where nothing was.
+        packing: What packing did to each tensor; None where it was not asked for.
+        sparse_tensors: How many tensors are written as `sparse_initializer`.
+    """
+
+    plain: ir.Model
+    quantize: str = "no"
+    quantised_from: Verdict | None = None
+    packing: PackReport | None = None
+    sparse_tensors: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON: what was measured before quantising, what packing chose for each tensor."""
+        found: dict[str, Any] = {}
+        if self.quantised_from is not None:
+            found["before_quantising"] = self.quantised_from.as_dict()
+        if self.sparse_tensors:
+            found["sparse_initializers"] = self.sparse_tensors
+        if self.packing is not None:
+            tensors = [asdict(t) for t in self.packing.tensors]
+            own = {"mode": self.packing.mode, "values": self.packing.values, "ratio": self.packing.ratio}
+            found["packing"] = own | {"tensors": tensors}
+        return found
+
+
+_OFF = 0.1  # a latency further than this from its target, relative to it, is told as missed
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a target asked for and what came out.
+
+    Attributes:
+        target: The field of the recipe.
+        wanted: Its value.
+        reached: The same of the result; as measured in the search, where the result was not measured.
+        sparsity: The sparsity that was asked for to get it.
+        tries: All runs of the search.
+    """
+
+    target: str
+    wanted: float
+    reached: float
+    sparsity: float
+    tries: tuple[Try, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    @property
+    def note(self) -> str:
+        """One sentence for the user."""
+        flag = f"--{flag_name('', self.target)} {self.wanted:g}"
+        tries = f", in {len(self.tries)} tries" if self.tries else ", as it was found before the run was interrupted"
+        text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}{tries}"
+        missed = self.target == "target_latency" and abs(self.reached / self.wanted - 1) > _OFF
+        return text + ("; the steps that whole units go in allow nothing nearer" if missed else "")

@@ -1,0 +1,181 @@
+"""Which layers, or groups of units, can be pruned how far: one at a time, everything else left whole.
+
+The scan of Han et al. 2015 (section 4.1 and figure 6), of a metric on labelled data or of the error of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune import model_io, runtime
+from onnxprune.data.calibration import AnyArrays, Calibration, read_calibration
+from onnxprune.data.npz import LabelledData
+from onnxprune.errors import NothingToPrune, RecipeError
+from onnxprune.graph.tensors import Array
+from onnxprune.pipeline.preflight import check_method
+from onnxprune.pipeline.prepare import prepare
+from onnxprune.recipe.recipe import Recipe, make_recipe
+from onnxprune.scoring import find_criterion, prunable_weights
+from onnxprune.scoring.units import score_units
+from onnxprune.selection.eligible import eligible_groups, eligible_weights
+from onnxprune.selection.sensitivity import (
+    LEVELS,
+    UNIT_LEVELS,
+    Measure,
+    OutputError,
+    Sensitivity,
+    main_constants,
+    replace_constants,
+    scan,
+    scan_units,
+)
+from onnxprune.structure.structure import Structure
+from onnxprune.verify.evaluate import evaluate
+from onnxprune.verify.verdict import known_metric
+
+OUTPUT_ERROR = "output error"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        measured: ``output error`` (relative, squared) or the name of a metric.
+        dense: The same of the model as it is.
+        structure: ``weights`` or ``channels``.
+        table: By layer or group, and level.
+        skipped: Layers and groups that were not scanned, with the reason.
+    """
+
+    measured: str
+    dense: float
+    structure: str
+    table: Sensitivity
+    skipped: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "measured": self.measured,
+            "dense": self.dense,
+            "structure": self.structure,
+            "levels": list(self.table.levels),
+            "rows": [
+                {"name": name, "parameters": size, "values": values}
+                for name, size, values in zip(
+                    self.table.names, self.table.sizes, self.table.errors.tolist(), strict=True
+                )
+            ],
+            "skipped": dict(self.skipped),
+        }
+
+
+def sensitivity(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    *,
+    calibration: AnyArrays | None = None,
+    eval_data: str | Path | None = None,
+    metric: str | None = None,
+    levels: Sequence[float] | None = None,
+    progress: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Scan:
+    """Prune each layer, or each group of units, alone to several levels and measure the model.
+
+    Args:
+        model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
+        calibration: Inputs, as an .npz or as arrays by name: the error of the outputs is measured on them, unless there
+            are ``eval_data``; criteria that need data look at them.
+        eval_data: An .npz with labelled inputs: a metric is measured.
+        metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
+        levels: Shares to try, each between 0 and 1.
+        progress: Called with the name of each layer.
+        **settings: Those fields of `Recipe` that say what may go and what goes first: ``structure`` (weights or
+            channels), ``criterion``, ``kinds``, ``allow_inexact``, ``exclude``, ``only``, ``ends``, ``seed``.
+
+    Raises:
+        ModelError: The model cannot be read.
+        RecipeError: A setting is wrong, or there is nothing to measure on.
+        DataError: The data do not fit the model.
+        NothingToPrune: Nothing may be pruned under these settings.
+    """
+    of = settings.get("structure", "weights")
+    if of not in ("weights", "channels"):
+        raise RecipeError(f"--structure: a scan is of weights or of channels, not of {of}")
+    recipe = make_recipe(sparsity=0.0, **{"ends": "prune", **settings})
+    chosen = _levels(recipe, levels)
+    if calibration is None and eval_data is None:
+        raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
+    check_method(recipe, calibration, retrains=False)
+    original = model_io.load_any(model)
+    limit, seed = recipe.calibration_samples, recipe.seed
+    samples = Calibration({}) if calibration is None else read_calibration(calibration, original, limit, seed)
+    structure = prepare(original.clone())
+    if eval_data is None:
+        measure: Measure = OutputError(structure.model, samples.inputs)
+        measured, dense = OUTPUT_ERROR, 0.0
+    else:
+        own = _Metric(structure.model, eval_data, metric)
+        measure, measured, dense = own, own.name, own.dense
+    table, skipped = _scanned(structure, recipe, samples, measure, chosen, progress)
+    return Scan(measured, dense, recipe.structure, table, skipped)
+
+
+def _levels(recipe: Recipe, levels: Sequence[float] | None) -> tuple[float, ...]:
+    if levels is None:
+        return UNIT_LEVELS if recipe.parts.units else LEVELS
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise RecipeError(f"--levels: shares between 0 and 1, such as 0.3,0.5,0.8 (not {', '.join(map(str, levels))})")
+    return tuple(sorted(set(levels)))
+
+
+def _scanned(
+    structure: Structure,
+    recipe: Recipe,
+    samples: Calibration,
+    measure: Measure,
+    levels: tuple[float, ...],
+    progress: Callable[[str], None] | None,
+) -> tuple[Sensitivity, dict[str, str]]:
+    """Scan what the recipe lets go; what is left out, with the reason."""
+    criterion = find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed))
+    weights = eligible_weights(structure, recipe)
+    if recipe.parts.units:
+        groups = eligible_groups(structure, weights, recipe)
+        found = score_units(structure, weights, groups, criterion, recipe.seed) if groups else None
+        skipped = {} if found is None else {group.name: reason for group, reason in found.unscored.items()}
+        groups = [group for group in groups if group.name not in skipped]
+        if not groups or found is None:
+            raise NothingToPrune("there are no units to scan; onnxprune inspect tells why")
+        counted = prunable_weights(structure)
+        return scan_units(structure, counted, groups, found.values, measure, levels=levels, progress=progress), skipped
+    main = main_constants(structure.model)
+    skipped = {weight.name: "it lies in a subgraph" for weight in weights if weight.name not in main}
+    weights = [weight for weight in weights if weight.name not in skipped]
+    if not weights:
+        raise NothingToPrune("there are no weights to scan; onnxprune inspect tells why")
+    return scan(weights, criterion, measure, levels=levels, seed=recipe.seed, progress=progress), skipped
+
+
+class _Metric:
+    """A metric on labelled inputs, of a model with other numbers in some constants."""
+
+    def __init__(self, model: ir.Model, eval_data: str | Path, name: str | None) -> None:
+        self._model = model
+        session = runtime.make_session(model)
+        self._data = LabelledData.load(eval_data, session)
+        found = evaluate(session, self._data)
+        self.name = known_metric(found, name)
+        self.dense = found[self.name]
+
+    def __call__(self, changed: Mapping[str, Array]) -> float:
+        model = self._model.clone()
+        replace_constants(model, changed)
+        return evaluate(runtime.make_session(model), self._data)[self.name]

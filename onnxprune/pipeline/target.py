@@ -1,0 +1,220 @@
+"""Targets that decide how much goes: a share of the latency, multiply-adds or bytes, or a drop of the metric.
+
+A search (search.py) tries sparsities; every try is a run of the recipe, measured as the result will be. Budgets are
+tried without training, recovery and verification, which change neither shapes nor the number of zeros; for a drop,
+training and recovery belong to the try. Units go in the order of importance per cost (selection/by_cost.py), so that
+the sparsity is the one thing left to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from onnxprune import model_io, runtime
+from onnxprune.data import metrics
+from onnxprune.errors import DataError, VerificationError
+from onnxprune.graph import size
+from onnxprune.pipeline.deliver import measurable, written_bytes
+from onnxprune.pipeline.result import Reached, Result, measured_figures
+from onnxprune.pipeline.search import Found, Try, highest_within, nearest_ratio
+from onnxprune.recipe.granularity import NM
+from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.recipe.requirements import parse
+from onnxprune.verify.requirements import check_requirements
+from onnxprune.verify.verdict import metric_of, sample_inputs
+
+Figure = Callable[["Result"], float]
+
+
+class Run(Protocol):
+    """One run of a recipe: whole, or without training and verification."""
+
+    def __call__(self, recipe: Recipe, *, whole: bool) -> Result: ...
+
+
+def reach(
+    original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+    tell: Callable[[str], None] | None, *, at: float | None = None,
+) -> Result:  # fmt: skip
+    """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
+
+    Args:
+        original: The model before.
+        recipe: With a target.
+        run: Runs a recipe on the original.
+        eval_data: What a drop is measured on, and what models run on for which no random inputs are found.
+        metric: The metric asked for.
+        tell: Called with the name of each try.
+        at: The sparsity that an interrupted run had found.
+
+    Raises:
+        VerificationError: The target cannot be reached; the sentence says what can.
+        DataError: The data do not fit the model.
+    """
+    search = _Search.of(original, recipe, run, eval_data, metric, tell)
+    found = search.find() if at is None else Found(Try(at, search.wanted), ())
+    if found.best is None:
+        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
+    result = search.result(found.best.sparsity)
+    if search.target == "max_drop" and result.gone == 0:
+        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
+    measured = measured_figures(result)
+    value = measured.get(_MEASURED_AS[search.target], found.best.value)
+    reached = Reached(search.target, search.wanted, value, found.best.sparsity, found.tries)
+    return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search of one recipe.
+
+    Attributes:
+        recipe: With its target.
+        target: Which.
+        wanted: What is asked for.
+        run: Runs a recipe.
+        figure: What is measured of each try.
+        tell: Called with the name of each try.
+        figures: What was measured, by the parameters gone: two sparsities may come to the same units.
+        results: Of tries that are whole runs, by sparsity.
+        obstacles: Why nothing could be packed, where it should be.
+    """
+
+    recipe: Recipe
+    target: str
+    wanted: float
+    run: Run
+    figure: Figure
+    tell: Callable[[str], None] | None
+    figures: dict[int, float] = field(default_factory=dict)
+    results: dict[float, Result] = field(default_factory=dict)
+    obstacles: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def of(
+        original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+        tell: Callable[[str], None] | None,
+    ) -> _Search:  # fmt: skip
+        """Prepare what is measured."""
+        target = recipe.target
+        assert target is not None
+        data, name = measurable(eval_data, metric)
+        trained = target == "max_drop" and recipe.retrain is not None
+        figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, data, name)
+        return _Search(recipe, target, float(getattr(recipe, target)), run, figure, tell)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training belongs to each try."""
+        return self.target == "max_drop" and self.recipe.retrain is not None
+
+    def find(self) -> Found:
+        """Run the search."""
+        recipe, zeros = self.recipe, self.recipe.parts.zeros
+        least = zeros.sparsity if isinstance(zeros, NM) else 0.0
+        if self.target == "max_drop":
+            return highest_within(self.measure, self.wanted, least=least)
+        changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
+        whole, under = None if changed else 1.0, self.target != "target_latency"
+        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under)
+
+    def measure(self, sparsity: float) -> float:
+        """One try."""
+        if self.tell is not None:
+            self.tell(f"--{flag_name('', self.target)}: sparsity {sparsity:.4f}")
+        update: dict[str, Any] = {"sparsity": sparsity, "require": ()}
+        if not self.trained:
+            update["retrain"] = None
+        if self.target != "max_drop":
+            update["recover"] = ("no",)  # other numbers, but as many
+        result = self.run(self.recipe.model_copy(update=update), whole=self.trained)
+        if self.trained:
+            self.results[sparsity] = result
+            return self.figure(result)
+        if result.delivery is not None and result.delivery.packing is not None:
+            self.obstacles.update({result.delivery.packing.obstacle} - {""})
+        if result.gone not in self.figures:
+            self.figures[result.gone] = self.figure(result)
+        return self.figures[result.gone]
+
+    def result(self, sparsity: float) -> Result:
+        """The result at the sparsity that was found, within the limits of the recipe."""
+        if sparsity not in self.results:
+            return self.run(self.recipe.model_copy(update={"sparsity": sparsity}), whole=True)
+        result = self.results[sparsity]
+        check_requirements(map(parse, self.recipe.require), measured_figures(result))
+        return result
+
+
+def _unreachable(target: str, wanted: float, found: Found, obstacles: set[str]) -> str:
+    flag = f"--{flag_name('', target)} {wanted:g}"
+    if target == "max_drop":
+        least = min((t for t in found.tries if not t.value <= wanted), key=lambda t: t.sparsity)
+        return f"{flag} allows no pruning: a sparsity of {least.sparsity:.2%} costs {least.value:.4g} already"
+    best = min(found.tries, key=lambda t: t.value)
+    why = "".join(f"; nothing could be packed, since {obstacle}" for obstacle in sorted(obstacles))
+    return (
+        f"{flag} cannot be reached: the least that this recipe gives is {best.value:.3g}, with all gone that can "
+        f"(--allow-inexact, --round-to, --quantize and --pack may allow more{why})"
+    )
+
+
+# --- what is measured
+
+
+def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+    session = runtime.make_session(original, optimize="all", threads=1)
+
+    def latency(result: Result) -> float:
+        own = runtime.make_session(result.model, optimize="all", threads=1, error=VerificationError)
+        return runtime.alternate(session, own, feeds).least_ratio
+
+    return latency
+
+
+def _macs(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+
+    def macs(model: ir.Model) -> int:
+        shapes = runtime.concrete_shapes(model, feeds, size.counted_values(model))
+        return size.figures(model, shapes).macs or 0
+
+    before = max(macs(original), 1)
+    return lambda result: macs(result.model) / before
+
+
+def _size(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    before = model_io.serialized_size(original)
+    return lambda result: written_bytes(result) / before
+
+
+def _drop(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+    if eval_data is None:
+        raise DataError("--max-drop needs an .npz as --eval-data where nothing is retrained")
+    data = eval_data
+    name, before = metric_of(original, data, metric)
+
+    def drop(result: Result) -> float:
+        _, after = metric_of(result.model, data, name)
+        return metrics.drop(name, before, after)
+
+    return drop
+
+
+def _drop_of_verdict(result: Result) -> float:
+    found = measured_figures(result)
+    if "metric_drop" not in found:
+        raise DataError("--max-drop: no metric was measured, since nothing is held out of --data: give --eval-data")
+    return found["metric_drop"]
+
+
+_FIGURES: dict[str, Callable[[ir.Model, Recipe, Path | str | None, str | None], Figure]] = {
+    "target_latency": _latency, "target_macs": _macs, "target_size": _size, "max_drop": _drop,
+}  # fmt: skip
+_MEASURED_AS = {"target_latency": "latency", "target_macs": "macs", "target_size": "size", "max_drop": "metric_drop"}

@@ -1,0 +1,1 @@
+"""The whole run as validated data: fields, granularity, requirements, schedules, training, file."""

@@ -1,0 +1,198 @@
+"""Recipe files: everything that flags can say, in one TOML file, and presets for the usual aims.
+
+    model = "net.onnx"                  # any flag of `onnxprune prune`, without the dashes
+    structure = "channels"
+    sparsity = 0.5
+    require = ["latency<=0.6"]
+
+Paths are relative to the folder of the file. Flags given beside the file win over it, and it wins over a preset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onnxprune.errors import ModelError, RecipeError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.recipe.recipe import Recipe, make_recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same parser under its older name
+    import tomli as tomllib
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "smallest": {"structure": "weights", "sparsity": 0.9, "remove_dead": True, "pack": "smallest"},
+    "fastest": {"structure": "channels", "sparsity": 0.5, "round_to": "auto"},
+    "safe": {"structure": "weights", "sparsity": 0.5, "pack": "auto", "require": ["metric_drop<=0.01"]},
+}
+"""Settings by aim. ``safe`` writes nothing that costs more than 0.01 of the metric, so it needs ``--eval-data``."""
+
+_MOST_SHOWN = 80  # characters of a wrong value
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """What a recipe file says.
+
+    Attributes:
+        path: The file.
+        settings: Values by flag, with underscores; paths are made absolute.
+    """
+
+    path: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe(self) -> Recipe:
+        """Return the part that decides what happens to the model, preset included, for the Python API.
+
+        Raises:
+            RecipeError: Something is missing.
+        """
+        settings = {**preset(self.settings.get("preset")), **self.settings}
+        return make_recipe(**{name: value for name, value in settings.items() if name in Recipe.model_fields})
+
+
+def preset(name: str | None) -> Mapping[str, Any]:
+    """Return the settings of a preset; none for None.
+
+    Raises:
+        RecipeError: There is no such preset.
+    """
+    if name is not None and name not in PRESETS:
+        raise RecipeError(f"--preset: there is no {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name] if name is not None else {}
+
+
+def read(path: str | Path, *, flags: Collection[str] = (), paths: Collection[str] = ()) -> RecipeFile:
+    """Read a recipe file.
+
+    Args:
+        path: The file.
+        flags: What it may say beside the fields of `Recipe`.
+        paths: Those of them that are paths.
+
+    Raises:
+        RecipeError: It cannot be read, is no TOML, or a key or value is wrong; the sentence names the key and its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"the recipe '{path}' cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"the recipe '{path}' is not a text file") from None
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"the recipe '{path}' is no TOML: {error}") from None
+    written = {key.replace("-", "_"): key for key in content}
+    settings = {name: content[key] for name, key in written.items()}
+    _check(path, text, settings, written, flags)
+    folder = path.parent.resolve()
+    for name in paths:
+        if name in settings:
+            settings[name] = str(folder / _text(path, text, settings[name], written[name]))
+    return RecipeFile(path, settings)
+
+
+def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str] = ()) -> None:
+    """Write a recipe file that `read` reads back; it appears whole or not at all.
+
+    Args:
+        path: Where; an existing file is replaced.
+        settings: Values by flag; None is left out.
+        paths: Those that are paths: they are written relative to the folder of the file.
+
+    Raises:
+        ModelError: It cannot be written.
+    """
+    path = Path(path)
+    lines = ["# onnxprune run " + path.name]
+    for name, value in settings.items():
+        if value is not None:
+            shown = Path(os.path.relpath(value, path.resolve().parent)).as_posix() if name in paths else value
+            lines.append(f"{name} = {_toml(shown)}")
+    try:
+        with temporary_beside(path) as (temporary, file):
+            file.write(("\n".join(lines) + "\n").encode())
+            sync(file)
+            publish(temporary, path, replace=True)
+    except OSError as error:
+        raise ModelError(f"the recipe '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def _check(
+    path: Path, text: str, settings: Mapping[str, Any], written: Mapping[str, str], flags: Collection[str]
+) -> None:
+    """Check the names of all keys, and the values of those that are fields of `Recipe`."""
+    for name, key in written.items():
+        if name not in Recipe.model_fields and name not in flags:
+            raise RecipeError(f"{_where(path, text, key)}: there is no setting {_shortened(key)}")
+    own = {name: value for name, value in settings.items() if name in Recipe.model_fields}
+    try:
+        Recipe.model_validate(own)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            if name in written:  # one that is missing may still come from a flag or a preset
+                message = str(problem["msg"]).removeprefix("Value error, ")
+                given = f" (not {_shortened(problem['input'])})"
+                inner = _keys(own[name], problem["loc"][1:])
+                where = _where(path, text, inner[-1] if inner else written[name])
+                key = ".".join([written[name], *inner])
+                raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{given}") from None
+    if "preset" in settings:
+        try:
+            preset(_text(path, text, settings["preset"], "preset"))
+        except RecipeError as error:
+            raise RecipeError(f"{_where(path, text, 'preset')}: {error}") from None
+
+
+def _keys(value: Any, place: Sequence[int | str]) -> list[str]:
+    """The keys on the way to a place inside a value; pydantic's places also name the types that it tried."""
+    found = []
+    for part in place:
+        if isinstance(value, Mapping) and part in value:
+            found.append(str(part))
+            value = value[part]
+    return found
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _text(path: Path, text: str, value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f"{_where(path, text, key)}: {key}: input should be a text (not {_shortened(value)})")
+    return value
+
+
+def _where(path: Path, text: str, key: str) -> str:
+    """Return ``file, line n``."""
+    pattern = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
+    lines = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
+    number = next(lines, None)
+    return f"'{path}'" + (f", line {number}" if number else "")
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML. JSON's texts are TOML's basic strings, but for DEL."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(part) for part in value)}]"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,210 @@
+"""What is left of every axis, how many parameters are gone, and what the model costs, while atoms go."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.structure.axes import Axis, Dynamic, parts
+from onnxprune.structure.costs import Cost, counted_nodes
+from onnxprune.structure.groups import Group
+from onnxprune.structure.structure import Structure
+from onnxprune.structure.terms import Bools, Ids
+from onnxprune.structure.weights import Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What would be if some atoms went.
+
+    Attributes:
+        atoms: The atoms.
+        gone: Parameters that would be gone, all that went before included.
+        cost: What the model would cost.
+    """
+
+    atoms: Ids
+    gone: int
+    cost: float
+    _alive: Mapping[int, Bools]
+    _left: Mapping[int, int]
+    _sizes: Mapping[int, int]
+    _costs: Mapping[int, float]
+
+
+class Ledger:
+    """Keeps count of the parameters, of the cost and of every axis while atoms go.
+
+    Attributes:
+        removed: Flags by atom id of what went.
+        prunable: The parameters that could go.
+        gone: The parameters that went.
+        cost: What the model costs now; 0 where no cost was given.
+    """
+
+    def __init__(
+        self, structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], floor: int,
+        cost: Cost | None = None,
+    ) -> None:  # fmt: skip
+        self.structure = structure
+        self.removed: Bools = np.zeros(structure.terms.count, bool)
+        self.gone = 0
+        self._floor = floor
+        self._alive: list[Bools] = []
+        self._left: list[int] = []
+        self._rows: dict[int, list[tuple[int, Ids]]] = defaultdict(list)
+        self._index: dict[bytes, int] = {}
+        offered = np.zeros(structure.terms.count, bool)
+        for group in groups:
+            offered[group.atoms] = True
+        for axes in structure.axes.values():
+            for ids in (i for axis in axes for i in parts(axis)):
+                self._register(ids, offered)
+        self._weights = [self._axes_of(w) for w in weights]
+        self._users = _users(axes_ for axes_, _ in self._weights)
+        self._sizes = [self._size(w, {}) for w in range(len(self._weights))]
+        self.prunable = sum(self._sizes) - sum(self._stuck(w, offered) for w in weights)
+        self._cost = cost
+        self._nodes = [] if cost is None else list(counted_nodes(structure))
+        self._shapes = self._shapes_of(self._nodes)
+        self._readers = _users([k for v in _values(node) for k in self._shrinking(v)] for node, _ in self._nodes)
+        self._costs = [self._cost_of(n, {}) for n in range(len(self._nodes))]
+        self.cost = sum(self._costs)
+
+    def remove(self, atoms: Ids, *, limit: float) -> bool:
+        """Remove atoms unless an axis would fall below the floor or more than ``limit`` parameters be gone."""
+        change = self.preview(atoms)
+        if change is None or change.gone > limit:
+            return False
+        self.commit(change)
+        return True
+
+    def preview(self, atoms: Ids) -> Change | None:
+        """Return what would be if these atoms went too; None if an axis would fall below the floor."""
+        alive: dict[int, Bools] = {}
+        for atom in atoms.tolist():
+            for k, rows in self._rows.get(atom, ()):
+                if k not in alive:
+                    alive[k] = self._alive[k].copy()
+                alive[k][rows] = False
+        left = {k: int(np.count_nonzero(flags)) for k, flags in alive.items()}
+        if any(n < self._floor for n in left.values()):
+            return None
+        sizes = {w: self._size(w, left) for w in {w for k in left for w in self._users.get(k, ())}}
+        costs = {n: self._cost_of(n, left) for n in {n for k in left for n in self._readers.get(k, ())}}
+        gone = self.gone + sum(self._sizes[w] - n for w, n in sizes.items())
+        cost = self.cost - sum(self._costs[n] - c for n, c in costs.items())
+        return Change(atoms, gone, cost, alive, left, sizes, costs)
+
+    def commit(self, change: Change) -> None:
+        """Let go what was previewed, nothing else having gone since."""
+        for k, flags in change._alive.items():
+            self._alive[k] = flags
+            self._left[k] = change._left[k]
+        for w, size in change._sizes.items():
+            self._sizes[w] = size
+        for n, cost in change._costs.items():
+            self._costs[n] = cost
+        self.gone, self.cost = change.gone, change.cost
+        self.removed[change.atoms] = True
+
+    def _register(self, ids: Ids, offered: Bools) -> None:
+        """Note an axis of which something can go, once, however many values have it."""
+        key = self.structure.terms.find(ids).tobytes()
+        if key in self._index:
+            return
+        rows, atoms = self.structure.terms.members(ids)
+        wanted = offered[atoms]
+        if not wanted.any():
+            self._index[key] = -1
+            return
+        self._index[key] = k = len(self._alive)
+        self._alive.append(np.ones(len(ids), bool))
+        self._left.append(len(ids))
+        for atom, where in _by_atom(rows[wanted], atoms[wanted]):
+            self._rows[atom].append((k, where))
+
+    def _numbers(self, axis: Axis) -> list[int]:
+        """Return the numbers of an axis, or of its parts, of which something can go."""
+        found = (self._index.get(self.structure.terms.find(ids).tobytes(), -1) for ids in parts(axis))
+        return [k for k in found if k >= 0]
+
+    def _axes_of(self, weight: Weight) -> tuple[list[int], int]:
+        """Return the numbers of a weight's axes that can shrink, and the product of the others."""
+        axes, rest = [], 1
+        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
+            numbers = [] if isinstance(axis, Dynamic) else self._numbers(axis)
+            axes += numbers
+            rest *= 1 if numbers else n
+        return axes, rest
+
+    def _size(self, w: int, left: Mapping[int, int]) -> int:
+        axes, size = self._weights[w]
+        for k in axes:
+            size *= left.get(k, self._left[k])
+        return size
+
+    def _stuck(self, weight: Weight, offered: Bools) -> int:
+        """Count the parameters of a weight that no offered atom takes along."""
+        stuck = 1
+        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
+            if isinstance(axis, Dynamic):
+                stuck *= n
+                continue
+            rows, atoms = self.structure.terms.members(axis)
+            stuck *= n - len(np.unique(rows[offered[atoms]]))
+        return stuck
+
+    def _shapes_of(self, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, list[tuple[int, list[int]]]]:
+        """Return, for the values at the nodes, each dimension as (what cannot shrink, numbers of what can)."""
+        shapes = {}
+        for value in (v for node, _ in nodes for v in _values(node)):
+            extents, axes = self.structure.facts.shape(value), self.structure.axes.get(value)
+            if extents is None or None in extents:
+                continue
+            numbers = [self._numbers(axis) for axis in axes] if axes is not None else [[] for _ in extents]
+            shapes[value] = [
+                (int(n or 0) // math.prod(len(self._alive[k]) for k in ks), ks)
+                for n, ks in zip(extents, numbers, strict=True)
+            ]
+        return shapes
+
+    def _shrinking(self, value: ir.Value) -> list[int]:
+        return [k for _, ks in self._shapes.get(value, ()) for k in ks]
+
+    def _cost_of(self, n: int, left: Mapping[int, int]) -> float:
+        node, times = self._nodes[n]
+        assert self._cost is not None
+        shapes = {
+            v: tuple(rest * math.prod(left.get(k, self._left[k]) for k in ks) for rest, ks in self._shapes[v])
+            for v in _values(node)
+            if v in self._shapes
+        }
+        return times * self._cost(node, shapes)
+
+
+def _values(node: ir.Node) -> list[ir.Value]:
+    return [v for v in (*node.inputs, *node.outputs) if v is not None]
+
+
+def _users(axes: Iterable[Iterable[int]]) -> dict[int, list[int]]:
+    """From what uses which axes to what each axis is used by."""
+    users: dict[int, list[int]] = defaultdict(list)
+    for user, numbers in enumerate(axes):
+        for k in set(numbers):
+            users[k].append(user)
+    return users
+
+
+def _by_atom(rows: Ids, atoms: Ids) -> Iterable[tuple[int, npt.NDArray[np.int64]]]:
+    order = np.argsort(atoms, kind="stable")
+    rows, atoms = rows[order], atoms[order]
+    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
+    for start, piece in zip(starts.tolist(), np.split(rows, starts[1:]), strict=True):
+        yield int(atoms[start]), piece

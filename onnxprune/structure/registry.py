@@ -1,0 +1,119 @@
+"""Operator rules: how each operator ties the axes of its inputs, weights and outputs together.
+
+A *rule* is called once per node during analysis; it gives the node's outputs their axes and unifies what must live and
+die together. A *rewriter* is called after units were removed; it re-derives what carries an extent (attributes, shape
+constants). Both are registered by operator name (``Conv``, or ``com.microsoft::FusedConv``) in one module per family.
+An operator without a rule pins all that it touches, which is always sound.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxprune.structure.rewriter import Rewriter
+    from onnxprune.structure.view import View
+
+    Rule = Callable[[View], None]
+    NodeRewrite = Callable[[Rewriter, "ir.Node"], None]
+
+    import onnx_ir as ir
+
+FAMILIES = (
+    "elementwise",
+    "contraction",
+    "movement",
+    "indexing",
+    "reshaping",
+    "reduction",
+    "normalisation",
+    "pooling",
+    "recurrent",
+    "control",
+    "fused",
+    "rotary",
+    "attention",
+    "quantised",
+    "sources",
+    "pinned",
+)
+
+_RULES: dict[str, Rule] = {}
+_REWRITERS: dict[str, NodeRewrite] = {}
+REASONS: dict[str, str] = {}
+"""Operators that are pinned on purpose, with the reason."""
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register the analysis rule of one or more operators."""
+
+    def register(function: Rule) -> Rule:
+        for name in operators:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def rewriter(*operators: str) -> Callable[[NodeRewrite], NodeRewrite]:
+    """Register the rewrite of one or more operators whose attributes or constants carry extents."""
+
+    def register(function: NodeRewrite) -> NodeRewrite:
+        for name in operators:
+            _REWRITERS[name] = function
+        return function
+
+    return register
+
+
+def pinned(reason: str, *operators: str) -> None:
+    """Say that operators pin all that they touch, and why."""
+    REASONS.update(dict.fromkeys(operators, reason))
+
+
+def key(domain: str, op_type: str) -> str:
+    """Return the registry key of an operator."""
+    return op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
+
+
+@functools.cache
+def load_rules() -> None:
+    """Import every family, then the rules that other packages offer (entry point group ``onnxprune.rules``)."""
+    for family in FAMILIES:
+        importlib.import_module(f"onnxprune.structure.rules.{family}")
+    for entry in entry_points(group="onnxprune.rules"):
+        entry.load()
+
+
+def find_rule(name: str) -> Rule | None:
+    """Return the rule registered for a key, or None."""
+    load_rules()
+    return _RULES.get(name)
+
+
+def find_rewriter(name: str) -> NodeRewrite | None:
+    """Return the rewriter registered for a key, or None."""
+    load_rules()
+    return _REWRITERS.get(name)
+
+
+def knows_zero_points(name: str) -> bool:
+    """Say whether an operator's rule reads quantised integers by their zero points."""
+    function = find_rule(name)
+    return function is not None and function.__module__ == "onnxprune.structure.rules.quantised"
+
+
+def summary(name: str) -> str:
+    """Return the first line of what a rule says of itself."""
+    function = find_rule(name)
+    return (function.__doc__ or "").strip().splitlines()[0] if function is not None else ""
+
+
+def registered() -> dict[str, str]:
+    """Return every registered operator with the family (module) of its rule, for the generated table in docs/."""
+    load_rules()
+    return {name: function.__module__.rsplit(".", 1)[-1] for name, function in sorted(_RULES.items())}

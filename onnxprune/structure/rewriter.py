@@ -1,0 +1,157 @@
+"""What a rewriter of an operator works with: extents after the cut, constants, attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.structure.axes import Dynamic, parts
+from onnxprune.structure.structure import Keep, Structure
+from onnxprune.structure.terms import Bools
+
+
+class Rewriter:
+    """Rewrites a model node by node; what node rewriters see of it."""
+
+    def __init__(self, structure: Structure, keep: Keep) -> None:
+        self.structure = structure
+        self.facts = structure.facts
+        self.keep = keep
+        self.opset = structure.model.opset_imports.get("", 1)
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        graph = structure.model.graph
+        self._names = {v.name for v in structure.axes} | set(graph.initializers) | {n.name for n in graph.all_nodes()}
+
+    # -- what is left -------------------------------------------------------------------------------------------
+
+    def flags(self, value: ir.Value | None, axis: int) -> Bools:
+        """Return which indices of a static axis survive, shape (n,)."""
+        assert value is not None
+        found = self.keep.axis(value, axis)
+        if found is None:
+            raise ValueError(f"axis {axis} of {value.name} has no fixed extent")
+        return found
+
+    def extent(self, value: ir.Value | None, axis: int) -> int | None:
+        """Return the new extent of an axis, None where it is not fixed."""
+        found = None if value is None else self.keep.axis(value, axis)
+        if found is not None:
+            return int(found.sum())
+        shape = None if value is None else self.facts.shape(value)
+        return None if shape is None or value is None or not self.facts.static(value, axis) else shape[axis]
+
+    def lost(self, value: ir.Value, axis: int) -> bool:
+        """Say whether an axis loses anything, also in the static part of a dynamic axis."""
+        axes = self.structure.axes.get(value)
+        return axes is not None and any(not self.keep.ids(ids).all() for ids in parts(axes[axis]))
+
+    def old(self, value: ir.Value, axis: int) -> int:
+        """Return the old extent of a static axis."""
+        return int((self.facts.shape(value) or ())[axis] or 0)
+
+    # -- changing nodes -----------------------------------------------------------------------------------------
+
+    def set_attribute(self, node: ir.Node, name: str, content: int | float | str | list[int]) -> None:
+        """Write an attribute."""
+        node.attributes[name] = ir.convenience.convert_attribute(name, content)
+
+    def set_input(self, node: ir.Node, i: int, array: npt.NDArray[np.generic]) -> None:
+        """Let a node read a new constant; other users of the old one are not touched."""
+        if i >= len(node.inputs):
+            node.resize_inputs(i + 1)
+        node.replace_input_with(i, self.constant(array, node))
+
+    def constant(self, array: npt.NDArray[np.generic], near: ir.Node) -> ir.Value:
+        """Return a constant of the outermost graph with this content."""
+        array = np.ascontiguousarray(array)
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._constants:
+            value = ir.Value(
+                name=self.fresh(f"{near.outputs[0].name}_extent"),
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            )
+            value.const_value = ir.Tensor(array, name=value.name)
+            self.structure.model.graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def patch_extents(self, node: ir.Node, i: int, value: ir.Value, *, infer_one: bool = False) -> None:
+        """Correct input ``i``, the shape that a node gives to ``value``, where axes of the value changed.
+
+        Args:
+            node: A Reshape, Expand, ConstantOfShape, ...
+            i: Which input holds the shape, one entry for each axis of ``value``.
+            value: The value whose axes count.
+            infer_one: Whether a -1 stands for "whatever is left", as in Reshape.
+        """
+        rank = len(self.facts.shape(value) or ())
+        new = [self.extent(value, axis) for axis in range(rank)]
+        changed = [axis for axis in range(rank) if self.lost(value, axis)]
+        data = self.facts.data(node.inputs[i])
+        if data is not None:
+            target = data.astype(np.int64).copy()
+            for axis in changed:
+                extent = new[axis]
+                target[axis] = -1 if extent is None else self._not_broadcast(int(target[axis]), extent)
+            self.set_input(node, i, target)
+        elif infer_one and sum(n is None for n in new) <= 1:
+            self.set_input(node, i, np.array([-1 if n is None else n for n in new], np.int64))
+        elif changed:
+            mask = np.array([axis in changed for axis in range(rank)])
+            wanted = np.array([0 if n is None else n for n in new], np.int64)
+            node.replace_input_with(i, self.where(mask, wanted, node.inputs[i], node))
+
+    @staticmethod
+    def _not_broadcast(entry: int, extent: int) -> int:
+        """An Expand target may say 1 where its input decides; that stays."""
+        return entry if entry == 1 else extent
+
+    def where(
+        self, mask: npt.NDArray[np.bool_], array: npt.NDArray[np.int64], value: ir.Value | None, before: ir.Node
+    ) -> ir.Value:
+        """Insert Where(mask, array, value) before a node and return its output."""
+        condition, constant = self.constant(mask, before), self.constant(array, before)
+        return self.insert("Where", [condition, constant, value], before)
+
+    def insert(
+        self, op_type: str, inputs: list[ir.Value | None], before: ir.Node, attributes: Mapping[str, int] | None = None
+    ) -> ir.Value:
+        """Insert a node before another; return its output."""
+        node = ir.node(op_type, inputs, attributes=dict(attributes or {}))
+        node.name = self.fresh(f"{before.name or before.outputs[0].name}_{op_type}")
+        node.outputs[0].name = self.fresh(f"{before.outputs[0].name}_{op_type}")
+        assert before.graph is not None
+        before.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def fresh(self, stem: str) -> str:
+        name, count = stem, 0
+        while name in self._names:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def update_shapes(self) -> None:
+        for value, axes in self.structure.axes.items():
+            if not self.keep.changed(value) or value.shape is None or len(value.shape) != len(axes):
+                continue
+            dims = list(value.shape)
+            for i, axis in enumerate(axes):
+                if isinstance(axis, Dynamic):
+                    dims[i] = ir.SymbolicDim(None) if self.lost(value, i) else dims[i]
+                else:
+                    flags = self.keep.ids(axis)
+                    dims[i] = dims[i] if flags.all() else int(flags.sum())
+            value.shape = ir.Shape(dims)
+
+
+def cut(array: npt.NDArray[np.generic], axes: Mapping[int, Bools]) -> npt.NDArray[np.generic]:
+    """Return the array without the indices whose flags are False, for each axis given."""
+    for axis, flags in axes.items():
+        array = np.compress(flags, array, axis=axis)
+    return np.ascontiguousarray(array)

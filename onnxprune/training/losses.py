@@ -1,0 +1,175 @@
+"""What training minimises: cross-entropy, mean squared error, distillation from the original model, or the user's own.
+
+A loss is a function of the view's outputs, the targets and the original model's outputs (all as tuples of tensors) that
+returns the mean over the batch. Outputs are those of `training_view`: logits where the file has a softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onnxprune.data.metrics import class_axis
+from onnxprune.errors import DataError, RecipeError
+from onnxprune.plugins import load_function
+from onnxprune.recipe.training import TrainSettings
+from onnxprune.training.view import Head
+
+Tensors = Sequence[Tensor]
+LossFunction = Callable[[Tensors, Tensors, Tensors], Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss, and whether it needs the original model's outputs."""
+
+    function: LossFunction
+    needs_original: bool
+
+    def __call__(self, outputs: Tensors, targets: Tensors, original: Tensors) -> Tensor:
+        return self.function(outputs, targets, original)
+
+
+def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> Loss:
+    """The loss that the settings ask for, made for these heads and targets.
+
+    Args:
+        targets: A batch of targets, to see their types; empty without labels.
+        outputs: The output number that each target belongs to.
+
+    Raises:
+        DataError: It needs targets of another type than there are.
+        RecipeError: It is unknown.
+    """
+    if ":" in settings.loss:
+        function = load_function(settings.loss, "loss")
+        return Loss(lambda out, tgt, orig: function(tuple(out), tuple(tgt)), needs_original=False)
+    distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature)
+    if settings.loss == "distillation" or (settings.loss == "auto" and not targets):
+        return Loss(distil, needs_original=True)
+    if settings.loss not in ("auto", "cross-entropy", "mse"):
+        raise RecipeError(f"Unknown loss '{settings.loss}'; choose auto, cross-entropy, mse, distillation, or "
+                          "module:function.")  # fmt: skip
+    if not targets:
+        raise DataError(f"The loss '{settings.loss}' needs targets, and the data have none; 'distillation' needs none.")
+    labelled = _labelled(settings.loss, heads, targets, outputs)
+    share = settings.distill
+    if share == 0:
+        return Loss(labelled, needs_original=False)
+    return Loss(
+        lambda out, tgt, orig: (1 - share) * labelled(out, tgt, orig) + share * distil(out, tgt, orig),
+        needs_original=True,
+    )
+
+
+def _class_outputs(
+    settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]
+) -> set[int]:
+    """The outputs that are scores of classes: by their softmax, their labels, or the metric that the user chose."""
+    classes = {i for i, head in enumerate(heads) if head.kind != "values"}
+    classes |= {i for i, target in zip(outputs, targets, strict=True) if not target.is_floating_point()}
+    if settings.metric in ("accuracy", "top5", "agreement"):
+        classes.add(outputs[0] if outputs else 0)
+    return classes
+
+
+def _labelled(name: str, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> LossFunction:
+    for target in targets:
+        if name == "cross-entropy" and target.is_floating_point():
+            raise DataError("Cross-entropy needs class numbers, but the targets are real values.")
+        if name == "mse" and not target.is_floating_point():
+            raise DataError("The loss mse needs real targets, but the data have class numbers.")
+
+    def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
+        parts = [_one(heads[i], out[i], target) for i, target in zip(outputs, tgt, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    return loss
+
+
+def _one(head: Head, output: Tensor, target: Tensor) -> Tensor:
+    """The loss of one output: mean squared error for real targets, cross-entropy for class numbers."""
+    return F.mse_loss(output.float(), target) if target.is_floating_point() else cross_entropy(head, output, target)
+
+
+def log_probabilities(head: Head, output: Tensor, axis: int) -> Tensor:
+    """log p over `axis`, in float32: exact from logits, by logarithm from probabilities."""
+    if head.kind == "probabilities":
+        return output.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return F.log_softmax(output.float(), axis)
+
+
+def cross_entropy(head: Head, output: Tensor, target: Tensor) -> Tensor:
+    """-log p[label], averaged; output [N, C, ...] or [N, ..., C], target [N, ...] int64."""
+    axis = class_axis(output.shape, target.shape)
+    if head.kind != "probabilities" and axis == 1:
+        return F.cross_entropy(output.float(), target)
+    return F.nll_loss(log_probabilities(head, output, axis).movedim(axis, 1), target)
+
+
+def distillation(heads: Sequence[Head], classes: set[int], temperature: float) -> LossFunction:
+    """The sum over float outputs of how far each is from the original model's.
+
+    Class outputs: T^2 KL(softmax(o/T) || softmax(s/T)) (Hinton, Vinyals and Dean 2015, section 2). Others: mean squared
+    difference over the original's variance within the batch, so that outputs of any size weigh alike.
+    """
+
+    def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
+        parts = []
+        for i, (head, mine, theirs) in enumerate(zip(heads, out, original, strict=True)):
+            if not mine.is_floating_point():
+                continue
+            parts.append(
+                _softened_kl(head, mine, theirs, temperature) if i in classes else _normalised_mse(mine, theirs)
+            )
+        if not parts:
+            raise DataError("The model has no real-valued output to distil.")
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    return loss
+
+
+def _softened_kl(head: Head, mine: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+    axis = head.axis if head.kind in ("softmax", "log-softmax") else (mine.dim() - 1 if mine.dim() == 3 else 1)
+    if head.kind == "probabilities":  # log p is a logit of p
+        mine, theirs = log_probabilities(head, mine, axis), log_probabilities(head, theirs, axis)
+    log_q = F.log_softmax(mine.float() / temperature, axis)
+    log_p = F.log_softmax(theirs.float() / temperature, axis)
+    return (log_p.exp() * (log_p - log_q)).sum(axis).mean() * temperature**2
+
+
+def _normalised_mse(mine: Tensor, theirs: Tensor) -> Tensor:
+    target = theirs.float()
+    return F.mse_loss(mine.float(), target) / (target - target.mean()).square().mean().clamp_min(1e-8)
+
+
+def recognise(heads: Sequence[Head], outputs: Tensors) -> tuple[Head, ...]:
+    """Heads, with those that turn out to give probabilities marked as such.
+
+    A softmax built of Exp, ReduceSum and Div is not found in the graph; its outputs are within 0..1 and sum to 1.
+    """
+    return tuple(
+        replace(head, kind="probabilities") if head.kind == "values" and _are_probabilities(output, head.axis) else head
+        for head, output in zip(heads, outputs, strict=True)
+    )
+
+
+def _are_probabilities(output: Tensor, axis: int) -> bool:
+    if not output.is_floating_point() or output.dim() < 2 or output.shape[axis] < 2:
+        return False
+    values = output.detach().float()
+    sums = values.sum(axis)
+    return bool((values >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+
+
+def finish(heads: Sequence[Head], outputs: Tensors) -> tuple[Tensor, ...]:
+    """The file's outputs from those of the training view: the softmax that was cut off is applied again."""
+    functions = {"softmax": F.softmax, "log-softmax": F.log_softmax}
+    return tuple(
+        functions[head.kind](output, head.axis) if head.kind in functions else output
+        for head, output in zip(heads, outputs, strict=True)
+    )

@@ -1,0 +1,253 @@
+"""`retrain`: an ONNX model in, the same model with trained numbers out.
+
+This is where the parts meet: the training view of the graph, its module, the data, the loss and metric that suit them,
+the loop, and the way back into the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from onnxprune.bridge import to_torch, write_back
+from onnxprune.data.fit import (
+    InputSpec,
+    TargetSpec,
+    fit_source,
+    fit_target,
+    fit_targets,
+    fixed_batch,
+    input_specs,
+)
+from onnxprune.data.measures import Metric, check_metric, default_metric, get_metric
+from onnxprune.data.readers import Data
+from onnxprune.data.sources import Batch, Source, first_batch, split
+from onnxprune.errors import DataError
+from onnxprune.recipe.training import TrainSettings
+from onnxprune.training.evaluate import as_tuple, evaluate
+from onnxprune.training.feed import Feed, batch_tensors
+from onnxprune.training.gradual import Gradual
+from onnxprune.training.layers import find_layers, matching
+from onnxprune.training.loop import make_accelerator, train
+from onnxprune.training.losses import make_loss, recognise
+from onnxprune.training.masks import Masks
+from onnxprune.training.progress import Progress
+from onnxprune.training.shrink import Shrink
+from onnxprune.training.task import Span, Task, TrainResult
+from onnxprune.training.view import Head, dropout_ratios, training_view
+
+Heads = tuple[Head, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a first run on a few samples shows.
+
+    Attributes:
+        heads: The outputs, as they turn out to be.
+        sample: Those samples, their targets checked.
+        inputs, targets: What the inputs and targets of all other samples have to be.
+        fixed_batch: The only batch size that the graph runs with; None where it is free.
+    """
+
+    heads: Heads
+    sample: Batch
+    inputs: tuple[InputSpec, ...]
+    targets: tuple[TargetSpec, ...]
+    fixed_batch: int | None
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The model with trained weights, and how the training went."""
+
+    model: ir.Model
+    result: TrainResult
+
+
+def retrain(
+    model: ir.Model,
+    data: Data,
+    settings: TrainSettings | None = None,
+    *,
+    masks: Masks | None = None,
+    validation: Data | None = None,
+    original: ir.Model | None = None,
+    frozen: frozenset[str] = frozenset(),
+    gradual: Gradual | None = None,
+    shrink: Shrink | None = None,
+    span: Span | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    tag: str = "",
+    place: tuple[int, int] = (1, 1),
+) -> Retrained:
+    """Train the weights of `model` on `data`; the model passed in stays as it is.
+
+    Args:
+        masks: True where a weight stays, by initializer name; pruned weights are exactly zero in the result.
+        validation: Data to pick the best state on; by default a share of `data` is held out.
+        original: What distillation and agreement compare with; by default `model` as passed in.
+        frozen: Initializers not to train, beside those that the settings name.
+        gradual: Prunings during the training; its `masks` hold in the result.
+        shrink: What a penalty drives towards zero.
+        span, progress, checkpoint, tag, place: See `loop.train`.
+
+    Returns:
+        The trained model. If the loss was no longer a number, `result.diverged` says so, and the model is the best
+        that there was.
+
+    Raises:
+        DataError: The data fit neither the model nor the loss or metric.
+        RecipeError: A mask, a pattern of names, a loss or metric is wrong.
+        ModelError: The bridge does not know an operator of the model.
+    """
+    settings = settings or TrainSettings()
+    source, held = _sources(data, validation, settings)
+    view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks or {}, original or model))
+    module = to_torch(view)
+    seen = look(module, heads, data, view)
+    check_batch(seen, settings.batch_size, source, held)
+    _, targets = batch_tensors(seen.sample, torch.device("cpu"))
+    loss = make_loss(settings, seen.heads, targets, data.outputs)
+    metric = choose_metric(settings, seen.heads, seen.sample)
+    needed = loss.needs_original or (metric.needs == "original" and held is not None)
+    teacher = frozen_module(original or model) if needed else None
+    layers = find_layers(model)
+    task = Task(
+        module,
+        fitted(source, seen),
+        None if held is None else fitted(held, seen),
+        seen.heads,
+        data.outputs,
+        loss,
+        metric,
+        {name: mask for name, mask in (masks or {}).items() if not mask.all()},
+        frozen | matching(settings.freeze, layers),
+        teacher,
+        seen.fixed_batch,
+        gradual,
+        lambda: write_back(module, model),
+        shrink,
+    )
+    result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
+    return Retrained(write_back(module.cpu(), model), result)
+
+
+def _sources(data: Data, validation: Data | None, settings: TrainSettings) -> tuple[Source, Source | None]:
+    """Training and validation data: as given, or a share of the training data held out."""
+    if validation is None:
+        return split(data.source, settings.validation, settings.seed)
+    if validation.outputs != data.outputs:
+        raise DataError("The evaluation data have targets for other outputs than the training data.")
+    return data.source, validation.source
+
+
+def measure(
+    model: ir.Model, data: Data, metric: Metric, original: ir.Model | None = None, batch_size: int = 256
+) -> float:
+    """A metric of `model` on `data`, by the bridge.
+
+    Args:
+        original: What `agreement` compares with.
+    """
+    view, heads = training_view(model)
+    module = to_torch(view)
+    seen = look(module, heads, data, view)
+    accelerator = make_accelerator(TrainSettings())
+    source = fitted(data.source, seen)
+    check_batch(seen, seen.fixed_batch or 0, source)
+    check_metric(metric, seen.sample.targets[0] if seen.sample.targets else None)
+    teacher = frozen_module(original or model).to(accelerator.device) if metric.needs == "original" else None
+    feed = Feed(
+        source, seen.fixed_batch or batch_size, accelerator.device, accelerator.process_index, accelerator.num_processes
+    )
+    return evaluate(module.to(accelerator.device), feed, seen.heads, metric, data.outputs, teacher)
+
+
+def frozen_module(model: ir.Model) -> nn.Module:
+    """The model's training view as a module that is only run."""
+    view, _ = training_view(model)
+    return to_torch(view).requires_grad_(False).eval()
+
+
+def choose_metric(settings: TrainSettings, heads: tuple[Head, ...], sample: Batch) -> Metric:
+    """The metric asked for, or the one that suits the data.
+
+    Raises:
+        DataError: The data have not the targets it needs.
+        RecipeError: It is unknown.
+    """
+    target = sample.targets[0] if sample.targets else None
+    if settings.metric is None:
+        return default_metric(target, heads[0].kind != "values")
+    metric = get_metric(settings.metric)
+    if metric.name == "mse" and target is None:
+        return default_metric(None, classes=False)
+    check_metric(metric, target)
+    return metric
+
+
+@torch.no_grad()
+def run_once(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The view's outputs for a batch.
+
+    Raises:
+        DataError: The module cannot run on it.
+    """
+    inputs, _ = batch_tensors(batch, torch.device("cpu"))
+    try:
+        return as_tuple(module.eval()(*inputs))
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        shapes = ", ".join(str(list(array.shape)) for array in batch.inputs)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"The model cannot run on a batch of shape {shapes}: {reason}") from error
+
+
+def fitted(source: Source, seen: Look) -> Source:
+    """The source with inputs and targets in the types that the view takes, all checked."""
+    return fit_targets(fit_source(source, seen.inputs), seen.targets)
+
+
+def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
+    """Run a few samples through the view's module, on the CPU, and see what the outputs are.
+
+    Raises:
+        DataError: There are no samples, the model cannot run on them, or their targets do not fit its outputs.
+    """
+    fixed, specs = fixed_batch(view), input_specs(view)
+    source = fit_source(data.source, specs)
+    sample = first_batch(source, fixed or 8)
+    outputs = run_once(module, sample)
+    heads = recognise(heads, outputs)
+    names = [heads[i].name for i in data.outputs]
+    shapes = [tuple(outputs[i].shape) for i in data.outputs]
+    targets = tuple(map(fit_target, sample.targets, shapes, names))
+    if fixed is not None and _runs(module, first_batch(source, 2 * fixed)):
+        fixed = None
+    return Look(heads, Batch(sample.inputs, targets), specs, tuple(map(TargetSpec, names, shapes)), fixed)
+
+
+def _runs(module: nn.Module, batch: Batch) -> bool:
+    try:
+        run_once(module, batch)
+    except DataError:
+        return False
+    return True
+
+
+def check_batch(look: Look, batch_size: int, *sources: Source | None) -> None:
+    """Raise DataError where the graph runs with one batch size only and the settings or the data have another."""
+    if look.fixed_batch is None:
+        return
+    if batch_size != look.fixed_batch:
+        raise DataError(f"The model runs with batches of {look.fixed_batch} only: set the batch size to that, or "
+                        "export it with a free batch axis.")  # fmt: skip
+    for source in sources:
+        if source is not None and source.count is not None and source.count % look.fixed_batch:
+            raise DataError(f"The model runs with batches of {look.fixed_batch} only, and {source.count} samples do "
+                            "not divide into them.")  # fmt: skip
