@@ -6,6 +6,8 @@ outputs of a group, and summed inputs of a group (for a Conv: channels x kernel)
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,8 +194,20 @@ def _own_vector(value: ir.Value, width: int, *, last_axis: bool = True) -> bool:
     tensor = value.const_value
     if tensor is None or not tensor.dtype.is_floating_point() or len(list(value.uses())) != 1:
         return False
-    shape = tensor.shape.numpy()
-    if tensor.size != width or not shape or value.is_graph_output():
+    if value.is_graph_output():
+        return False
+    return lies_along_outputs(tensor.shape.numpy(), width, last_axis=last_axis)
+
+
+def lies_along_outputs(shape: Sequence[int], width: int, *, last_axis: bool) -> bool:
+    """Whether a constant of this shape holds one number for each of a layer's outputs, where it meets these.
+
+    Args:
+        shape: The constant's shape.
+        width: The number of outputs.
+        last_axis: Whether the outputs are the last axis of what it meets (MatMul, Gemm), else the channels of a map.
+    """
+    if math.prod(shape) != width or not shape:
         return False
     if last_axis:
         return shape[-1] == width

@@ -261,7 +261,10 @@ class Steps:
         pattern = None if isinstance(zeros, Weights) else zeros
         tell = self.progress
         told = None if tell is None else lambda layer: tell(f"recover {layer}")
-        done = recover(self.dense, model, kept, inputs, methods=self.methods, pattern=pattern, progress=told)
+        trained = self.recipe.retrain is not None
+        done = recover(
+            self.dense, model, kept, inputs, methods=self.methods, pattern=pattern, trained=trained, progress=told
+        )
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}
 
     def clean(self, state: State) -> tuple[State, Kept]:

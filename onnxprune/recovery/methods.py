@@ -31,6 +31,8 @@ class Layer:
         support: Which weights are not zero, shape [g, O, K].
         has_shift: Whether there is a place for a change of the bias.
         dense: The dense network's weights at the places that are left, shape [g, O, K].
+        anchor: The weights that a fit is drawn to, shape [g, O, K]: what pruning left before any recovery, so that a
+            second pass finds what the first one found.
         pattern: What its zeros must keep to where they are chosen anew; None for anything.
     """
 
@@ -39,6 +41,7 @@ class Layer:
     support: Support
     has_shift: bool
     dense: Matrix
+    anchor: Matrix
     pattern: NM | Block | None = None
 
 
@@ -95,7 +98,8 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
 )
 def least_squares(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """W, b = argmin |Z_dense - A W^T - b|^2 + lambda |W - W0|^2; lambda by cross-validation."""
-    return _cross_validated(layer, folds, lambda _: (layer.start, layer.support))
+    anchor = Affine(np.where(layer.support, layer.anchor, 0.0), layer.start.bias)
+    return _cross_validated(layer, folds, lambda _: (anchor, layer.support))
 
 
 @method(

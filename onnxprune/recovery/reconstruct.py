@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.graph.following import dense_to_pruned
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery import batchnorm
@@ -79,7 +80,13 @@ class Recovery:
 
 @dataclass
 class _Run:
-    """The state of one recovery."""
+    """The state of one recovery.
+
+    Attributes:
+        trained: Whether the pruned model was trained since it was cut.
+        anchors: By weight, its numbers when a run with a trained model began; see `Layer.anchor`.
+        refused: Layers with methods that the model's outputs spoke against: they are not tried again.
+    """
 
     dense: ir.Model
     pruned: ir.Model
@@ -88,8 +95,11 @@ class _Run:
     windows: int
     pattern: NM | Block | None
     progress: Callable[[str], None]
+    trained: bool = False
     steps: list[Step] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    anchors: dict[str, Matrix] = field(default_factory=dict)
+    refused: set[tuple[str, str]] = field(default_factory=set)
 
     def error(self, feeds: Sequence[Feeds] | None = None) -> float:
         """The model's error, by default on the last fold, which no globally judged proposal is made from."""
@@ -100,10 +110,13 @@ class _Run:
     def attempt(self, layer: str, method: str, values: Sequence[ir.Value], write: Callable[[], None]) -> None:
         """Write to some constants, and take it back unless the model's outputs come nearer to the dense model's."""
         tensors = [value.const_value for value in values]
+        if (layer, method) in self.refused:
+            return
         before = self.error()
         write()
         after = self.error()
         if not after < before:
+            self.refused.add((layer, method))
             for value, tensor in zip(values, tensors, strict=True):
                 value.const_value = tensor
         self.steps.append(Step(layer, method, before, after, after < before))
@@ -117,6 +130,7 @@ def recover(
     *,
     methods: Sequence[str] = ("least-squares",),
     pattern: NM | Block | None = None,
+    trained: bool = False,
     batch: int = 64,
     windows: int = 256,
     progress: Callable[[str], None] | None = None,
@@ -130,6 +144,7 @@ def recover(
         inputs: Unlabelled samples by input name; may be empty for methods that need none.
         methods: Names of `METHODS`, each run over the whole network in this order.
         pattern: What zeros keep to where a method chooses them anew.
+        trained: Whether the pruned model was trained: fits are then drawn to its weights, else to the dense model's.
         batch: Samples run at once.
         windows: Largest number of places of one feature map that statistics are taken from.
         progress: Called with the name of each layer.
@@ -145,7 +160,7 @@ def recover(
     feeds = batches(pruned, inputs, batch, least=2 * FOLDS) if measured else []
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
-    run = _Run(dense, pruned, kept, feeds, windows, pattern, progress or (lambda _: None))
+    run = _Run(dense, pruned, kept, feeds, windows, pattern, progress or (lambda _: None), trained)
     before = run.error(feeds) if measured else None
     for name in methods:
         METHODS[name].run(run, name)
@@ -229,13 +244,15 @@ def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.ND
 def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
     rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
     joined = shadow(run.dense, run.pruned)
-    moments = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
+    found = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
     for linear in stage:
-        start = Affine(linear.matrix(), linear.bias())
-        left = _left(originals[str(linear.output.name)], run.kept.get(linear.name, {}))
-        dense = linear.to_matrix(left).astype(np.float64) * linear.scale
-        layer = Layer(linear, start, start.weight != 0, linear.shift is not None, dense, run.pattern)
-        proposal = LAYER_METHODS[method].propose(layer, moments[linear.name])
+        if (linear.name, method) in run.refused:
+            continue
+        original = originals[str(linear.output.name)]
+        factor, offset = dense_to_pruned(original, linear, rows.get(linear.name))
+        moments = [m.mapped(factor, offset) for m in found[linear.name]]
+        layer = _layer(run, linear, original, factor)
+        proposal = LAYER_METHODS[method].propose(layer, moments)
         if LAYER_METHODS[method].judged_by_outputs:
             touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
             run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
@@ -243,6 +260,15 @@ def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, L
             run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:
                 _write(layer, proposal.affine)
+
+
+def _layer(run: _Run, linear: Linear, original: Linear, factor: Matrix) -> Layer:
+    """One layer as its methods see it; `factor` brings the dense network's outputs to the scale of the pruned ones."""
+    start = Affine(linear.matrix(), linear.bias())
+    left = _left(original, run.kept.get(linear.name, {}))
+    dense = linear.to_matrix(left).astype(np.float64) * linear.scale * factor[:, :, None]
+    anchor = run.anchors.setdefault(linear.name, start.weight) if run.trained else dense
+    return Layer(linear, start, start.weight != 0, linear.shift is not None, dense, anchor, run.pattern)
 
 
 def _write(layer: Layer, new: Affine) -> None:
@@ -291,7 +317,10 @@ def _correct_expected(run: _Run, method: str) -> None:
         rows = {axis: indices for axis, indices in axes.items() if axis == layer.output_axis}
         dense = original.to_matrix(_left(original, rows)).astype(np.float64) * original.scale
         left = means[axes[layer.input_axis]] if layer.input_axis in axes else means
-        change = dense @ np.repeat(means, original.places) - layer.matrix() @ np.repeat(left, layer.places)
+        factor, offset = dense_to_pruned(original, layer, rows.get(layer.output_axis))
+        kept_bias = original.bias().reshape(-1)[rows.get(layer.output_axis, slice(None))].reshape(factor.shape)
+        target = factor * (dense @ np.repeat(means, original.places) + kept_bias) + offset
+        change = target - layer.matrix() @ np.repeat(left, layer.places) - layer.bias()
         layer.write(layer.matrix(), change)
         run.steps.append(Step(layer.name, method, None, None, True))
 

@@ -52,6 +52,13 @@ class Moments:
         """Those of some outputs."""
         return Moments(self.rows, self.a, self.z[:, outputs], self.aa, self.az[:, :, outputs], self.zz[:, outputs])
 
+    def mapped(self, factor: Matrix, offset: Matrix) -> Moments:
+        """Those with factor * Z + offset in the place of Z; both of shape [g, O]."""
+        z = factor * self.z + self.rows * offset
+        az = self.az * factor[:, None, :] + self.a[:, :, None] * offset[:, None, :]
+        zz = factor**2 * self.zz + 2 * factor * offset * self.z + self.rows * offset**2
+        return Moments(self.rows, self.a, z, self.aa, az, zz)
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.rows + other.rows, self.a + other.a, self.z + other.z,
