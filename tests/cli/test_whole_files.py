@@ -28,7 +28,7 @@ if not hasattr(os, "fork"):
 STARTER = """
 import contextlib, io, json, os, resource, signal, sys, time
 import jinja2, onnxruntime
-from onnxprune import pipeline
+from onnxprune.pipeline import run as pipeline
 from onnxprune.cli import main
 from onnxprune.report import console, html
 
