@@ -2,12 +2,9 @@
 
 session.py   make_session, run          a model in any form becomes a session; its errors become one sentence
 inputs.py    random_inputs, ...         valid inputs for a model nobody described: ids, masks, dynamic sizes
-compare.py   compare, relative_difference   how far two models' outputs are apart
-bounded.py   bounded_outputs            outputs that are exact to the range of a function
-shapes.py    probe_shapes               shapes of inner values, by running the model
-figures.py   figures                    parameters, MACs and bytes
+comparison.py compare, relative_difference  how far two models' outputs are apart
+probe.py     probe_shapes               shapes of inner values, by running the model
 latency.py   alternate                  which of two models is faster, and by how much
-metrics.py   evaluate, LabelledData     accuracy, top-5 and error on labelled inputs
 """
 
 from __future__ import annotations
