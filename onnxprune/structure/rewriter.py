@@ -66,7 +66,7 @@ class Rewriter:
 
     def constant(self, array: npt.NDArray[np.generic], near: ir.Node) -> ir.Value:
         """Return a constant of the outermost graph with this content."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a single number an axis
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
             value = ir.Value(

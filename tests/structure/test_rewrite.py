@@ -200,6 +200,15 @@ def test_gather_nd_with_constant_indices_of_one_axis_is_a_gather() -> None:
     assert constants(model)["g_extent"].tolist() == [[3], [0]]
 
 
+def test_a_single_picked_index_stays_a_single_number() -> None:
+    """x[:, 3] after channel 1 is gone is x[:, 2], still without an axis of its own."""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y, float[n] z) {
+        h = MatMul(x, w)  z = Gather <axis = 1> (h, three)  y = MatMul(h, v) }"""
+    model = both(text, {("w", 1): [1]}, X, w=(4, 6), v=(6, 3), three=np.array(3))
+    index = constants(model)["z_extent"]
+    assert index.shape == () and index == 2
+
+
 @pytest.mark.parametrize(("opset", "split"), [(12, "split = [2, 4]"), (18, "num_outputs = 2")])
 def test_the_runs_of_a_split_are_written_as_the_opset_has_them(opset: int, split: str) -> None:
     text = f"""agraph (float[n, 4] x) => (float[n, 2] y, float[n, 2] z) {{

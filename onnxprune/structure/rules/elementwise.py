@@ -97,7 +97,10 @@ def dropout(view: View) -> None:
     training = view.data(2)
     if view.x(2) is not None and (training is None or training.any()) or view.int_attr("is_test", 1) == 0:
         raise RuleMismatch("it draws random numbers")
-    elementwise(view, _first, [view.need(0)])
+    x = view.need(0)
+    for out, policy in ((view.out(0), _first), (view.out(1), _never)):  # the mask is true everywhere
+        if out is not None and view.facts.shape(out) is not None:
+            view.give(out, *aligned(view, [x], out, policy))
 
 
 @rule(*ZERO_CHANGES)

@@ -23,7 +23,10 @@ def spatial(view: View, *, channels: int = 1, keep_zero: bool = True) -> None:
 
 @rule("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
 def pool(view: View) -> None:
-    """Each channel on its own."""
+    """Each channel on its own; where the positions of the largest elements are asked for, nothing can go."""
+    if view.node.op_type == "MaxPool" and view.out(1) is not None:
+        for axis in view.axes(view.need(0)):
+            view.pin(axis, "it returns positions counted over the whole tensor")
     spatial(view)
 
 
