@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 from onnx.reference import ops as reference_ops
 
 _OUTPUT_LIMIT = 1 << 16  # elements
@@ -33,6 +36,22 @@ def _operator(op_type: str, version: int) -> type | None:
         return None
 
 
+def _run_as_model(
+    node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int
+) -> Sequence[npt.NDArray[np.generic]]:
+    """Run a node as a model of its own: operators that ONNX defines by others, as HardSwish and Gelu, need one."""
+    proto = bare_node(node)
+    feeds = {name: array for name, array in zip(proto.input, arrays, strict=True) if array is not None}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in proto.output]
+    graph = helper.make_graph([proto], "node", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+    return list(ReferenceEvaluator(model).run(None, feeds))
+
+
 def evaluate_node(
     node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int, cost: int = 1
 ) -> npt.NDArray[np.generic] | None:
@@ -47,15 +66,14 @@ def evaluate_node(
     if cost > _OUTPUT_LIMIT:
         return None
     operator = _operator(node.op_type, version)
-    if operator is None:
-        return None
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            runner = operator(
-                bare_node(node), {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None}
-            )
-            result = runner.run(*arrays)
+            if operator is None:
+                result = _run_as_model(node, arrays, version)
+            else:
+                settings = {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None}
+                result = operator(bare_node(node), settings).run(*arrays)
     except Exception:  # the reference implementation raises whatever numpy does; not knowing is always sound
         return None
     array = result[0]

@@ -185,16 +185,17 @@ def _binary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
 
 def _along(structure: Structure, value: ir.Value | None, axis: int, rank: int, lines: Lines) -> Numbers | None:
     """Return an operand's numbers along one axis of the result; unknown where it is not constant."""
-    if value is None or value not in structure.axes:
+    if value is None:
         return None
-    mine = axis - (rank - len(structure.axes[value]))
-    if value in lines:
-        return lines[value].numbers if lines[value].axis == mine else np.array([np.nan])
-    if value.is_initializer():
+    if value.is_initializer():  # one of a single number has no axes
         array = _array(value).astype(np.float64)
-        if array.size == 1 or (mine >= 0 and array.size == array.shape[mine]):
-            return array.reshape(-1)
-    return np.array([np.nan])
+        mine = axis - (rank - array.ndim)
+        fits = array.size == 1 or (mine >= 0 and array.size == array.shape[mine])
+        return array.reshape(-1) if fits else np.array([np.nan])
+    if value not in lines:
+        return np.array([np.nan])
+    mine = axis - (rank - len(structure.axes[value]))
+    return lines[value].numbers if lines[value].axis == mine else np.array([np.nan])
 
 
 def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
