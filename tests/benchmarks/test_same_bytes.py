@@ -46,6 +46,20 @@ def test_what_differs_is_said(now: dict[str, str], said: str | None) -> None:
     assert [said in line for line in lines] == [True] if said else lines == []
 
 
+def test_a_difference_that_is_meant_is_told_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, state = tmp_path / "results.json", tmp_path / "state.json"
+    pairs = [pair for pair in same_bytes.all_pairs() if pair.name == PAIR]
+    for path, model in ((results, "a"), (state, "b")):
+        entry = {"commit": same_bytes.commit_of_package(), "source": "s", "model": model}
+        same_bytes.write(path, {"machine": same_bytes.machine(), "pairs": {PAIR: entry}})
+    monkeypatch.setattr(same_bytes, "REASONS", {"models/digits_mlp *": "a fault was mended"})
+    assert same_bytes.check(pairs, results, state, 1) == 0
+    printed = capsys.readouterr().out
+    assert f"differs as meant: {PAIR}: model: a fault was mended\n0 of 1 equal\n1 of the 1" in printed
+
+
 def test_a_made_model_does_not_hold_the_paths_of_its_sources() -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
     for key, value in ((same_bytes.STACK_TRACE, "File '/home/me/net.py', line 3"), ("namespace", "net")):
