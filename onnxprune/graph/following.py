@@ -55,6 +55,15 @@ def dense_to_pruned(dense: Linear, pruned: Linear, rows: npt.NDArray[np.int64] |
     return factor.reshape(shape), offset.reshape(shape)
 
 
+def scale_behind(layer: Linear) -> Matrix:
+    """Return what a layer's outputs are multiplied by before the first node that is not affine, shape [g, O].
+
+    It is what an exporter that folds BatchNormalization multiplies the weights by.
+    """
+    *_, last = _follow(layer)
+    return last.scale.reshape(layer.matrix().shape[:2])
+
+
 def _with_new_nodes(chain: list[Follow], last: int, dense: Linear) -> Follow:
     """The end of the nodes behind a place that the dense network does not have: an Add of constants that went."""
     graph = dense.node.graph

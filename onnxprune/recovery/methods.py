@@ -1,66 +1,30 @@
 """The methods of recovery that see one layer: from its moments to a proposal of new weights and biases.
 
-Each is a registered function of a few lines. `least-squares` and `obc` are judged on the layer's own output, by
-cross-validation over the folds of the calibration inputs: every fold is held back once. The others move means and
-variances, which can bring a layer's output nearer and the model's farther (bias correction at high ratios does), so
-they are made from all folds but the last, and judged by the model's outputs on the last.
+Each is a registered function of a few lines. Those that fit weights are judged on the layer's own output: where all
+outputs have the same zeros by cross-validation over the folds of the calibration inputs, else on the last fold, which
+they are not made from. `bias` and `moments` can bring a layer's output nearer and the model's farther (bias correction
+at high ratios does), so they are made from all folds but the last, and judged by the model's outputs on the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxprune.graph.linear import Linear, Matrix
+from onnxprune.graph.linear import Matrix
 from onnxprune.recipe.granularity import NM, Block
-from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_fit, squared_error
+from onnxprune.recovery.alps import alps, keep_largest, keep_pattern
+from onnxprune.recovery.fitting import Layer, Problem, Proposal, but_last, shared_fit, size_of
+from onnxprune.recovery.solve import Affine, Support, best_bias, squared_error
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
+from onnxprune.recovery.swaps import refine
 from onnxprune.runtime.statistics import Moments
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer of the pruned network.
-
-    Attributes:
-        linear: Where it stands.
-        start: Its weights and bias as they are.
-        support: Which weights are not zero, shape [g, O, K].
-        has_shift: Whether there is a place for a change of the bias.
-        dense: The dense network's weights at the places that are left, shape [g, O, K].
-        anchor: The weights that a fit is drawn to, shape [g, O, K]: what pruning left before any recovery, so that a
-            second pass finds what the first one found.
-        pattern: What its zeros must keep to where they are chosen anew; None for anything.
-    """
-
-    linear: Linear
-    start: Affine
-    support: Support
-    has_shift: bool
-    dense: Matrix
-    anchor: Matrix
-    pattern: NM | Block | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """New numbers, and the relative error on held-back inputs without and with them."""
-
-    affine: Affine
-    before: float
-    after: float
-    detail: str = ""
-
 
 _CONSTANT = 1e-6  # an output whose variance fell below this share is a constant: no gain brings it back
 
-_SAMPLE = 32  # outputs of a layer that choose its ridge, where each has zeros of its own
-
 Propose = Callable[[Layer, Sequence[Moments]], Proposal]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -91,51 +55,128 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
     return register
 
 
+def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """Let a method look at a layer as it acts behind what scales its outputs, a BatchNormalization among others.
+
+    So what is found does not depend on whether an exporter folded that into the weights.
+
+    Args:
+        name: Of the method.
+        layer: The layer.
+        folds: Its moments, a part of the inputs each.
+    """
+    if not all(np.isfinite(m.aa).all() and np.isfinite(m.az).all() for m in folds):
+        return Proposal(layer.start, 0.0, 0.0, "its inputs or outputs are not finite")
+    gain = np.where(layer.gain != 0, layer.gain, 1.0)
+    by, zero = gain[:, :, None], np.zeros_like(gain)
+    start = Affine(layer.start.weight * by, layer.start.bias * gain)
+    acting = replace(layer, start=start, dense=layer.dense * by, anchor=layer.anchor * by)
+    found = LAYER_METHODS[name].propose(acting, [m.mapped(gain, zero) for m in folds])
+    return replace(found, affine=Affine(found.affine.weight / by, found.affine.bias / gain))
+
+
 @method(
     "least-squares",
     judged_by_outputs=False,
     source="He et al. 2017, Channel Pruning, eq. 4 (units); Frantar and Alistarh 2022, OBC, eq. 4 (single weights)",
 )
 def least_squares(layer: Layer, folds: Sequence[Moments]) -> Proposal:
-    """W, b = argmin |Z_dense - A W^T - b|^2 + lambda |W - W0|^2; lambda by cross-validation."""
-    anchor = Affine(np.where(layer.support, layer.anchor, 0.0), layer.start.bias)
-    return _cross_validated(layer, folds, lambda _: (anchor, layer.support))
+    """W, b = argmin |Z_dense - A W^T - b|^2 + lambda |W - W0|^2; lambda on inputs that are held back.
 
-
-@method(
-    "obc",
-    judged_by_outputs=False,
-    source="Frantar and Alistarh 2023, SparseGPT, algorithm 1; 2022, Optimal Brain Compression, eqs. 3 and 4",
-)
-def obc(layer: Layer, folds: Sequence[Moments]) -> Proposal:
-    """Which weights of a layer are zero is chosen anew, as many as there are, by w^2 / [H^-1]_qq column by column.
-
-    It starts from the best weights without zeros, for the inputs that the layer now has; what is left is then fitted by
-    least squares. Where that is no nearer than least squares on the zeros as they were, those stay.
+    Where outputs have zeros of their own, one Gram matrix serves them all, by conjugate gradients.
     """
-    given = least_squares(layer, folds)
-    if isinstance(layer.pattern, Block) or not (~layer.support & (layer.dense != 0)).any():
+    anchor = np.where(layer.support, layer.anchor, 0.0)
+    if (layer.support == layer.support[:, :1]).all():
+        return shared_fit(layer, folds, Affine(anchor, layer.start.bias))
+    problem = Problem.of(layer, folds)
+    return problem.fitted(problem.error.scaled(anchor), layer.support)
+
+
+@method("obc", judged_by_outputs=False,
+        source="Frantar and Alistarh 2023, SparseGPT, algorithm 1; 2022, Optimal Brain Compression, eqs. 3 and 4",
+        )  # fmt: skip
+def obc(layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """Zeros are chosen anew, as many as there are, by w^2 / [H^-1]_qq column by column; then least squares.
+
+    It starts from the best weights without zeros, for the inputs that the layer now has. Where the result is no nearer
+    than least squares on the zeros as they were, those stay.
+    """
+    return _chosen_anew(layer, folds, _sweep, fit=True)
+
+
+@method("sparsegpt", judged_by_outputs=False, source="Frantar and Alistarh 2023, SparseGPT, algorithm 1")
+def sparse_gpt(layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """w_j: -= w_j / U_jj U_j,j: for each weight that goes, H^-1 = U^T U; by the least (w_j / U_jj)^2 of 128 columns.
+
+    The sweep alone: weights on the left of one that goes stay as they are.
+    """
+    return _chosen_anew(layer, folds, _sweep, fit=False)
+
+
+@method("alps", judged_by_outputs=False, source="Meng et al. 2024, ALPS, eqs. 4 to 6 and section 3.3")
+def alps_method(layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """W = (H W0 - V + r D) (H + r)^-1, D = top-k(W + V / r), V += r (W - D) for r that grows; then least squares.
+
+    Zeros are chosen anew, as many as there are in the layer, or in the pattern that was asked for.
+    """
+    return _chosen_anew(layer, folds, _alps, fit=True)
+
+
+@method("sparseswaps", judged_by_outputs=False, source="Zimmer et al. 2025, SparseSwaps, section 3")
+def sparse_swaps(layer: Layer, folds: Sequence[Moments]) -> Proposal:
+    """The best exchange p for q by 2 w_p c_p + w_p^2 G_pp - 2 w_q c_q + w_q^2 G_qq - 2 w_p w_q G_pq, c = G (w (1 - m)).
+
+    From the zeros as they are, in every output until none lowers its error; then least squares on what is left.
+    """
+    return _chosen_anew(layer, folds, _swaps, fit=True)
+
+
+Choose = Callable[[Layer, Problem, Matrix], tuple[Matrix, Support]]
+"""From a layer, its error and the best weights without zeros to weights with zeros and their support; scaled inputs."""
+
+
+def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit: bool) -> Proposal:
+    """Choose the zeros of a layer anew; with a fit, unless least squares on those that are there is nearer."""
+    fixed = isinstance(layer.pattern, Block) or not (~layer.support & (layer.dense != 0)).any()
+    given = least_squares(layer, folds) if fit or fixed else None
+    if fixed and given is not None:
         return given
+    problem = Problem.of(layer, folds)
+    weight, support = choose(layer, problem, problem.without_zeros())
+    chosen = problem.fitted(weight, support) if fit else problem.judged(weight)
+    return chosen if given is None or chosen.after < given.after else given
 
-    def choose(moments: Moments) -> tuple[Affine, Support]:
-        dense = Affine(layer.dense, layer.start.bias)
-        full = ridge_fit(moments, dense, layer.dense != 0, RIDGES[0], with_bias=layer.has_shift)
-        hessian = damped_hessian(moments, centred=layer.has_shift)
-        if isinstance(layer.pattern, NM):
-            pattern = (layer.pattern.n, layer.pattern.m)
-            weight, support = choose_pattern(full.weight, hessian, pattern, layer.linear.places)
-        else:
-            weight, support = choose_support(full.weight, hessian, int((~layer.support).sum()))
-        return Affine(weight, full.bias), support
 
-    chosen = _cross_validated(layer, folds, choose)
-    return chosen if chosen.after < given.after else given
+def _sweep(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
+    weight = problem.error.plain(full)
+    hessian = damped_hessian(problem.made_from, centred=layer.has_shift)
+    if isinstance(layer.pattern, NM):
+        pattern = (layer.pattern.n, layer.pattern.m)
+        swept, support = choose_pattern(weight, hessian, pattern, layer.linear.places)
+    else:
+        swept, support = choose_support(weight, hessian, int((~layer.support).sum()))
+    return problem.error.scaled(swept), support
+
+
+def _alps(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
+    if isinstance(layer.pattern, NM):
+        project = keep_pattern(layer.pattern.n, layer.pattern.m, layer.linear.places)
+    else:
+        project = keep_largest(int(layer.support.sum()))
+    return alps(full, problem.spectrum, project)
+
+
+def _swaps(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
+    nm = layer.pattern
+    pattern = (nm.n, nm.m, layer.linear.places) if isinstance(nm, NM) else None
+    support = refine(full, problem.error.gram, layer.support, pattern)
+    return np.where(support, full, 0.0), support
 
 
 @method("bias", judged_by_outputs=True, source="Nagel et al. 2019, Data-Free Quantization, section 4.2")
 def bias_correction(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """b += E[z_dense] - E[z_pruned]."""
-    used = _but_last(folds)
+    used = but_last(folds)
     new = Affine(layer.start.weight, best_bias(used, layer.start.weight) if layer.has_shift else layer.start.bias)
     return _judged_outside(layer, new, folds)
 
@@ -146,7 +187,7 @@ def match_moments(layer: Layer, folds: Sequence[Moments]) -> Proposal:
 
     It is what re-estimating a following BatchNorm's statistics does, and works where BatchNorm was folded.
     """
-    used = _but_last(folds)
+    used = but_last(folds)
     if not layer.has_shift:
         return _judged_outside(layer, layer.start, folds)
     w = layer.start.weight
@@ -159,61 +200,7 @@ def match_moments(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     return _judged_outside(layer, Affine(scaled, best_bias(used, scaled)), folds)
 
 
-def _cross_validated(
-    layer: Layer, folds: Sequence[Moments], begin: Callable[[Moments], tuple[Affine, Support]]
-) -> Proposal:
-    """Choose the ridge by the error on each fold of what is fitted to the others; then fit to all of them.
-
-    Args:
-        layer: The layer.
-        folds: Its moments.
-        begin: From moments to the weights that the fit is drawn to, and which of them are not zero.
-    """
-    total, scale = _sum(folds), _size(folds)
-    held = [(fold, total - fold, *begin(total - fold)) for fold in folds]
-    some = _sample(layer)
-
-    def error(ridge: float, rows: Rows | None) -> float:
-        found = 0.0
-        for fold, rest, start, support in held:
-            if rows is not None:
-                fold, rest, start, support = fold.of(rows), rest.of(rows), start.of(rows), support[:, rows]
-            fit = ridge_fit(rest, start, support, ridge, with_bias=layer.has_shift)
-            found += float(squared_error(fold, fit).sum())
-        return found / scale
-
-    best = min(RIDGES, key=lambda ridge: error(ridge, some))
-    before = sum(float(squared_error(m, layer.start).sum()) for m in folds) / scale
-    fitted = ridge_fit(total, *begin(total), best, with_bias=layer.has_shift)
-    return Proposal(fitted, before, error(best, None), f"ridge {best:g}")
-
-
-def _sample(layer: Layer) -> Rows | None:
-    """The outputs that the ridge is chosen by; None for all, where they share one factorisation or are few."""
-    outputs = layer.support.shape[1]
-    if outputs <= _SAMPLE or (layer.support == layer.support[:, :1]).all():
-        return None
-    return np.linspace(0, outputs - 1, _SAMPLE).astype(np.int64)
-
-
 def _judged_outside(layer: Layer, new: Affine, folds: Sequence[Moments]) -> Proposal:
-    scale = _size(folds[-1:])
+    scale = size_of(folds[-1:])
     before, after = (float(squared_error(folds[-1], x).sum()) / scale for x in (layer.start, new))
     return Proposal(new, before, after)
-
-
-def _but_last(folds: Sequence[Moments]) -> Moments:
-    return _sum(folds[:-1] or folds)
-
-
-def _sum(folds: Sequence[Moments]) -> Moments:
-    total = folds[0]
-    for m in folds[1:]:
-        total = total + m
-    return total
-
-
-def _size(folds: Sequence[Moments]) -> float:
-    """The variance of the targets, summed over outputs and rows: what a relative error is relative to."""
-    total = _sum(folds)
-    return float(np.sum(total.zz - total.z**2 / total.rows)) or 1.0

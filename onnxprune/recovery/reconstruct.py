@@ -22,13 +22,14 @@ import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.graph.following import dense_to_pruned
+from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery import batchnorm
 from onnxprune.recovery.expected import expected_inputs
+from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.merging import merge_units
-from onnxprune.recovery.methods import LAYER_METHODS, Layer, Proposal
+from onnxprune.recovery.methods import LAYER_METHODS, propose
 from onnxprune.recovery.solve import Affine
 from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.probe import known_facts
@@ -252,7 +253,7 @@ def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, L
         factor, offset = dense_to_pruned(original, linear, rows.get(linear.name))
         moments = [m.mapped(factor, offset) for m in found[linear.name]]
         layer = _layer(run, linear, original, factor)
-        proposal = LAYER_METHODS[method].propose(layer, moments)
+        proposal = propose(method, layer, moments)
         if LAYER_METHODS[method].judged_by_outputs:
             touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
             run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
@@ -268,7 +269,8 @@ def _layer(run: _Run, linear: Linear, original: Linear, factor: Matrix) -> Layer
     left = _left(original, run.kept.get(linear.name, {}))
     dense = linear.to_matrix(left).astype(np.float64) * linear.scale * factor[:, :, None]
     anchor = run.anchors.setdefault(linear.name, start.weight) if run.trained else dense
-    return Layer(linear, start, start.weight != 0, linear.shift is not None, dense, anchor, run.pattern)
+    gain = scale_behind(linear)
+    return Layer(linear, start, start.weight != 0, linear.shift is not None, dense, anchor, gain, run.pattern)
 
 
 def _write(layer: Layer, new: Affine) -> None:

@@ -25,9 +25,6 @@ from onnxprune.runtime.statistics import Moments
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Lambda, relative to the mean of the diagonal of G."""
 
-_DIRECT = 2e12  # multiply-adds above which rows with supports of their own are solved by conjugate gradients
-_STEPS = 100
-
 Support = npt.NDArray[np.bool_]
 
 
@@ -60,7 +57,7 @@ def best_bias(moments: Moments, weight: Matrix) -> Matrix:
 
 def ridge_fit(moments: Moments, start: Affine, support: Support, ridge: float, *, with_bias: bool) -> Affine:
     """Fit the weights inside `support` [g, O, K]; the others stay zero. Without a bias the old one is kept."""
-    g, c = _normal_equations(moments, start, with_bias)
+    g, c = normal_equations(moments, start.bias, with_bias)
     weight = np.zeros_like(start.weight)
     for i in range(len(g)):
         scale = float(np.mean(np.diag(g[i]))) or 1.0
@@ -68,12 +65,12 @@ def ridge_fit(moments: Moments, start: Affine, support: Support, ridge: float, *
     return Affine(weight, best_bias(moments, weight) if with_bias else start.bias)
 
 
-def _normal_equations(moments: Moments, start: Affine, with_bias: bool) -> tuple[Matrix, Matrix]:
+def normal_equations(moments: Moments, bias: Matrix, with_bias: bool) -> tuple[Matrix, Matrix]:
     if with_bias:
         outer_a = moments.a[:, :, None] * moments.a[:, None, :]
         outer_z = moments.a[:, :, None] * moments.z[:, None, :]
         return moments.aa - outer_a / moments.rows, moments.az - outer_z / moments.rows
-    return moments.aa, moments.az - moments.a[:, :, None] * start.bias[:, None, :]
+    return moments.aa, moments.az - moments.a[:, :, None] * bias[:, None, :]
 
 
 def _solve(g: Matrix, c: Matrix, start: Matrix, support: Support, ridge: float) -> Matrix:
@@ -81,8 +78,6 @@ def _solve(g: Matrix, c: Matrix, start: Matrix, support: Support, ridge: float) 
     out = np.zeros_like(start)
     target = c.T + ridge * start
     patterns, which = np.unique(support, axis=0, return_inverse=True)
-    if float(np.sum(patterns.sum(axis=1, dtype=np.float64) ** 3)) / 3 > _DIRECT and len(patterns) > 1:
-        return _conjugate_gradients(g, target, start, support, ridge)
     for number, pattern in enumerate(patterns):
         inside, rows = np.flatnonzero(pattern), np.flatnonzero(which.reshape(-1) == number)
         if len(inside):
@@ -97,25 +92,3 @@ def _positive_solve(a: Matrix, b: Matrix) -> Matrix:
         return np.asarray(np.linalg.solve(a, b), np.float64)
     except np.linalg.LinAlgError:
         return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0], np.float64)
-
-
-def _conjugate_gradients(g: Matrix, target: Matrix, start: Matrix, support: Support, ridge: float) -> Matrix:
-    """All rows at once, each within its own support, preconditioned by the diagonal."""
-    diagonal = np.diag(g) + ridge
-    w = np.where(support, start, 0.0)
-    residual = np.where(support, target - w @ g - ridge * w, 0.0)
-    step = residual / diagonal
-    direction, power = step.copy(), np.sum(residual * step, axis=1, keepdims=True)
-    limit = 1e-12 * np.maximum(power, np.finfo(np.float64).tiny)
-    for _ in range(_STEPS):
-        image = np.where(support, direction @ g + ridge * direction, 0.0)
-        size = power / np.maximum(np.sum(direction * image, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        w += size * direction
-        residual -= size * image
-        step = residual / diagonal
-        new = np.sum(residual * step, axis=1, keepdims=True)
-        if (new <= limit).all():
-            break
-        direction = step + new / np.maximum(power, np.finfo(np.float64).tiny) * direction
-        power = new
-    return w

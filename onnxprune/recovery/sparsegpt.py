@@ -79,8 +79,22 @@ def damped_hessian(moments: Moments, *, centred: bool) -> Matrix:
 
 
 def inverse_factor(hessian: Matrix) -> Matrix:
-    """Return the upper triangular U with H^-1 = U^T U, for H positive definite of shape [K, K]."""
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(hessian)).T)
+    """Return the upper triangular U with H^-1 = U^T U, for H of shape [K, K].
+
+    A matrix without full rank, which rounding makes of a small damping, gets more of it until it can be factorised.
+
+    Raises:
+        np.linalg.LinAlgError: The matrix holds numbers that are not finite.
+    """
+    backwards = hessian[::-1, ::-1]
+    norm = float(np.linalg.norm(hessian)) or 1.0
+    for damping in (0.0, 1e-8, 1e-6, 1e-4, 1e-2, 2.0):  # at the last it is positive definite, whatever it was
+        try:
+            lower = np.linalg.cholesky(backwards + damping * norm * np.eye(len(hessian)))
+        except np.linalg.LinAlgError:
+            continue
+        return np.asarray(np.linalg.inv(lower[::-1, ::-1]))
+    raise np.linalg.LinAlgError("the Gram matrix holds numbers that are not finite")
 
 
 def sweep_given(weight: Matrix, factor: Matrix, support: Support) -> Matrix:

@@ -14,7 +14,7 @@ from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery import recover
 from onnxprune.recovery.reconstruct import stages
-from onnxprune.recovery.solve import Affine, _conjugate_gradients, ridge_fit, squared_error
+from onnxprune.recovery.solve import Affine, ridge_fit, squared_error
 from onnxprune.runtime.statistics import Moments
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.blocks import residual_blocks
@@ -65,19 +65,6 @@ def test_an_endless_ridge_changes_nothing() -> None:
     a, z, w = rng.standard_normal((20, 4)), rng.standard_normal((20, 3)), rng.standard_normal((1, 3, 4))
     fit = ridge_fit(moments_of(a, z), Affine(w, np.zeros((1, 3))), w != 0, 1e12, with_bias=False)
     np.testing.assert_allclose(fit.weight, w, rtol=1e-6)
-
-
-def test_conjugate_gradients_solve_what_the_direct_way_solves() -> None:
-    rng = np.random.default_rng(0)
-    a, w = rng.standard_normal((60, 12)), rng.standard_normal((7, 12))
-    support = rng.random((7, 12)) < 0.6
-    moments = moments_of(a, a @ w.T)
-    start = Affine((w * support)[None], np.zeros((1, 7)))
-    direct = ridge_fit(moments, start, support[None], 0.1, with_bias=False)
-    ridge = 0.1 * float(np.mean(np.diag(moments.aa[0])))
-    target = moments.az[0].T + ridge * start.weight[0]
-    iterated = _conjugate_gradients(moments.aa[0], target, start.weight[0], support, ridge)
-    np.testing.assert_allclose(iterated, direct.weight[0], atol=1e-6)
 
 
 def test_the_error_from_sums_is_the_error_of_the_rows() -> None:
