@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.edit import Editor
 
 # Each index of the result is an index of the input: zeros stay zeros, and rules follow them.
 _MOVES = {
@@ -39,7 +40,11 @@ class FoldWeights(ir.passes.InPlacePass):
     preserves: Literal["exactly"] = "exactly"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [_fold(model, value) for value in _candidates(model.graph)]
+        candidates = _candidates(model.graph)
+        if not candidates:
+            return ir.passes.PassResult(model, modified=False)
+        edit = Editor(model)
+        folded = [_fold(edit, value) for value in candidates]
         return ir.passes.PassResult(model, modified=any(folded))
 
 
@@ -66,7 +71,8 @@ def _is_constant(value: ir.Value) -> bool:
     return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 
-def _fold(model: ir.Model, value: ir.Value) -> bool:
+def _fold(edit: Editor, value: ir.Value) -> bool:
+    model = edit.model
     nodes, leaves = _origin(value)
     own = [leaf for leaf in leaves if nodes.issuperset(leaf.consumers()) and not leaf.is_graph_output()]
     results = {out for node in nodes for out in node.outputs}
@@ -78,11 +84,7 @@ def _fold(model: ir.Model, value: ir.Value) -> bool:
     array = _computed(model, value)
     if array is None or array.nbytes > sum(tensor.nbytes for tensor in spent) or not _is_matrix(array.shape):
         return False
-    name, value.name = str(value.name), f"{value.name}_computed"
-    constant = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
-    constant.shape, constant.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    model.graph.register_initializer(constant)
-    value.replace_all_uses_with(constant)
+    edit.computed(value, array)
     model.graph.remove(nodes, safe=True)
     for leaf in own:
         del model.graph.initializers[str(leaf.name)]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from onnxprune.graph.edit import Editor
 from onnxprune.graph.shapes import Facts, infer
 from onnxprune.passes.fold_weights import FoldWeights
 
@@ -76,15 +77,18 @@ def _is_identity_of_constant(node: ir.Node) -> bool:
 
 def _untie_constants(model: ir.Model) -> bool:
     modified = False
-    names = {v.name for v in model.graph.initializers.values()}
+    edit: Editor | None = None  # reads every name of the model, so only where there is something to copy
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in list(graph.initializers.values()):
             uses = list(value.uses())
             free = _one_real_axis(value) or all((node.op_type, index) in _STATES for node, index in uses)
             if len(uses) < 2 or not free or value.is_graph_output() or value.is_graph_input():
                 continue
+            edit = edit or Editor(model)
             for number, (node, index) in enumerate(uses[1:], start=1):
-                node.replace_input_with(index, _copy(graph, value, number, names))
+                copy = edit.copy(value, f"{value.name}_copy{number}")
+                copy.metadata_props[COPY_OF] = value.metadata_props.get(COPY_OF, str(value.name))
+                node.replace_input_with(index, copy)
                 modified = True
     return modified
 
@@ -92,17 +96,6 @@ def _untie_constants(model: ir.Model) -> bool:
 def _one_real_axis(value: ir.Value) -> bool:
     tensor = value.const_value
     return tensor is not None and tensor.dtype.is_floating_point() and sum(n > 1 for n in tensor.shape.numpy()) == 1
-
-
-def _copy(graph: ir.Graph, value: ir.Value, number: int, names: set[str | None]) -> ir.Value:
-    name = f"{value.name}_copy{number}"
-    while name in names:
-        name += "_"
-    names.add(name)
-    copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
-    copy.metadata_props[COPY_OF] = str(value.name)
-    graph.register_initializer(copy)
-    return copy
 
 
 # -- channel shuffles -----------------------------------------------------------------------------------------------
@@ -132,6 +125,7 @@ def _comes_from_reshape(node: ir.Node) -> bool:
 
 def _shuffles_to_gathers(model: ir.Model, facts: Facts) -> bool:
     modified = False
+    edit = Editor(model)
     for node in list(model.graph.all_nodes()):
         if node.domain != "" or not _ends_shuffle(node, facts):
             continue
@@ -139,7 +133,7 @@ def _shuffles_to_gathers(model: ir.Model, facts: Facts) -> bool:
         for start in range(len(run)):
             picked = _as_gather(run[start:], facts)
             if picked is not None:
-                _replace(model, run[start:], *picked, facts)
+                _replace(edit, run[start:], *picked, facts)
                 modified = True
                 break
     return modified
@@ -227,26 +221,14 @@ def _picked(labels: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]) -> tupl
     return None
 
 
-def _replace(model: ir.Model, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts) -> None:
+def _replace(edit: Editor, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts) -> None:
     """Let a Gather take the place of the last node of a run; nodes that nobody reads go with `Tidy`."""
     end, source = run[-1], run[0].inputs[0]
     out = end.outputs[0]
-    constant = ir.Value(
-        name=f"{out.name}_indices", shape=ir.Shape(indices.shape), type=ir.TensorType(ir.DataType.INT64)
-    )
-    constant.const_value = ir.Tensor(indices, name=constant.name)
-    model.graph.register_initializer(constant)
-    node = ir.node("Gather", [source, constant], attributes={"axis": axis}, name=f"{end.name or out.name}_as_gather")
-    new = node.outputs[0]
-    assert end.graph is not None
-    end.graph.insert_after(end, node)
-    new.type, new.shape = out.type, out.shape
+    constant = edit.constant(indices, f"{out.name}_indices")
+    new = edit.after(end, "Gather", [source, constant], {"axis": axis}, ending="as_gather")
     facts.stand_in(new, out)
-    if out.is_graph_output():
-        return
-    out.replace_all_uses_with(new)
-    name, out.name = out.name, f"{out.name}_before_gather"
-    new.name = name
+    edit.take_place(out, new)
 
 
 def renamed_copies(model: ir.Model) -> dict[str, str]:

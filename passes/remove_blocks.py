@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.edit import Editor
 from onnxprune.structure.blocks import ResidualBlock
 
 
@@ -28,19 +29,12 @@ class RemoveBlocks(ir.passes.InPlacePass):
         self.blocks = blocks
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        edit = Editor(model)
         for block in self.blocks:
             graph, old = block.add.graph, block.add.outputs[0]
             assert graph is not None
             if old.is_graph_output():
-                node = ir.node("Identity", [block.trunk], name=block.add.name)
-                new = node.outputs[0]
-                graph.insert_after(block.add, node)
-                new.name, new.type, new.shape = old.name, old.type, old.shape
-                for i, output in enumerate(graph.outputs):
-                    if output is old:
-                        graph.outputs[i] = new
-                old.name = f"{old.name}_before"
-                old.replace_all_uses_with(new)
+                edit.take_place(old, edit.after(block.add, "Identity", [block.trunk]))
             else:
                 old.replace_all_uses_with(block.trunk)
             graph.remove(block.add, safe=True)
@@ -58,13 +52,10 @@ class MaskBlocks(ir.passes.InPlacePass):
         self.blocks = blocks
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        edit = Editor(model)
         for block in self.blocks:
             value = block.contribution
             dtype = value.dtype or ir.DataType.FLOAT
-            zero = ir.node("Constant", [], {"value": ir.tensor(np.zeros((), np.float32), dtype=dtype)})
-            masked = ir.node("Mul", [value, zero.outputs[0]])
-            graph = block.add.graph
-            assert graph is not None
-            graph.insert_before(block.add, [zero, masked])
-            block.add.replace_input_with(block.branch, masked.outputs[0])
+            zero = edit.constant(ir.tensor(np.zeros((), np.float32), dtype=dtype), f"{block.name}_zero")
+            block.add.replace_input_with(block.branch, edit.before(block.add, "Mul", [value, zero]))
         return ir.passes.PassResult(model, modified=bool(self.blocks))

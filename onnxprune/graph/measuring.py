@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.edit import Editor
+
 _WINDOW_ATTRIBUTES = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
@@ -21,7 +23,7 @@ class Builder:
         self.opset = model.opset_imports.get("", 1)
         self.by_output = {str(out.name): node for node in self.graph for out in node.outputs}
         self._inputs = {str(v.name): v for v in self.graph.inputs}
-        self._count = 0
+        self._edit = Editor(model)
 
     def value(self, name: str) -> ir.Value:
         """Return a value of the main graph by name."""
@@ -30,29 +32,18 @@ class Builder:
             return self._inputs[name]
         return next(out for out in node.outputs if out.name == name)
 
-    def _fresh(self) -> str:
-        self._count += 1
-        while f"measure::{self._count}" in self.graph.initializers:  # of an earlier builder
-            self._count += 1
-        return f"measure::{self._count}"
-
     def node(
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None
     ) -> ir.Value:
         """Append a node, return its output."""
         node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}))
-        node.name = node.outputs[0].name = self._fresh()
+        node.name = node.outputs[0].name = self._edit.fresh("measure")
         self.graph.append(node)
         return node.outputs[0]
 
     def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
         """Add an initializer."""
-        name = self._fresh()
-        dtype = ir.DataType.from_numpy(array.dtype)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-        value.const_value = ir.Tensor(array, name=name)
-        self.graph.register_initializer(value)
-        return value
+        return self._edit.constant(array, "measure")
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         """Make a value an output of the graph, under a name."""

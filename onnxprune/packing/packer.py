@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import RecipeError
+from onnxprune.graph.edit import names_in
 from onnxprune.packing.decoder import (
     MIN_OPSET,
     MIN_OPSET_BFLOAT16,
@@ -289,14 +290,6 @@ def _relative_error(array: np.ndarray, coded: Coded) -> float:
 
 def _free_prefix(model: ir.Model) -> str:
     """A short prefix that no value of the model starts with."""
-    names = [v.name or "" for v in _all_values(model)]
+    names = names_in(model)
     prefixes = (f"pk{number or ''}_" for number in itertools.count())
     return next(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names))
-
-
-def _all_values(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
-        yield from graph.inputs
-        yield from graph.initializers.values()
-        for node in graph:
-            yield from node.outputs

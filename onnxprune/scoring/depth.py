@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.batches import batches
+from onnxprune.graph.edit import Editor
 from onnxprune.runtime.statistics import output_error, row_cosines, shadow
 from onnxprune.scoring.registry import Context, Criterion, block_criterion
 from onnxprune.structure.blocks import ResidualBlock
@@ -71,8 +72,6 @@ def _without(model: ir.Model, block: ResidualBlock) -> ir.Model:
     copy = model.clone()
     (add,) = (node for node in copy.graph if any(out.name == block.name for out in node.outputs))
     dtype = block.trunk.dtype or ir.DataType.FLOAT
-    zero = ir.Value(name=f"{block.name}_zero", shape=ir.Shape([]), type=ir.TensorType(dtype))
-    zero.const_value = ir.tensor(np.zeros((), dtype.numpy()), name=zero.name)
-    copy.graph.register_initializer(zero)
+    zero = Editor(copy).constant(np.zeros((), dtype.numpy()), f"{block.name}_zero")
     add.replace_input_with(block.branch, zero)
     return copy

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.edit import Editor
 from onnxprune.graph.evaluate import evaluate_node
 from onnxprune.graph.layers import contraction_sites
 from onnxprune.structure.structure import Structure
@@ -62,6 +63,7 @@ def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
         How many columns were folded, and a sentence for each node where a fold would not be exact.
     """
     folded, left = 0, []
+    edit = Editor(structure.model)
     for node in list(structure.model.graph):
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain != "":
             continue
@@ -83,7 +85,7 @@ def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
             )
             columns = np.setdiff1d(columns, shifts)
             shifts = shifts[:0]
-        if len(columns) and (not len(shifts) or _add_to_bias(structure, node, _shift(array, place, line, shifts))):
+        if len(columns) and (not len(shifts) or _add_to_bias(edit, node, _shift(node, array, place, line, shifts))):
             _zero_columns(w, array, place, columns)
             folded += len(columns)
     return folded, left
@@ -294,20 +296,24 @@ _STEPS: dict[str, _Step] = {
 # -- folding --------------------------------------------------------------------------------------------------------
 
 
-def _shift(array: npt.NDArray[np.generic], place: int, line: Line, columns: npt.NDArray[np.int64]) -> Numbers:
-    """Return what the constant columns add to each output."""
+def _shift(
+    node: ir.Node, array: npt.NDArray[np.generic], place: int, line: Line, columns: npt.NDArray[np.int64]
+) -> Numbers:
+    """Return what the constant columns add to the node's output: one number each output, for each batch of a MatMul."""
     moved = np.moveaxis(array.astype(np.float64), place, 0)[columns]
-    if array.ndim > 2:  # a convolution's kernel: [columns, O, kernel...]
+    if node.op_type == "Conv":  # [columns, outputs, kernel...]
         moved = moved.reshape(*moved.shape[:2], -1).sum(axis=2)
-    out: Numbers = line.numbers[columns] @ moved
-    return out
+    shift: Numbers = np.tensordot(line.numbers[columns], moved, axes=1)
+    return shift if shift.ndim == 1 else np.expand_dims(shift, -2)  # [batch..., 1, outputs] of a batched MatMul
 
 
-def _add_to_bias(structure: Structure, node: ir.Node, shift: Numbers) -> bool:
+def _add_to_bias(edit: Editor, node: ir.Node, shift: Numbers) -> bool:
     """Add to a node's bias, making one where it has none; say whether that could be done."""
     dtype = _array(node.inputs[1]).dtype
     if node.op_type == "MatMul":
-        _insert_add(structure.model, node, shift.astype(dtype))
+        out = node.outputs[0]
+        added = edit.after(node, "Add", [out, edit.constant(shift.astype(dtype), f"{out.name}_bias")], ending="bias")
+        edit.take_place(out, added)
         return True
     if node.op_type == "Gemm":
         if node.attributes.get_float("beta", 1.0) == 0:
@@ -315,7 +321,7 @@ def _add_to_bias(structure: Structure, node: ir.Node, shift: Numbers) -> bool:
         shift = shift * node.attributes.get_float("alpha", 1.0) / node.attributes.get_float("beta", 1.0)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
-        value = _constant(structure.model, f"{node.outputs[0].name}_bias", shift.astype(dtype))
+        value = edit.constant(shift.astype(dtype), f"{node.outputs[0].name}_bias")
         node.resize_inputs(max(3, len(node.inputs)))
         node.replace_input_with(2, value)
         return True
@@ -324,36 +330,6 @@ def _add_to_bias(structure: Structure, node: ir.Node, shift: Numbers) -> bool:
         return False
     bias.const_value = ir.Tensor((old + shift).astype(dtype), name=bias.name)
     return True
-
-
-def _insert_add(model: ir.Model, node: ir.Node, shift: npt.NDArray[np.generic]) -> None:
-    out = node.outputs[0]
-    constant = _constant(model, f"{out.name}_bias", shift)
-    add = ir.node("Add", [out, constant], name=f"{node.name or out.name}_bias")
-    users = [(user, index) for user, index in out.uses() if user is not add]
-    new = add.outputs[0]
-    new.type, new.shape = out.type, out.shape
-    assert node.graph is not None
-    node.graph.insert_after(node, add)
-    graph = node.graph
-    for i, result in enumerate(graph.outputs):
-        if result is out:
-            graph.outputs[i] = new
-            new.name, out.name = out.name, f"{out.name}_before_bias"
-    if new.name is None:
-        new.name = f"{out.name}_biased"
-    for user, index in users:
-        user.replace_input_with(index, new)
-
-
-def _constant(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    while name in model.graph.initializers:
-        name += "_"
-    dtype = ir.DataType.from_numpy(array.dtype)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-    value.const_value = ir.Tensor(array, name=name)
-    model.graph.register_initializer(value)
-    return value
 
 
 def _zero_columns(value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]) -> None:

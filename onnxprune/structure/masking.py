@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.edit import Editor
 from onnxprune.graph.tensors import Array, edited, read
 from onnxprune.structure import registry
 from onnxprune.structure.axes import Dynamic
@@ -98,15 +100,7 @@ def edit_constant(model: ir.Model, value: ir.Value, edit: Callable[[Array], Arra
     if value.is_initializer() and value.const_value is not None:
         value.const_value = edited(value.const_value, edit, value.const_value.shape.numpy())
         return
-    array = edit(constant_content(value))
-    name = f"{value.name}_filled"
-    while name in model.graph.initializers:
-        name += "_"
-    dtype = ir.DataType.from_numpy(array.dtype)
-    new = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype))
-    new.const_value = ir.Tensor(array, name=name)
-    model.graph.register_initializer(new)
-    value.replace_all_uses_with(new)
+    value.replace_all_uses_with(Editor(model).constant(edit(constant_content(value)), f"{value.name}_filled"))
 
 
 Cuts = list[tuple[int, Bools]]
@@ -140,15 +134,13 @@ def _run_on_survivors(
     for k, cuts in enumerate(inputs):
         for i, flags in cuts:
             indices = rewriter.constant(np.flatnonzero(flags), node)
-            node.replace_input_with(k, rewriter.insert("Gather", [node.inputs[k], indices], node, {"axis": i}))
+            node.replace_input_with(k, rewriter.edit.before(node, "Gather", [node.inputs[k], indices], {"axis": i}))
     for out, cuts in zip(node.outputs, outputs, strict=True):
-        last, current = node, out
+        current = out
         for i, flags in cuts:
-            padded = _pad_one(rewriter, current, i, len(structure.axes[out]), last)
+            padded = _pad_one(rewriter, node, current, i, len(structure.axes[out]))
             place = np.where(flags, np.cumsum(flags) - 1, int(flags.sum()))
-            last = ir.node("Gather", [padded, rewriter.constant(place, node)], attributes={"axis": i})
-            _insert_after(padded.producer(), last, rewriter)
-            current = last.outputs[0]
+            current = _behind(rewriter, padded, "Gather", [padded, rewriter.constant(place, node)], {"axis": i})
         if current is not out:
             for user, index in users[out]:
                 user.replace_input_with(index, current)
@@ -159,20 +151,20 @@ def _lost_axes(structure: Structure, keep: Keep, value: ir.Value) -> Cuts:
     return [(i, f) for i, a in enumerate(axes) if not isinstance(a, Dynamic) and not (f := keep.ids(a)).all()]
 
 
-def _pad_one(rewriter: Rewriter, value: ir.Value, axis: int, rank: int, after: ir.Node) -> ir.Value:
-    """Append one zero along an axis."""
+def _pad_one(rewriter: Rewriter, node: ir.Node, value: ir.Value, axis: int, rank: int) -> ir.Value:
+    """Append one zero along an axis of a value that a node, or what stands behind it, computes."""
     pads = [0] * (2 * rank)
     pads[rank + axis] = 1
     if rewriter.opset < 11:
-        node = ir.node("Pad", [value], attributes={"pads": pads})
-    else:
-        node = ir.node("Pad", [value, rewriter.constant(np.array(pads, np.int64), after)])
-    _insert_after(after, node, rewriter)
-    return node.outputs[0]
+        return _behind(rewriter, value, "Pad", [value], {"pads": pads})
+    near = value.producer() or node
+    return _behind(rewriter, value, "Pad", [value, rewriter.constant(np.array(pads, np.int64), near)], {})
 
 
-def _insert_after(after: ir.Node | None, node: ir.Node, rewriter: Rewriter) -> None:
-    assert after is not None and after.graph is not None
-    node.name = rewriter.fresh(f"{after.name or after.outputs[0].name}_{node.op_type}")
-    node.outputs[0].name = rewriter.fresh(f"{after.outputs[0].name}_{node.op_type}")
-    after.graph.insert_after(after, node)
+def _behind(
+    rewriter: Rewriter, value: ir.Value, op_type: str, inputs: list[ir.Value | None], attributes: Mapping[str, Any]
+) -> ir.Value:
+    """Insert a node behind the one that computes a value; return its output."""
+    producer = value.producer()
+    assert producer is not None
+    return rewriter.edit.after(producer, op_type, inputs, attributes)

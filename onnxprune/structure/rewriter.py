@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.edit import Editor
 from onnxprune.structure.axes import Dynamic, parts
 from onnxprune.structure.structure import Keep, Structure
 from onnxprune.structure.terms import Bools
@@ -21,9 +22,7 @@ class Rewriter:
         self.facts = structure.facts
         self.keep = keep
         self.opset = structure.model.opset_imports.get("", 1)
-        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
-        graph = structure.model.graph
-        self._names = {v.name for v in structure.axes} | set(graph.initializers) | {n.name for n in graph.all_nodes()}
+        self.edit = Editor(structure.model)
 
     # -- what is left -------------------------------------------------------------------------------------------
 
@@ -66,18 +65,7 @@ class Rewriter:
 
     def constant(self, array: npt.NDArray[np.generic], near: ir.Node) -> ir.Value:
         """Return a constant of the outermost graph with this content."""
-        array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a single number an axis
-        key = (array.dtype.str, array.tobytes(), array.shape)
-        if key not in self._constants:
-            value = ir.Value(
-                name=self.fresh(f"{near.outputs[0].name}_extent"),
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            )
-            value.const_value = ir.Tensor(array, name=value.name)
-            self.structure.model.graph.register_initializer(value)
-            self._constants[key] = value
-        return self._constants[key]
+        return self.edit.shared_constant(array, f"{near.outputs[0].name}_extent")
 
     def patch_extents(self, node: ir.Node, i: int, value: ir.Value, *, infer_one: bool = False) -> None:
         """Correct input ``i``, the shape that a node gives to ``value``, where axes of the value changed.
@@ -115,26 +103,7 @@ class Rewriter:
     ) -> ir.Value:
         """Insert Where(mask, array, value) before a node and return its output."""
         condition, constant = self.constant(mask, before), self.constant(array, before)
-        return self.insert("Where", [condition, constant, value], before)
-
-    def insert(
-        self, op_type: str, inputs: list[ir.Value | None], before: ir.Node, attributes: Mapping[str, int] | None = None
-    ) -> ir.Value:
-        """Insert a node before another; return its output."""
-        node = ir.node(op_type, inputs, attributes=dict(attributes or {}))
-        node.name = self.fresh(f"{before.name or before.outputs[0].name}_{op_type}")
-        node.outputs[0].name = self.fresh(f"{before.outputs[0].name}_{op_type}")
-        assert before.graph is not None
-        before.graph.insert_before(before, node)
-        return node.outputs[0]
-
-    def fresh(self, stem: str) -> str:
-        name, count = stem, 0
-        while name in self._names:
-            count += 1
-            name = f"{stem}_{count}"
-        self._names.add(name)
-        return name
+        return self.edit.before(before, "Where", [condition, constant, value])
 
     def update_shapes(self) -> None:
         for value, axes in self.structure.axes.items():

@@ -107,7 +107,7 @@ def rewrite_slice(rw: Rewriter, node: ir.Node) -> None:
         if len(left) > 1 and not (gaps == gaps[0]).all():
             starts[k], ends[k], steps[k] = 0, _END, 1
             places = rw.constant(left.astype(np.int64), node)
-            gathered = rw.insert("Gather", [node.inputs[0], places], node, {"axis": axis})
+            gathered = rw.edit.before(node, "Gather", [node.inputs[0], places], {"axis": axis})
             node.replace_input_with(0, gathered)
             continue
         steps[k] = int(gaps[0]) if len(left) > 1 else 1

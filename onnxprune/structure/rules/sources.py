@@ -67,15 +67,11 @@ def rewrite_shape(rw: Rewriter, node: ir.Node) -> None:
     original = np.array([rw.old(x, axis) if axis in lost else 0 for axis in picked], np.int64)
     users = list(out.uses())
     condition, numbers = rw.constant(mask, node), rw.constant(original, node)
-    patch = ir.node("Where", [condition, numbers, out])
-    patch.outputs[0].name = rw.fresh(f"{out.name}_original")
-    patch.outputs[0].dtype = ir.DataType.INT64
-    patch.name = rw.fresh(f"{node.name or out.name}_original")
-    assert node.graph is not None
-    node.graph.insert_after(node, patch)
-    rw.facts.stand_in(patch.outputs[0], out)
+    patch = rw.edit.after(node, "Where", [condition, numbers, out], ending="original")
+    patch.dtype = ir.DataType.INT64
+    rw.facts.stand_in(patch, out)
     for user, index in users:
-        user.replace_input_with(index, patch.outputs[0])
+        user.replace_input_with(index, patch)
 
 
 @rule("Size")

@@ -1,0 +1,167 @@
+"""The only way to edit a graph: new constants, new nodes, replaced values, under names that no scope uses.
+
+    edit = Editor(model)
+    bias = edit.constant(np.zeros(8, np.float32), "bias")        # an initializer of the outermost graph
+    total = edit.after(node, "Add", [node.outputs[0], bias])     # a node behind another, in its graph
+    edit.take_place(node.outputs[0], total)                      # who read the one reads the other, outputs too
+
+ONNX lets a body see the names of the graphs around it, so a new name must be free in all of them: inputs, constants,
+outputs of nodes, and names of nodes, in every body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+class Editor:
+    """Edits one model. It knows every name in the model, so make one for many edits."""
+
+    def __init__(self, model: ir.Model) -> None:
+        """Read the names that the model uses."""
+        self.model = model
+        self._names = names_in(model)
+        self._last: dict[str, int] = {}  # by stem, so that many names of one stem are found without counting anew
+        self._shared: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def fresh(self, stem: str) -> str:
+        """Return a name that nothing in the model has: the stem, or the stem with a number."""
+        name = stem
+        while name in self._names:
+            self._last[stem] = self._last.get(stem, 0) + 1
+            name = f"{stem}_{self._last[stem]}"
+        self._names.add(name)
+        return name
+
+    # -- constants ----------------------------------------------------------------------------------------------
+
+    def constant(self, content: npt.NDArray[np.generic] | ir.TensorProtocol, stem: str) -> ir.Value:
+        """Add an initializer to the outermost graph, which every body can read.
+
+        Args:
+            content: An array, or a tensor of any type.
+            stem: What its name begins with.
+        """
+        return self._register(self.model.graph, content, self.fresh(stem))
+
+    def shared_constant(self, array: npt.NDArray[np.generic], stem: str) -> ir.Value:
+        """Return a constant with this content: one that this editor has made before, or a new one."""
+        array = np.asarray(array, order="C")  # not ascontiguousarray, which gives a single number an axis
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._shared:
+            self._shared[key] = self.constant(array, stem)
+        return self._shared[key]
+
+    def copy(self, value: ir.Value, stem: str) -> ir.Value:
+        """Add another initializer with the content and the metadata of one, to the same graph."""
+        assert value.graph is not None
+        copy = ir.Value(name=self.fresh(stem), shape=value.shape, type=value.type, const_value=value.const_value)
+        copy.metadata_props.update(value.metadata_props)
+        _graph(value.graph).register_initializer(copy)
+        return copy
+
+    def computed(self, value: ir.Value, content: npt.NDArray[np.generic]) -> ir.Value:
+        """Let a constant with this content take the place and the name of a value that a node computes."""
+        name = str(value.name)
+        value.name = self.fresh(f"{name}_computed")
+        constant = self._register(self.model.graph, content, name)
+        value.replace_all_uses_with(constant, replace_graph_outputs=True)
+        return constant
+
+    @staticmethod
+    def _register(graph: ir.Graph, content: npt.NDArray[np.generic] | ir.TensorProtocol, name: str) -> ir.Value:
+        tensor = ir.Tensor(np.asarray(content, order="C"), name=name) if isinstance(content, np.ndarray) else content
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        graph.register_initializer(value)
+        return value
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+
+    def before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:
+        """Insert a node of one output before another, in the graph of that one; return the output."""
+        new = self._node(node, op_type, inputs, attributes)
+        _graph(node.graph).insert_before(node, new)
+        return new.outputs[0]
+
+    def after(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        ending: str | None = None,
+    ) -> ir.Value:
+        """Insert a node of one output behind another, in the graph of that one; return the output.
+
+        Names end in the operator's, or in `ending`.
+        """
+        new = self._node(node, op_type, inputs, attributes, ending)
+        _graph(node.graph).insert_after(node, new)
+        return new.outputs[0]
+
+    def _node(
+        self,
+        near: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None,
+        ending: str | None = None,
+    ) -> ir.Node:
+        node = ir.node(op_type, list(inputs), attributes=dict(attributes or {}))
+        place = near.outputs[0].name
+        node.name = self.fresh(f"{near.name or place}_{ending or op_type}")
+        node.outputs[0].name = self.fresh(f"{place}_{ending or op_type}")
+        return node
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def take_place(self, old: ir.Value, new: ir.Value, *, readers: Sequence[tuple[ir.Node, int]] | None = None) -> None:
+        """Let a value take the place of another: who read the old one reads the new one, and the name goes with it.
+
+        Args:
+            old: The value that is read until now. It keeps its producer, and gets a fresh name.
+            new: The value that is read from now on; it gets type and shape of the old one where it has none.
+            readers: The uses that change, for a new value that is computed from the old one; by default all but those
+                of the new value's own node.
+        """
+        if readers is None:
+            readers = [(node, index) for node, index in old.uses() if node is not new.producer()]
+        new.type, new.shape = new.type or old.type, new.shape or old.shape
+        graph = old.graph
+        if graph is not None:
+            for index, output in enumerate(graph.outputs):
+                if output is old:
+                    graph.outputs[index] = new
+        for node, index in readers:
+            node.replace_input_with(index, new)
+        name, old.name = old.name, self.fresh(f"{old.name}_before")
+        new.name = name
+
+
+def names_in(model: ir.Model) -> set[str]:
+    """Return every name that a model uses, in all scopes: of values, and of nodes."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        names.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
+        for node in graph:
+            names.add(str(node.name))
+            names.update(str(output.name) for output in node.outputs)
+    return names
+
+
+def _graph(graph: ir.Graph | ir.Function | None) -> ir.Graph:
+    assert isinstance(graph, ir.Graph)
+    return graph
