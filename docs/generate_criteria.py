@@ -40,7 +40,7 @@ def table() -> str:
     lines += ["| allocation | single weights | whole units |", "|---|---|---|"]
     for name in sorted({*ALLOCATIONS, *UNIT_ALLOCATIONS}):
         ways = (ALLOCATIONS.get(name), UNIT_ALLOCATIONS.get(name))
-        cells = (f"`{name}`", *(_first(way.__doc__) if way else "" for way in ways))
+        cells = (f"`{name}`", *(way.formula if way else "" for way in ways))
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     lines += [
         "",
@@ -64,10 +64,6 @@ def _scores(criterion: Criterion) -> str:
     if criterion.weights is None:
         return "units"
     return "weights, and units in its own way" if criterion.units is not None else "weights, units by their sum"
-
-
-def _first(docstring: str | None) -> str:
-    return " ".join((docstring or "").split("\n\n")[0].split())
 
 
 def _escaped(text: str) -> str:

@@ -18,22 +18,10 @@ import torch
 from torch import fx
 
 from onnxprune.bridge import convert
-from onnxprune.bridge.control_flow import add_control_flow
-from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, from_numpy, torch_dtype
+from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, torch_dtype
 from onnxprune.bridge.nodes import attribute_value, check_signature, describe, unsupported
-from onnxprune.bridge.parameters import (
-    Role,
-    Target,
-    constant_of,
-    identifier,
-    opset_of,
-    role_of,
-)
-from onnxprune.bridge.registry import (
-    Operator,
-    find_host_operator,
-    find_operator,
-)
+from onnxprune.bridge.parameters import Role, Target, constant_of, identifier, opset_of, role_of
+from onnxprune.bridge.registry import Operator, find_graph_operator, find_host_operator, find_operator
 from onnxprune.bridge.values import (
     HOST_INTEGERS_LIMIT,
     HOST_TYPES,
@@ -142,7 +130,7 @@ class GraphBuilder:
             attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for attribute in node.attributes.values()
         ):
-            add_control_flow(self, node)
+            self._add_graphs(node)
             return
         opset = opset_of(node, self.opsets)
         inputs = [None if value is None else self.lookup(value) for value in node.inputs]
@@ -153,6 +141,19 @@ class GraphBuilder:
         if operator is None:
             raise unsupported(node, opset)
         self._add_call(node, operator, inputs, attributes, opset)
+
+    def _add_graphs(self, node: ir.Node) -> None:
+        """Bind the outputs of a node that holds graphs: If, Loop, Scan."""
+        bind = find_graph_operator(node.domain, node.op_type)
+        if bind is None:
+            raise unsupported(node, self.opsets.get(node.domain, 0))
+        call = bind(self, node)
+        self._label(call, node, None)
+        for index, output in enumerate(node.outputs):
+            if output.name or output.uses():
+                item = self.graph.call_function(operators.getitem, (call, index))
+                self._label(item, node, output)
+                self.bound[output] = Bound("tensor", item, output.dtype)
 
     def _add_constant(self, node: ir.Node) -> None:
         tensor = constant_of(node.outputs[0])
@@ -339,7 +340,7 @@ class GraphBuilder:
         zero_value = node.inputs[zero_at] if zero_at < len(node.inputs) else None
         assert scale_value is not None
         scale, zero = self.lookup(scale_value), None if zero_value is None else self.lookup(zero_value)
-        latent = dequantized(tensor, constant_of(scale_value), constant_of(zero_value), target)
+        latent = convert.dequantized(tensor, constant_of(scale_value), constant_of(zero_value), target)
         low, high = INTEGER_RANGE[tensor.dtype]
         return self._call(
             convert.quantize_weight,
@@ -391,14 +392,3 @@ class GraphBuilder:
         name = identifier(name, self.attributes.keys() | self.reserved)
         self.attributes[name] = self.make_module(generated)
         return self._fetch(name)
-
-
-def dequantized(
-    tensor: ir.TensorProtocol, scale: ir.TensorProtocol | None, zero: ir.TensorProtocol | None, target: Target
-) -> torch.Tensor:
-    """A quantised weight in real units, float32: (q - zero point) * scale."""
-    assert scale is not None
-    integers = from_numpy(tensor.numpy().astype(np.float64))
-    scales = from_numpy(scale.numpy().astype(np.float64))
-    zeros = None if zero is None else from_numpy(zero.numpy().astype(np.float64))
-    return convert.dequantize(integers, scales, zeros, target.axis, target.block_size).float()

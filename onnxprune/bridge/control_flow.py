@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from onnxprune.bridge.dtypes import torch_dtype
-from onnxprune.bridge.nodes import describe, unsupported
+from onnxprune.bridge.nodes import describe
 from onnxprune.bridge.ops.control import Row, if_else, loop, scan, scan_8
 from onnxprune.bridge.parameters import opset_of
-from onnxprune.bridge.values import Bound
+from onnxprune.bridge.registry import graph_op
 from onnxprune.errors import ModelError
 
 if TYPE_CHECKING:
     from onnxprune.bridge.codegen import GraphBuilder
-
-
-def add_control_flow(builder: GraphBuilder, node: ir.Node) -> None:
-    """Bind the outputs of an If, Loop or Scan node. Raises ModelError for other nodes that hold graphs."""
-    add = {"If": _add_if, "Loop": _add_loop, "Scan": _add_scan}.get(node.op_type)
-    if add is None or node.domain not in ("", "ai.onnx"):
-        raise unsupported(node, builder.opsets.get(node.domain, 0))
-    call = add(builder, node)
-    builder._label(call, node, None)
-    for index, output in enumerate(node.outputs):
-        if output.name or output.uses():
-            item = builder.graph.call_function(operator.getitem, (call, index))
-            builder._label(item, node, output)
-            builder.bound[output] = Bound("tensor", item, output.dtype)
 
 
 def _body(
@@ -81,7 +66,8 @@ def _free_values(body: ir.Graph) -> list[ir.Value]:
     return list(free)
 
 
-def _add_if(builder: GraphBuilder, node: ir.Node) -> Any:
+@graph_op("If")
+def add_if(builder: GraphBuilder, node: ir.Node) -> Any:
     condition = node.inputs[0]
     assert condition is not None
     then_branch, then_captures = _body(builder, node, "then_branch", {})
@@ -90,7 +76,8 @@ def _add_if(builder: GraphBuilder, node: ir.Node) -> Any:
     return builder.graph.call_function(if_else, (chosen, then_branch, then_captures, else_branch, else_captures))
 
 
-def _add_loop(builder: GraphBuilder, node: ir.Node) -> Any:
+@graph_op("Loop")
+def add_loop(builder: GraphBuilder, node: ir.Node) -> Any:
     types = {0: ir.DataType.INT64, 1: ir.DataType.BOOL}
     body, captures = _body(builder, node, "body", types, host_outputs=(0,))
     trips, condition = (
@@ -112,7 +99,8 @@ def _extents(value: ir.Value) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else 0 for dim in value.shape or ())
 
 
-def _add_scan(builder: GraphBuilder, node: ir.Node) -> Any:
+@graph_op("Scan")
+def add_scan(builder: GraphBuilder, node: ir.Node) -> Any:
     body, captures = _body(builder, node, "body", {})
     n_scanned = node.attributes["num_scan_inputs"].as_int()
     inputs = [None if v is None else builder.as_tensor(builder.lookup(v)) for v in node.inputs]

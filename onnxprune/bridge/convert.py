@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
-from onnxprune.bridge.dtypes import INTEGER_RANGE, torch_dtype
+from onnxprune.bridge.dtypes import INTEGER_RANGE, from_numpy, torch_dtype
+from onnxprune.bridge.parameters import Target
 
 
 def device_of(anchor: torch.Tensor) -> torch.device:
@@ -118,3 +120,14 @@ def integer_range(name: str) -> tuple[int, int]:
 def held_in(name: str) -> torch.dtype:
     """The PyTorch type that holds values of an ONNX type, by its name."""
     return torch_dtype(ir.DataType[name])
+
+
+def dequantized(
+    tensor: ir.TensorProtocol, scale: ir.TensorProtocol | None, zero: ir.TensorProtocol | None, target: Target
+) -> torch.Tensor:
+    """A quantised weight in real units, float32: (q - zero point) * scale."""
+    assert scale is not None
+    integers = from_numpy(tensor.numpy().astype(np.float64))
+    scales = from_numpy(scale.numpy().astype(np.float64))
+    zeros = None if zero is None else from_numpy(zero.numpy().astype(np.float64))
+    return dequantize(integers, scales, zeros, target.axis, target.block_size).float()

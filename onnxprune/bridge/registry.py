@@ -12,13 +12,14 @@ Keywords that the builder supplies by itself, when a function has them in its si
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import onnx_ir as ir
+
+from onnxprune.plugins import Plugins, Registry
 
 INJECTED = frozenset({"training", "updates_statistics", "n_outputs", "device", "input_types", "opset"})
 MICROSOFT = "com.microsoft"
@@ -90,9 +91,13 @@ class HostOperator:
     of_tensors: bool
 
 
-_OPERATORS: dict[tuple[str, str], list[Operator]] = {}
-_HOST: dict[str, HostOperator] = {}
-_loaded = False
+Bind = Callable[[Any, ir.Node], Any]
+"""From the builder of a graph and a node that holds graphs to the call that runs it; see `control_flow`."""
+
+PLUGINS = Plugins("onnxprune.bridge", ["onnxprune.bridge.ops", "onnxprune.bridge.control_flow"])
+OPERATORS: Registry[list[Operator]] = Registry("operator of the bridge", PLUGINS)
+HOST_OPERATORS: Registry[HostOperator] = Registry("operator on numbers", PLUGINS)
+GRAPH_OPERATORS: Registry[Bind] = Registry("operator with graphs", PLUGINS)
 
 
 def op(
@@ -135,9 +140,10 @@ def op(
                 parameters=tuple(signature),
                 variadic_keywords=any(p.kind is p.VAR_KEYWORD for p in signature.values()),
             )
-            versions = _OPERATORS.setdefault((domain, name), [])
-            versions.append(entry)
-            versions.sort(key=lambda known: known.since)
+            key = key_of(domain, name)
+            versions = [known for known in OPERATORS.entered(key) or () if known.since != since]
+            versions = sorted([*versions, entry], key=lambda known: known.since)
+            OPERATORS.add(key, versions, function, replace=True)
         return function
 
     return register
@@ -148,17 +154,26 @@ def host_op(*names: str, dtype: str | int = 0, of_tensors: bool = False) -> Call
 
     def register(function: Function) -> Function:
         for name in names:
-            _HOST[name] = HostOperator(function, dtype, of_tensors)
+            HOST_OPERATORS.add(name, HostOperator(function, dtype, of_tensors), function)
         return function
 
     return register
 
 
+def graph_op(*names: str) -> Callable[[Bind], Bind]:
+    """Register how the call of ai.onnx operators `names`, which hold graphs, is generated. See `Bind`."""
+    return GRAPH_OPERATORS.register(*names)
+
+
+def key_of(domain: str, name: str) -> str:
+    """The name of an operator with its domain, if that is not ai.onnx: `com.microsoft::FusedConv`."""
+    return name if domain in ("", "ai.onnx") else f"{domain}::{name}"
+
+
 def find_operator(domain: str, name: str, opset: int) -> Operator | None:
     """The function for this operator at this opset, or None. The nearest version at or below `opset` wins."""
-    _load()
     found = None
-    for candidate in _OPERATORS.get(("" if domain == "ai.onnx" else domain, name), ()):
+    for candidate in OPERATORS.get(key_of(domain, name), ()):
         if found is None or candidate.since <= opset:
             found = candidate
     return found
@@ -166,24 +181,14 @@ def find_operator(domain: str, name: str, opset: int) -> Operator | None:
 
 def find_host_operator(domain: str, name: str) -> HostOperator | None:
     """How this operator runs on Python numbers, or None if it only runs on tensors."""
-    _load()
-    return _HOST.get(name) if domain in ("", "ai.onnx") else None
+    return HOST_OPERATORS.get(name) if domain in ("", "ai.onnx") else None
+
+
+def find_graph_operator(domain: str, name: str) -> Bind | None:
+    """How the call of an operator that holds graphs is generated, or None where it is not known."""
+    return GRAPH_OPERATORS.get(name) if domain in ("", "ai.onnx") else None
 
 
 def supported_operators() -> dict[str, list[int]]:
     """Operator name (with its domain, if not ai.onnx) -> opset versions from which a function of its own holds."""
-    _load()
-    names = {(f"{domain}::" if domain else "") + name: known for (domain, name), known in _OPERATORS.items()}
-    return {name: [entry.since for entry in names[name]] for name in sorted(names)}
-
-
-def _load() -> None:
-    """Import the operator modules and third parties' entry points (group `onnxprune.bridge`), once."""
-    global _loaded
-    if _loaded:
-        return
-    _loaded = True
-    import onnxprune.bridge.ops  # noqa: F401  (registers by being imported)
-
-    for entry in importlib.metadata.entry_points(group="onnxprune.bridge"):
-        entry.load()
+    return {name: [entry.since for entry in OPERATORS[name]] for name in sorted(OPERATORS)}

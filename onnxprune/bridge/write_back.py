@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import convert
-from onnxprune.bridge.codegen import dequantized
+from onnxprune.bridge.convert import dequantized
 from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, to_numpy, torch_dtype
 from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
 from onnxprune.bridge.parameters import Role, Target, constant_of

@@ -165,7 +165,7 @@ def _single_weights(task: _Task) -> Plan:
     if recipe.quality is not None:
         return task.plan(_below_threshold(task.weights, recipe.quality))
     look = task.look()
-    shares = ALLOCATIONS[_allocation(recipe, "global")](task.weights, task.share, look)
+    shares = ALLOCATIONS.find(_allocation(recipe, "global"))(task.weights, task.share, look)
     if shares is None:
         masks = select_weights(task.weights, task.criterion, task.share, seed=recipe.seed)
     else:
@@ -194,7 +194,7 @@ def _blocks(task: _Task) -> Plan:
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, Block)
     look = task.look()
-    shares = ALLOCATIONS[_allocation(task.recipe, "global")](task.weights, task.share, look)
+    shares = ALLOCATIONS.find(_allocation(task.recipe, "global"))(task.weights, task.share, look)
     found = pattern_masks(task.weights, task.criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
     return _of_pattern(task, found, look.table)
 
@@ -230,7 +230,7 @@ def _units(task: _Task) -> Plan:
     cost = _COSTS.get(recipe.target or "", "balanced")
     look = UnitLook(structure, counted, groups, scores, inputs, cost, task.memory)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
-    chosen = UNIT_ALLOCATIONS[_allocation(recipe, "cost")](look, budget)
+    chosen = UNIT_ALLOCATIONS.find(_allocation(recipe, "cost"))(look, budget)
     whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 

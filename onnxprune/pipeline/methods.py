@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from onnxprune.plugins import summary
 from onnxprune.recipe.granularity import STRUCTURES
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
@@ -39,20 +39,15 @@ def catalogue() -> list[Entry]:
         *(Entry("structure", name, about) for name, about in STRUCTURES.items()),
         *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.needs) for name, c in criteria().items()),
         *_allocations(),
-        *(Entry("schedule", name, _first(function)) for name, function in SCHEDULES.items()),
+        *(Entry("schedule", name, summary(function)) for name, function in SCHEDULES.items()),
         *(Entry("recover", name, m.formula, needs=m.needs) for name, m in METHODS.items()),
     ]
 
 
 def _allocations() -> Iterable[Entry]:
-    functions: dict[str, Callable[..., Any]] = {**UNIT_ALLOCATIONS, **ALLOCATIONS}
-    kinds: dict[str, Collection[str]] = {"weights": ALLOCATIONS, "units": UNIT_ALLOCATIONS}
-    for name, function in functions.items():
-        fits = ", ".join(kind for kind, registry in kinds.items() if name in registry)
-        needs = "calibration" if name == "sensitivity" else "nothing"
-        yield Entry("allocation", name, _first(function), fits, needs)
-
-
-def _first(function: Callable[..., Any]) -> str:
-    """The first sentence of its docstring."""
-    return " ".join((function.__doc__ or "").split("\n\n")[0].split())
+    for name in dict.fromkeys((*UNIT_ALLOCATIONS, *ALLOCATIONS)):
+        ways = {"weights": ALLOCATIONS.get(name), "units": UNIT_ALLOCATIONS.get(name)}
+        entries = [way for way in ways.values() if way is not None]
+        fits = ", ".join(kind for kind, way in ways.items() if way is not None)
+        needs = "calibration" if any(way.needs == "calibration" for way in entries) else "nothing"
+        yield Entry("allocation", name, entries[0].formula, fits, needs)

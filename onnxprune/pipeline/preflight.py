@@ -10,10 +10,11 @@ from onnxprune.errors import RecipeError
 from onnxprune.pipeline.given import AnyData
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
-from onnxprune.recipe.schedules import get_schedule
+from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import find_criterion
-from onnxprune.selection.allocation import NEEDS_INPUTS
+from onnxprune.selection.allocation import ALLOCATIONS, Allocation
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation
 
 DEFAULT_RECOVERY = ("least-squares",)
 """What ``--recover auto`` does where calibration data are given."""
@@ -31,17 +32,14 @@ def check_method(recipe: Recipe, calibration: AnyArrays | None, *, retrains: boo
         RecipeError: See above.
         DataError: The calibration data cannot be read.
     """
-    get_schedule(recipe.schedule)
+    SCHEDULES.find(recipe.schedule)
     _check_criterion(recipe, calibration, retrains)
     missing = calibration is None and not retrains
-    if recipe.allocation in NEEDS_INPUTS and missing:
+    if _allocation_scans(recipe) and missing:
         raise RecipeError(f"--allocation {recipe.allocation} scans the layers on inputs: give --calibration FILE.npz")
     if recipe.recover in (("auto",), ("no",)):
         return
-    for name in recipe.recover:
-        if name not in METHODS:
-            raise RecipeError(f"--recover: there is no {name!r}; choose auto, no, or of {', '.join(METHODS)}")
-    if missing and any(METHODS[name].needs != "nothing" for name in recipe.recover):
+    if any(METHODS.find(name).needs != "nothing" for name in recipe.recover) and missing:
         raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
     if recipe.prune_every is not None:
         raise RecipeError(
@@ -74,6 +72,31 @@ def _check_criterion(recipe: Recipe, calibration: AnyArrays | None, retrains: bo
         raise RecipeError(f"--criterion {criterion.name} needs {what}, and --calibration has no array 'label'")
 
 
+def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
+    """Return the allocation of whole units and that of single weights, each None where the structure has no use for it.
+
+    Raises:
+        RecipeError: It is not for this structure, or does not exist.
+    """
+    parts, name = recipe.parts, recipe.allocation
+    of_units = of_weights = None
+    if parts.units:
+        if name in ALLOCATIONS and name not in UNIT_ALLOCATIONS:
+            raise RecipeError(f"--allocation: {name} is for single weights, not for whole units")
+        of_units = UNIT_ALLOCATIONS.find("cost" if name == "auto" else name)
+    if parts.zeros is not None:
+        if name in UNIT_ALLOCATIONS and name not in ALLOCATIONS:
+            raise RecipeError(
+                f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
+            )
+        of_weights = ALLOCATIONS.find("global" if name == "auto" else name)
+    return of_units, of_weights
+
+
+def _allocation_scans(recipe: Recipe) -> bool:
+    return any(a is not None and a.needs == "calibration" for a in allocations_of(recipe))
+
+
 def needs_labels(recipe: Recipe) -> bool:
     """Say whether the criterion looks at labels."""
     return find_criterion(recipe.criterion).needs in ("labels", "training")
@@ -81,7 +104,7 @@ def needs_labels(recipe: Recipe) -> bool:
 
 def looks_at_data(recipe: Recipe) -> bool:
     """Say whether criterion or allocation cannot do without data."""
-    return find_criterion(recipe.criterion).needs != "nothing" or recipe.allocation in NEEDS_INPUTS
+    return find_criterion(recipe.criterion).needs != "nothing" or _allocation_scans(recipe)
 
 
 def recovery_methods(recipe: Recipe, *, given: bool) -> tuple[str, ...]:

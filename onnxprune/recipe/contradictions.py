@@ -71,10 +71,6 @@ def check_structure(recipe: Recipe) -> None:
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
     if parts.depth and recipe.allocation not in _RANKED:
         raise ValueError(f"--allocation: {recipe.allocation} is by layer, and residual blocks go whole: leave it out")
-    if parts.units and recipe.allocation == "erk":
-        raise ValueError("--allocation: erk is for single weights, not for whole units")
-    if recipe.allocation == "cost" and (not parts.units or parts.mixed):
-        raise ValueError(f"--allocation: cost is for whole units, not for the weights of {parts.text}: leave it out")
 
 
 def _check_threshold(recipe: Recipe) -> None:

@@ -81,7 +81,7 @@ class Recipe(BaseModel):
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
     criterion: str = Field("magnitude", description="how much a weight or a unit matters; onnxprune methods lists them")
-    allocation: Literal["auto", "global", "uniform", "lamp", "erk", "cost", "sensitivity"] = Field(
+    allocation: str = Field(
         "auto",
         description="how layers compete: global (all ranked together), uniform, lamp or sensitivity (scanned on "
         "--calibration); weights also: erk; units also: cost (importance lost per cost saved); auto is global for "

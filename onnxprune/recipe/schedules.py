@@ -1,8 +1,7 @@
 """How much is pruned at each step: a registry of functions `(step, steps, initial, final) -> sparsity`.
 
 Steps count from 1 to `steps`; every schedule gives `final` at the last step, and never falls from one step to the next.
-Sparsities are shares between 0 and 1 of the prunable parameters. A new schedule is one decorated function here, or a
-function of the same four arguments that the user names as `module:function`.
+Sparsities are shares between 0 and 1 of the prunable parameters.
 """
 
 from __future__ import annotations
@@ -10,36 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.errors import RecipeError
-from onnxprune.plugins import load_function
+from onnxprune.plugins import Plugins, Registry
 
 Schedule = Callable[[int, int, float, float], float]
 
-SCHEDULES: dict[str, Schedule] = {}
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule", Plugins("onnxprune.schedules"), flag="--schedule", of_function=lambda _, function: function
+)
 
 
-def register(name: str) -> Callable[[Schedule], Schedule]:
-    """Enter the decorated function into `SCHEDULES` under `name`."""
-
-    def enter(function: Schedule) -> Schedule:
-        SCHEDULES[name] = function
-        return function
-
-    return enter
-
-
-@register("one-shot")
+@SCHEDULES.register("one-shot")
 def one_shot(step: int, steps: int, initial: float, final: float) -> float:
     """Everything at the first step; later steps only retrain."""
     return final
 
 
-@register("linear")
+@SCHEDULES.register("linear")
 def linear(step: int, steps: int, initial: float, final: float) -> float:
     """The same number of weights at each step: s_t = s_i + (s_f - s_i) t / n."""
     return initial + (final - initial) * step / steps
 
 
-@register("exponential")
+@SCHEDULES.register("exponential")
 def exponential(step: int, steps: int, initial: float, final: float) -> float:
     """A fixed share of what is left at each step: 1 - s_t = (1 - s_i) ((1 - s_f) / (1 - s_i))^(t/n).
 
@@ -53,26 +44,13 @@ def exponential(step: int, steps: int, initial: float, final: float) -> float:
     return 1 - (1 - initial) * ((1 - final) / (1 - initial)) ** (step / steps)
 
 
-@register("cubic")
+@SCHEDULES.register("cubic")
 def cubic(step: int, steps: int, initial: float, final: float) -> float:
     """Fast first, then ever slower: s_t = s_f + (s_i - s_f) (1 - t/n)^3.
 
     Source: Zhu and Gupta 2017 (To prune, or not to prune), equation 1.
     """
     return final + (initial - final) * (1 - step / steps) ** 3
-
-
-def get_schedule(name: str) -> Schedule:
-    """The schedule of that name, or the user's function where `name` is `module:function`.
-
-    Raises:
-        RecipeError: `name` is neither.
-    """
-    if name in SCHEDULES:
-        return SCHEDULES[name]
-    if ":" not in name:
-        raise RecipeError(f"Unknown schedule '{name}'; choose one of {', '.join(SCHEDULES)}, or module:function.")
-    return load_function(name, "schedule")
 
 
 def sparsities(name: str, steps: int, final: float, initial: float = 0.0) -> list[float]:
@@ -83,7 +61,7 @@ def sparsities(name: str, steps: int, final: float, initial: float = 0.0) -> lis
     """
     if steps < 1:
         raise RecipeError(f"A schedule needs at least one step, not {steps}.")
-    schedule = get_schedule(name)
+    schedule = SCHEDULES.find(name)
     values = [float(schedule(step, steps, initial, final)) for step in range(1, steps + 1)]
     for before, after in zip([initial, *values], values, strict=False):
         if not 0 <= after <= 1:

@@ -1,5 +1,6 @@
 """Getting accuracy back without labels or training: least squares, OBC, matching of moments, merging of units."""
 
-from onnxprune.recovery.reconstruct import METHODS, Method, Recovery, Step, recover, stages
+from onnxprune.recovery.reconstruct import Recovery, Step, recover, stages
+from onnxprune.recovery.registry import METHODS, Method, method, model_method
 
-__all__ = ["METHODS", "Method", "Recovery", "Step", "recover", "stages"]
+__all__ = ["METHODS", "Method", "Recovery", "Step", "method", "model_method", "recover", "stages"]

@@ -9,7 +9,7 @@ at high ratios does), so they are made from all folds but the last, and judged b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,42 +17,13 @@ from onnxprune.graph.linear import Matrix
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery.alps import alps, keep_largest, keep_pattern
 from onnxprune.recovery.fitting import Layer, Problem, Proposal, but_last, shared_fit, size_of
+from onnxprune.recovery.registry import METHODS, method
 from onnxprune.recovery.solve import Affine, Support, best_bias, squared_error
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
 from onnxprune.recovery.swaps import refine
 from onnxprune.runtime.statistics import Moments
 
 _CONSTANT = 1e-6  # an output whose variance fell below this share is a constant: no gain brings it back
-
-Propose = Callable[[Layer, Sequence[Moments]], Proposal]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to recover.
-
-    Attributes:
-        propose: The function.
-        judged_by_outputs: Whether the model's outputs decide, instead of the errors in the proposal.
-        source: Where it comes from.
-    """
-
-    propose: Propose
-    judged_by_outputs: bool
-    source: str
-
-
-LAYER_METHODS: dict[str, Method] = {}
-
-
-def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Propose], Propose]:
-    """Register a method that sees one layer."""
-
-    def register(function: Propose) -> Propose:
-        LAYER_METHODS[name] = Method(function, judged_by_outputs, source)
-        return function
-
-    return register
 
 
 def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
@@ -71,7 +42,9 @@ def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
     by, zero = gain[:, :, None], np.zeros_like(gain)
     start = Affine(layer.start.weight * by, layer.start.bias * gain)
     acting = replace(layer, start=start, dense=layer.dense * by, anchor=layer.anchor * by)
-    found = LAYER_METHODS[name].propose(acting, [m.mapped(gain, zero) for m in folds])
+    function = METHODS.find(name).propose
+    assert function is not None
+    found = function(acting, [m.mapped(gain, zero) for m in folds])
     return replace(found, affine=Affine(found.affine.weight / by, found.affine.bias / gain))
 
 

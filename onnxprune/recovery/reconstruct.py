@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs, batches
-from onnxprune.errors import DataError, RecipeError
+from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.recipe.granularity import NM, Block
@@ -29,7 +28,8 @@ from onnxprune.recovery import batchnorm
 from onnxprune.recovery.expected import expected_inputs
 from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.merging import merge_units
-from onnxprune.recovery.methods import LAYER_METHODS, propose
+from onnxprune.recovery.methods import propose
+from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
 from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.probe import known_facts
@@ -143,7 +143,7 @@ def recover(
         pruned: The model after; removed units are gone, and there are as many zeros afterwards as before.
         kept: The kept indices of cut constants, by name and axis, as `RemoveUnits` tells them.
         inputs: Unlabelled samples by input name; may be empty for methods that need none.
-        methods: Names of `METHODS`, each run over the whole network in this order.
+        methods: Names of `METHODS` or `module:function`, each run over the whole network in this order.
         pattern: What zeros keep to where a method chooses them anew.
         trained: Whether the pruned model was trained: fits are then drawn to its weights, else to the dense model's.
         batch: Samples run at once.
@@ -154,17 +154,14 @@ def recover(
         RecipeError: There is no such method.
         DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
     """
-    for name in methods:
-        if name not in METHODS:
-            raise RecipeError(f"unknown recovery {name!r}; choose of {', '.join(METHODS)}")
-    measured = bool(inputs) or any(METHODS[name].needs == "calibration" for name in methods)
+    measured = bool(inputs) or any(METHODS.find(name).needs == "calibration" for name in methods)
     feeds = batches(pruned, inputs, batch, least=2 * FOLDS) if measured else []
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = _Run(dense, pruned, kept, feeds, windows, pattern, progress or (lambda _: None), trained)
     before = run.error(feeds) if measured else None
     for name in methods:
-        METHODS[name].run(run, name)
+        (METHODS.find(name).run or _recover_layers)(run, name)
     after = run.error(feeds) if measured and run.steps else before
     samples = sum(len(next(iter(f.values()))) for f in feeds)
     return Recovery(tuple(run.steps), run.skipped, before, after, samples)
@@ -244,7 +241,7 @@ def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.ND
 
 def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
     rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
-    joined = shadow(run.dense, run.pruned)
+    way, joined = METHODS.find(method), shadow(run.dense, run.pruned)
     found = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
     for linear in stage:
         if (linear.name, method) in run.refused:
@@ -254,7 +251,7 @@ def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, L
         moments = [m.mapped(factor, offset) for m in found[linear.name]]
         layer = _layer(run, linear, original, factor)
         proposal = propose(method, layer, moments)
-        if LAYER_METHODS[method].judged_by_outputs:
+        if way.judged_by_outputs:
             touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
             run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
         else:
@@ -282,7 +279,14 @@ def _step(layer: Layer, method: str, proposal: Proposal) -> Step:
     return Step(layer.linear.name, method, proposal.before, proposal.after, better, proposal.detail)
 
 
+@model_method(
+    "batchnorm",
+    needs="calibration",
+    judge="of the model",
+    source="Ioffe and Szegedy 2015, Batch Normalization, algorithm 2; Li et al. 2020, EagleEye, section 3.3",
+)
 def _reestimate(run: _Run, method: str) -> None:
+    """mean = E[x], variance = Var[x] of what each BatchNormalization now reads."""
     used = [feed for i, feed in enumerate(run.feeds) if i % FOLDS != FOLDS - 1] or run.feeds
     for node in batchnorm.normalisations(run.pruned, _changed(run)):
         values = [v for v in node.inputs[3:5] if v is not None]
@@ -297,7 +301,9 @@ def _set_all(values: Sequence[ir.Value], arrays: Sequence[Matrix]) -> None:
         set_numbers(value, array)
 
 
+@model_method("merge", needs="nothing", judge="none", source="Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6")
 def _merge(run: _Run, method: str) -> None:
+    """W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it."""
     done = merge_units(run.dense, run.pruned, run.kept)
     run.skipped.update(done.skipped)
     for name, lost in done.lost.items():
@@ -305,7 +311,14 @@ def _merge(run: _Run, method: str) -> None:
         run.steps.append(Step(name, method, None, None, merged > 0, f"{merged} of {lost} units merged"))
 
 
+@model_method(
+    "expected-bias",
+    needs="nothing",
+    judge="none",
+    source="Nagel et al. 2019, Data-Free Quantization, section 4.2.1",
+)
 def _correct_expected(run: _Run, method: str) -> None:
+    """b += (W_dense - W_pruned) E[x], E[x] behind a BatchNormalization from its scale and shift."""
     structure, originals = analyse(run.dense, known_facts(run.dense)), _by_output(run.dense)
     for layer in linear_layers(run.pruned)[0]:
         original = originals.get(str(layer.output.name))
@@ -325,48 +338,3 @@ def _correct_expected(run: _Run, method: str) -> None:
         change = target - layer.matrix() @ np.repeat(left, layer.places) - layer.bias()
         layer.write(layer.matrix(), change)
         run.steps.append(Step(layer.name, method, None, None, True))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to recover.
-
-    Attributes:
-        run: Runs it over a model.
-        needs: Whether it needs calibration inputs.
-        judge: The error that has to fall, on held-back inputs, for a change to stay.
-        formula: What it does.
-        source: Where it comes from.
-    """
-
-    run: Callable[[_Run, str], None]
-    needs: Literal["nothing", "calibration"]
-    judge: Literal["of the layer", "of the model", "none"]
-    formula: str
-    source: str
-
-
-METHODS: dict[str, Method] = {
-    name: Method(
-        _recover_layers, "calibration", "of the model" if own.judged_by_outputs else "of the layer",
-        " ".join((own.propose.__doc__ or "").split("\n\n")[0].split()), own.source,
-    )
-    for name, own in LAYER_METHODS.items()
-} | {
-    "batchnorm": Method(
-        _reestimate, "calibration", "of the model",
-        "mean = E[x], variance = Var[x] of what each BatchNormalization now reads.",
-        "Ioffe and Szegedy 2015, Batch Normalization, algorithm 2; Li et al. 2020, EagleEye, section 3.3",
-    ),
-    "merge": Method(
-        _merge, "nothing", "none",
-        "W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it.",
-        "Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6",
-    ),
-    "expected-bias": Method(
-        _correct_expected, "nothing", "none",
-        "b += (W_dense - W_pruned) E[x], E[x] behind a BatchNormalization from its scale and shift.",
-        "Nagel et al. 2019, Data-Free Quantization, section 4.2.1",
-    ),
-}  # fmt: skip
-"""All ways to recover, by name."""

@@ -1,26 +1,23 @@
 """The registry of criteria. A criterion says what is lost, to first order, when a weight or a unit goes.
 
 Most give every weight a *saliency*: non-negative, and additive, so that the saliency of a unit is the sum over the
-weights it takes along. Some look at whole units instead (activations, BatchNorm scales); some do both in ways of their
-own. Each is a decorated function of a few lines; other packages add theirs through the entry point group
-``onnxprune.criteria``.
+weights it takes along. Some look at whole units instead (activations, BatchNorm scales); some do both, each in its own
+way. Each is a decorated function of a few lines.
 
     criterion = find_criterion("wanda").on(Evidence(structure, inputs={"images": array}))
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.plugins import Plugins, Registry, summary
 from onnxprune.scoring.evidence import LooksAt
 
 if TYPE_CHECKING:
@@ -94,15 +91,14 @@ class Criterion:
     @property
     def scores(self) -> tuple[str, ...]:
         """What it can score: ``weights``, ``units``, ``blocks``; saliencies of weights are enough for all."""
-        own = {"weights": self.weights, "units": self.units, "blocks": self.blocks}
-        return tuple(own if self.weights is not None else (name for name, f in own.items() if f is not None))
+        functions = {"weights": self.weights, "units": self.units, "blocks": self.blocks}
+        return tuple(name for name, f in functions.items() if self.weights is not None or f is not None)
 
     @property
     def formula(self) -> str:
         """The first sentence of the docstring, which is the formula."""
         function = self.weights or self.units or self.blocks
-        text = " ".join((function.__doc__ or "").split("\n\n")[0].split())
-        return text
+        return "" if function is None else summary(function)
 
     def on(self, evidence: Evidence | None) -> Criterion:
         """Return the criterion with the data it looks at.
@@ -142,7 +138,13 @@ class Criterion:
         return Context(rng, self.evidence)
 
 
-_CRITERIA: dict[str, Criterion] = {}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    Plugins("onnxprune.criteria", [f"onnxprune.scoring.{family}" for family in _FAMILIES]),
+    flag="--criterion",
+    of_function=lambda name, function: Criterion(name, function, None, "nothing", "", ""),
+)
+"""All criteria. A function that the user names without a decorator gives saliencies and needs no data."""
 
 
 def criterion(
@@ -152,8 +154,9 @@ def criterion(
     """Register a saliency function under a name."""
 
     def register(function: Saliency) -> Saliency:
-        old = _CRITERIA.get(name)
-        _CRITERIA[name] = Criterion(name, function, old.units if old else None, needs, source, cost, looks_at)
+        units = CRITERIA.entered(name)
+        entry = Criterion(name, function, units.units if units else None, needs, source, cost, looks_at)
+        CRITERIA.add(name, entry, function, replace=units is not None and units.weights is None)
         return function
 
     return register
@@ -165,8 +168,11 @@ def unit_criterion(
     """Register a function that scores units; under the name of a saliency function it takes the place of its sums."""
 
     def register(function: UnitScore) -> UnitScore:
-        old = _CRITERIA.get(name)
-        _CRITERIA[name] = replace(old, units=function) if old else Criterion(name, None, function, needs, source, cost)
+        weights = CRITERIA.entered(name)
+        if weights is None or weights.weights is None:
+            CRITERIA.add(name, Criterion(name, None, function, needs, source, cost), function)
+        else:
+            CRITERIA.add(name, replace(weights, units=function), function, replace=weights.units is None)
         return function
 
     return register
@@ -176,33 +182,21 @@ def block_criterion(name: str, *, needs: Needs, source: str, cost: str) -> Calla
     """Register a function that scores residual blocks."""
 
     def register(function: BlockScore) -> BlockScore:
-        _CRITERIA[name] = Criterion(name, None, None, needs, source, cost, blocks=function)
+        CRITERIA.add(name, Criterion(name, None, None, needs, source, cost, blocks=function), function)
         return function
 
     return register
 
 
-@functools.cache
-def _load() -> None:
-    for family in _FAMILIES:
-        importlib.import_module(f"onnxprune.scoring.{family}")
-    for entry in entry_points(group="onnxprune.criteria"):
-        entry.load()
-
-
 def criteria() -> dict[str, Criterion]:
     """Return all criteria by name."""
-    _load()
-    return dict(sorted(_CRITERIA.items()))
+    return dict(sorted(CRITERIA.items()))
 
 
 def find_criterion(name: str) -> Criterion:
-    """Return a criterion by name.
+    """Return a criterion by name, or the user's own, `module:function`.
 
     Raises:
         RecipeError: There is none of that name.
     """
-    known = criteria()
-    if name not in known:
-        raise RecipeError(f"unknown criterion {name!r}; choose one of {', '.join(known)}")
-    return known[name]
+    return CRITERIA.find(name)

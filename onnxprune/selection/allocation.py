@@ -1,4 +1,4 @@
-"""How much goes of each layer: a registry of functions ``(weights, sparsity, look) -> {weight: share that goes}``.
+"""How much goes of each layer: a registry of functions from weights, a sparsity and a `Look` to the share of each.
 
 All reach the sparsity asked for over all weights together, as nearly as whole weights allow.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
+from onnxprune.plugins import Plugins, Registry, summary
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.remembered import Memory
@@ -47,19 +49,49 @@ class Look:
     table: Sensitivity | None = None
 
 
-Allocation = Callable[[Sequence[Weight], float, Look | None], Shares | None]
+Divide = Callable[[Sequence[Weight], float, Look | None], Shares | None]
 """Shares of the weights; None leaves them to the one ranking of all weights together."""
 
-ALLOCATIONS: dict[str, Allocation] = {}
-NEEDS_INPUTS = frozenset({"sensitivity"})
-"""Allocations that cannot do without calibration inputs."""
+Needs = Literal["nothing", "calibration"]
 
 
-def allocation(name: str) -> Callable[[Allocation], Allocation]:
-    """Register an allocation."""
+@dataclass(frozen=True)
+class Allocation:
+    """A way to divide the sparsity among layers.
 
-    def register(function: Allocation) -> Allocation:
-        ALLOCATIONS[name] = function
+    Attributes:
+        divide: The function.
+        needs: Whether it needs calibration inputs.
+    """
+
+    divide: Divide
+    needs: Needs = "nothing"
+
+    def __call__(self, weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares | None:
+        return self.divide(weights, sparsity, look)
+
+    @property
+    def formula(self) -> str:
+        """The first sentence of the docstring."""
+        return summary(self.divide)
+
+
+PLUGINS = Plugins("onnxprune.allocations")
+"""What fills the registries of both allocations: of single weights and of whole units."""
+
+ALLOCATIONS: Registry[Allocation] = Registry(
+    "allocation of single weights",
+    PLUGINS,
+    flag="--allocation",
+    of_function=lambda _, function: Allocation(function),
+)
+
+
+def allocation(name: str, *, needs: Needs = "nothing") -> Callable[[Divide], Divide]:
+    """Register an allocation of single weights."""
+
+    def register(function: Divide) -> Divide:
+        ALLOCATIONS.add(name, Allocation(function, needs), function)
         return function
 
     return register
@@ -119,7 +151,7 @@ def lamp_shares(weights: Sequence[Weight], sparsity: float, look: Look | None = 
     return {w.value: float(n) / w.size for w, n in zip(weights, gone, strict=True)}
 
 
-@allocation("sensitivity")
+@allocation("sensitivity", needs="calibration")
 def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
     """By a scan: each layer is pruned alone to several levels, and errors of the outputs, taken as additive, are least.
 

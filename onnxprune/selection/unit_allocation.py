@@ -14,8 +14,10 @@ import numpy as np
 
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
+from onnxprune.plugins import Registry, summary
 from onnxprune.scoring.remembered import Memory
 from onnxprune.scoring.units import Scores
+from onnxprune.selection.allocation import PLUGINS, Needs
 from onnxprune.selection.by_cost import select_by_cost
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan_units
 from onnxprune.selection.units import Price, UnitBudget, UnitSelection, select_units
@@ -54,16 +56,43 @@ class UnitLook:
         return select_units(self.structure, self.weights, self.groups, self.scores, budget, price)
 
 
-UnitAllocation = Callable[[UnitLook, UnitBudget], UnitSelection]
-
-UNIT_ALLOCATIONS: dict[str, UnitAllocation] = {}
+SelectUnits = Callable[[UnitLook, UnitBudget], UnitSelection]
 
 
-def unit_allocation(name: str) -> Callable[[UnitAllocation], UnitAllocation]:
+@dataclass(frozen=True)
+class UnitAllocation:
+    """A way in which groups of units compete.
+
+    Attributes:
+        select: The function.
+        needs: Whether it needs calibration inputs.
+    """
+
+    select: SelectUnits
+    needs: Needs = "nothing"
+
+    def __call__(self, look: UnitLook, budget: UnitBudget) -> UnitSelection:
+        return self.select(look, budget)
+
+    @property
+    def formula(self) -> str:
+        """The first sentence of the docstring."""
+        return summary(self.select)
+
+
+UNIT_ALLOCATIONS: Registry[UnitAllocation] = Registry(
+    "allocation of whole units",
+    PLUGINS,
+    flag="--allocation",
+    of_function=lambda _, function: UnitAllocation(function),
+)
+
+
+def unit_allocation(name: str, *, needs: Needs = "nothing") -> Callable[[SelectUnits], SelectUnits]:
     """Register an allocation of units."""
 
-    def register(function: UnitAllocation) -> UnitAllocation:
-        UNIT_ALLOCATIONS[name] = function
+    def register(function: SelectUnits) -> SelectUnits:
+        UNIT_ALLOCATIONS.add(name, UnitAllocation(function, needs), function)
         return function
 
     return register
@@ -105,7 +134,7 @@ def uniform(look: UnitLook, budget: UnitBudget) -> UnitSelection:
     return look.cheapest(budget, lambda group, values, start, stop: stop / len(values))
 
 
-@unit_allocation("sensitivity")
+@unit_allocation("sensitivity", needs="calibration")
 def by_sensitivity(look: UnitLook, budget: UnitBudget) -> UnitSelection:
     """By a scan: the units of each group are zeroed alone to several levels; what adds the least error a weight goes.
 

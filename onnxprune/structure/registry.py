@@ -8,11 +8,10 @@ An operator without a rule pins all that it touches, which is always sound.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from onnxprune.plugins import Plugins, Registry
 
 if TYPE_CHECKING:
     from onnxprune.structure.rewriter import Rewriter
@@ -42,32 +41,21 @@ FAMILIES = (
     "pinned",
 )
 
-_RULES: dict[str, Rule] = {}
-_REWRITERS: dict[str, NodeRewrite] = {}
+PLUGINS = Plugins("onnxprune.rules", [f"onnxprune.structure.rules.{family}" for family in FAMILIES])
+RULES: Registry[Rule] = Registry("rule", PLUGINS)
+REWRITERS: Registry[NodeRewrite] = Registry("rewriter", PLUGINS)
 REASONS: dict[str, str] = {}
 """Operators that are pinned on purpose, with the reason."""
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
     """Register the analysis rule of one or more operators."""
-
-    def register(function: Rule) -> Rule:
-        for name in operators:
-            _RULES[name] = function
-        return function
-
-    return register
+    return RULES.register(*operators)
 
 
 def rewriter(*operators: str) -> Callable[[NodeRewrite], NodeRewrite]:
     """Register the rewrite of one or more operators whose attributes or constants carry extents."""
-
-    def register(function: NodeRewrite) -> NodeRewrite:
-        for name in operators:
-            _REWRITERS[name] = function
-        return function
-
-    return register
+    return REWRITERS.register(*operators)
 
 
 def pinned(reason: str, *operators: str) -> None:
@@ -80,25 +68,14 @@ def key(domain: str, op_type: str) -> str:
     return op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
 
 
-@functools.cache
-def load_rules() -> None:
-    """Import every family, then the rules that other packages offer (entry point group ``onnxprune.rules``)."""
-    for family in FAMILIES:
-        importlib.import_module(f"onnxprune.structure.rules.{family}")
-    for entry in entry_points(group="onnxprune.rules"):
-        entry.load()
-
-
 def find_rule(name: str) -> Rule | None:
     """Return the rule registered for a key, or None."""
-    load_rules()
-    return _RULES.get(name)
+    return RULES.get(name)
 
 
 def find_rewriter(name: str) -> NodeRewrite | None:
     """Return the rewriter registered for a key, or None."""
-    load_rules()
-    return _REWRITERS.get(name)
+    return REWRITERS.get(name)
 
 
 def knows_zero_points(name: str) -> bool:
@@ -115,5 +92,4 @@ def summary(name: str) -> str:
 
 def registered() -> dict[str, str]:
     """Return every registered operator with the family (module) of its rule, for the generated table in docs/."""
-    load_rules()
-    return {name: function.__module__.rsplit(".", 1)[-1] for name, function in sorted(_RULES.items())}
+    return {name: function.__module__.rsplit(".", 1)[-1] for name, function in sorted(RULES.items())}

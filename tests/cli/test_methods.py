@@ -112,7 +112,7 @@ def test_with_packing_quantising_and_limits(folder: Path, capsys: pytest.Capture
         (("-s", 0.5, "--allocation", "sensitivity"), "--allocation sensitivity scans"),
         (("-s", 0.5, "--allocation", "erk", "--structure", "channels"), "--allocation: erk is for single weights"),
         (("-s", 0.5, "--recover", "least-squares"), "--recover least-squares needs inputs"),
-        (("-s", 0.5, "--recover", "magic"), "--recover: there is no 'magic'"),
+        (("-s", 0.5, "--recover", "magic"), "--recover: there is no recovery method 'magic'"),
         (("-s", 0.5, "--calibration", "nowhere.npz"), "does not exist"),
         (("-s", 0.5, "--unit-share", 0.3), "--unit-share"),
         (("-s", 0.5, "--kinds", "heads"), "--kinds: about whole units"),

@@ -348,7 +348,7 @@ def test_evaluation_data_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         ((*RETRAIN, "--lr", 0), "--lr"),
         ((*RETRAIN, "--lr-schedule", "steep"), "--lr-schedule"),
         ((*RETRAIN, "--optimizer", "lbfgs"), "--optimizer"),
-        ((*RETRAIN, "--schedule", "steep"), "Unknown schedule 'steep'"),
+        ((*RETRAIN, "--schedule", "steep"), "--schedule: there is no schedule 'steep'"),
         ((*RETRAIN, "--survivors", "none"), "--survivors"),
         ((*RETRAIN, "--survivors", "rewind"), "--rewind-to"),
         ((*RETRAIN, "--initial-sparsity", 0.95), "--initial-sparsity"),

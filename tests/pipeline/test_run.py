@@ -184,7 +184,7 @@ def test_nothing_to_prune() -> None:
     [
         ({"sparsity": 1.5}, "--sparsity"),
         ({"sparsity": 0.5, "structure": "nope"}, "--structure"),
-        ({"sparsity": 0.5, "criterion": "nope"}, "unknown criterion"),
+        ({"sparsity": 0.5, "criterion": "nope"}, "--criterion: there is no criterion 'nope'"),
         ({"sparsity": 0.5, "kinds": ("nope",)}, "no units called 'nope'"),
         ({"sparsity": 0.5, "exclude": ("nope*",)}, "matches no weight"),
         ({"sparsity": 0.5, "speed": 3}, "--speed"),

@@ -155,9 +155,13 @@ def test_recovery_where_nothing_can_be_recovered_says_so() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recover": "wishes"}, "--recover: there is no 'wishes'; choose auto, no, or of .*least-squares"),
+        ({"structure": "channels", "allocation": "erk"}, "--allocation: erk is for single weights"),
+        ({"allocation": "cost"}, "--allocation: cost is for whole units"),
+        ({"structure": "channels+weights", "allocation": "cost"}, "--allocation: cost is for whole"),
+        ({"allocation": "fair"}, "--allocation: there is no allocation of single weights 'fair'"),
+        ({"recover": "wishes"}, "--recover: there is no recovery method 'wishes': choose one of least-squares"),
         ({"recover": "least-squares"}, "--recover least-squares needs inputs: give --calibration"),
-        ({"schedule": "steep", "iterations": 2}, "Unknown schedule 'steep'"),
+        ({"schedule": "steep", "iterations": 2}, "--schedule: there is no schedule 'steep'"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(settings: dict[str, Any], message: str) -> None:

@@ -56,7 +56,7 @@ def test_a_users_function_is_a_schedule() -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "final", "message"),
     [
-        ("cubism", 2, 0.5, "Unknown schedule 'cubism'"),
+        ("cubism", 2, 0.5, "there is no schedule 'cubism'"),
         ("linear", 0, 0.5, "at least one step"),
         ("linear", 2, 1.5, "not between 0 and 1"),
         (f"{__name__}:a_falling_schedule", 2, 0.5, "falls from"),

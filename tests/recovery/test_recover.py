@@ -227,7 +227,7 @@ def test_what_is_not_reconstructed_is_said() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     model = network(MLP, MLP_SHAPES)
-    with pytest.raises(RecipeError, match="unknown recovery"):
+    with pytest.raises(RecipeError, match="there is no recovery method"):
         recover(model, model.clone(), {}, {"x": np.zeros((8, 6), np.float32)}, methods=("magic",))
     with pytest.raises(DataError, match="two batches"):
         recover(model, model.clone(), {}, {"x": np.zeros((1, 6), np.float32)})

@@ -234,7 +234,7 @@ def test_the_oracle_notices_a_wrong_rule(monkeypatch: pytest.MonkeyPatch) -> Non
         x = view.need(0)
         view.give(view.out(), view.axes(x), view.zero(x))
 
-    registry.load_rules()
-    monkeypatch.setitem(registry._RULES, "Transpose", identity)
+    registry.find_rule("Transpose")
+    monkeypatch.setitem(registry.RULES._entries, "Transpose", identity)
     with pytest.raises(AssertionError):
         check("Transpose", [(3, 3)], {}, perm=(1, 0))

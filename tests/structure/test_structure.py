@@ -151,7 +151,7 @@ def test_a_rule_that_fails_pins_its_node_and_is_named(monkeypatch: pytest.Monkey
     def broken(_: View) -> None:
         raise IndexError("no such axis")
 
-    monkeypatch.setitem(registry._RULES, "Relu", broken)
+    monkeypatch.setitem(registry.RULES._entries, "Relu", broken)
     structure = analyse(two_layers())
     assert structure.unruled == {"Relu (its rule failed)": 1}
     assert structure.prunable_share()[0] == 0

@@ -359,35 +359,20 @@ def host_transpose(data: Host, perm: Sequence[int] | None = None) -> Host:
     return [list(row) for row in zip(*data, strict=True)]
 
 
-@host_op("ReduceProd")
-def host_reduce_prod(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
-    """Product of all entries of a list."""
-    return _reduce(lambda numbers: math.prod(numbers), data, keepdims)
+def _reduction(function: Callable[[list[Any]], Any]) -> Callable[..., Host]:
+    def reduce(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
+        if len(shape_of(data)) != 1:
+            raise NotImplementedError("reduction of sizes with more than one axis")
+        result = _number(function(flat(data)))
+        return [result] if keepdims else result
+
+    return reduce
 
 
-@host_op("ReduceSum")
-def host_reduce_sum(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
-    """Sum of all entries of a list."""
-    return _reduce(sum, data, keepdims)
-
-
-@host_op("ReduceMax")
-def host_reduce_max(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
-    """Largest entry of a list."""
-    return _reduce(max, data, keepdims)
-
-
-@host_op("ReduceMin")
-def host_reduce_min(data: Host, axes: Host = None, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
-    """Smallest entry of a list."""
-    return _reduce(min, data, keepdims)
-
-
-def _reduce(function: Callable[[list[Any]], Any], data: Host, keepdims: int) -> Host:
-    if len(shape_of(data)) != 1:
-        raise NotImplementedError("reduction of sizes with more than one axis")
-    result = _number(function(flat(data)))
-    return [result] if keepdims else result
+host_op("ReduceProd")(_reduction(math.prod))
+host_op("ReduceSum")(_reduction(sum))
+host_op("ReduceMax")(_reduction(max))
+host_op("ReduceMin")(_reduction(min))
 
 
 @host_op("ConstantOfShape", dtype="value")
