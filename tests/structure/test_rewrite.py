@@ -209,6 +209,44 @@ def test_a_single_picked_index_stays_a_single_number() -> None:
     assert index.shape == () and index == 2
 
 
+def test_constants_of_the_same_bytes_and_another_shape_are_not_shared() -> None:
+    """x[:, 3] and x[:, [3]] both move to index 2: one is a number, the other a list."""
+    text = """agraph (float[n, 4] x) => (float[n, 3] y, float[n] z, float[n, 2] u) {
+        h = MatMul(x, w)  z = Gather <axis = 1> (h, three)  g = Gather <axis = 1> (h, list)
+        u = MatMul(g, t)  y = MatMul(h, v) }"""
+    weights = {"w": (4, 6), "v": (6, 3), "t": (1, 2), "three": np.array(3), "list": np.array([3])}
+    model = both(text, {("w", 1): [1]}, X, **weights)
+    picked = [n.inputs[1] for n in model.graph if n.op_type == "Gather"]
+    assert [v.const_value.numpy().tolist() for v in picked if v is not None and v.const_value is not None] == [2, [2]]
+
+
+EXPANDED = """agraph (float[n, 4] x) => (float[a, b] y)
+    <int64[3] apart = {0, 1, 6}> {
+    h = MatMul(x, w)  r = Reshape(h, apart)  e = Expand(r, s)  y = MatMul(e, v) }"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [([1, 5, 1], [1, 5, 1]), ([1, 5, 6], [1, 5, 4]), ([5, 6], [5, 4]), ([2, 1, 1, 6], [2, 1, 1, 4]), ([6], [4])],
+)
+def test_an_expand_names_the_new_extents_and_keeps_its_ones(shape: list[int], expected: list[int]) -> None:
+    model = both(EXPANDED, {("w", 1): [0, 3]}, X, w=(4, 6), v=(6, 3), s=np.array(shape))
+    target = next(n.inputs[1] for n in model.graph if n.op_type == "Expand")
+    assert target is not None and target.const_value is not None
+    assert target.const_value.numpy().tolist() == expected
+
+
+def test_what_an_expand_repeats_can_go_too() -> None:
+    text = """agraph (float[n, 1, 4] x) => (float[n, 5, 3] y) <int64[3] s = {1, 6, 1}> {
+        e = Expand(x, s)  h = Mul(e, w)  t = MatMul(u, h)  y = MatMul(t, v) }"""
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 1, 4)).astype(np.float32)}
+    model = both(text, {("u", 1): [0, 3]}, feeds, w=(6, 4), u=(5, 6), v=(4, 3))
+    assert value_shape(model, "w") == (4, 4)
+    target = next(n.inputs[1] for n in model.graph if n.op_type == "Expand")
+    assert target is not None and target.const_value is not None
+    assert target.const_value.numpy().tolist() == [1, 4, 1]
+
+
 @pytest.mark.parametrize(("opset", "split"), [(12, "split = [2, 4]"), (18, "num_outputs = 2")])
 def test_the_runs_of_a_split_are_written_as_the_opset_has_them(opset: int, split: str) -> None:
     text = f"""agraph (float[n, 4] x) => (float[n, 2] y, float[n, 2] z) {{
