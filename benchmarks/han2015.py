@@ -48,7 +48,7 @@ import onnxprune
 from onnxprune.graph.size import figures
 from onnxprune.runtime import alternate, concrete_shapes, make_session
 from onnxprune.scoring.threshold import threshold_masks
-from onnxprune.training import IterateSettings, Masks, TrainSettings, apply_masks, iterate, retrain
+from onnxprune.training import Masks, TrainSettings, apply_masks, retrain
 
 FOLDER = "han2015"
 
@@ -135,25 +135,24 @@ def weights(place: Place, score: str, ratios: Sequence[float]) -> None:
     """Dense network, then one compression ratio after the other, each from the one before."""
     path = place.dense()
     prune = pruner(SCORES[score], count(ir.load(path)))
-    before = 1.0
     for ratio in ratios or place.network.ratios:
         stem = f"{score}-{ratio:g}x"
         if not place.done(score, ratio, stem):
             started = time.process_time()
-            settings = IterateSettings(
-                sparsity=1 - 1 / ratio,
-                initial_sparsity=1 - 1 / before,
-                train=place.settings(place.network.retrain),
-            )
-            state = place.path(stem).with_suffix("")
-            model = ir.load(path)
-            result = iterate(
-                model, settings, prune, place.sets.train, validation=place.sets.validation, checkpoint=state
+            settings = place.settings(place.network.retrain)
+            pruned, masks = prune(ir.load(path), 1 - 1 / ratio, 1)
+            result = retrain(
+                apply_masks(pruned, masks),
+                place.sets.train,
+                settings,
+                masks=masks,
+                validation=place.sets.validation,
+                checkpoint=place.path(stem).with_suffix("") / "training.safetensors",
             )
             ir.save(result.model, place.path(stem))
             seconds = time.process_time() - started
-            place.results.add(score, ratio, place.path(stem), place.sets, seconds, settings.train)
-        path, before = place.path(stem), ratio
+            place.results.add(score, ratio, place.path(stem), place.sets, seconds, settings)
+        path = place.path(stem)
 
 
 # --- channels

@@ -18,7 +18,7 @@ from exported import exported
 from onnxprune import model_io, runtime
 from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.units import select_share
 from onnxprune.structure.groups import Group

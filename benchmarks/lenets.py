@@ -25,7 +25,7 @@ from onnxprune.data.readers import Data
 from onnxprune.data.sources import Arrays
 from onnxprune.graph.size import figures
 from onnxprune.runtime import make_session, run
-from onnxprune.training import Masks, Prune, TrainSettings
+from onnxprune.training import Masks, TrainSettings
 from onnxprune.training.layers import find_layers
 from onnxprune.training.loop import train
 from onnxprune.training.losses import make_loss
@@ -166,6 +166,9 @@ def lamp(weight: np.ndarray) -> np.ndarray:
     scores[order] = squares[order] / np.maximum(tails, np.finfo(np.float64).tiny)
     return scores.reshape(weight.shape)
 
+
+Prune = Callable[[ir.Model, float, int], tuple[ir.Model, Masks]]
+"""(model, sparsity to reach, number of the pruning from 1) -> (pruned model, masks)."""
 
 SCORES: dict[str, Score] = {"magnitude": magnitude, "lamp": lamp}
 

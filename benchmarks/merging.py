@@ -22,7 +22,8 @@ import onnx_ir as ir
 from onnxprune import model_io, runtime
 from onnxprune.data.batches import batches
 from onnxprune.errors import NothingToPrune
-from onnxprune.pipeline.run import prepare, prune
+from onnxprune.pipeline.prepare import prepare
+from onnxprune.pipeline.run import prune
 from onnxprune.runtime.statistics import output_error, shadow
 
 HERE = Path(__file__).resolve().parent

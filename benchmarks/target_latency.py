@@ -28,8 +28,8 @@ import onnxprune
 from onnxprune import model_io, runtime
 from onnxprune.graph.size import Shapes
 from onnxprune.passes import RemoveUnits, Tidy
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.run import prepare
 from onnxprune.scoring import prunable_weights
 from onnxprune.selection import costs
 from onnxprune.selection.rounding import kept_counts, step_of

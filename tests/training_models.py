@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.readers import Data
+from onnxprune.data.sets import Sets
 from onnxprune.data.sources import Arrays
+from onnxprune.pipeline.checkpoint import Store, fingerprint
+from onnxprune.pipeline.loop import run_loop
+from onnxprune.pipeline.step import State
+from onnxprune.pipeline.trainer import Trainer
+from onnxprune.recipe.recipe import Recipe
+from onnxprune.recipe.schedules import sparsities
+from onnxprune.structure.rewrite import Kept
 from onnxprune.training.masks import Masks
+
+Prune = Callable[[ir.Model, float, int], tuple[ir.Model, Masks]]
+Clean = Callable[[ir.Model], tuple[ir.Model, Kept]]
 
 FEATURES, HIDDEN, CLASSES = 8, 16, 3
 
@@ -120,3 +135,41 @@ def magnitude(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Ma
             mask[order[: round(sparsity * weight.size)]] = False
             masks[name] = mask.reshape(weight.shape)
     return model, masks
+
+
+@dataclass(frozen=True)
+class SimpleSteps:
+    """What prunes in the loop, made of two functions."""
+
+    how: Prune = magnitude
+    clean_model: Clean | None = None
+
+    def prune(self, state: State, sparsity: float, number: int) -> State:
+        """Prune by the function."""
+        model, masks = self.how(state.model, sparsity, number)
+        return replace(state, model=model, masks=masks)
+
+    def chosen(self, state: State, sparsity: float, number: int) -> Masks:
+        """The masks that it would make."""
+        return self.how(state.model, sparsity, number)[1]
+
+    def clean(self, state: State) -> tuple[State, Kept]:
+        """Remove dead units by the function."""
+        assert self.clean_model is not None
+        model, kept = self.clean_model(state.model)
+        return replace(state, model=model), kept
+
+
+def prune_and_train(
+    model: ir.Model,
+    recipe: Recipe,
+    data: Data,
+    prune: Prune = magnitude,
+    clean: Clean | None = None,
+    folder: Path | None = None,
+) -> State:
+    """Run the loop with training, pruning by a function."""
+    store = None if folder is None else Store(folder, fingerprint(model, recipe))
+    trainer = Trainer(recipe, model, Sets(data, None, None), store=store)
+    wanted = sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
+    return run_loop(State(model), SimpleSteps(prune, clean), wanted, trainer, remove_dead=clean is not None)

@@ -20,11 +20,11 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Show what could be pruned."""
-    from onnxprune.pipeline import inspect as inspection
+    from onnxprune.pipeline.inspect import inspect as inspect_model
 
     with stages(str(model)) as tell:
         tell("analyse")
-        found = inspection.inspect(model)
+        found = inspect_model(model)
     if json:
         print_json("inspect", found.as_dict())
     else:

@@ -22,7 +22,7 @@ from onnxprune.cli.training_flags import (
     with_training_flags,
 )
 from onnxprune.model_io.atomic import together
-from onnxprune.pipeline import checkpoint as retraining_state
+from onnxprune.pipeline.run_folder import ensure_usable, folder_of, forget, is_main
 from onnxprune.recipe.fields import TARGETS
 from onnxprune.recipe.file import PRESETS
 from onnxprune.recipe.recipe import Recipe, make_recipe
@@ -193,8 +193,8 @@ class Training:
         """
         if recipe.retrain is None or (dry_run and self.checkpoint is None and not self.resume):
             return None
-        folder = self.checkpoint or retraining_state.folder_of(target)
-        retraining_state.check(folder, resume=self.resume, restart=force)
+        folder = self.checkpoint or folder_of(target)
+        ensure_usable(folder, resume=self.resume, restart=force)
         return folder
 
 
@@ -216,7 +216,8 @@ def run_recipe(
     force: bool,
 ) -> None:
     """Run a recipe on a file and tell what came out."""
-    from onnxprune.pipeline import run as pipeline
+    from onnxprune.pipeline.run import prune as prune_model
+    from onnxprune.pipeline.run import save
     from onnxprune.report.console import print_result
 
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
@@ -224,7 +225,7 @@ def run_recipe(
     check_outputs(model, None if dry_run else target, beside, force=force)
     folder = training.folder(recipe, target, dry_run=dry_run, force=force)
     with stages(str(model)) as tell:
-        result = pipeline.prune(
+        result = prune_model(
             model,
             recipe,
             data=training.data,
@@ -235,13 +236,13 @@ def run_recipe(
             resume=training.resume,
             progress=tell,
         )
-        if not retraining_state.is_main():
+        if not is_main():
             return
         written: dict[str, Any] = {"output": None}
         with together():
             if not dry_run:
                 tell("save")
-                file = pipeline.save(result, target, force=force, record=record)
+                file = save(result, target, force=force, record=record)
                 written = {"output": file.file, "sha256": file.sha256}
             elif record is not None:
                 result.record().save(record)
@@ -251,7 +252,7 @@ def run_recipe(
             if save_recipe is not None:
                 save_settings(ctx, prune, save_recipe, recipe)
         if folder is not None and training.checkpoint is None and not dry_run:
-            retraining_state.forget(folder)
+            forget(folder)
     if as_json:
         settings = recipe.model_dump(mode="json")
         print_json("prune", {"model": str(model), **written, "recipe": settings, **result.figures})

@@ -27,7 +27,7 @@ from olive.search.search_parameter import Categorical
 from pydantic.fields import FieldInfo
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.pipeline import run as pipeline
+from onnxprune.pipeline.run import prune, save
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
 MODULE: Mapping[str, Any] = {
@@ -66,8 +66,8 @@ class OnnxPrune(Pass):  # type: ignore[misc]
         try:
             recipe = make_recipe(**{name: value for name, value in chosen.items() if name in Recipe.model_fields})
             rest = {name: value for name, value in chosen.items() if name not in Recipe.model_fields}
-            result = pipeline.prune(model.model_path, recipe, **rest)
-            pipeline.save(result, path, force=True)
+            result = prune(model.model_path, recipe, **rest)
+            save(result, path, force=True)
         except OnnxPruneError as error:
             raise OlivePassError(str(error)) from error
         folder = Path(path).parent

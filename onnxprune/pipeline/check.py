@@ -13,7 +13,7 @@ from onnxprune import model_io, runtime
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph.linear import set_numbers
 from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
-from onnxprune.pipeline import run as pipeline
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
@@ -115,7 +115,7 @@ def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]], blocks: lis
     Raises:
         DataError: The record does not fit the model.
     """
-    structure = pipeline.prepare(before.clone())
+    structure = prepare(before.clone())
     found = [b for b in residual_blocks(structure) if b.name in blocks]
     if missing := set(blocks) - {b.name for b in found}:
         raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
@@ -125,7 +125,7 @@ def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]], blocks: lis
     if found:  # dead units that went as well are those of the model without the blocks
         RemoveBlocks(found)(structure.model)
         Tidy()(structure.model)
-        structure = pipeline.prepare(structure.model)
+        structure = prepare(structure.model)
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
     return structure.model
 

@@ -1,122 +1,119 @@
-"""The folder that a retraining run is resumed from: whose run it holds, and when it may be used, emptied or kept.
+"""The checkpoint of the loop: the model after the last iteration, and beside it all that was done to get there.
 
-The state itself is written by `bridge.training.iterate`; here is `run.json`, which says of which run it is, so that
-``--resume`` never goes on with other data or another recipe. Nothing here imports torch.
+Trace and history stand in the file of the state, not in the model: a resumed run ends with the same record. Torch is
+imported where a state is read or written, since only runs that train keep one.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import RecipeError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
 
-RUN = "run.json"
-BEST = "best.onnx"
-_TRY = "sparsity-"
-_STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data")
-
-
-def is_main() -> bool:
-    """Whether this process writes files; the others of `accelerate launch` only compute."""
-    return int(os.environ.get("RANK", "0")) == 0
+from onnxprune.errors import ModelError, RecipeError
+from onnxprune.pipeline.run_folder import is_main
+from onnxprune.pipeline.step import Iteration, State
+from onnxprune.pipeline.trace import Trace
+from onnxprune.recipe.recipe import Recipe
 
 
-def folder_of(output: Path) -> Path:
-    """The folder for a run that names none: beside its output."""
-    return output.with_name(f"{output.stem}.checkpoint")
+def fingerprint(model: ir.Model, recipe: Recipe) -> str:
+    """Return a hash of what a checkpoint depends on: the recipe and the model's weights."""
+    digest = hashlib.sha256(recipe.model_dump_json().encode())
+    for name, value in sorted(model.graph.initializers.items()):
+        digest.update(name.encode())
+        if value.const_value is not None:
+            digest.update(value.const_value.tobytes())
+    return digest.hexdigest()[:16]
 
 
-def check(folder: Path, *, resume: bool, restart: bool) -> None:
-    """Refuse, before any work is done, a folder that cannot be used.
+@dataclass(frozen=True)
+class Store:
+    """Where the loop keeps its state.
 
-    Raises:
-        RecipeError: It holds a run and neither ``resume`` nor ``restart`` says what to do with it, there is nothing
-            to resume, or it is no folder.
+    Attributes:
+        folder: The folder.
+        mark: The `fingerprint` of the run.
     """
-    if not is_main():
-        return
-    held = (folder / RUN).exists()
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"--checkpoint '{folder}' is not a folder")
-    if resume and not held:
-        raise RecipeError(f"--resume: there is no run to go on with in '{folder}'")
-    if held and not resume and not restart:
-        raise RecipeError(f"'{folder}' holds a run that was interrupted: --resume goes on with it, --force starts anew")
+
+    folder: Path
+    mark: str
+
+    @property
+    def training(self) -> Path:
+        """The file of the training under way."""
+        return self.folder / "training.safetensors"
+
+    def save(self, state: State) -> None:
+        """Write the model, then the state that names it: at any moment the state on the disk names a whole model."""
+        if not is_main():
+            return
+        import torch
+
+        from onnxprune.training import checkpoint as files
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"iteration-{state.done}.onnx"
+        files.save_model(self.folder / name, state.model)
+        tensors = {f"mask.{n}": torch.from_numpy(np.ascontiguousarray(m)) for n, m in state.masks.items()}
+        tensors |= {f"rewind.{n}": torch.from_numpy(np.array(a)) for n, a in state.rewind.items()}
+        plain = {
+            "mark": self.mark,
+            "model": name,
+            "done": state.done,
+            "trace": state.trace.plain(),
+            "history": [asdict(iteration) for iteration in state.history],
+        }
+        files.save(self.folder / "state.safetensors", files.Checkpoint(tensors, plain))
+        for old in self.folder.glob("iteration-*.onnx*"):
+            if not old.name.startswith(name):
+                old.unlink(missing_ok=True)
+
+    def load(self, state: State) -> State:
+        """Return the state that the folder holds; the given one where it holds none.
+
+        Raises:
+            RecipeError: It is that of another run.
+            ModelError, DataError: A file is damaged.
+        """
+        from onnxprune.training import checkpoint as files
+
+        saved = files.load(self.folder / "state.safetensors")
+        if saved is None:
+            return state
+        if saved.state["mark"] != self.mark:
+            raise RecipeError(f"'{self.folder}' holds the checkpoint of a run with another model or other settings.")
+        path = self.folder / saved.state["model"]
+        try:
+            model = ir.load(path)
+        except Exception as error:
+            raise ModelError(f"The checkpoint's model '{path}' cannot be read: {error}") from error
+        arrays: dict[str, dict[str, npt.NDArray[Any]]] = {"mask": {}, "rewind": {}}
+        for name, tensor in saved.tensors.items():
+            part, rest = name.split(".", 1)
+            arrays[part][rest] = tensor.numpy()
+        return replace(
+            state,
+            model=model,
+            trace=Trace.of_plain(saved.state["trace"]),
+            masks=arrays["mask"],
+            rewind=arrays["rewind"],
+            done=saved.state["done"],
+            history=tuple(map(_iteration_of, saved.state["history"])),
+        )
 
 
-def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
-    """Start a run in the folder, or go on with the one that it holds.
+def _iteration_of(plain: Mapping[str, Any]) -> Iteration:
+    from onnxprune.training.task import EpochResult, TrainResult
 
-    Args:
-        folder: As `check` let it pass.
-        run: Everything that decides the result, as plain data for JSON; what differs is named in this order.
-        resume: Whether to go on; otherwise what the folder holds is forgotten.
-
-    Raises:
-        RecipeError: The folder holds a run with another model, recipe or other data.
-    """
-    if not is_main():
-        return
-    content = json.dumps(run, indent=1)
-    if resume:
-        held = _read(folder / RUN)
-        for key, value in json.loads(content).items():
-            if held.get(key) != value:
-                raise RecipeError(
-                    f"'{folder}' holds a run with another {key.replace('_', ' ')}: give what it was started with, or "
-                    "another --checkpoint"
-                )
-        return
-    forget(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(folder / RUN) as (temporary, file):
-        file.write(content.encode() + b"\n")
-        sync(file)
-        publish(temporary, folder / RUN, replace=True)
-
-
-def folder_of_try(folder: Path, sparsity: float) -> Path:
-    """The folder, inside that of a search which trains in every try, for the try of this sparsity."""
-    return folder / f"{_TRY}{sparsity:.6f}"
-
-
-def held_sparsity(folder: Path) -> float:
-    """The sparsity that the run in the folder was started with, after a search.
-
-    Raises:
-        RecipeError: The folder's file cannot be read.
-    """
-    recipe = _read(folder / RUN).get("recipe")
-    return float(recipe.get("sparsity", 0)) if isinstance(recipe, dict) else 0.0
-
-
-def forget(folder: Path) -> None:
-    """Remove what a run left, and the folder if nothing else is in it."""
-    if not is_main() or not folder.is_dir():
-        return
-    for pattern in (*_STATE, RUN):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-    for inner in folder.glob(f"{_TRY}*"):
-        forget(inner)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def forget_unless_started(folder: Path) -> None:
-    """Leave no trace of a run that was refused before it had any state."""
-    if not any(path for pattern in _STATE for path in folder.rglob(pattern)):
-        forget(folder)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"the checkpoint '{path}' cannot be read: {error}") from None
-    return content if isinstance(content, dict) else {}
+    trainings = tuple(
+        TrainResult(**{**training, "history": tuple(EpochResult(**epoch) for epoch in training["history"])})
+        for training in plain["trainings"]
+    )
+    return Iteration(plain["iteration"], plain["wanted"], plain["sparsity"], trainings)

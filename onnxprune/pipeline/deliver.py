@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,41 @@ from onnxprune.data.calibration import AnyArrays
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
-from onnxprune.pipeline.given import Measure
 from onnxprune.pipeline.result import Delivery, Result, measured_figures
+from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.runtime.session import Optimize
 from onnxprune.verify.requirements import check_requirements
-from onnxprune.verify.verdict import Verdict
+from onnxprune.verify.verdict import Verdict, verify
 
 _LEVELS: tuple[Optimize, ...] = ("basic", "all")
 _OF_VERIFY = ("accuracy", "top5", "mse")
 _LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
+
+
+@dataclass(frozen=True)
+class _Verifier:
+    """How later forms of the model are compared with the original."""
+
+    original: ir.Model
+    recipe: Recipe
+    latency: bool
+    eval_data: str | Path | None
+    metric: str | None
+
+    def again(self, model: ir.Model, first: Verdict | None) -> Verdict | None:
+        """Verify a later form of the model, where the first was; that removed == masked was proved of the first."""
+        if first is None:
+            return None
+        return verify(
+            self.original,
+            model,
+            removed_vs_masked=first.removed_vs_masked,
+            seed=self.recipe.seed,
+            latency=self.latency,
+            eval_data=self.eval_data,
+            metric=self.metric,
+        )
 
 
 def deliver(
@@ -52,14 +77,14 @@ def deliver(
         VerificationError: The packed model differs from the pruned one, or a limit is missed.
     """
     recipe = result.recipe
-    measure = Measure(original, recipe, latency, eval_data, metric)
+    verifier = _Verifier(original, recipe, latency, eval_data, metric)
     result = replace(result, delivery=Delivery(result.model))
     if recipe.quantize != "no":
-        result = _quantised(result, measure, calibration)
+        result = _quantised(result, verifier, calibration)
     if recipe.pack != "no":
-        result = _packed(result, measure)
+        result = _packed(result, verifier)
     elif recipe.sparse_initializers:
-        result = _sparse(result, measure)
+        result = _sparse(result, verifier)
     check_requirements(map(parse, recipe.require), measured_figures(result))
     return result
 
@@ -100,20 +125,20 @@ def written_bytes(result: Result) -> int:
     return model_io.serialized_size(result.model)
 
 
-def _quantised(result: Result, measure: Measure, calibration: AnyArrays | None) -> Result:
+def _quantised(result: Result, verifier: _Verifier, calibration: AnyArrays | None) -> Result:
     from onnxprune.runtime.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
 
     form = result.recipe.quantize
-    data = calibration or measure.eval_data
+    data = calibration or verifier.eval_data
     batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
     model = quantise(result.model, form, batches)
-    verdict = measure.again(model, result.verdict)
+    verdict = verifier.again(model, result.verdict)
     assert result.delivery is not None
-    own = replace(result.delivery, quantize=form, quantised_from=result.verdict)
-    return replace(result, model=model, verdict=verdict, delivery=own)
+    delivery = replace(result.delivery, quantize=form, quantised_from=result.verdict)
+    return replace(result, model=model, verdict=verdict, delivery=delivery)
 
 
-def _packed(result: Result, measure: Measure) -> Result:
+def _packed(result: Result, verifier: _Verifier) -> Result:
     recipe = result.recipe
     assert recipe.pack != "no"
     packed, report = pack(result.model, values=recipe.pack_values, mode=recipe.pack)
@@ -121,16 +146,16 @@ def _packed(result: Result, measure: Measure) -> Result:
     exact = recipe.pack_values == "fp32"
     batches = runtime.working_inputs(result.model, seed=recipe.seed, count=2)
     compare_forms(result.model if exact else plain, packed, batches, 0.0 if exact else _LOSSY_TOLERANCE)
-    verdict = result.verdict if exact else measure.again(plain, result.verdict)
+    verdict = result.verdict if exact else verifier.again(plain, result.verdict)
     verdict = _with_bytes(verdict, model_io.serialized_size(packed))
     assert result.delivery is not None
     return replace(result, model=packed, verdict=verdict, delivery=replace(result.delivery, packing=report))
 
 
-def _sparse(result: Result, measure: Measure) -> Result:
+def _sparse(result: Result, verifier: _Verifier) -> Result:
     proto = to_sparse_initializers(result.model)
     content = proto.SerializeToString(deterministic=True)
-    batches = runtime.working_inputs(result.model, seed=measure.recipe.seed, count=2)
+    batches = runtime.working_inputs(result.model, seed=verifier.recipe.seed, count=2)
     compare_forms(result.model, proto, batches, 0.0)
     verdict = _with_bytes(result.verdict, len(content))
     count = len(proto.graph.sparse_initializer)

@@ -12,69 +12,39 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.data.calibration import AnyArrays, Calibration
-from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring.remembered import Memory
-from onnxprune.verify.verdict import Verdict, verify
 
 AnyModel = str | Path | onnx.ModelProto | ir.Model
-
+"""A model, as `prune` takes it."""
 
 AnyData = str | Path | Mapping[str, npt.NDArray[Any]]
+"""Data, as `prune` takes them: a path, ``module:function``, or arrays by name."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a run is given beside model and recipe; see `prune`.
+class RunInputs:
+    """What a run is given beside the model and the recipe.
 
-    `samples` are those of `calibration`, read; `memory` is shared by the runs of a search, which begin alike.
+    Attributes:
+        data: What it trains on.
+        eval_data: What the metric is measured on.
+        metric: The name of the metric; None for the one that fits the data.
+        calibration: Inputs, with labels where there are labels, as they were given.
+        samples: The samples of `calibration`, once they are read.
+        checkpoint: The folder that the state of a run that trains is kept in.
+        resume: Whether to go on with the run that the folder holds.
+        verification: Whether the result is measured in ONNX Runtime.
+        latency: Whether the latency ratio is measured as well.
+        memory: Scores of the original, which the runs of a search share: they all begin with it.
     """
 
-    data: AnyData | None
-    eval_data: AnyData | None
-    metric: str | None
-    calibration: AnyArrays | None
-    samples: Calibration | None
-    checkpoint: Path | None
-    resume: bool
-    verification: bool
-    latency: bool
-    memory: Memory = field(default_factory=Memory)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How models are compared with the original in this run."""
-
-    original: ir.Model
-    recipe: Recipe
-    latency: bool
-    eval_data: str | Path | None
-    metric: str | None
-
-    def again(self, model: ir.Model, first: Verdict | None) -> Verdict | None:
-        """Verify a later form of the model; the proof that removed == masked is that of the first."""
-        if first is None:
-            return None
-        return verify(
-            self.original,
-            model,
-            removed_vs_masked=first.removed_vs_masked,
-            seed=self.recipe.seed,
-            latency=self.latency,
-            eval_data=self.eval_data,
-            metric=self.metric,
-        )
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a run is given beside model and recipe; see `pipeline.prune`."""
-
-    data: AnyData
+    data: AnyData | None = None
     eval_data: AnyData | None = None
     metric: str | None = None
-    calibration: Calibration | None = None
+    calibration: AnyArrays | None = None
+    samples: Calibration | None = None
     checkpoint: Path | None = None
     resume: bool = False
     verification: bool = True
     latency: bool = True
+    memory: Memory = field(default_factory=Memory)

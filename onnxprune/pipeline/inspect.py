@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.graph.size import macs_of
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.weights import prunable_weights, total_size
 
 

@@ -1,13 +1,18 @@
-"""What a method demands beside the model, and what is refused before any work because it is not there."""
+"""What is refused before any work: settings that what was given does not allow.
+
+Settings that contradict each other are refused when the recipe is made (recipe/contradictions.py). Here the recipe is
+held against the data, the metric, the calibration data and the verification of the run.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from onnxprune.data.calibration import AnyArrays, has_labels
+from onnxprune.data.measures import get_metric
 from onnxprune.errors import RecipeError
-from onnxprune.pipeline.given import AnyData
+from onnxprune.pipeline.given import RunInputs
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.recipe.schedules import SCHEDULES
@@ -20,56 +25,104 @@ DEFAULT_RECOVERY = ("least-squares",)
 """What ``--recover auto`` does where calibration data are given."""
 
 
-def check_method(recipe: Recipe, calibration: AnyArrays | None, *, retrains: bool) -> None:
-    """Refuse names that do not exist, and a method whose data are not given.
+def preflight(recipe: Recipe, inputs: RunInputs) -> None:
+    """Refuse a run that cannot do what it is asked for.
+
+    Args:
+        recipe: The recipe.
+        inputs: What the run is given beside it.
+
+    Raises:
+        RecipeError: A name does not exist, or something is missing or left over; the sentence names the flag.
+        DataError: The calibration data cannot be read.
+    """
+    SCHEDULES.find(recipe.schedule)
+    check_scores(recipe, inputs.calibration, trains=recipe.retrain is not None)
+    _check_recovery(recipe, calibrated=inputs.calibration is not None or recipe.retrain is not None)
+    _check_limits(recipe, inputs)
+    _check_data(recipe, inputs)
+    _check_target(recipe, inputs)
+
+
+def check_scores(recipe: Recipe, calibration: AnyArrays | None, *, trains: bool) -> None:
+    """Refuse a criterion or an allocation that does not fit the structure, or whose data are not given.
 
     Args:
         recipe: The recipe.
         calibration: What was given as calibration data.
-        retrains: Whether there are training data, which can stand in for them.
+        trains: Whether there are training data, which can stand in for them.
 
     Raises:
-        RecipeError: See above.
+        RecipeError: The sentence names the flag.
         DataError: The calibration data cannot be read.
     """
-    SCHEDULES.find(recipe.schedule)
-    _check_criterion(recipe, calibration, retrains)
-    missing = calibration is None and not retrains
-    if _allocation_scans(recipe) and missing:
-        raise RecipeError(f"--allocation {recipe.allocation} scans the layers on inputs: give --calibration FILE.npz")
-    if recipe.recover in (("auto",), ("no",)):
-        return
-    if any(METHODS.find(name).needs != "nothing" for name in recipe.recover) and missing:
-        raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
-    if recipe.prune_every is not None:
-        raise RecipeError(
-            "--recover: with --prune-every the training itself is under way at each pruning: leave it out"
-        )
-    if recipe.survivors in ("rewind", "reinit"):
-        raise RecipeError(
-            f"--recover: --survivors {recipe.survivors} puts other weights in the place of recovered ones"
-        )
-
-
-def _check_criterion(recipe: Recipe, calibration: AnyArrays | None, retrains: bool) -> None:
     criterion = find_criterion(recipe.criterion)
-    wanted = "blocks" if recipe.parts.depth else "weights" if recipe.parts.zeros is not None else "units"
-    if wanted not in criterion.scores:
+    parts = recipe.parts
+    scored = "blocks" if parts.depth else "weights" if parts.zeros is not None else "units"
+    if scored not in criterion.scores:
         called = {"weights": "single weights", "units": "whole units", "blocks": "residual blocks"}
         fit = "channels" if "units" in criterion.scores else "blocks"
         raise RecipeError(
-            f"--criterion {criterion.name} scores {called[criterion.scores[0]]}, not {called[wanted]}: use it with "
+            f"--criterion {criterion.name} scores {called[criterion.scores[0]]}, not {called[scored]}: use it with "
             f"--structure {fit}"
         )
-    if criterion.needs == "nothing":
-        return
-    labels = needs_labels(recipe)
-    what = "inputs with their labels" if labels else "inputs"
-    if calibration is None:
-        if not retrains:
+    if criterion.needs != "nothing":
+        labels = needs_labels(recipe)
+        what = "inputs with their labels" if labels else "inputs"
+        if calibration is None and not trains:
             raise RecipeError(f"--criterion {criterion.name} needs {what} to look at: give --calibration FILE.npz")
-    elif labels and not has_labels(calibration):
-        raise RecipeError(f"--criterion {criterion.name} needs {what}, and --calibration has no array 'label'")
+        if calibration is not None and labels and not has_labels(calibration):
+            raise RecipeError(f"--criterion {criterion.name} needs {what}, and --calibration has no array 'label'")
+    if _allocation_scans(recipe) and calibration is None and not trains:
+        raise RecipeError(f"--allocation {recipe.allocation} scans the layers on inputs: give --calibration FILE.npz")
+
+
+def _check_recovery(recipe: Recipe, *, calibrated: bool) -> None:
+    if recipe.recover in (("auto",), ("no",)):
+        return
+    if any(METHODS.find(name).needs != "nothing" for name in recipe.recover) and not calibrated:
+        raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
+
+
+def _check_limits(recipe: Recipe, inputs: RunInputs) -> None:
+    """Refuse limits on figures that the run would not measure."""
+    for limit in map(parse, recipe.require):
+        if not inputs.verification:
+            raise RecipeError(f"--require {limit} cannot be checked without verification")
+        if limit.name == "metric_drop" and not _has_metric(recipe, inputs):
+            raise RecipeError(f"--require {limit} needs labelled data to measure the metric on: give --eval-data")
+        if limit.name == "latency" and not inputs.latency:
+            raise RecipeError(f"--require {limit} cannot be checked where latency is not measured")
+
+
+def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
+    """Refuse data that nothing would read, training on nothing, and a metric that does not exist."""
+    if recipe.retrain is not None:
+        if inputs.data is None:
+            raise RecipeError("--retrain needs the data to train on: give --data")
+        get_metric(recipe.retrain.metric or inputs.metric or "accuracy")
+        return
+    if inputs.data is not None:
+        raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
+    if inputs.resume:
+        raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
+    if isinstance(inputs.eval_data, Mapping):
+        raise RecipeError("--eval-data is the path of an .npz file where nothing is retrained")
+
+
+def _check_target(recipe: Recipe, inputs: RunInputs) -> None:
+    """Refuse a target that the run cannot look for."""
+    if recipe.target == "max_drop" and not _has_metric(recipe, inputs):
+        raise RecipeError("--max-drop needs labelled data to measure the metric on: give --eval-data")
+    if recipe.target == "max_drop" and not inputs.verification:
+        raise RecipeError("--max-drop measures a metric, which cannot be done without verification")
+    if recipe.target == "target_latency" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("--target-latency is measured in one process, so this run cannot be shared by several")
+
+
+def _has_metric(recipe: Recipe, inputs: RunInputs) -> bool:
+    """Whether a metric is measured: on labelled data, or on what is held out of the training data."""
+    return inputs.eval_data is not None or recipe.retrain is not None
 
 
 def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
@@ -107,61 +160,14 @@ def looks_at_data(recipe: Recipe) -> bool:
     return find_criterion(recipe.criterion).needs != "nothing" or _allocation_scans(recipe)
 
 
-def recovery_methods(recipe: Recipe, *, given: bool) -> tuple[str, ...]:
+def recovery_methods(recipe: Recipe, *, calibrated: bool) -> tuple[str, ...]:
     """Return the methods of recovery of a run, in order.
 
     Args:
-        recipe: The recipe, as `check_method` let it pass.
-        given: Whether calibration data were given, which asks for recovery.
+        recipe: The recipe, as `preflight` let it pass.
+        calibrated: Whether calibration data were given, which asks for recovery.
     """
     if recipe.recover == ("auto",):
-        lasting = recipe.survivors not in ("rewind", "reinit")
-        return DEFAULT_RECOVERY if given and lasting else ()
+        replaced = recipe.survivors in ("rewind", "reinit") or recipe.alternate or recipe.prune_every is not None
+        return DEFAULT_RECOVERY if calibrated and not replaced else ()
     return () if recipe.recover == ("no",) else recipe.recover
-
-
-def ensure_measured(limits: Iterable[str], *, verification: bool, latency: bool, metric: bool) -> None:
-    """Refuse, before any work is done, limits on figures that this run would not measure.
-
-    Raises:
-        RecipeError: Of a limit that could not be checked.
-    """
-    for limit in map(parse, limits):
-        if not verification:
-            raise RecipeError(f"--require {limit} cannot be checked without verification")
-        if limit.name == "metric_drop" and not metric:
-            raise RecipeError(f"--require {limit} needs labelled data to measure the metric on: give --eval-data")
-        if limit.name == "latency" and not latency:
-            raise RecipeError(f"--require {limit} cannot be checked where latency is not measured")
-
-
-def check_data(recipe: Recipe, data: AnyData | None, eval_data: AnyData | None, resume: bool) -> None:
-    """Refuse data that nothing would read, and retraining on nothing.
-
-    Raises:
-        RecipeError: See above.
-    """
-    if recipe.retrain is not None:
-        if data is None:
-            raise RecipeError("--retrain needs the data to train on: give --data")
-        return
-    if data is not None:
-        raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
-    if resume:
-        raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
-    if isinstance(eval_data, Mapping):
-        raise RecipeError("--eval-data is the path of an .npz file where nothing is retrained")
-
-
-def check_target(recipe: Recipe, *, metric: bool, verification: bool) -> None:
-    """Refuse, before any work is done, a target that this run cannot look for.
-
-    Raises:
-        RecipeError: See above.
-    """
-    if recipe.target == "max_drop" and not metric:
-        raise RecipeError("--max-drop needs labelled data to measure the metric on: give --eval-data")
-    if recipe.target == "max_drop" and not verification:
-        raise RecipeError("--max-drop measures a metric, which cannot be done without verification")
-    if recipe.target == "target_latency" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("--target-latency is measured in one process, so this run cannot be shared by several")

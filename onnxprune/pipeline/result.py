@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,9 +11,10 @@ import onnx_ir as ir
 from onnxprune.data.metrics import drop
 from onnxprune.packing import PackReport
 from onnxprune.passes.normalise import renamed_copies
+from onnxprune.pipeline.clock import Clock
 from onnxprune.pipeline.record import FileId, Record
 from onnxprune.pipeline.search import Try
-from onnxprune.pipeline.step import Trace
+from onnxprune.pipeline.step import State
 from onnxprune.recipe.recipe import Recipe, flag_name
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verify.verdict import Verdict
@@ -22,25 +22,22 @@ from onnxprune.verify.verdict import Verdict
 
 def measured_figures(result: Result) -> dict[str, float]:
     """What a run measured, by the names of `FIGURES`; a figure that was not measured is left out."""
-    found = {"sparsity": result.sparsity}
+    figures = {"sparsity": result.sparsity}
     verdict = result.verdict
     if verdict is None:
-        return found
+        return figures
     before, after = verdict.before, verdict.after
-    found["output_change"] = verdict.output_change
-    found["size"] = after.file_bytes / before.file_bytes
+    figures["output_change"] = verdict.output_change
+    figures["size"] = after.file_bytes / before.file_bytes
     if before.parameters:
-        found["parameters"] = after.parameters / before.parameters
+        figures["parameters"] = after.parameters / before.parameters
     if before.macs and after.macs is not None:
-        found["macs"] = after.macs / before.macs
+        figures["macs"] = after.macs / before.macs
     if verdict.latency_ratio is not None:
-        found["latency"] = verdict.latency_ratio
+        figures["latency"] = verdict.latency_ratio
     if verdict.metric is not None:
-        found["metric_drop"] = drop(verdict.metric.name, verdict.metric.before, verdict.metric.after)
-    return found
-
-
-Progress = Callable[[str], None]
+        figures["metric_drop"] = drop(verdict.metric.name, verdict.metric.before, verdict.metric.after)
+    return figures
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Result:
     @property
     def figures(self) -> dict[str, Any]:
         """The figures as plain data."""
-        own: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "sparsity": self.sparsity,
             "prunable_parameters": self.prunable,
             "gone_parameters": self.gone,
@@ -106,11 +103,11 @@ class Result:
             "blocks": list(self.blocks),
         }
         if self.retraining:
-            own["retraining"] = list(self.retraining)
+            figures["retraining"] = list(self.retraining)
         if self.target is not None:
-            own["target"] = self.target.as_dict()
+            figures["target"] = self.target.as_dict()
         measured = {} if self.verdict is None else self.verdict.as_dict()
-        return own | measured | ({} if self.delivery is None else self.delivery.as_dict())
+        return figures | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
     def record(self, output: FileId | None = None) -> Record:
         """Return the record of the run."""
@@ -125,44 +122,37 @@ class Result:
         )
 
 
-def result_of(
-    model: ir.Model, recipe: Recipe, prunable: int, trace: Trace, verdict: Verdict | None, clock: Clock
-) -> Result:
-    """Return the result of a run whose steps left this trace."""
+def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: Verdict | None, clock: Clock) -> Result:
+    """Return the result of a run.
+
+    Args:
+        state: The state after the last step.
+        recipe: The recipe of the run.
+        prunable: How many parameters could go.
+        gone: How many of them are zero or gone.
+        verdict: What was measured.
+        clock: How long the stages took.
+    """
+    model, trace = state.model, state.trace
     copies = renamed_copies(model)
     names = {**trace.names, **copies}
     return Result(
         model=model,
         recipe=recipe,
-        sparsity=trace.gone / prunable,
+        sparsity=gone / prunable,
         prunable=prunable,
-        gone=trace.gone,
+        gone=gone,
         kept=trace.kept,
         renamed={copy: source for copy, source in names.items() if copy in trace.kept or copy in copies},
         verdict=verdict,
         dead=trace.dead,
-        notes=tuple(trace.notes(recipe, trace.gone / prunable)),
+        notes=tuple(trace.notes(recipe, gone / prunable)),
         seconds=clock.seconds,
         steps=trace.steps,
         untouched=trace.untouched,
         blocks=trace.blocks,
+        retraining=tuple(asdict(iteration) for iteration in state.history),
     )
-
-
-class Clock:
-    """Runs stages, notes how long each took, tells who listens."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str, stage: Callable[[], Any]) -> Any:
-        if self.progress is not None:
-            self.progress(name)
-        start = time.perf_counter()
-        result = stage()
-        self.seconds[name] = time.perf_counter() - start
-        return result
 
 
 @dataclass(frozen=True)
@@ -185,16 +175,16 @@ class Delivery:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: what was measured before quantising, what packing chose for each tensor."""
-        found: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         if self.quantised_from is not None:
-            found["before_quantising"] = self.quantised_from.as_dict()
+            plain["before_quantising"] = self.quantised_from.as_dict()
         if self.sparse_tensors:
-            found["sparse_initializers"] = self.sparse_tensors
+            plain["sparse_initializers"] = self.sparse_tensors
         if self.packing is not None:
             tensors = [asdict(t) for t in self.packing.tensors]
-            own = {"mode": self.packing.mode, "values": self.packing.values, "ratio": self.packing.ratio}
-            found["packing"] = own | {"tensors": tensors}
-        return found
+            packing = {"mode": self.packing.mode, "values": self.packing.values, "ratio": self.packing.ratio}
+            plain["packing"] = packing | {"tensors": tensors}
+        return plain
 
 
 _OFF = 0.1  # a latency further than this from its target, relative to it, is told as missed

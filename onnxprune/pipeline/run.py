@@ -1,40 +1,45 @@
-"""A Recipe becomes a list of passes and is run. The only place that knows the order.
+"""A run: the only place that knows the order of its stages.
 
-load -> [normalise -> analyse -> score -> select -> remove or mask -> removed == masked? -> recover] -> verify
-     -> deliver (quantise, pack, limits) -> save
+    preflight -> load -> loop [choose -> apply -> removed == masked? -> recover -> train] -> verify -> deliver -> save
 
-What is in brackets is one step (steps.py); there are as many as the recipe's iterations. With retraining a training
-follows each (retraining.py).
+The loop (loop.py) does what is in brackets once for each sparsity of the schedule; a recipe with a target looks for
+the sparsity by runs of its own (target.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.data.calibration import AnyArrays, read_calibration
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import RecipeError
 from onnxprune.model_io.atomic import together
-from onnxprune.pipeline import checkpoint as retraining_state
-from onnxprune.pipeline import deliver as delivery
-from onnxprune.pipeline import target as targets
-from onnxprune.pipeline.given import AnyData, AnyModel, Given
-from onnxprune.pipeline.preflight import check_data, check_method, check_target, ensure_measured, recovery_methods
+from onnxprune.pipeline.clock import Clock, Progress
+from onnxprune.pipeline.deliver import deliver, measurable, write
+from onnxprune.pipeline.given import AnyData, AnyModel, RunInputs
+from onnxprune.pipeline.loop import run_loop
+from onnxprune.pipeline.preflight import looks_at_data, preflight, recovery_methods
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import FileId
-from onnxprune.pipeline.result import Clock, Progress, Result, result_of
+from onnxprune.pipeline.result import Result, result_of
+from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten_unless_started, holds_run
 from onnxprune.pipeline.step import State, Steps
+from onnxprune.pipeline.target import reach
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
-from onnxprune.verify.verdict import Verdict, verify
+from onnxprune.structure.structure import Structure
+from onnxprune.verify.verdict import verify
 
-__all__ = ["AnyData", "AnyModel", "Clock", "Progress", "Result", "prepare", "prune", "save"]
+if TYPE_CHECKING:
+    from onnxprune.pipeline.trainer import Trainer
+
+__all__ = ["prune", "save"]
 
 
 def prune(
@@ -83,116 +88,21 @@ def prune(
         VerificationError: The result is not what was promised.
     """
     recipe = recipe or make_recipe(**settings)
-    check_method(recipe, calibration, retrains=recipe.retrain is not None)
-    has_metric = eval_data is not None or recipe.retrain is not None
-    ensure_measured(recipe.require, verification=verification, latency=latency, metric=has_metric)
-    check_data(recipe, data, eval_data, resume)
-    check_target(recipe, metric=has_metric, verification=verification)
+    folder = None if checkpoint is None else Path(checkpoint)
+    inputs = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency)
+    preflight(recipe, inputs)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
-    samples = None
     if calibration is not None:
-        limit, seed = recipe.calibration_samples, recipe.seed
-        samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed))
-    folder = None if checkpoint is None else Path(checkpoint)
-    given = Given(data, eval_data, metric, calibration, samples, folder, resume, verification, latency)
+        read = partial(read_calibration, calibration, original, recipe.calibration_samples, recipe.seed)
+        inputs = replace(inputs, samples=clock("read calibration", read))
     if recipe.target is None:
-        return _run(original, recipe, given, clock)
-    at = _begin_search(recipe, given)
-    try:
-        run = partial(_try, original, given, clock)
-        return targets.reach(original, recipe, run, eval_data, metric, progress, at=at)
-    except OnnxPruneError:
-        if folder is not None:
-            retraining_state.forget_unless_started(folder)
-        raise
-
-
-def _begin_search(recipe: Recipe, given: Given) -> float | None:
-    """Prepare the checkpoint's folder for a search that trains; the sparsity to go on with, where it holds one.
-
-    Raises:
-        RecipeError: It holds another search.
-    """
-    folder = given.checkpoint
-    if folder is None or recipe.retrain is None:
-        return None
-    if recipe.target == "max_drop":
-        retraining_state.begin(folder, {"recipe": recipe.model_dump(mode="json")}, resume=given.resume)
-        return None
-    return retraining_state.held_sparsity(folder) if given.resume else None
-
-
-def _try(original: ir.Model, given: Given, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
-    """One run of a search: without verification, unless it is whole."""
-    if whole:
-        if given.checkpoint is not None and recipe.target == "max_drop":
-            folder = retraining_state.folder_of_try(given.checkpoint, recipe.sparsity)
-            held = (folder / retraining_state.RUN).exists()
-            given = replace(given, checkpoint=folder, resume=given.resume and held)
-        return _run(original, recipe, given, clock)
-    data, metric = delivery.measurable(given.eval_data, given.metric)
-    given = replace(given, eval_data=data, metric=metric, verification=False, latency=False)
-    return _run(original, recipe, given, Clock(None))
-
-
-def _run(original: ir.Model, recipe: Recipe, given: Given, clock: Clock) -> Result:
-    """Prune, with training or without, and bring the model into the form that is delivered."""
-    latency = given.latency
-    if recipe.retrain is None:
-        assert not isinstance(given.eval_data, Mapping)
-        eval_data, metric = given.eval_data, given.metric
-        check = partial(verify, original, seed=recipe.seed, latency=latency, eval_data=eval_data, metric=metric)
-        checks = {"verification": given.verification, "eval_data": eval_data}
-        result = _prune_once(original, recipe, given, clock, check if given.verification else None, checks)
-    else:
-        from onnxprune.pipeline.given import Wishes
-        from onnxprune.pipeline.loop import prune_and_retrain
-
-        assert given.data is not None
-        wishes = Wishes(
-            given.data, given.eval_data, given.metric, given.samples, given.checkpoint, given.resume,
-            given.verification, latency,
-        )  # fmt: skip
-        result = prune_and_retrain(original, recipe, wishes, clock)
-        eval_data, metric = delivery.measurable(given.eval_data, given.metric)
-    result = replace(result, source=_file_id(original))
-    finish = partial(delivery.deliver, original, result, latency=latency, eval_data=eval_data, metric=metric)
-    finish = partial(finish, calibration=given.calibration)
-    delivered: Result = clock("deliver", finish)
-    return delivered
-
-
-def _prune_once(
-    original: ir.Model,
-    recipe: Recipe,
-    given: Given,
-    clock: Clock,
-    check: Callable[..., Verdict] | None,
-    checks: Mapping[str, Any],
-) -> Result:
-    """Prune without training, in as many steps as the recipe says.
-
-    Args:
-        check: Measures the result; None where nothing is verified.
-        checks: How each step is checked: fields of `Steps`.
-    """
-    structure = clock("analyse", lambda: prepare(original.clone()))
-    methods = recovery_methods(recipe, given=given.samples is not None)
-    own: dict[str, Any] = {"methods": methods, "calibration": given.samples, "progress": clock.progress}
-    steps = Steps.of(structure, recipe, memory=given.memory, **own, **checks)
-    state = State(original)
-    wanted = sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
-    for number, sparsity in enumerate(wanted, 1):
-        name = "prune" if len(wanted) == 1 else f"prune {number}/{len(wanted)}"
-        step = partial(steps.prune, state, sparsity, number, structure if number == 1 else None)
-        state = clock(name, step)
-    if recipe.remove_dead:
-        state, _ = clock("remove dead units", partial(steps.clean, state))
-    verdict = None
-    if check is not None:
-        verdict = clock("verify", lambda: check(state.model, removed_vs_masked=state.trace.difference))
-    return result_of(state.model, recipe, steps.prunable, state.trace, verdict, clock)
+        return _run(original, recipe, inputs, clock)
+    trained_in = None if recipe.retrain is None else folder
+    sparsity = None if trained_in is None else begin_search(trained_in, recipe, resume=resume)
+    with forgotten_unless_started(trained_in):
+        run = partial(_try, original, inputs, clock)
+        return reach(original, recipe, run, eval_data, metric, progress, at=sparsity)
 
 
 def save(result: Result, path: str | Path, *, force: bool = False, record: str | Path | None = None) -> FileId:
@@ -202,10 +112,113 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
         ModelError: The output is the input, exists (without ``force``), or one of both cannot be written.
     """
     with together():
-        output = FileId(file=str(path), sha256=delivery.write(result, path, force=force))
+        output = FileId(file=str(path), sha256=write(result, path, force=force))
         if record is not None:
             result.record(output).save(record)
     return output
+
+
+def _try(original: ir.Model, inputs: RunInputs, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
+    """One run of a search: without verification, unless it is whole."""
+    if not whole:
+        data, metric = measurable(inputs.eval_data, inputs.metric)
+        inputs = replace(inputs, eval_data=data, metric=metric, verification=False, latency=False)
+        return _run(original, recipe, inputs, Clock())
+    if inputs.checkpoint is not None and recipe.target == "max_drop":
+        folder = folder_of_try(inputs.checkpoint, recipe.sparsity)
+        inputs = replace(inputs, checkpoint=folder, resume=inputs.resume and holds_run(folder))
+    return _run(original, recipe, inputs, clock)
+
+
+def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
+    """Prune, with training or without, and bring the model into the form that is delivered."""
+    if recipe.retrain is None:
+        result = _pruned(original, recipe, inputs, clock)
+        assert not isinstance(inputs.eval_data, Mapping)  # refused by preflight
+        eval_data, metric = inputs.eval_data, inputs.metric
+    else:
+        result = _pruned_and_trained(original, recipe, inputs, clock)
+        eval_data, metric = measurable(inputs.eval_data, inputs.metric)
+    return clock(
+        "deliver",
+        lambda: deliver(
+            original,
+            replace(result, source=_file_id(original)),
+            latency=inputs.latency,
+            eval_data=eval_data,
+            metric=metric,
+            calibration=inputs.calibration,
+        ),
+    )
+
+
+def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
+    """Prune without training."""
+    structure = clock("analyse", lambda: prepare(original.clone()))
+    steps = _steps(structure, recipe, inputs, clock.progress)
+    start = State(original, structure=structure)
+    state = run_loop(start, steps, _schedule(recipe), remove_dead=recipe.remove_dead, clock=clock)
+    verdict = None
+    if inputs.verification:
+        check = partial(verify, original, state.model, removed_vs_masked=state.trace.difference, seed=recipe.seed)
+        check = partial(check, latency=inputs.latency, eval_data=inputs.eval_data, metric=inputs.metric)
+        verdict = clock("verify", check)
+    return result_of(state, recipe, steps.prunable, state.trace.gone, verdict, clock)
+
+
+def _pruned_and_trained(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
+    """Prune and train in turns.
+
+    Raises:
+        RecipeError: The loss is no longer a number; the best model so far is in the checkpoint's folder.
+    """
+    from onnxprune.pipeline.trainer import keep_best, notes_of_training, open_trainer, verify_trained
+
+    trainer = open_trainer(original, recipe, inputs, clock)
+    with forgotten_unless_started(inputs.checkpoint):
+        structure = clock("analyse", lambda: prepare(original.clone()))
+        steps = _steps(structure, recipe, inputs, clock.progress, trainer)
+        schedule, start = _schedule(recipe), State(trainer.original)
+        state = run_loop(start, steps, schedule, trainer, remove_dead=recipe.remove_dead, clock=clock)
+    if state.diverged:
+        raise RecipeError(state.diverged + keep_best(state, trainer.store))
+    state.model.graph.meta.update(original.graph.meta)
+    verdict = None
+    if inputs.verification:
+        verdict = clock("verify", lambda: verify_trained(original, state, trainer, latency=inputs.latency))
+    zeros = sum(int((~mask).sum()) for mask in state.masks.values())
+    gone = steps.prunable - (steps.left(prepare(state.model.clone())) - zeros)
+    result = result_of(state, recipe, steps.prunable, gone, verdict, clock)
+    return replace(result, notes=(*result.notes, *notes_of_training(state, trainer.sets)))
+
+
+def _steps(
+    structure: Structure, recipe: Recipe, inputs: RunInputs, progress: Progress | None, trainer: Trainer | None = None
+) -> Steps:
+    """What prunes; with training, samples of its data stand in for calibration data.
+
+    Raises:
+        NothingToPrune: No weight may be pruned.
+    """
+    methods = recovery_methods(recipe, calibrated=inputs.samples is not None)
+    samples = inputs.samples
+    if trainer is not None and samples is None and (methods or looks_at_data(recipe)):
+        samples = trainer.samples(recipe)
+    return Steps.of(
+        structure,
+        recipe,
+        methods=methods,
+        calibration=samples,
+        verification=inputs.verification,
+        eval_data=inputs.eval_data if trainer is None else None,
+        progress=progress,
+        memory=inputs.memory,
+    )
+
+
+def _schedule(recipe: Recipe) -> list[float]:
+    """The sparsity after each step."""
+    return sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
 
 
 def _file_id(model: ir.Model) -> FileId:

@@ -18,7 +18,7 @@ from onnxprune.data.calibration import AnyArrays, Calibration, read_calibration
 from onnxprune.data.npz import LabelledData
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
-from onnxprune.pipeline.preflight import check_method
+from onnxprune.pipeline.preflight import check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.scoring import find_criterion, prunable_weights
@@ -113,7 +113,7 @@ def sensitivity(
     chosen = _levels(recipe, levels)
     if calibration is None and eval_data is None:
         raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
-    check_method(recipe, calibration, retrains=False)
+    check_scores(recipe, calibration, trains=False)
     original = model_io.load_any(model)
     limit, seed = recipe.calibration_samples, recipe.seed
     samples = Calibration({}) if calibration is None else read_calibration(calibration, original, limit, seed)
@@ -122,8 +122,8 @@ def sensitivity(
         measure: Measure = OutputError(structure.model, samples.inputs)
         measured, dense = OUTPUT_ERROR, 0.0
     else:
-        own = _Metric(structure.model, eval_data, metric)
-        measure, measured, dense = own, own.name, own.dense
+        by_metric = _Metric(structure.model, eval_data, metric)
+        measure, measured, dense = by_metric, by_metric.name, by_metric.dense
     table, skipped = _scanned(structure, recipe, samples, measure, chosen, progress)
     return Scan(measured, dense, recipe.structure, table, skipped)
 

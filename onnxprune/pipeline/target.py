@@ -172,8 +172,8 @@ def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, m
     session = runtime.make_session(original, optimize="all", threads=1)
 
     def latency(result: Result) -> float:
-        own = runtime.make_session(result.model, optimize="all", threads=1, error=VerificationError)
-        return runtime.alternate(session, own, feeds).least_ratio
+        pruned = runtime.make_session(result.model, optimize="all", threads=1, error=VerificationError)
+        return runtime.alternate(session, pruned, feeds).least_ratio
 
     return latency
 
@@ -208,10 +208,10 @@ def _drop(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metr
 
 
 def _drop_of_verdict(result: Result) -> float:
-    found = measured_figures(result)
-    if "metric_drop" not in found:
+    figures = measured_figures(result)
+    if "metric_drop" not in figures:
         raise DataError("--max-drop: no metric was measured, since nothing is held out of --data: give --eval-data")
-    return found["metric_drop"]
+    return figures["metric_drop"]
 
 
 _FIGURES: dict[str, Callable[[ir.Model, Recipe, Path | str | None, str | None], Figure]] = {

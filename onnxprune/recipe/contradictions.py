@@ -91,3 +91,41 @@ def _check_pattern(recipe: Recipe, pattern: NM) -> None:
         raise ValueError(f"--iterations: {text} zeroes its share in one step")
     if not units and recipe.allocation not in _RANKED:
         raise ValueError(f"--allocation: {text} takes the same share of every layer: leave it out")
+
+
+def check_training(recipe: Recipe) -> None:
+    """Refuse settings of training that contradict each other or the structure of a recipe.
+
+    Raises:
+        ValueError: The sentence names the flag.
+    """
+    if recipe.parts.removes and recipe.alternate:
+        raise ValueError("--alternate prunes single weights of one kind of layer at a time: --structure weights")
+    if recipe.parts.removes and recipe.survivors == "rewind":
+        raise ValueError("--survivors rewind goes back to weights of the original's shapes: --structure weights")
+    if (recipe.survivors == "rewind") != (recipe.rewind_to is not None):
+        raise ValueError("--survivors rewind and --rewind-to, the file with the weights, go together")
+    if recipe.shrink != "no" and recipe.parts.mixed:
+        raise ValueError("--shrink needs to know what goes in one step: not with a mix of structures")
+    if recipe.prune_every is not None:
+        _check_pruning_while_training(recipe)
+    if recipe.recover not in (("auto",), ("no",)):
+        _check_recovered(recipe)
+
+
+def _check_pruning_while_training(recipe: Recipe) -> None:
+    if recipe.parts.units or isinstance(recipe.parts.zeros, NM) or recipe.quality is not None:
+        raise ValueError("--prune-every zeroes weights or blocks by share, neither units, N:M nor by --quality")
+    if recipe.iterations > 1 or recipe.alternate or recipe.shrink != "no":
+        raise ValueError("--prune-every prunes within one training: not with --iterations, --alternate or --shrink")
+    if recipe.survivors in ("rewind", "reinit"):
+        raise ValueError(f"--prune-every prunes while training, and --survivors {recipe.survivors} would undo that")
+
+
+def _check_recovered(recipe: Recipe) -> None:
+    if recipe.prune_every is not None:
+        raise ValueError("--recover: with --prune-every the training itself is under way at each pruning: leave it out")
+    if recipe.alternate:
+        raise ValueError("--recover: --alternate goes on with the weights as the training left them: leave it out")
+    if recipe.survivors in ("rewind", "reinit"):
+        raise ValueError(f"--recover: --survivors {recipe.survivors} puts other weights in the place of recovered ones")

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from onnxprune.errors import RecipeError
 from onnxprune.recipe import requirements
-from onnxprune.recipe.contradictions import check_amount, check_structure
+from onnxprune.recipe.contradictions import check_amount, check_structure, check_training
 from onnxprune.recipe.fields import TARGETS, Ratio, target_of
 from onnxprune.recipe.granularity import DEFAULT_UNIT_SHARE, NM, Parts, parse_structure
-from onnxprune.recipe.training import DataSettings, IterateSettings, Survivors, TrainSettings
+from onnxprune.recipe.training import DataSettings, Survivors, TrainSettings
 from onnxprune.structure.groups import KINDS
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
@@ -37,10 +37,6 @@ FLAGS = {
 def flag_name(section: str, field: str) -> str:
     """The flag of a field of the recipe (section "") or of the settings that it embeds."""
     return FLAGS.get((section, field), field.replace("_", "-"))
-
-
-def _of_turns(field: str) -> str:
-    return IterateSettings.model_fields[field].description or ""
 
 
 class Recipe(BaseModel):
@@ -107,18 +103,46 @@ class Recipe(BaseModel):
     remove_dead: bool = Field(False, description="afterwards remove units that the outputs do not depend on, exactly")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything that is drawn at random")
     retrain: TrainSettings | None = Field(None, description="train the pruned model on --data")
-    retrain_last: TrainSettings | None = Field(None, description=_of_turns("last"))
-    iterations: int = Field(1, ge=1, description=_of_turns("iterations"))
-    schedule: str = Field("exponential", description=_of_turns("schedule"))
-    initial_sparsity: float = Field(0.0, ge=0, lt=1, description=_of_turns("initial_sparsity"))
-    survivors: Survivors = Field("lr-rewind", description=_of_turns("weights"))
-    rewind_to: Path | None = Field(None, description=_of_turns("rewind_to"))
-    alternate: bool = Field(False, description=_of_turns("alternate"))
-    prune_every: int | None = Field(None, ge=1, description=_of_turns("prune_every"))
-    ramp: float = Field(0.75, gt=0, le=1, description=_of_turns("ramp"))
-    shrink: Literal["no", "growing-l2", "group-lasso"] = Field("no", description=_of_turns("shrink"))
-    shrink_strength: float = Field(10.0, gt=0, description=_of_turns("shrink_strength"))
-    shrink_epochs: int = Field(3, ge=1, description=_of_turns("shrink_epochs"))
+    retrain_last: TrainSettings | None = Field(
+        None, description="The retraining after the last pruning, if it is to differ."
+    )
+    iterations: int = Field(
+        1, ge=1, description="In how many steps to prune, each with statistics made anew (and retraining, recovery)."
+    )
+    schedule: str = Field(
+        "exponential", description="Sparsity after each step: one-shot, linear, exponential, cubic, or module:function."
+    )
+    initial_sparsity: float = Field(0.0, ge=0, lt=1, description="Sparsity that the schedule starts from.")
+    survivors: Survivors = Field(
+        "lr-rewind",
+        description="What the surviving weights retrain from. continue: where they are, one learning-rate schedule "
+        "over all iterations. lr-rewind: where they are, the schedule starting anew each time (Renda et al. 2020). "
+        "rewind: their values in a checkpoint (Frankle et al. 2019). reinit: new random values.",
+    )
+    rewind_to: Path | None = Field(None, description="ONNX file with the weights that `rewind` goes back to.")
+    alternate: bool = Field(
+        False,
+        description="Each iteration in two halves: prune and retrain the fully connected layers with the convolutions "
+        "fixed, then the reverse (Han et al. 2015, section 3.3).",
+    )
+    prune_every: int | None = Field(
+        None,
+        ge=1,
+        description="Prune while training instead of before it: every so many steps the sparsity rises along the "
+        "schedule, and what goes is chosen from the weights as they are (Zhu and Gupta 2017, whose schedule is cubic).",
+    )
+    ramp: float = Field(
+        0.75, gt=0, le=1, description="Share of the training over which the sparsity rises, where prune_every is given."
+    )
+    shrink: Literal["no", "growing-l2", "group-lasso"] = Field(
+        "no",
+        description="Before each pruning, train with a penalty on what is about to go: growing-l2 (Wang et al. 2021) "
+        "or group-lasso (Wen et al. 2016), which sends whole units to zero.",
+    )
+    shrink_strength: float = Field(
+        10.0, gt=0, description="Strength of that penalty; it acts in proportion to the learning rate."
+    )
+    shrink_epochs: int = Field(3, ge=1, description="Length of that training.")
     reading: DataSettings = Field(default_factory=DataSettings, description="how --data and --eval-data are read")
     quantize: Literal["no", "int8", "int8-dynamic", "fp16"] = Field(
         "no", description="after pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)"
@@ -197,6 +221,7 @@ class Recipe(BaseModel):
         for field in RETRAIN_ONLY if self.retrain is None else ():
             if getattr(self, field) != Recipe.model_fields[field].get_default(call_default_factory=True):
                 raise ValueError(f"--{flag_name('', field)}: only with --retrain")
+        check_training(self)
         return self
 
     @field_validator("kinds")

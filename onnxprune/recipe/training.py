@@ -1,13 +1,12 @@
 """What a user can set about retraining: plain validated data, which the Recipe embeds and the flags are made from.
 
-`DataSettings` says how a data file is read, `TrainSettings` how one training run goes, `IterateSettings` how pruning
-and training take turns. Every field's description is its help text. Nothing here imports torch: the Recipe needs these
-classes where it is not installed.
+`DataSettings` says how a data file is read, `TrainSettings` how one training run goes. How pruning and training take
+turns stands in the recipe itself. Every field's description is its help text. Nothing here imports torch: the Recipe
+needs these classes where it is not installed.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -177,83 +176,8 @@ class TrainSettings(_Settings):
             raise ValueError("give epochs or steps, not both")
         return self
 
-
-class IterateSettings(_Settings):
-    """How pruning and retraining take turns (Han et al. 2015, section 3.4)."""
-
-    sparsity: Share = Field(
-        description="Share of the prunable parameters that is gone after the last iteration.",
-    )
-    initial_sparsity: Share = Field(
-        default=0.0,
-        description="Sparsity that the schedule starts from.",
-    )
-    iterations: int = Field(
-        default=1,
-        ge=1,
-        description="In how many steps to prune, each with statistics made anew (and retraining, recovery).",
-    )
-    schedule: str = Field(
-        default="exponential",
-        description="Sparsity after each step: one-shot, linear, exponential, cubic, or module:function.",
-    )
-    weights: Survivors = Field(
-        default="lr-rewind",
-        description="What the surviving weights retrain from. continue: where they are, one learning-rate schedule "
-        "over all iterations. lr-rewind: where they are, the schedule starting anew each time (Renda et al. 2020). "
-        "rewind: their values in a checkpoint (Frankle et al. 2019). reinit: new random values.",
-    )
-    rewind_to: Path | None = Field(
-        default=None,
-        description="ONNX file with the weights that `rewind` goes back to.",
-    )
-    prune_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="Prune while training instead of before it: every so many steps the sparsity rises along the "
-        "schedule, and what goes is chosen from the weights as they are (Zhu and Gupta 2017, whose schedule is cubic).",
-    )
-    ramp: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.75,
-        description="Share of the training over which the sparsity rises, where prune_every is given.",
-    )
-    shrink: Literal["no", "growing-l2", "group-lasso"] = Field(
-        default="no",
-        description="Before each pruning, train with a penalty on what is about to go: growing-l2 (Wang et al. 2021) "
-        "or group-lasso (Wen et al. 2016), which sends whole units to zero.",
-    )
-    shrink_strength: Annotated[float, Field(gt=0)] = Field(
-        default=10.0,
-        description="Strength of that penalty; it acts in proportion to the learning rate.",
-    )
-    shrink_epochs: int = Field(
-        default=3,
-        ge=1,
-        description="Length of that training.",
-    )
-    alternate: bool = Field(
-        default=False,
-        description="Each iteration in two halves: prune and retrain the fully connected layers with the convolutions "
-        "fixed, then the reverse (Han et al. 2015, section 3.3).",
-    )
-    train: TrainSettings = Field(
-        default_factory=TrainSettings,
-        description="The retraining of each iteration.",
-    )
-    last: TrainSettings | None = Field(
-        default=None,
-        description="The retraining after the last pruning, if it is to differ.",
-    )
-
     @model_validator(mode="after")
-    def _rewind_has_target(self) -> IterateSettings:
-        if self.rewind_to is not None and self.weights != "rewind":
-            raise ValueError("rewind_to is given, but weights is not 'rewind'")
-        if self.prune_every is not None:
-            if self.iterations > 1 or self.alternate or self.shrink != "no":
-                raise ValueError("prune_every prunes within one training: not with iterations, alternate or shrink")
-            if self.weights in ("rewind", "reinit"):
-                raise ValueError(f"prune_every prunes while training, and weights {self.weights!r} would undo that")
-        if self.sparsity < self.initial_sparsity:
-            raise ValueError(f"sparsity {self.sparsity:g} is below initial_sparsity {self.initial_sparsity:g}")
+    def _one_share_of_distillation(self) -> TrainSettings:
+        if self.loss == "distillation" and 0 < self.distill < 1:
+            raise ValueError(f"loss distillation is nothing else, and distill {self.distill:g} asks for a share of it")
         return self

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.weights import prunable_weights
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ weights go is the business of the `prune` function, so that any criterion and pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
@@ -15,10 +16,29 @@ from onnxprune.errors import RecipeError
 from onnxprune.recipe.schedules import sparsities
 from onnxprune.training.masks import Mask, Masks
 
-Prune = Callable[[ir.Model, float, int], tuple[ir.Model, Masks]]
-"""(model, sparsity to reach, pruning from 1) -> (pruned model, masks). Pruned weights are zero or gone."""
-
 Shapes = dict[str, tuple[int, ...]]
+
+
+class Pruner(Protocol):
+    """What prunes a model in the middle of its training. It may keep a journal of what it did."""
+
+    def prune(self, model: ir.Model, sparsity: float, number: int) -> tuple[ir.Model, Masks]:
+        """Zero weights of a model.
+
+        Args:
+            model: The model with its weights as they are.
+            sparsity: The sparsity to reach.
+            number: The number of the pruning, from 1.
+
+        Returns:
+            The model with the pruned weights zero, and the masks.
+        """
+
+    def journal(self) -> Mapping[str, Any]:
+        """Return what was done so far, as plain data for JSON."""
+
+    def restore(self, journal: Mapping[str, Any]) -> None:
+        """Go on where `journal` stood."""
 
 
 def shapes(model: ir.Model) -> Shapes:
@@ -34,22 +54,25 @@ class Gradual:
     """The prunings of one training, and how far they are.
 
     Attributes:
-        masks: Of the last pruning; empty before the first.
-        notes: The metadata that the pruned model came with: whoever prunes may keep book there.
+        masks: The masks of the last pruning; empty before the first.
         done: How many prunings there were.
     """
 
-    def __init__(self, prune: Prune, schedule: str, initial: float, final: float, every: int, ramp: float) -> None:
-        self._prune, self._schedule, self._range, self._every, self._ramp = (
-            prune,
-            schedule,
-            (initial, final),
-            every,
-            ramp,
-        )
+    def __init__(self, pruner: Pruner, schedule: str, initial: float, final: float, every: int, ramp: float) -> None:
+        """Prepare the prunings.
+
+        Args:
+            pruner: What prunes.
+            schedule: The schedule of the sparsity.
+            initial: The sparsity before the first pruning.
+            final: The sparsity after the last.
+            every: Steps from one pruning to the next.
+            ramp: The share of the training after which the last pruning is due.
+        """
+        self._pruner, self._schedule = pruner, schedule
+        self._initial, self._final, self._every, self._ramp = initial, final, every, ramp
         self._wanted: list[float] = []
         self.masks: dict[str, Mask] = {}
-        self.notes: dict[str, str] = {}
         self.done = 0
 
     def plan(self, steps: int) -> None:
@@ -64,8 +87,7 @@ class Gradual:
                 f"Pruning every {self._every} steps over {self._ramp:.0%} of a training of {steps} steps prunes "
                 "nothing: prune more often, or train longer."
             )
-        initial, final = self._range
-        self._wanted = sparsities(self._schedule, count, final, initial)
+        self._wanted = sparsities(self._schedule, count, self._final, self._initial)
 
     def due(self, step: int) -> bool:
         """Whether to prune before step `step`, counted from 0."""
@@ -77,13 +99,18 @@ class Gradual:
         Raises:
             RecipeError: The pruning removes units instead of zeroing weights.
         """
-        model.metadata_props.update(self.notes)
-        pruned, masks = self._prune(model, self._wanted[self.done], self.done + 1)
+        pruned, masks = self._pruner.prune(model, self._wanted[self.done], self.done + 1)
         if shapes(pruned) != shapes(model):
             raise RecipeError("Pruning while training zeroes weights; it does not go with the removal of units.")
-        self.masks, self.notes, self.done = dict(masks), dict(pruned.metadata_props), self.done + 1
+        self.masks, self.done = dict(masks), self.done + 1
         return self.masks
 
-    def restore(self, masks: Masks, notes: Mapping[str, str], done: int) -> None:
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the masks, as plain data for JSON."""
+        return {"done": self.done, "journal": self._pruner.journal() if self.done else {}}
+
+    def restore(self, masks: Masks, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint left off."""
-        self.masks, self.notes, self.done = dict(masks), dict(notes), done
+        self.masks, self.done = dict(masks), state["done"]
+        if self.done:
+            self._pruner.restore(state["journal"])

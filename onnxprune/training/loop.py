@@ -25,7 +25,7 @@ from onnxprune.recipe.training import TrainSettings
 from onnxprune.training import checkpoint as files
 from onnxprune.training.evaluate import as_tuple, evaluate
 from onnxprune.training.feed import Feed, Shard
-from onnxprune.training.masks import BoundMasks, Masks, sparsity
+from onnxprune.training.masks import BoundMasks, Masks, sparsity_of
 from onnxprune.training.optim import MovingAverage, Regulariser, learning_rate, make_optimizer
 from onnxprune.training.progress import Event, Progress, Ticker
 from onnxprune.training.shrink import BoundShrink
@@ -129,7 +129,7 @@ class Run:
         """Hold these masks from now on."""
         self.masks = BoundMasks(self.bare, names_of(self.bare), masks)
         self.masks.zero()
-        self.sparsity = sparsity(masks)
+        self.sparsity = sparsity_of(masks)
 
     # --- one epoch
 
@@ -306,7 +306,7 @@ class Run:
             tensors |= {f"mask.{name}": torch.from_numpy(np.ascontiguousarray(m)) for name, m in gradual.masks.items()}
         state = {
             "tag": tag,
-            "gradual": None if gradual is None else {"notes": gradual.notes, "done": gradual.done},
+            "gradual": None if gradual is None else gradual.state(),
             "epoch": self.epoch,
             "step": self.step,
             "start": self.start,
@@ -335,7 +335,7 @@ class Run:
                 average.copy_(parts["average"][str(i)])
         if self.task.gradual is not None and saved.state["gradual"]["done"]:
             masks = {name: t.numpy() for name, t in parts.get("mask", {}).items()}
-            self.task.gradual.restore(masks, **saved.state["gradual"])
+            self.task.gradual.restore(masks, saved.state["gradual"])
             self._mask(masks)
         for key in ("epoch", "step", "start", "best", "best_epoch", "stopped", "diverged"):
             setattr(self, key, saved.state[key])

@@ -45,25 +45,23 @@ def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, 
         DataError: It needs targets of another type than there are.
         RecipeError: It is unknown.
     """
-    if ":" in settings.loss:
-        function = load_function(settings.loss, "loss")
-        return Loss(lambda out, tgt, orig: function(tuple(out), tuple(tgt)), needs_original=False)
     distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature)
     if settings.loss == "distillation" or (settings.loss == "auto" and not targets):
         return Loss(distil, needs_original=True)
-    if settings.loss not in ("auto", "cross-entropy", "mse"):
-        raise RecipeError(f"Unknown loss '{settings.loss}'; choose auto, cross-entropy, mse, distillation, or "
-                          "module:function.")  # fmt: skip
-    if not targets:
-        raise DataError(f"The loss '{settings.loss}' needs targets, and the data have none; 'distillation' needs none.")
-    labelled = _labelled(settings.loss, heads, targets, outputs)
+    alone = _users(settings.loss) if ":" in settings.loss else _labelled(settings.loss, heads, targets, outputs)
     share = settings.distill
     if share == 0:
-        return Loss(labelled, needs_original=False)
+        return Loss(alone, needs_original=False)
     return Loss(
-        lambda out, tgt, orig: (1 - share) * labelled(out, tgt, orig) + share * distil(out, tgt, orig),
+        lambda out, tgt, orig: (1 - share) * alone(out, tgt, orig) + share * distil(out, tgt, orig),
         needs_original=True,
     )
+
+
+def _users(name: str) -> LossFunction:
+    """The user's own loss, a function of outputs and targets."""
+    function = load_function(name, "loss")
+    return lambda out, tgt, original: function(tuple(out), tuple(tgt))
 
 
 def _class_outputs(
@@ -78,6 +76,11 @@ def _class_outputs(
 
 
 def _labelled(name: str, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> LossFunction:
+    """Cross-entropy or mean squared error, as the targets ask for."""
+    if name not in ("auto", "cross-entropy", "mse"):
+        raise RecipeError(f"Unknown loss '{name}'; choose auto, cross-entropy, mse, distillation, or module:function.")
+    if not targets:
+        raise DataError(f"The loss '{name}' needs targets, and the data have none; 'distillation' needs none.")
     for target in targets:
         if name == "cross-entropy" and target.is_floating_point():
             raise DataError("Cross-entropy needs class numbers, but the targets are real values.")

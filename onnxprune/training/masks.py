@@ -96,7 +96,7 @@ def masks_of_zeros(model: ir.Model, names: Mapping[str, object] | None = None) -
     return masks
 
 
-def sparsity(masks: Masks) -> float:
+def sparsity_of(masks: Masks) -> float:
     """Share of the masked weights that is pruned; 0 without masks."""
     total = sum(mask.size for mask in masks.values())
     return 1 - sum(int(mask.sum()) for mask in masks.values()) / total if total else 0.0

@@ -246,7 +246,12 @@ def known_metric(found: Mapping[str, float], name: str | None) -> str:
     return name
 
 
-def _same_interface(original: ir.Model, model: ir.Model) -> None:
+def ensure_same_interface(original: ir.Model, model: ir.Model) -> None:
+    """Check that a trained model has the inputs and outputs of the original.
+
+    Raises:
+        VerificationError: Names, types or shapes differ.
+    """
     for what, a, b in (
         ("inputs", original.graph.inputs, model.graph.inputs),
         ("outputs", original.graph.outputs, model.graph.outputs),

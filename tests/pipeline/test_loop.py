@@ -132,7 +132,7 @@ def test_units_shrink_before_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"structure": "channels", "prune_every": 3}, "--prune-every"),
         ({"structure": "2:4", "sparsity": 0.5, "prune_every": 3}, "--prune-every"),
         ({"structure": "channels+weights", "shrink": "growing-l2"}, "--shrink"),
-        ({"iterations": 2, "prune_every": 3}, "prune_every"),
+        ({"iterations": 2, "prune_every": 3}, "--prune-every"),
         ({"prune_every": 3000}, "prunes nothing"),
     ],
 )

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from onnxprune.errors import NothingToPrune, RecipeError
-from onnxprune.pipeline import check as checking
-from onnxprune.pipeline import run as pipeline
+from onnxprune.pipeline.check import check
+from onnxprune.pipeline.run import prune, save
 
 THREE = """<ir_version: 8, opset_import: ["": 13]>
 g (float[N, 6] x) => (float[N, 3] y) {
@@ -37,7 +37,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("remove_dead", [False, True])
 def test_blocks_go_and_the_record_proves_it(model: Path, iterations: int, remove_dead: bool, tmp_path: Path) -> None:
-    result = pipeline.prune(
+    result = prune(
         model, structure="blocks", sparsity=0.31, iterations=iterations, remove_dead=remove_dead, latency=False
     )
     assert result.blocks == (("u", "t") if iterations == 2 else ("t", "u"))
@@ -45,21 +45,21 @@ def test_blocks_go_and_the_record_proves_it(model: Path, iterations: int, remove
     assert sorted(result.model.graph.initializers) == ["w1", "w2", "w5"]
     assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-6
     out, record = tmp_path / "out.onnx", tmp_path / "record.json"
-    pipeline.save(result, out, record=record)
-    found = checking.check(model, out, record)
+    save(result, out, record=record)
+    found = check(model, out, record)
     assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-6
     assert found.identical == 3
 
 
 def test_less_than_asked_for_is_said(model: Path) -> None:
-    result = pipeline.prune(model, structure="blocks", sparsity=0.2, latency=False)
+    result = prune(model, structure="blocks", sparsity=0.2, latency=False)
     assert result.blocks == ("u",)
     assert "nearest below that whole residual blocks allow" in result.notes[0]
 
 
 def test_what_follows_is_recovered_on_calibration_inputs(model: Path) -> None:
     x = np.random.default_rng(1).standard_normal((128, 6)).astype(np.float32)
-    result = pipeline.prune(
+    result = prune(
         model, structure="blocks", sparsity=0.31, criterion="block-output", calibration={"x": x}, latency=False
     )
     assert result.recovered is not None
@@ -67,10 +67,10 @@ def test_what_follows_is_recovered_on_calibration_inputs(model: Path) -> None:
 
 
 def test_names_keep_blocks(model: Path) -> None:
-    result = pipeline.prune(model, structure="blocks", sparsity=0.5, exclude=("w4",), verification=False)
+    result = prune(model, structure="blocks", sparsity=0.5, exclude=("w4",), verification=False)
     assert result.blocks == ("t",)
     with pytest.raises(NothingToPrune, match="by depth"):
-        pipeline.prune(model, structure="blocks", sparsity=0.5, exclude=("w2", "w3", "w4"), verification=False)
+        prune(model, structure="blocks", sparsity=0.5, exclude=("w2", "w3", "w4"), verification=False)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_names_keep_blocks(model: Path) -> None:
 )
 def test_what_does_not_go_together(model: Path, settings: dict[str, str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        pipeline.prune(model, sparsity=0.3, **settings)
+        prune(model, sparsity=0.3, **settings)
 
 
 def test_merging_needs_no_data(model: Path) -> None:
-    result = pipeline.prune(model, structure="channels", sparsity=0.2, recover="merge", round_to="none", latency=False)
+    result = prune(model, structure="channels", sparsity=0.2, recover="merge", round_to="none", latency=False)
     assert result.recovered is not None
     assert result.recovered["before"] is None
     assert [s["layer"] for s in result.recovered["steps"]] == ["w2"]

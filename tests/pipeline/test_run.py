@@ -15,7 +15,7 @@ from small_models import array, conv_net, graph, random, two_layers
 import onnxprune
 from onnxprune import model_io
 from onnxprune.errors import DataError, NothingToPrune, RecipeError
-from onnxprune.pipeline import check as checking
+from onnxprune.pipeline.check import check
 from onnxprune.pipeline.record import load_record
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -93,7 +93,7 @@ def test_the_record_rebuilds_the_pruned_model(tmp_path: Path) -> None:
     record = load_record(tmp_path / "r.json")
     assert record.source.sha256 == model_io.sha256(source)
     assert record.output.sha256 == model_io.sha256(tmp_path / "pruned.onnx")
-    found = checking.check(source, tmp_path / "pruned.onnx", tmp_path / "r.json")
+    found = check(source, tmp_path / "pruned.onnx", tmp_path / "r.json")
     assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
     assert found.cut == found.changed == 0
 
@@ -104,7 +104,7 @@ def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:
         result = onnxprune.prune(tmp_path / f"{name}.onnx", sparsity=0.5, structure="channels", latency=False)
         onnxprune.save(result, tmp_path / f"{name}.pruned.onnx", record=tmp_path / f"{name}.json")
     with pytest.raises(DataError, match="another file"):
-        checking.check(tmp_path / "a.onnx", tmp_path / "a.pruned.onnx", tmp_path / "b.json")
+        check(tmp_path / "a.onnx", tmp_path / "a.pruned.onnx", tmp_path / "b.json")
 
 
 def test_kinds_narrow_what_goes() -> None:

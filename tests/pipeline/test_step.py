@@ -14,11 +14,10 @@ import onnxprune
 from onnxprune import model_io
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import RecipeError
-from onnxprune.pipeline import check as checking
-from onnxprune.pipeline import step as steps
-from onnxprune.pipeline.check import removed_atoms
+from onnxprune.pipeline import step
+from onnxprune.pipeline.check import check, removed_atoms
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import load_record
-from onnxprune.pipeline.run import prepare
 from onnxprune.scoring import Evidence
 from onnxprune.structure.structure import Structure
 
@@ -91,8 +90,8 @@ def test_calibration_data_turn_recovery_on(structure: str) -> None:
 def test_the_check_comes_before_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     for name in ("compare_with_masked", "recover"):
-        whole = getattr(steps, name)
-        monkeypatch.setattr(steps, name, lambda *a, n=name, w=whole, **k: (order.append(n), w(*a, **k))[1])
+        whole = getattr(step, name)
+        monkeypatch.setattr(step, name, lambda *a, n=name, w=whole, **k: (order.append(n), w(*a, **k))[1])
     onnxprune.prune(two_layers(64), sparsity=0.5, structure="channels", iterations=2, calibration=DATA, latency=False)
     assert order == ["compare_with_masked", "recover"] * 2
 
@@ -117,7 +116,7 @@ def test_the_record_of_steps_proves_the_file(tmp_path: Path) -> None:
         source, sparsity=0.5, structure="channels", iterations=2, remove_dead=True, calibration=data, latency=False
     )
     onnxprune.save(result, out, record=record)
-    found = checking.check(source, out, record)
+    found = check(source, out, record)
     assert found.cut == 0 and found.changed > 0
     removed = removed_atoms(prepare(model_io.load(source).clone()), load_record(record).kept)
     assert removed.any()

@@ -14,9 +14,9 @@ from small_models import conv_net, graph, random, two_layers
 import onnxprune
 from onnxprune import model_io, runtime
 from onnxprune.errors import DataError, RecipeError, VerificationError
-from onnxprune.pipeline import checkpoint as retraining_state
-from onnxprune.pipeline import target as targets
+from onnxprune.pipeline import target
 from onnxprune.pipeline.result import Result
+from onnxprune.pipeline.run_folder import forget
 from onnxprune.pipeline.search import five_percent_more, highest_within
 from onnxprune.recipe.recipe import Recipe
 
@@ -144,7 +144,7 @@ def test_a_drop_by_whole_units() -> None:
 
 
 def test_a_training_belongs_to_each_try_of_a_drop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "highest_within", partial(highest_within, most_tries=2))
+    monkeypatch.setattr(target, "highest_within", partial(highest_within, most_tries=2))
     path = MODELS / "digits_mlp.onnx"
     with np.load(MODELS / "digits_train.npz") as file:
         data = {"image": file["image"][:600], "label": file["label"][:600]}
@@ -157,17 +157,17 @@ def test_a_training_belongs_to_each_try_of_a_drop(monkeypatch: pytest.MonkeyPatc
     assert found.target.tries[1].value < 0.05 < drop(untrained)
 
 
-@pytest.mark.parametrize("target", [{"max_drop": 0.5}, {"target_macs": 0.5, "structure": "channels"}], ids=str)
-def test_an_interrupted_search_goes_on(target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "highest_within", partial(highest_within, most_tries=3))  # each try is a training
+@pytest.mark.parametrize("goal", [{"max_drop": 0.5}, {"target_macs": 0.5, "structure": "channels"}], ids=str)
+def test_an_interrupted_search_goes_on(goal: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "highest_within", partial(highest_within, most_tries=3))  # each try is a training
     data = {"x": random(24, 8), "y": random(24, 4)}
     settings: dict[str, Any] = {"data": data, "retrain": {"steps": 1}, "latency": False, "checkpoint": tmp_path}
-    first = prune(two_layers(64), **target, **settings)
-    again = prune(two_layers(64), **target, **settings, resume=True)
+    first = prune(two_layers(64), **goal, **settings)
+    again = prune(two_layers(64), **goal, **settings, resume=True)
     assert model_io.to_bytes(first.model) == model_io.to_bytes(again.model)
     assert first.target is not None and again.target is not None
     assert again.target.sparsity == first.target.sparsity
-    retraining_state.forget(tmp_path)
+    forget(tmp_path)
     assert not tmp_path.exists()
 
 

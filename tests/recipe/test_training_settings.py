@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from onnxprune.recipe.training import DataSettings, IterateSettings, TrainSettings
+from onnxprune.recipe.recipe import Recipe
+from onnxprune.recipe.training import DataSettings, TrainSettings
 
 
-@pytest.mark.parametrize("settings", [DataSettings, TrainSettings, IterateSettings])
+@pytest.mark.parametrize("settings", [DataSettings, TrainSettings])
 def test_every_field_has_a_description(settings: type[BaseModel]) -> None:
     for name, field in settings.model_fields.items():
         assert field.description and field.description.endswith((".", ")")), name
@@ -24,10 +25,11 @@ def test_every_field_has_a_description(settings: type[BaseModel]) -> None:
         (TrainSettings, {"learning_rate": 0}, "greater than 0"),
         (TrainSettings, {"optimizer": "lion"}, "'sgd', 'adam' or 'adamw'"),
         (TrainSettings, {"dropout": 1.0}, "less than 1"),
+        (TrainSettings, {"loss": "distillation", "distill": 0.5}, "distill 0.5 asks for a share of it"),
         (DataSettings, {"std": [0.0]}, "greater than 0"),
-        (IterateSettings, {"sparsity": 1.5}, "less than or equal to 1"),
-        (IterateSettings, {"sparsity": 0.3, "initial_sparsity": 0.5}, "below initial_sparsity"),
-        (IterateSettings, {"sparsity": 0.3, "weights": "forget"}, "'continue', 'lr-rewind', 'rewind' or 'reinit'"),
+        (Recipe, {"sparsity": 0.3, "retrain": {}, "survivors": "forget"}, "'continue', 'lr-rewind', 'rewind' or"),
+        (Recipe, {"sparsity": 0.3, "retrain": {}, "prune_every": 2, "alternate": True}, "prunes within one training"),
+        (Recipe, {"sparsity": 0.3, "retrain": {}, "recover": "bias", "alternate": True}, "--recover: --alternate"),
     ],
 )
 def test_wrong_settings_are_refused(settings: type[BaseModel], given: dict[str, Any], message: str) -> None:
@@ -36,7 +38,7 @@ def test_wrong_settings_are_refused(settings: type[BaseModel], given: dict[str, 
 
 
 def test_settings_are_frozen_and_survive_json() -> None:
-    settings = IterateSettings(sparsity=0.9, train=TrainSettings(epochs=2))
+    settings = TrainSettings(epochs=2, freeze=("conv",))
     with pytest.raises(ValidationError, match="frozen"):
-        settings.sparsity = 0.5  # type: ignore[misc]
-    assert IterateSettings.model_validate_json(settings.model_dump_json()) == settings
+        settings.epochs = 5  # type: ignore[misc]
+    assert TrainSettings.model_validate_json(settings.model_dump_json()) == settings

@@ -10,7 +10,7 @@ from small_models import conv_net, graph, random
 from onnxprune import runtime
 from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.by_cost import select_by_cost
 from onnxprune.selection.units import UnitBudget, UnitSelection

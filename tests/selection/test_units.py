@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import conv_net, two_layers
 
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.rounding import kept_counts
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import conv_net, set_array, two_layers
 
-from onnxprune.pipeline.run import prepare
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.selection.weights import select_weights
 

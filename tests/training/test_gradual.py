@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,23 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from training_models import blob_data, magnitude, mlp, weights
+from training_models import blob_data, magnitude, mlp, prune_and_train, weights
 
 from onnxprune.errors import RecipeError
+from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
-from onnxprune.recipe.training import IterateSettings, TrainSettings
+from onnxprune.recipe.training import TrainSettings
 from onnxprune.training import loop
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.masks import Masks
 from onnxprune.training.retrain import retrain
 from onnxprune.training.shrink import PENALTIES, Shrink, groups_of
-from onnxprune.training.turn import iterate
 
 TRAIN = TrainSettings(epochs=6, batch_size=30, learning_rate=1e-2)  # 9 steps an epoch, 54 in all
 
 
-def settings(**changes: Any) -> IterateSettings:
-    return IterateSettings(**{"sparsity": 0.8, "schedule": "cubic", "prune_every": 5, "train": TRAIN, **changes})
+def recipe(**changes: Any) -> Recipe:
+    return make_recipe(**{"sparsity": 0.8, "schedule": "cubic", "prune_every": 5, "retrain": TRAIN, **changes})
 
 
 @pytest.mark.parametrize("extra", [{}, {"optimizer": "sgd", "momentum": 0.9}, {"ema": 0.9}, {"weight_decay": 0.1}])
@@ -37,7 +39,7 @@ def test_sparsity_rises_during_one_training_and_what_is_pruned_is_zero(extra: di
         return magnitude(model, sparsity, number)
 
     train = TRAIN.model_copy(update=extra)
-    result = iterate(mlp(), settings(train=train), prune, blob_data())
+    result = prune_and_train(mlp(), recipe(retrain=train), blob_data(), prune)
     assert wanted == sparsities("cubic", 8, 0.8)  # 0.75 of 54 steps, every 5
     assert result.history[0].sparsity == pytest.approx(0.8, abs=0.01)
     for name, mask in result.masks.items():
@@ -52,16 +54,15 @@ def test_masks_are_made_from_the_weights_as_they_are() -> None:
 
     def prune(model: ir.Model, sparsity: float, number: int) -> tuple[ir.Model, Masks]:
         seen.append(weights(model)["fc1.weight"].copy())
-        model.metadata_props["book"] = model.metadata_props.get("book", "") + str(number)
         return magnitude(model, sparsity, number)
 
-    result = iterate(mlp(), settings(initial_sparsity=0.2), prune, blob_data())
+    result = prune_and_train(mlp(), recipe(initial_sparsity=0.2), blob_data(), prune)
     assert np.array_equal(seen[0], weights(mlp())["fc1.weight"])  # initial_sparsity goes before the training
     for earlier, later in zip(seen[1:], seen[2:], strict=False):
         alive = (earlier != 0) & (later != 0)
         assert not np.array_equal(earlier[alive], later[alive])
         assert not np.any(later[earlier == 0])
-    assert result.model.metadata_props["book"] == "1" + "12345678"
+    assert len(seen) == 1 + 8 and result.history[0].sparsity == pytest.approx(0.8, abs=0.01)
 
 
 class Killed(Exception):
@@ -69,7 +70,7 @@ class Killed(Exception):
 
 
 def test_a_resumed_gradual_training_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = iterate(mlp(), settings(), magnitude, blob_data())
+    whole = prune_and_train(mlp(), recipe(), blob_data())
     original = loop.Run.one_epoch
 
     def dies(self: loop.Run) -> None:
@@ -79,8 +80,8 @@ def test_a_resumed_gradual_training_ends_in_the_same_bits(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop.Run, "one_epoch", dies)
-        iterate(mlp(), settings(), magnitude, blob_data(), checkpoint=tmp_path)
-    resumed = iterate(mlp(), settings(), magnitude, blob_data(), checkpoint=tmp_path)
+        prune_and_train(mlp(), recipe(), blob_data(), folder=tmp_path)
+    resumed = prune_and_train(mlp(), recipe(), blob_data(), folder=tmp_path)
     assert resumed.history == whole.history
     for name, array in weights(whole.model).items():
         assert np.array_equal(array, weights(resumed.model)[name])
@@ -88,7 +89,7 @@ def test_a_resumed_gradual_training_ends_in_the_same_bits(tmp_path: Path, monkey
 
 def test_what_cannot_be_pruned_while_training_is_refused() -> None:
     with pytest.raises(RecipeError, match="prunes nothing"):
-        iterate(mlp(), settings(prune_every=100), magnitude, blob_data())
+        prune_and_train(mlp(), recipe(prune_every=100), blob_data())
 
     def removes(model: ir.Model, sparsity: float, number: int) -> tuple[ir.Model, Masks]:
         smaller = model.clone()
@@ -97,14 +98,42 @@ def test_what_cannot_be_pruned_while_training_is_refused() -> None:
         return smaller, {}
 
     with pytest.raises(RecipeError, match="removal of units"):
-        iterate(mlp(), settings(), removes, blob_data())
-    for wrong in ({"iterations": 2}, {"alternate": True}, {"shrink": "group-lasso"}, {"weights": "reinit"}):
-        with pytest.raises(ValueError, match="prune_every"):
-            settings(**wrong)
+        prune_and_train(mlp(), recipe(), blob_data(), removes)
+    for wrong in ({"iterations": 2}, {"alternate": True}, {"shrink": "group-lasso"}, {"survivors": "reinit"}):
+        with pytest.raises(RecipeError, match="--prune-every"):
+            recipe(**wrong)
+
+
+class ByMagnitude:
+    """Prunes by magnitude; its journal says how often."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def prune(self, model: ir.Model, sparsity: float, number: int) -> tuple[ir.Model, Masks]:
+        self.count += 1
+        return magnitude(model, sparsity, number)
+
+    def journal(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def restore(self, journal: Mapping[str, Any]) -> None:
+        self.count = journal["count"]
+
+
+def test_a_checkpoint_holds_the_journal_of_what_prunes() -> None:
+    gradual = Gradual(ByMagnitude(), "linear", 0.0, 0.5, 10, 0.5)
+    gradual.plan(100)
+    gradual.next(mlp())
+    masks = gradual.next(mlp())
+    pruner = ByMagnitude()
+    resumed = Gradual(pruner, "linear", 0.0, 0.5, 10, 0.5)
+    resumed.restore(masks, json.loads(json.dumps(gradual.state())))
+    assert pruner.count == resumed.done == 2 and resumed.masks == masks
 
 
 def test_pruning_is_due_at_each_interval_and_ends_with_the_ramp() -> None:
-    gradual = Gradual(magnitude, "linear", 0.0, 0.5, 10, 0.5)
+    gradual = Gradual(ByMagnitude(), "linear", 0.0, 0.5, 10, 0.5)
     gradual.plan(100)
     due = []
     for step in range(100):
@@ -159,8 +188,8 @@ def test_shrinking_comes_before_each_pruning(penalty: str) -> None:
         before.append(max(map(float, gone)))
         return pruned, masks
 
-    asked = settings(prune_every=None, shrink=penalty, shrink_strength=30.0, iterations=2, schedule="linear")
-    result = iterate(mlp(), asked, prune, blob_data())
+    asked = recipe(prune_every=None, shrink=penalty, shrink_strength=30.0, iterations=2, schedule="linear")
+    result = prune_and_train(mlp(), asked, blob_data(), prune)
     chosen_first, pruned_first, chosen_then, pruned_then = before
     assert pruned_first < 0.3 * chosen_first and pruned_then < 0.3 * chosen_then
     assert [len(entry.trainings) for entry in result.history] == [2, 2]

@@ -18,7 +18,7 @@ from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training import loop
 from onnxprune.training.losses import make_loss
-from onnxprune.training.masks import apply_masks, masks_of_zeros, sparsity
+from onnxprune.training.masks import apply_masks, masks_of_zeros, sparsity_of
 from onnxprune.training.optim import LEARNING_RATES, learning_rate
 from onnxprune.training.progress import Event, describe, display
 from onnxprune.training.retrain import measure, retrain
@@ -79,7 +79,7 @@ def test_apply_masks_zeroes_in_a_copy() -> None:
     masked = apply_masks(model, masks)
     assert np.array_equal(masks_of_zeros(masked, masks)["fc1.weight"], masks["fc1.weight"])
     assert weights(model)["fc1.weight"].all()
-    assert sparsity({"a": np.array([True, False, False, False])}) == 0.75
+    assert sparsity_of({"a": np.array([True, False, False, False])}) == 0.75
 
 
 # --- what is trained

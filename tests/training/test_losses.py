@@ -103,6 +103,17 @@ def test_a_users_function_is_a_loss() -> None:
     assert float(loss((torch.ones(2),), (torch.zeros(2),), ())) == 1
 
 
+def test_a_users_loss_is_mixed_with_distillation() -> None:
+    settings = TrainSettings(loss=f"{__name__}:absolute_error", distill=0.25)
+    student, target, teacher = torch.ones(4, 1), torch.zeros(4, 1), torch.tensor([[0.0], [2.0], [0.0], [2.0]])
+    mixed = loss_of(settings, targets=(target,))
+    assert mixed.needs_original
+    # |1 - 0| by the user's loss; mean (1 - t)^2 over the variance of t, both 1, by distillation
+    assert float(mixed((student,), (target,), (teacher,))) == pytest.approx(0.75 * 1 + 0.25 * 1)
+    doubled = mixed((2 * student,), (target,), (teacher,))
+    assert float(doubled) == pytest.approx(0.75 * 2 + 0.25 * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "targets", "error", "message"),
     [

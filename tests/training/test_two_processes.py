@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from training_models import blob_data, mlp, random_masks, weights
+from training_models import blob_data, mlp, prune_and_train, random_masks, weights
 
-from onnxprune.training import TrainSettings, iterate, retrain
-from onnxprune.training.turn import IterateSettings
+from onnxprune.recipe.recipe import make_recipe
+from onnxprune.training import TrainSettings, retrain
 
 SETTINGS = TrainSettings(epochs=4, batch_size=31, learning_rate=1e-2, clip=1.0, device="cpu")  # 31: uneven shards
 
@@ -35,8 +35,8 @@ def train_all(folder: Path | None) -> list[ir.Model]:
     """One training with masks, and one iterated run with checkpoints."""
     masks = random_masks(mlp())
     single = retrain(mlp(), blob_data(), SETTINGS, masks=masks).model
-    pruning = IterateSettings(sparsity=0.5, iterations=2, train=SETTINGS)
-    turns = iterate(mlp(), pruning, lambda model, share, step: (model, masks), blob_data(), checkpoint=folder)
+    recipe = make_recipe(sparsity=0.5, iterations=2, retrain=SETTINGS)
+    turns = prune_and_train(mlp(), recipe, blob_data(), lambda model, share, step: (model, masks), folder=folder)
     return [single, turns.model]
 
 

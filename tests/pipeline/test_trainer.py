@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -14,20 +13,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from training_models import blob_data, convnet, image_data, magnitude, mlp, weights
+from training_models import blob_data, convnet, image_data, magnitude, mlp, prune_and_train, weights
 
-from onnxprune.errors import RecipeError
-from onnxprune.recipe.training import IterateSettings, TrainSettings
+from onnxprune.errors import ModelError, RecipeError
+from onnxprune.pipeline import trainer
+from onnxprune.recipe.recipe import Recipe, make_recipe
+from onnxprune.recipe.training import TrainSettings
+from onnxprune.structure.rewrite import Kept
 from onnxprune.training.masks import Masks
 from onnxprune.training.task import Span
-from onnxprune.training.turn import iterate
 
-module = importlib.import_module("onnxprune.training.turn")  # the package exports the function too
 TRAIN = TrainSettings(epochs=3, batch_size=32, learning_rate=1e-2, keep_best=False)
 
 
-def settings(**changes: Any) -> IterateSettings:
-    return IterateSettings(**{"sparsity": 0.75, "iterations": 2, "train": TRAIN, **changes})
+def recipe(**changes: Any) -> Recipe:
+    return make_recipe(**{"sparsity": 0.75, "iterations": 2, "retrain": TRAIN, **changes})
 
 
 def untrained(**changes: Any) -> TrainSettings:
@@ -36,7 +36,7 @@ def untrained(**changes: Any) -> TrainSettings:
 
 
 def test_sparsity_rises_by_the_schedule_and_pruned_weights_stay_zero() -> None:
-    result = iterate(mlp(), settings(iterations=3, sparsity=0.875), magnitude, blob_data())
+    result = prune_and_train(mlp(), recipe(iterations=3, sparsity=0.875), blob_data())
     assert [entry.sparsity for entry in result.history] == pytest.approx([0.5, 0.75, 0.875], abs=0.01)
     final = weights(result.model)
     for name, mask in result.masks.items():
@@ -45,12 +45,13 @@ def test_sparsity_rises_by_the_schedule_and_pruned_weights_stay_zero() -> None:
     assert best is not None and best > 0.8
 
 
-def test_survivors_continue_rewind_or_start_anew() -> None:
+def test_survivors_continue_rewind_or_start_anew(tmp_path: Path) -> None:
     model, early = mlp(seed=0), mlp(seed=7)
+    ir.save(early, tmp_path / "early.onnx")
     for mode in ("continue", "lr-rewind", "rewind", "reinit"):
-        chosen = settings(iterations=1, weights=mode, train=untrained())
-        rewind = early if mode == "rewind" else None
-        result = iterate(model, chosen, magnitude, blob_data(), rewind_model=rewind)
+        rewind_to = tmp_path / "early.onnx" if mode == "rewind" else None
+        asked = recipe(iterations=1, survivors=mode, rewind_to=rewind_to, retrain=untrained())
+        result = prune_and_train(model, asked, blob_data())
         mask = result.masks["fc1.weight"]
         left = weights(result.model)["fc1.weight"][mask]
         assert np.allclose(left, weights(model)["fc1.weight"][mask], atol=1e-6) == (mode in ("continue", "lr-rewind"))
@@ -58,44 +59,37 @@ def test_survivors_continue_rewind_or_start_anew() -> None:
         assert not weights(result.model)["fc1.weight"][~mask].any()
 
 
-def test_rewinding_reads_the_checkpoint_file(tmp_path: Path) -> None:
-    early = mlp(seed=7)
-    ir.save(early, tmp_path / "early.onnx")
-    chosen = settings(iterations=1, weights="rewind", rewind_to=tmp_path / "early.onnx", train=untrained())
-    result = iterate(mlp(), chosen, magnitude, blob_data())
-    mask = result.masks["fc1.weight"]
-    assert np.allclose(weights(result.model)["fc1.weight"][mask], weights(early)["fc1.weight"][mask], atol=1e-6)
-
-
-def test_rewinding_to_nothing_is_refused() -> None:
-    with pytest.raises(RecipeError, match="set rewind_to"):
-        iterate(mlp(), settings(weights="rewind"), magnitude, blob_data())
-    with pytest.raises(ValueError, match="weights is not 'rewind'"):
-        settings(rewind_to="early.onnx")
+def test_rewinding_to_nothing_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"survivors": "rewind"}, {"rewind_to": "early.onnx"}):
+        with pytest.raises(RecipeError, match="--survivors rewind and --rewind-to, the file with the weights, go"):
+            recipe(**wrong)
+    missing = recipe(survivors="rewind", rewind_to=tmp_path / "missing.onnx")
+    with pytest.raises(ModelError, match=r"rewind to, '.*missing\.onnx', cannot be read"):
+        prune_and_train(mlp(), missing, blob_data())
 
 
 def test_continue_runs_one_learning_rate_schedule_and_rewinding_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     spans: list[Span] = []
-    original = module.retrain
+    original = trainer.retrain
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         spans.append(kwargs["span"])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(module, "retrain", spy)
-    iterate(mlp(), settings(weights="continue"), magnitude, blob_data())
-    iterate(mlp(), settings(weights="lr-rewind"), magnitude, blob_data())
+    monkeypatch.setattr(trainer, "retrain", spy)
+    prune_and_train(mlp(), recipe(survivors="continue"), blob_data())
+    prune_and_train(mlp(), recipe(survivors="lr-rewind"), blob_data())
     assert spans == [Span(0, 0.5), Span(0.5, 1), Span(), Span()]
 
 
 def test_the_last_training_may_have_its_own_settings() -> None:
-    result = iterate(mlp(), settings(last=untrained(epochs=5)), magnitude, blob_data())
+    result = prune_and_train(mlp(), recipe(retrain_last=untrained(epochs=5)), blob_data())
     assert [len(entry.trainings[0].history) for entry in result.history] == [3, 5]
 
 
 def test_alternating_prunes_and_trains_one_kind_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[str], set[str]]] = []
-    original = module.retrain
+    original = trainer.retrain
 
     def spy(model: ir.Model, *args: Any, **kwargs: Any) -> Any:
         done = original(model, *args, **kwargs)
@@ -105,8 +99,8 @@ def test_alternating_prunes_and_trains_one_kind_at_a_time(monkeypatch: pytest.Mo
         seen.append((changed, pruned))
         return done
 
-    monkeypatch.setattr(module, "retrain", spy)
-    result = iterate(convnet(), settings(alternate=True, iterations=1), magnitude, image_data())
+    monkeypatch.setattr(trainer, "retrain", spy)
+    result = prune_and_train(convnet(), recipe(alternate=True, iterations=1), image_data())
     (first, pruned_first), (second, pruned_both) = seen
     assert {"fc.weight", "fc.bias"} <= first and "conv.weight" not in first
     assert "conv.weight" in second and not {"fc.weight", "fc.bias"} & second
@@ -117,16 +111,16 @@ def test_alternating_prunes_and_trains_one_kind_at_a_time(monkeypatch: pytest.Mo
 
 def test_alternating_needs_both_kinds() -> None:
     with pytest.raises(RecipeError, match="both convolutions and fully connected"):
-        iterate(mlp(), settings(alternate=True), magnitude, blob_data())
+        prune_and_train(mlp(), recipe(alternate=True), blob_data())
 
 
-def half_of_the_hidden_units(model: ir.Model) -> tuple[ir.Model, dict[str, dict[int, list[int]]]]:
+def half_of_the_hidden_units(model: ir.Model) -> tuple[ir.Model, Kept]:
     """Stands for the removal of dead units: every other hidden unit goes."""
     smaller = model.clone()
     size = weights(model)["fc1.weight"].shape[0]
-    kept = list(range(0, size, 2))
-    cut = {"fc1.weight": {0: kept}, "fc1.bias": {0: kept}, "fc2.weight": {1: kept}}
-    for name, axes in cut.items():
+    stays = np.arange(0, size, 2)
+    kept = {"fc1.weight": {0: stays}, "fc1.bias": {0: stays}, "fc2.weight": {1: stays}}
+    for name, axes in kept.items():
         value = smaller.graph.initializers[name]
         assert value.const_value is not None
         array = value.const_value.numpy()
@@ -134,15 +128,14 @@ def half_of_the_hidden_units(model: ir.Model) -> tuple[ir.Model, dict[str, dict[
             array = np.take(array, indices, axis)
         value.const_value = ir.tensor(array, name=name)
         value.shape = ir.Shape(array.shape)
-    return smaller, cut
+    return smaller, kept
 
 
 @pytest.mark.parametrize("mode", ["lr-rewind", "rewind"])
-def test_masks_and_rewound_weights_follow_removed_units(mode: str) -> None:
-    rewind = mlp(seed=7) if mode == "rewind" else None
-    result = iterate(
-        mlp(), settings(weights=mode), magnitude, blob_data(), clean=half_of_the_hidden_units, rewind_model=rewind
-    )
+def test_masks_and_rewound_weights_follow_removed_units(mode: str, tmp_path: Path) -> None:
+    ir.save(mlp(seed=7), tmp_path / "early.onnx")
+    asked = recipe(survivors=mode, rewind_to=tmp_path / "early.onnx" if mode == "rewind" else None)
+    result = prune_and_train(mlp(), asked, blob_data(), clean=half_of_the_hidden_units)
     assert weights(result.model)["fc1.weight"].shape == (4, 8)
     assert {name: mask.shape for name, mask in result.masks.items()} == {"fc1.weight": (4, 8), "fc2.weight": (3, 4)}
 
@@ -150,7 +143,7 @@ def test_masks_and_rewound_weights_follow_removed_units(mode: str) -> None:
 def test_divergence_ends_the_run_and_says_so() -> None:
     data = blob_data()
     data.source.inputs[0][::7] = np.nan  # type: ignore[attr-defined]
-    result = iterate(mlp(), settings(), magnitude, data)
+    result = prune_and_train(mlp(), recipe(), data)
     assert "NaN" in result.diverged
     assert len(result.history) == 1
     assert np.isfinite(weights(result.model)["fc1.weight"]).all()
@@ -160,7 +153,7 @@ def test_divergence_ends_the_run_and_says_so() -> None:
 
 
 def test_a_run_interrupted_between_iterations_ends_in_the_same_bits(tmp_path: Path) -> None:
-    whole = iterate(mlp(), settings(iterations=3), magnitude, blob_data())
+    whole = prune_and_train(mlp(), recipe(iterations=3), blob_data())
 
     def dies(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Masks]:
         if step == 3:
@@ -168,14 +161,14 @@ def test_a_run_interrupted_between_iterations_ends_in_the_same_bits(tmp_path: Pa
         return magnitude(model, sparsity, step)
 
     with pytest.raises(KeyboardInterrupt):
-        iterate(mlp(), settings(iterations=3), dies, blob_data(), checkpoint=tmp_path)
+        prune_and_train(mlp(), recipe(iterations=3), blob_data(), dies, folder=tmp_path)
     steps: list[int] = []
 
     def watched(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Masks]:
         steps.append(step)
         return magnitude(model, sparsity, step)
 
-    resumed = iterate(mlp(), settings(iterations=3), watched, blob_data(), checkpoint=tmp_path)
+    resumed = prune_and_train(mlp(), recipe(iterations=3), blob_data(), watched, folder=tmp_path)
     assert steps == [3]
     assert resumed.history == whole.history
     for name, array in weights(whole.model).items():
@@ -183,11 +176,11 @@ def test_a_run_interrupted_between_iterations_ends_in_the_same_bits(tmp_path: Pa
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
-    iterate(mlp(), settings(), magnitude, blob_data(), checkpoint=tmp_path)
+    prune_and_train(mlp(), recipe(), blob_data(), folder=tmp_path)
     with pytest.raises(RecipeError, match="another model or other settings"):
-        iterate(mlp(), settings(sparsity=0.5), magnitude, blob_data(), checkpoint=tmp_path)
+        prune_and_train(mlp(), recipe(sparsity=0.5), blob_data(), folder=tmp_path)
     with pytest.raises(RecipeError, match="another model or other settings"):
-        iterate(mlp(seed=3), settings(), magnitude, blob_data(), checkpoint=tmp_path)
+        prune_and_train(mlp(seed=3), recipe(), blob_data(), folder=tmp_path)
 
 
 PROGRAM = """
@@ -195,8 +188,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{here!r}, {here!r} + "/.."]
 import onnx_ir as ir
-import test_turn as t
-result = t.iterate(t.mlp(), t.settings(iterations=6), t.magnitude, t.blob_data(), checkpoint=Path({folder!r}))
+import test_trainer as t
+result = t.prune_and_train(t.mlp(), t.recipe(iterations=6), t.blob_data(), folder=Path({folder!r}))
 ir.save(result.model, {out!r})
 """
 
@@ -213,6 +206,6 @@ def test_kill_9_loses_at_most_one_iteration(tmp_path: Path) -> None:
     killed.wait()
     assert state.exists() and not out.exists()
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    whole = iterate(mlp(), settings(iterations=6), magnitude, blob_data())
+    whole = prune_and_train(mlp(), recipe(iterations=6), blob_data())
     for name, array in weights(whole.model).items():
         assert np.allclose(array, weights(ir.load(out))[name], atol=1e-6)
