@@ -20,18 +20,8 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.edit import Editor
-
-# Each index of the result is an index of the input: zeros stay zeros, and rules follow them.
-_MOVES = {
-    "Cast", "CastLike", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Shape",
-    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-}  # fmt: skip
-# What is drawn at random, quantised, filled at run time or a body of its own.
-_NEVER = {
-    "Bernoulli", "BlackmanWindow", "ConstantOfShape", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "EyeLike",
-    "HammingWindow", "HannWindow", "If", "Loop", "Multinomial", "QuantizeLinear", "RandomNormal", "RandomNormalLike",
-    "RandomUniform", "RandomUniformLike", "Scan",
-}  # fmt: skip
+from onnxprune.graph.operators import operator_of
+from onnxprune.graph.properties import Operator
 
 
 class FoldWeights(ir.passes.InPlacePass):
@@ -53,10 +43,10 @@ def _candidates(graph: ir.Graph) -> list[ir.Value]:
     calculated: dict[ir.Value, bool] = {}  # by value that depends on constants alone: is there more than moves in it?
     for node in graph:
         inputs = [v for v in node.inputs if v is not None]
-        if not inputs or node.domain != "" or node.op_type in _NEVER:
+        if not inputs or node.domain != "" or _stays(operator_of(node)):
             continue
         if all(v in calculated or _is_constant(v) for v in inputs):
-            found = node.op_type not in _MOVES or any(calculated.get(v, False) for v in inputs)
+            found = not _only_moves(operator_of(node)) or any(calculated.get(v, False) for v in inputs)
             calculated.update((out, found) for out in node.outputs)
     return [
         value
@@ -65,6 +55,16 @@ def _candidates(graph: ir.Graph) -> list[ir.Value]:
         and not value.is_graph_output()
         and any(user.outputs[0] not in calculated for user in value.consumers())
     ]
+
+
+def _only_moves(operator: Operator) -> bool:
+    """Each index of the result is an index of the input: zeros stay zeros, and rules follow them."""
+    return bool(operator.movement) or operator.shape_only
+
+
+def _stays(operator: Operator) -> bool:
+    """What is drawn at random, quantised, filled at run time or a body of its own."""
+    return operator.random or operator.generates or operator.has_body or operator.knows_zero_points
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -23,14 +23,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts, infer
 from onnxprune.passes.fold_weights import FoldWeights
 
 COPY_OF = "onnxprune.copy_of"
 """Metadata key of a copied constant: the name of the constant it was copied from."""
 
-_STATES = {("LSTM", 5), ("LSTM", 6), ("GRU", 5), ("RNN", 5)}
-_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Gather"}
 _LONGEST_RUN = 5
 _LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves is tried
 
@@ -81,7 +80,7 @@ def _untie_constants(model: ir.Model) -> bool:
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in list(graph.initializers.values()):
             uses = list(value.uses())
-            free = _one_real_axis(value) or all((node.op_type, index) in _STATES for node, index in uses)
+            free = _one_real_axis(value) or all(index in operator_of(node).states for node, index in uses)
             if len(uses) < 2 or not free or value.is_graph_output() or value.is_graph_input():
                 continue
             edit = edit or Editor(model)
@@ -112,7 +111,7 @@ def _users(node: ir.Node) -> list[ir.Node]:
 
 
 def _is_run_end(node: ir.Node) -> bool:
-    return node.op_type in ("Reshape", "Flatten") and _comes_from_reshape(node)
+    return operator_of(node).movement == "reshape" and _comes_from_reshape(node)
 
 
 def _comes_from_reshape(node: ir.Node) -> bool:
@@ -154,10 +153,14 @@ def _run(end: ir.Node) -> list[ir.Node]:
     run = [end]
     while len(run) < _LONGEST_RUN and run[0].inputs[0] is not None:
         before = run[0].inputs[0].producer()
-        if before is None or before.op_type not in _MOVES or before.domain != "" or before.graph is not end.graph:
+        if before is None or not _moves_channels(before) or before.graph is not end.graph:
             break
         run.insert(0, before)
     return run
+
+
+def _moves_channels(node: ir.Node) -> bool:
+    return operator_of(node).movement in ("reshape", "permute") or node.op_type == "Gather"
 
 
 def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.int64]] | None:

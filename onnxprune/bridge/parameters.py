@@ -17,8 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.dtypes import INTEGER_RANGE, TRAINABLE
 from onnxprune.bridge.registry import Operator, find_operator
-
-_CONTRACTIONS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "FusedMatMul"})
+from onnxprune.graph.operators import operator_of
 
 
 class Role(enum.Enum):
@@ -142,7 +141,7 @@ def _is_weight(
     if len(tensor.shape) == 0 or node.op_type != "Add":
         return False
     others = [source.producer() for source in node.inputs if source is not None and source is not value]
-    return any(producer is not None and producer.op_type in _CONTRACTIONS for producer in others)
+    return any(producer is not None and operator_of(producer).contracts for producer in others)
 
 
 def _quantized_weight(name: str, uses: list[tuple[ir.Node, int, Operator | None]]) -> Target | None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.dtypes import TRAINABLE
 from onnxprune.bridge.registry import HostOperator
+from onnxprune.graph.operators import operator_named
 
 HOST_INTEGERS_LIMIT = 64
 HOST_FLOATS_LIMIT = 8
@@ -66,7 +67,7 @@ def is_host_work(op_type: str, inputs: list[Bound | None]) -> bool:
         elif bound.constant.dtype in TRAINABLE:
             integers = False
     known = all(bound is None or bound.literal or bound.constant is not None for bound in inputs)
-    if op_type in ("ConstantOfShape", "Range", "Expand", "Tile") and not known:
+    if operator_named(op_type).sized_by_values and not known:
         return False
     return derived or integers
 

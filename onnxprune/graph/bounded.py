@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
+
 ROUNDING = 4e-6
 """What the values of a function of range 1 may be off by, in float32: 32 units of the last place."""
-
-_BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf", "Softsign"})
-_PASS_ON = frozenset({
-    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Concat", "Split",
-    "Expand", "Pad", "Where", "ReduceMean", "ReduceMax", "ReduceMin", "MaxPool", "AveragePool", "GlobalAveragePool",
-})  # fmt: skip
-"""Operators whose results lie where their operands do."""
 
 
 def bounded_outputs(model: ir.Model) -> set[str]:
@@ -24,14 +19,21 @@ def bounded_outputs(model: ir.Model) -> set[str]:
     return {str(value.name) for value in model.graph.outputs if _is_bounded(value)}
 
 
-def _is_bounded(value: ir.Value | None) -> bool:
+def _is_bounded(output: ir.Value) -> bool:
+    """Whether all numbers of an output, but for constants, come from functions of range 1."""
     seen: set[ir.Value] = set()
-    while value is not None and value not in seen:
+    waiting = [output]
+    bounded = False
+    while waiting:
+        value = waiting.pop()
+        if value in seen or value.is_initializer():
+            continue
         seen.add(value)
         node = value.producer()
-        if node is None or node.op_type in _BOUNDED:
-            return node is not None
-        if node.op_type not in _PASS_ON:
+        operator = None if node is None else operator_of(node)
+        if node is None or operator is None or not (operator.bounded or operator.within_range):
             return False
-        value = node.inputs[1 if node.op_type == "Where" else 0]
-    return False
+        bounded |= operator.bounded
+        if not operator.bounded:
+            waiting += [v for i, v in enumerate(node.inputs) if v is not None and operator.reads(i)]
+    return bounded

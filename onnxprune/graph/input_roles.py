@@ -7,13 +7,9 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
+
 _MAX_VALUES = 200  # values followed from one input; ids reach their embedding within a few
-# Operators whose output holds the same numbers as this input, in another order, shape or type.
-_SAME_NUMBERS = {
-    "Identity": 0, "Cast": 0, "Reshape": 0, "Unsqueeze": 0, "Squeeze": 0, "Flatten": 0, "Transpose": 0, "Slice": 0,
-    "Expand": 0, "Tile": 0, "Gather": 0, "Split": 0, "Concat": None, "Where": None, "Clip": 0, "Abs": 0, "Max": None,
-    "CastLike": 0,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +55,9 @@ def integer_role(value: ir.Value) -> IntegerRole:
 
 def _step(node: ir.Node, index: int) -> int | None:
     """What the node adds to the numbers as they pass through; None where they do not."""
-    if node.op_type in _SAME_NUMBERS:
-        return 0 if _SAME_NUMBERS[node.op_type] in (None, index) else None
+    operator = operator_of(node)
+    if operator.passes_integers:
+        return 0 if operator.reads(index) else None
     if node.op_type == "Add":
         return _largest(node.inputs[1 - index])
     return None
@@ -68,16 +65,13 @@ def _step(node: ir.Node, index: int) -> int | None:
 
 def _bound(node: ir.Node, index: int) -> int | None:
     """The extent that input `index` of the node indexes into, where that is known."""
-    axis = node.attributes.get_int("axis", 0)
-    if node.op_type in ("Gather", "GatherElements", "ScatterElements") and index == 1:
-        return _extent(node.inputs[0], axis)
+    operator = operator_of(node)
+    if index in operator.indices:
+        indexed, axis = operator.indices[index]
+        return _extent(node.inputs[indexed], node.attributes.get_int("axis", 0) if axis is None else axis)
     if node.op_type == "OneHot" and index == 0:
         return _scalar(node.inputs[1])
-    if node.op_type == "EmbedLayerNormalization" and index < 2:
-        return _extent(node.inputs[2 if index == 0 else 4], 0)
-    if node.op_type in ("RNN", "LSTM", "GRU") and index == 4:
-        return 2
-    return None
+    return 2 if index in operator.lengths else None
 
 
 def _extent(value: ir.Value | None, axis: int) -> int | None:

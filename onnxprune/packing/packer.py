@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import RecipeError
 from onnxprune.graph.edit import names_in
+from onnxprune.graph.layers import channel_axis
 from onnxprune.packing.decoder import (
     MIN_OPSET,
     MIN_OPSET_BFLOAT16,
@@ -28,7 +29,6 @@ from onnxprune.packing.decoder import (
 )
 from onnxprune.packing.positions import FORMS, MODES, Form, encode, field_table, stored_bytes
 from onnxprune.packing.report import PackReport, TensorReport
-from onnxprune.packing.roles import weight_axis
 from onnxprune.packing.values import CODERS, Coded, is_float
 
 Values = Literal["fp32", "fp16", "int8", "codebook16", "codebook256"]
@@ -205,7 +205,7 @@ class _Packer:
         array = constant.numpy()
         if not is_float(array.dtype) or array.ndim < 2:
             return None, "values kept exact: only weights of two or more dimensions lose bits"
-        axis = weight_axis(value)
+        axis = channel_axis(value)
         if axis is None:
             return None, "values kept exact: not read as a weight by operators that are known"
         if not np.isfinite(array).all():

@@ -17,12 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.linear import Linear, Matrix
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.structure import Structure
-
-_MEANS_PASS = {
-    "Identity", "Dropout", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Transpose",
-    "Squeeze", "Unsqueeze",
-}  # fmt: skip
 
 
 def expected_inputs(structure: Structure, layer: Linear) -> Matrix | str:
@@ -37,7 +33,7 @@ def expected_inputs(structure: Structure, layer: Linear) -> Matrix | str:
             if limits is None:
                 break
             (low, high), bounded = limits, True
-        elif node.op_type not in _MEANS_PASS or bounded:
+        elif not operator_of(node).keeps_mean or bounded:
             break
         value = node.inputs[0]
     return "no BatchNormalization tells the means of its inputs"

@@ -13,13 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.structure import Structure
-
-_HOMOGENEOUS = {
-    "Relu", "LeakyRelu", "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool",
-    "ReduceMean", "ReduceSum", "ReduceMax", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +65,7 @@ def _way_to_producer(structure: Structure, value: ir.Value) -> tuple[Linear, lis
         operands = [v for v in node.inputs if v is not None]
         data = [v for v in operands if v.const_value is None]
         shifted = node.op_type == "Add" and len(data) == 1
-        if node.domain != "" or not (shifted or node.op_type in _HOMOGENEOUS | {"BatchNormalization"}):
+        if not (shifted or operator_of(node).homogeneous or node.op_type == "BatchNormalization"):
             return f"{node.op_type} before it does not only scale its inputs"
         between.insert(0, node)
         value = data[0] if shifted else operands[0]
@@ -89,7 +85,7 @@ def _fold(producer: Linear, between: list[ir.Node]) -> tuple[Matrix, Matrix, boo
             gamma, beta, mean, variance = constants
             scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
             filters, shifts, batchnorm = filters * scale[:, None], (shifts - mean) * scale + beta, True
-        elif node.op_type in _HOMOGENEOUS:
+        elif operator_of(node).homogeneous:
             activated = True
         else:
             return f"{node.op_type} before it does not only scale its inputs"

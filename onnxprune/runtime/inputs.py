@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxprune.errors import DataError
 from onnxprune.graph.dims import dim_name, evaluate, graph_inputs, is_expression
 from onnxprune.graph.input_roles import integer_role
+from onnxprune.graph.layers import data_width
 from onnxprune.runtime.session import make_session, run
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -185,16 +186,10 @@ def _widths_of_weights(specs: list[InputSpec]) -> dict[str, int]:
     widths: dict[str, int] = {}
     for spec in specs:
         for node, index in spec.value.uses():
-            if index != 0 or len(node.inputs) < 2 or not spec.dims:
-                continue
-            weight = node.inputs[1]
-            shape = weight.const_value.shape.numpy() if weight is not None and weight.const_value is not None else ()
-            if node.op_type == "Conv" and len(shape) > 2 and isinstance(spec.dims[1], str):
-                widths[spec.dims[1]] = shape[1] * node.attributes.get_int("group", 1)
-            elif node.op_type == "MatMul" and len(shape) == 2 and isinstance(spec.dims[-1], str):
-                widths[spec.dims[-1]] = shape[0]
-            elif node.op_type == "Gemm" and len(shape) == 2 and isinstance(spec.dims[-1], str):
-                widths[spec.dims[-1]] = shape[1 if node.attributes.get_int("transB", 0) else 0]
+            found = data_width(node, index, len(spec.dims)) if spec.dims else None
+            name = spec.dims[found[0]] if found is not None else None
+            if found is not None and isinstance(name, str):
+                widths[name] = found[1]
     return widths
 
 

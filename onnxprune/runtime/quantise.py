@@ -35,6 +35,7 @@ from onnxprune import model_io
 from onnxprune.data.batches import batches
 from onnxprune.data.calibration import AnyArrays, read_calibration
 from onnxprune.errors import ModelError, RecipeError, VerificationError
+from onnxprune.graph.operators import key, operator_named, operators
 from onnxprune.graph.size import parameters
 from onnxprune.runtime import Feeds
 from onnxprune.runtime.session import one_sentence
@@ -44,12 +45,6 @@ FORMS = ("int8", "int8-dynamic", "fp16")
 _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: their product
 _PER_CHANNEL_OPSET = 13  # from here on DequantizeLinear has an axis
 _LARGE = 1_900_000_000
-_FLOAT_SCALES = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QGemm", "QLinearConv", "QLinearMatMul",
-    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearSigmoid",
-    "QLinearLeakyRelu", "QLinearSoftmax",
-)  # fmt: skip
-"""Operators of a model that is quantised already; fp16 leaves their scales as they are."""
 
 
 def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Model:
@@ -133,7 +128,10 @@ def _untie_biases(path: Path) -> None:
     biases = {tensor.name: tensor for tensor in model.graph.initializer}
     seen: set[str] = set()
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or node.input[2] not in biases:
+        operator = operator_named(key(node.domain, node.op_type))
+        if operator.kind not in ("conv", "fc") or operator.biases != (2,):
+            continue
+        if len(node.input) < 3 or node.input[2] not in biases:
             continue
         bias = biases[node.input[2]]
         is_row = len(bias.dims) == 2 and bias.dims[0] == 1
@@ -156,7 +154,8 @@ def _dynamic(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.Model
 
 
 def _half(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:
-    blocked = [*DEFAULT_OP_BLOCK_LIST, *_FLOAT_SCALES]
+    quantised = {name.split("::")[-1] for name, operator in operators().items() if operator.knows_zero_points}
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *sorted(quantised)]  # scales of a model that is quantised already stay
     return convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
 
 

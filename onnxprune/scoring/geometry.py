@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.graph.layers import _output_axis
+from onnxprune.graph.layers import output_axis
 from onnxprune.scoring.registry import Context, unit_criterion
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
@@ -41,7 +41,7 @@ def _filters(
         weight, ids = by_value.get(site.value), structure.axes[site.value][site.axis]
         if weight is None or isinstance(ids, Dynamic):
             continue
-        if outputs_only and site.axis != _output_axis(weight):
+        if outputs_only and site.axis != output_axis(weight.value, weight.node, weight.shape):
             continue
         rows, atoms = structure.terms.members(ids)
         places = [rows[atoms == atom] for atom in group.atoms]

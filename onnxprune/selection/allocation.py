@@ -19,6 +19,7 @@ from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.plugins import Plugins, Registry, summary
+from onnxprune.graph.operators import operator_of
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.remembered import Memory
@@ -131,8 +132,8 @@ def erk(weights: Sequence[Weight], sparsity: float, look: Look | None = None) ->
 
 def _erk_factor(weight: Weight) -> float:
     shape = list(weight.shape)
-    axes = matrix_axes(weight)
-    if axes is not None and len(shape) == 3 and weight.node.op_type not in ("Conv", "ConvTranspose"):
+    axes = matrix_axes(weight.value, weight.node, weight.shape)
+    if axes is not None and len(shape) == 3 and operator_of(weight.node).kind != "conv":
         shape = [shape[axes.output], shape[axes.reduction]]
     return sum(shape) / float(np.prod(shape))
 

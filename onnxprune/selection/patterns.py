@@ -53,7 +53,7 @@ def pattern_masks(
     dense: dict[str, str] = {}
     chosen: list[tuple[Weight, Saliencies, MatrixAxes]] = []
     for i, weight in enumerate(weights):
-        axes = matrix_axes(weight)
+        axes = matrix_axes(weight.value, weight.node, weight.shape)
         reason = _misfit(weight, axes, pattern)
         if reason or axes is None:
             dense[weight.name] = reason
@@ -81,9 +81,10 @@ def _misfit(weight: Weight, axes: MatrixAxes | None, pattern: NM | Block) -> str
     """Why a pattern does not fit a weight, empty where it does."""
     if axes is None:
         return f"{weight.node.op_type} has no reduction axis that a pattern could lie on"
-    extent = weight.shape[axes.reduction]
-    if isinstance(pattern, NM) and extent % pattern.m:
-        return f"its reduction axis has {extent} entries, no multiple of {pattern.m}"
+    extent, columns = axes.summed(weight.shape), pattern.m if isinstance(pattern, NM) else pattern.columns
+    per_group = " in each of its groups" if extent != weight.shape[axes.reduction] else ""
+    if extent % columns and (isinstance(pattern, NM) or per_group):
+        return f"its reduction axis has {extent} entries{per_group}, no multiple of {columns}"
     return ""
 
 

@@ -11,7 +11,8 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.operators import _NEVER_ZEROED
+from onnxprune.graph.layers import weight_operands
+from onnxprune.graph.operators import key, operator_of
 from onnxprune.graph.shapes import Facts, infer
 from onnxprune.structure import registry
 from onnxprune.structure.axes import parts
@@ -58,19 +59,18 @@ def complete(findings: Findings) -> Structure:
 
 def never_zeroed(model: ir.Model) -> set[ir.Value]:
     """Constants that an operator divides by, takes the logarithm of, ...: masking leaves them."""
-    return {
-        value
-        for node in model.graph.all_nodes()
-        for i, value in enumerate(node.inputs)
-        if value is not None and (node.op_type, i) in _NEVER_ZEROED
-    }
+    found: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        operator = operator_of(node)
+        places = {*operator.never_zeroed, *operator.scales}
+        found.update(value for i, value in enumerate(node.inputs) if i in places and value is not None)
+    return found
 
 
 def walk(findings: Findings, graph: ir.Graph) -> None:
     """Apply the rule of every node of a graph, in order."""
     for node in graph:
-        name = registry.key(node.domain, node.op_type)
-        _apply(View(findings, node, knows_zero_points=registry.knows_zero_points(name)), name)
+        _apply(View(findings, node), key(node.domain, node.op_type))
 
 
 def _apply(view: View, name: str) -> None:
@@ -87,10 +87,9 @@ def _apply(view: View, name: str) -> None:
         rule(view)
     except RuleMismatch as error:
         view.opaque(str(error))
-        if rule.__module__.endswith((".contraction", ".recurrent")):
-            for value in view.node.inputs[1:3]:  # its weights count, though nothing of them can go
-                if value is not None and len(view.facts.shape(value) or ()) > 1:
-                    view.weight(value)
+        for value in weight_operands(view.node):  # its weights count, though nothing of them can go
+            if len(view.facts.shape(value) or ()) > 1:
+                view.weight(value)
     except Exception as error:  # a form of the operator that its rule does not foresee: pinning is always sound
         view.findings.unruled[view.node] = f"{name} (its rule failed)"
         view.opaque(f"its rule failed on it ({type(error).__name__}: {error})")

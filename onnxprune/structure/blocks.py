@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.structure import Structure
 
 
@@ -67,7 +68,7 @@ def residual_blocks(structure: Structure) -> list[ResidualBlock]:
     order = list(structure.model.graph)
     found = []
     for number, node in enumerate(order):
-        if node.op_type in ("Add", "Sum") and node.domain == "" and len(node.inputs) == 2:
+        if operator_of(node).adds and len(node.inputs) == 2:
             block = _block(structure, node, order[:number])
             if block is not None:
                 found.append(block)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.evaluate import evaluate_node
 from onnxprune.graph.layers import contraction_sites
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.structure import Structure
 
 Numbers = npt.NDArray[np.float64]
@@ -33,21 +34,14 @@ class Line:
 Lines = dict[ir.Value, Line]
 _Step = Callable[[Structure, ir.Node, Lines], Line | None]
 
-_UNARY = {
-    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Erf",
-    "Abs", "Neg", "Exp", "Sqrt", "Clip", "Celu", "Mish", "Gelu", "Identity", "Dropout", "ThresholdedRelu", "Swish",
-}  # fmt: skip
-_BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Sum"}
-_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
-
 
 def constant_channels(structure: Structure) -> Lines:
     """Return, for values of which some indices are constant, their numbers."""
     lines: Lines = {}
     with np.errstate(all="ignore"):
         for node in structure.model.graph:
-            step = _STEPS.get(node.op_type)
-            if step is None or node.domain != "":
+            step = _step(node)
+            if step is None:
                 continue
             line = step(structure, node, lines)
             out = node.outputs[0]
@@ -156,8 +150,10 @@ def _unary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = lines.get(node.inputs[0]) if node.inputs[0] is not None else None
     if line is None:
         return None
-    if node.op_type in ("Identity", "Dropout"):
+    if operator_of(node).keeps_mean:
         return line
+    if any(v is not None and v.const_value is None for v in node.inputs[1:]):
+        return None
     operands = [line.numbers.astype(np.float32), *(_array(v) if v is not None else None for v in node.inputs[1:])]
     result = evaluate_node(node, operands, structure.model.opset_imports.get("", 1))
     if result is None or result.shape != line.numbers.shape:
@@ -214,8 +210,10 @@ def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
             return np.maximum(a, b)
         case "Min":
             return np.minimum(a, b)
-        case _:  # PRelu
+        case "PRelu":
             return np.where(a >= 0, a, a * b)
+        case _:
+            return np.full(np.broadcast_shapes(a.shape, b.shape), np.nan)
 
 
 def _pool(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
@@ -264,7 +262,7 @@ def _flatten(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
 def _reduce(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = lines.get(node.inputs[0]) if node.inputs[0] is not None else None
     shape = None if node.inputs[0] is None else structure.facts.shape(node.inputs[0])
-    if line is None or shape is None or node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
+    if line is None or shape is None:
         return None
     axes = node.attributes.get_ints("axes")
     if axes is None:
@@ -286,11 +284,19 @@ _STEPS: dict[str, _Step] = {
     "Transpose": _transpose,
     "Flatten": _flatten,
     "Reshape": _flatten,
-    **dict.fromkeys(("ReduceMean", "ReduceMax", "ReduceMin"), _reduce),
-    **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_BINARY, _binary),
-    **dict.fromkeys(_POOLS, _pool),
 }
+
+
+def _step(node: ir.Node) -> _Step | None:
+    """What follows constants through a node; None where they end."""
+    operator = operator_of(node)
+    if node.domain != "" or operator.knows_zero_points:
+        return None
+    if operator.pointwise:
+        return _unary if operator.pointwise == "unary" else _binary
+    if operator.shrinks and operator.within_range:
+        return _pool if operator.shrinks == "pool" else _reduce
+    return _STEPS.get(node.op_type)
 
 
 # -- folding --------------------------------------------------------------------------------------------------------

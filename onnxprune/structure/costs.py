@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
 from onnxprune.graph.size import Shapes, macs_of, nodes_with_times
 from onnxprune.structure.structure import Structure
 
@@ -23,12 +24,6 @@ BLOCK = 16
 
 TRAFFIC = 30.0
 """Multiply-adds that take as long as reading or writing one element of an activation."""
-
-_CONVOLUTIONS = {"Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger"}
-_POINTWISE = {
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Mul", "BatchNormalization", "Identity",
-}  # fmt: skip
-_FREE = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Constant", "ConstantOfShape", "Dropout"}
 
 
 def parameters(node: ir.Node, shapes: Shapes) -> float:
@@ -47,9 +42,9 @@ def latency(node: ir.Node, shapes: Shapes, *, traffic: float = TRAFFIC) -> float
     benchmarks/target_latency.py compares it with what is measured.
     """
     data = [v for v in node.inputs if v is not None and v in shapes and not v.is_initializer()]
-    if node.op_type in _FREE or _fused(node):
+    if operator_of(node).free or _fused(node):
         return 0.0
-    if node.op_type in _CONVOLUTIONS:
+    if operator_of(node).kind == "conv":
         shapes = _padded(node, shapes)
     moved = sum(math.prod(shapes[v]) for v in (*data, *node.outputs) if v in shapes)
     return macs(node, shapes) + traffic * moved
@@ -82,7 +77,7 @@ def _fused(node: ir.Node) -> bool:
     """Say whether ONNX Runtime makes a node part of the convolution before it."""
     makers = [v.producer() for v in node.inputs if v is not None]
     before = makers[0] if makers else None
-    return node.op_type in _POINTWISE and before is not None and before.op_type in _CONVOLUTIONS
+    return operator_of(node).joins_convolution and before is not None and operator_of(before).kind == "conv"
 
 
 def _padded(node: ir.Node, shapes: Shapes) -> Shapes:

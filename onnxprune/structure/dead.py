@@ -14,14 +14,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.layers import contraction_sites
-from onnxprune.graph.operators import _VIEWS
-from onnxprune.structure import registry
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
-
-_TRANSPARENT = {"elementwise", "movement", "reshaping", "indexing", "pooling", "reduction", "sources", "control"}
-_CONTRACTIONS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "RNN", "GRU", "LSTM"}
 
 
 def dead_atoms(structure: Structure) -> Bools:
@@ -66,9 +62,9 @@ def _all_zero(structure: Structure) -> Bools:
 
 def _readers(structure: Structure, node: ir.Node, leaks: Bools) -> Iterator[tuple[Ids, Bools]]:
     """Yield, for each constant axis that a node sums over, its ids and where it is not zero; note what leaks."""
-    family = registry.registered().get(registry.key(node.domain, node.op_type), "")
+    operator = operator_of(node)
     operands = [v for v in node.inputs if v is not None]
-    if node.op_type in _CONTRACTIONS and not node.domain:
+    if operator.weights and operator.kind != "other" and not operator.knows_zero_points:
         views = {v: view for v in operands[:3] if (view := constant_view(structure, v)) is not None}
         for data, axis, weight, place in contraction_sites(node, set(views)):
             value, x = node.inputs[weight], node.inputs[data]
@@ -77,9 +73,9 @@ def _readers(structure: Structure, node: ir.Node, leaks: Bools) -> Iterator[tupl
                 yield ids, _nonzero_along(views[value], place)
             elif x is not None:
                 _leak(structure, x, leaks, axis)
-    elif node.op_type in ("Shape", "Constant"):
+    elif operator.shape_only or not operands:
         return
-    elif family in _TRANSPARENT or node.op_type in ("BatchNormalization", "InstanceNormalization"):
+    elif operator.passes_units:
         passed = _atoms_of(structure, list(node.outputs))
         leaks[np.setdiff1d(_atoms_of(structure, operands), passed)] = True
     else:
@@ -93,7 +89,7 @@ def constant_view(structure: Structure, value: ir.Value | None) -> npt.NDArray[n
     if value.is_initializer():
         return None if value.const_value is None else value.const_value.numpy()
     node = value.producer()
-    if node is None or node.op_type not in _VIEWS or node.domain != "":
+    if node is None or not operator_of(node).view:
         return None
     array, shape = constant_view(structure, node.inputs[0]), structure.facts.shape(value)
     if array is None or shape is None or None in shape:

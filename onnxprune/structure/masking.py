@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.operators import key
 from onnxprune.graph.tensors import Array, edited, read
 from onnxprune.structure import registry
 from onnxprune.structure.axes import Dynamic
@@ -115,7 +116,7 @@ def _wrap_mixing_nodes(structure: Structure, keep: Keep, rewriter: Rewriter) -> 
             wrapped.append((node, inputs, [_lost_axes(structure, keep, v) for v in node.outputs]))
     users = {out: list(out.uses()) for node, _, _ in wrapped for out in node.outputs}
     for node, _, _ in wrapped:  # all of them while their operands are still those of the analysis
-        rewrite = registry.find_rewriter(registry.key(node.domain, node.op_type))
+        rewrite = registry.find_rewriter(key(node.domain, node.op_type))
         if rewrite is not None:
             rewrite(rewriter, node)
     for node, inputs, outputs in wrapped:

@@ -63,9 +63,6 @@ def pinned(reason: str, *operators: str) -> None:
     REASONS.update(dict.fromkeys(operators, reason))
 
 
-def key(domain: str, op_type: str) -> str:
-    """Return the registry key of an operator."""
-    return op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
 
 
 def find_rule(name: str) -> Rule | None:
@@ -76,12 +73,6 @@ def find_rule(name: str) -> Rule | None:
 def find_rewriter(name: str) -> NodeRewrite | None:
     """Return the rewriter registered for a key, or None."""
     return REWRITERS.get(name)
-
-
-def knows_zero_points(name: str) -> bool:
-    """Say whether an operator's rule reads quantised integers by their zero points."""
-    function = find_rule(name)
-    return function is not None and function.__module__ == "onnxprune.structure.rules.quantised"
 
 
 def summary(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.operators import key
 from onnxprune.graph.tensors import edited
 from onnxprune.structure import registry
 from onnxprune.structure.rewriter import Rewriter, cut
@@ -46,7 +47,7 @@ def _rewrite(rewriter: Rewriter, lost: Mapping[ir.Value, Mapping[int, Bools]]) -
     keep = rewriter.keep
     for node in list(rewriter.structure.model.graph.all_nodes()):
         if any(keep.changed(v) for v in (*node.inputs, *node.outputs) if v is not None):
-            rewrite = registry.find_rewriter(registry.key(node.domain, node.op_type))
+            rewrite = registry.find_rewriter(key(node.domain, node.op_type))
             if rewrite is not None:
                 rewrite(rewriter, node)
     for value, axes in lost.items():

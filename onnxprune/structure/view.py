@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts, Shape
 from onnxprune.model_io.bodies import bodies
 from onnxprune.structure.axes import Axis, Dynamic, parts
@@ -22,12 +23,6 @@ from onnxprune.structure.terms import Ids, Terms
 _NARROW = {
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4,
     ir.DataType.INT2, ir.DataType.UINT2,
-}  # fmt: skip
-
-
-_KEEPS_ZERO_POINT = {
-    "Identity", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "DepthToSpace", "SpaceToDepth", "Concat",
-    "Split", "Slice", "Gather", "MaxPool", "Expand", "Tile", "If", "Loop", "Scan",
 }  # fmt: skip
 
 
@@ -88,13 +83,14 @@ class View:
     weights of the removed unit are zeroed: only then may they be summed over without changing anything.
     """
 
-    def __init__(self, findings: Findings, node: ir.Node, *, knows_zero_points: bool) -> None:
+    def __init__(self, findings: Findings, node: ir.Node) -> None:
         self.findings = findings
         self.node = node
         self.terms = findings.terms
         self.facts = findings.facts
         self.opset = findings.model.opset_imports.get(node.domain, 1)
-        self._zero_points = knows_zero_points or node.op_type in _KEEPS_ZERO_POINT
+        operator = operator_of(node)
+        self._zero_points = operator.knows_zero_points or operator.keeps_zero_point
 
     # -- what the node is ---------------------------------------------------------------------------------------
 
@@ -286,7 +282,7 @@ class View:
             yield value
             return
         node = value.producer()
-        if node is None or depth == 0 or node.op_type in ("Shape", "Size", "If", "Loop", "Scan"):
+        if node is None or depth == 0 or operator_of(node).shape_only or operator_of(node).has_body:
             return
         found: list[ir.Value] = []
         for operand in node.inputs:

@@ -6,35 +6,16 @@ Freezing, re-initialisation and dropout before fully connected layers rest on th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import onnx_ir as ir
 
 from onnxprune.errors import RecipeError
-
-Kind = Literal["conv", "fc", "rnn", "norm", "embedding", "other"]
-Role = Literal["weight", "bias", "scale", "mean", "variance", "other"]
-
-MOVERS = {"Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "DequantizeLinear"}
-SLOTS: dict[str, tuple[Kind, dict[int, Role]]] = {
-    "Conv": ("conv", {1: "weight", 2: "bias"}),
-    "ConvTranspose": ("conv", {1: "weight", 2: "bias"}),
-    "Gemm": ("fc", {0: "weight", 1: "weight", 2: "bias"}),
-    "MatMul": ("fc", {0: "weight", 1: "weight"}),
-    "LSTM": ("rnn", {1: "weight", 2: "weight", 3: "bias", 7: "weight"}),
-    "GRU": ("rnn", {1: "weight", 2: "weight", 3: "bias"}),
-    "RNN": ("rnn", {1: "weight", 2: "weight", 3: "bias"}),
-    "BatchNormalization": ("norm", {1: "scale", 2: "bias", 3: "mean", 4: "variance"}),
-    "InstanceNormalization": ("norm", {1: "scale", 2: "bias"}),
-    "LayerNormalization": ("norm", {1: "scale", 2: "bias"}),
-    "GroupNormalization": ("norm", {1: "scale", 2: "bias"}),
-    "RMSNormalization": ("norm", {1: "scale"}),
-    "Gather": ("embedding", {0: "weight"}),
-}
+from onnxprune.graph.layers import fan_in
+from onnxprune.graph.operators import operator_of
+from onnxprune.graph.properties import Kind, Role
 
 
 @dataclass(frozen=True)
@@ -75,59 +56,49 @@ def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from (node.outputs[0] for node in graph if node.op_type == "Constant")
 
 
-def _final_uses(value: ir.Value, swapped: bool = False) -> Iterator[tuple[ir.Node, int, bool]]:
-    """(node, slot, last two axes swapped) of each use, looked at through nodes that only move numbers."""
+def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """(node, slot) of each use, looked at through nodes that only move numbers."""
     for node, slot in value.uses():
-        if node.op_type in MOVERS and slot == 0 and node.outputs:
-            yield from _final_uses(node.outputs[0], swapped ^ _swaps(node))
+        if passes_weights(node) and slot == 0 and node.outputs:
+            yield from _final_uses(node.outputs[0])
         else:
-            yield node, slot, swapped
+            yield node, slot
 
 
-def _swaps(node: ir.Node) -> bool:
-    if node.op_type != "Transpose":
-        return False
-    perm = node.attributes.get("perm")
-    return perm is None or list(perm.as_ints())[-2:] == [len(perm.as_ints()) - 1, len(perm.as_ints()) - 2]
+def passes_weights(node: ir.Node) -> bool:
+    """Whether a node only moves, casts or dequantises numbers: what lies behind it is still the same weight."""
+    return operator_of(node).view or operator_of(node).dequantises
 
 
-def _use(value: ir.Value, node: ir.Node, slot: int, swapped: bool) -> Layer:
-    kind, roles = SLOTS.get(node.op_type, ("other", {}))
-    role = roles.get(slot, "other")
-    if node.op_type == "Add":
-        kind = _kind_of_source(node.inputs[1 - slot])
+def _use(value: ir.Value, node: ir.Node, slot: int) -> Layer:
+    operator = operator_of(node)
+    kind, role = operator.kind, operator.role(slot)
+    if operator.adds:
+        kind = _kind_of_source(node, slot)
         role = "other" if kind == "other" else "bias"
-    shape = [d if isinstance(d, int) else 1 for d in value.shape] if value.shape is not None else []
-    fan_in = _fan_in(node, slot, shape, swapped) if role == "weight" else 0
+    summed = _fan_in(value, node) if role == "weight" else 0
     kind = kind if role != "other" else "other"
-    return Layer(value.name or "", kind, role, node.name or "", node.op_type, slot, fan_in)
+    return Layer(value.name or "", kind, role, node.name or "", node.op_type, slot, summed)
 
 
-def _kind_of_source(value: ir.Value | None) -> Kind:
-    """The kind of layer that a value comes out of, for a bias that is added to it."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("Conv", "ConvTranspose"):
-            return "conv"
-        if node.op_type in ("Gemm", "MatMul"):
-            return "fc"
-        if node.op_type not in MOVERS:
+def _kind_of_source(node: ir.Node, slot: int) -> Kind:
+    """The kind of layer that the other operand of a sum comes out of, for a bias that is added to it."""
+    value = next((v for i, v in enumerate(node.inputs) if i != slot), None)
+    while value is not None and (maker := value.producer()) is not None:
+        if (kind := operator_of(maker).kind) in ("conv", "fc"):
+            return kind
+        if not passes_weights(maker):
             return "other"
-        value = node.inputs[0]
+        value = maker.inputs[0]
     return "other"
 
 
-def _fan_in(node: ir.Node, slot: int, shape: Sequence[int], swapped: bool) -> int:
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return math.prod(shape[1:])
-    if node.op_type in ("LSTM", "GRU", "RNN"):
-        hidden = node.attributes.get("hidden_size")
-        return hidden.as_int() if hidden is not None else shape[-1]
-    if node.op_type in ("Gemm", "MatMul") and len(shape) >= 2:
-        flag = node.attributes.get("transB" if slot == 1 else "transA")
-        transposed = (flag is not None and bool(flag.as_int())) ^ swapped
-        contracted_first = slot == 1  # A [M, K] @ B [K, N]: the right operand sums over its first matrix axis
-        return shape[-2] if contracted_first ^ transposed else shape[-1]
-    return 0
+def _fan_in(value: ir.Value, node: ir.Node) -> int:
+    """For a recurrent cell its hidden size, as PyTorch draws its weights by that."""
+    if operator_of(node).kind != "rnn":
+        return fan_in(value, node)
+    shape = [d if isinstance(d, int) else 1 for d in value.shape] if value.shape is not None else [0]
+    return node.attributes.get_int("hidden_size", shape[-1])
 
 
 def matching(patterns: Sequence[str], layers: Mapping[str, Layer]) -> set[str]:

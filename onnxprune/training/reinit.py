@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.sources import Array
-from onnxprune.training.layers import Kind, Layer, Role, find_layers
+from onnxprune.graph.properties import Kind, Role
+from onnxprune.training.layers import Layer, find_layers
 from onnxprune.training.masks import Masks
 
 Initialiser = Callable[[np.random.Generator, tuple[int, ...], int], Array]

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.training.layers import MOVERS, Layer, find_layers
+from onnxprune.graph.operators import operator_of
+from onnxprune.training.layers import Layer, find_layers, passes_weights
 from onnxprune.training.widen import widen
 
 HeadKind = Literal["values", "probabilities", "softmax", "log-softmax"]
@@ -62,14 +63,15 @@ def _open_head(view: ir.Model, index: int) -> Head:
     node = value.producer()
     while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    if node is None or node.op_type not in ("Softmax", "LogSoftmax") or node.inputs[0] is None:
+    function = operator_of(node).head if node is not None else ""
+    if node is None or not function or node.inputs[0] is None:
         return Head(name, "values", 1)
     axis = _softmax_axis(node, graph.opset_imports.get("", 13))
     if axis is None:
         return Head(name, "values", 1)
     graph.outputs[index] = node.inputs[0]
     _remove_dead(graph, value)
-    return Head(name, "softmax" if node.op_type == "Softmax" else "log-softmax", axis)
+    return Head(name, function, axis)
 
 
 def _softmax_axis(node: ir.Node, opset: int) -> int | None:
@@ -130,7 +132,7 @@ def fc_after_layers(model: ir.Model) -> dict[str, Layer]:
         if layer.kind != "fc" or layer.role != "weight":
             continue
         value = nodes[layer.node].inputs[1 - layer.slot]
-        while value is not None and (node := value.producer()) is not None and node.op_type in MOVERS:
+        while value is not None and (node := value.producer()) is not None and passes_weights(node):
             value = node.inputs[0]
         if value is not None and not value.is_graph_input() and not value.is_initializer():
             found[name] = layer

@@ -128,7 +128,7 @@ def test_bodies_of_if_loop_and_scan() -> None:
 def test_missing_shapes_are_named() -> None:
     model = model_io.load_any(mlp())
     assert figures(model).macs is None
-    assert figures(model).uncounted == ("first", "second")
+    assert figures(model).uncounted == ("MatMul first", "MatMul second")
 
 
 def test_a_run_measures_what_inference_cannot() -> None:

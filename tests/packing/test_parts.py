@@ -9,9 +9,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import DataError
+from onnxprune.graph.layers import channel_axis
 from onnxprune.packing import output_error, pack, to_sparse_initializers, unpack
 from onnxprune.packing.kmeans import kmeans_1d
-from onnxprune.packing.roles import weight_axis
 from onnxprune.packing.values import CODERS
 
 from .builders import initializers, matmul, network, proto, run, sparse_array
@@ -70,16 +70,16 @@ def test_output_channels_by_operator(op_type: str, attributes: dict[str, int], p
     inputs = [ir.Value(name=str(i)) for i in range(3)]
     inputs[position] = value
     ir.node(op_type, inputs, attributes)
-    assert weight_axis(value) == axis
+    assert channel_axis(value) == axis
 
 
 def test_a_weight_behind_a_transpose_is_a_weight() -> None:
     value = ir.Value(name="w", shape=ir.Shape([4, 4]))
     turned = ir.node("Transpose", [value], {"perm": [1, 0]})
     ir.node("MatMul", [ir.Value(name="x"), turned.outputs[0]])
-    assert weight_axis(value) == 0
+    assert channel_axis(value) == 0
     ir.node("Add", [ir.Value(name="x"), value])
-    assert weight_axis(value) is None
+    assert channel_axis(value) is None
 
 
 def test_sparse_initializers_run_bit_for_bit_and_are_smaller() -> None:

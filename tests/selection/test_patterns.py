@@ -57,7 +57,7 @@ def masks(pattern: str, sparsity: float = 0.5) -> tuple[dict[str, npt.NDArray[np
 
 
 def test_the_axes_of_every_operator() -> None:
-    axes = {w.name: matrix_axes(w) for w in weights()}
+    axes = {w.name: matrix_axes(w.value, w.node) for w in weights()}
     assert {n: a.reduction for n, a in axes.items() if a} == REDUCTION
     assert {n: a.output for n, a in axes.items() if a} == OUTPUT
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.registry import rewriter, rule
 from onnxprune.structure.rules.contraction import convolution, gemm_axes, matmul_like, rewrite_conv
@@ -21,19 +22,6 @@ from onnxprune.structure.rules.movement import joined
 from onnxprune.structure.rules.normalisation import softmax_of_opset
 from onnxprune.structure.rules.pooling import pool
 from onnxprune.structure.view import RuleMismatch, View
-
-# Where an operator that makes quantised values has its zero point: an input, or an output of its own.
-_ZERO_POINT_INPUT = {
-    "QuantizeLinear": 2, "QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QLinearMul": 7, "QLinearSigmoid": 4,
-    "QLinearLeakyRelu": 4, "QLinearSoftmax": 4, "QLinearConcat": 1, "QLinearAveragePool": 4, "QLinearReduceMean": 4,
-    "QLinearGlobalAveragePool": 4, "QGemm": 8, "QLinearWhere": 8,
-}  # fmt: skip
-_ZERO_POINT_OUTPUT = {"DynamicQuantizeLinear": 2}
-_MOVES = {
-    "Identity", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "DepthToSpace", "SpaceToDepth", "Split",
-    "Slice", "Gather", "MaxPool", "Expand", "Tile",
-}  # fmt: skip
-
 
 # -- zero points and scales -----------------------------------------------------------------------------------------
 
@@ -46,15 +34,15 @@ def same_zero_point(view: View, value: ir.Value, point: ir.Value | None) -> bool
     node = value.producer()
     if node is None:
         return False
-    if node.op_type in _ZERO_POINT_INPUT:
-        i = _ZERO_POINT_INPUT[node.op_type]
+    operator = operator_of(node)
+    if operator.result_quantised is not None:
+        i = operator.result_quantised[1]
         return _same_numbers(view, node.inputs[i] if i < len(node.inputs) else None, point)
-    if node.op_type in _ZERO_POINT_OUTPUT:
-        return node.outputs[_ZERO_POINT_OUTPUT[node.op_type]] is point
-    if node.op_type == "Concat":
-        return all(v is not None and same_zero_point(view, v, point) for v in node.inputs)
-    source = node.inputs[0] if node.op_type in _MOVES else None
-    return source is not None and same_zero_point(view, source, point)
+    if operator.result_zero_point is not None:
+        return node.outputs[operator.result_zero_point] is point
+    if not operator.keeps_zero_point or operator.has_body:
+        return False
+    return all(v is None or same_zero_point(view, v, point) for i, v in enumerate(node.inputs) if operator.reads(i))
 
 
 def _same_numbers(view: View, a: ir.Value | None, b: ir.Value | None) -> bool:
