@@ -128,7 +128,7 @@ def test_bodies_of_if_loop_and_scan() -> None:
 def test_missing_shapes_are_named() -> None:
     model = model_io.load_any(mlp())
     assert figures(model).macs is None
-    assert figures(model).uncounted == ("MatMul first", "MatMul second")
+    assert figures(model).uncounted == ("Gemm first", "Gemm second")
 
 
 def test_a_run_measures_what_inference_cannot() -> None:
