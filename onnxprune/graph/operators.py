@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
-from importlib.metadata import entry_points
 from typing import Any
 
 import onnx_ir as ir
@@ -22,8 +20,10 @@ import onnx_ir as ir
 from onnxprune.graph import multiply_adds as counts
 from onnxprune.graph.multiply_adds import no_products
 from onnxprune.graph.properties import Operator, Slot
+from onnxprune.plugins import Plugins
 
 _Properties = dict[str, Any]
+_PLUGINS = Plugins("onnxprune.operators")
 _TABLE: dict[str, Operator] = {}
 _MICROSOFT = "com.microsoft"
 
@@ -41,7 +41,7 @@ def key(domain: str, op_type: str) -> str:
 
 def operator_named(name: str) -> Operator:
     """Return what is known of an operator, by its key."""
-    _load_others()
+    _PLUGINS.load()
     return _TABLE.get(name) or Operator(name)
 
 
@@ -52,14 +52,8 @@ def operator_of(node: ir.Node) -> Operator:
 
 def operators() -> dict[str, Operator]:
     """Return the whole table, by key."""
-    _load_others()
+    _PLUGINS.load()
     return dict(sorted(_TABLE.items()))
-
-
-@functools.cache
-def _load_others() -> None:
-    for entry in entry_points(group="onnxprune.operators"):
-        entry.load()
 
 
 def _enter(names: str, *, domain: str = "", **properties: Any) -> None:

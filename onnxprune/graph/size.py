@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io
-from onnxprune.graph.operators import key, operator_of
+from onnxprune.graph.operators import key, operator_named, operator_of
 from onnxprune.graph.tensors import read
 from onnxprune.model_io.bodies import bodies
 
@@ -55,15 +55,20 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
             the static shape written in the model is taken.
     """
     found = list(parameters(model))
-    uncounted: list[str] = []
-    macs = _graph_macs(model.graph, shapes or {}, uncounted)
+    macs, uncounted = graph_macs(model, shapes or {})
     return Figures(
         parameters=sum(parameter.tensor.size for parameter in found),
         nonzero_parameters=sum(parameter.nonzero() for parameter in found),
         macs=None if uncounted and not macs else macs,
         file_bytes=model_io.serialized_size(model),
-        uncounted=tuple(uncounted),
+        uncounted=uncounted,
     )
+
+
+def graph_macs(model: ir.Model, shapes: Shapes) -> tuple[int, tuple[str, ...]]:
+    """Return the multiply-adds of one run of a model, and the nodes that could not be counted ("Operator name")."""
+    uncounted: list[str] = []
+    return _graph_macs(model.graph, shapes, uncounted), tuple(uncounted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,20 @@ def parameters(model: ir.Model) -> Iterator[Parameter]:
                 continue
             seen.add(id(tensor))
             yield Parameter(tensor, _zero_point(value))
+
+
+def holders_of_numbers(model: ir.Model) -> list[str]:
+    """The operators that hold numbers which may have been learnt: in constants that they read, or in attributes."""
+    held = (ir.AttributeType.FLOATS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
+    found: set[str] = set()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and _is_parameter(value, value.const_value):
+                found.update(key(node.domain, node.op_type) for node, _ in _final_uses(value))
+        for node in graph:
+            if not operator_of(node).movement and any(attribute.type in held for attribute in node.attributes.values()):
+                found.add(key(node.domain, node.op_type))
+    return sorted(name for name in found if operator_named(name).data != ())
 
 
 def counted_values(model: ir.Model) -> set[ir.Value]:

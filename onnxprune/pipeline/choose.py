@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, RecipeError
+from onnxprune.graph.size import holders_of_numbers
 from onnxprune.recipe.granularity import NM, Block, Depth, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
@@ -297,8 +298,9 @@ def _of_survivors(criterion: Criterion) -> Criterion:
 
 def _nothing(structure: Structure, recipe: Recipe) -> str:
     if not structure.weights:
-        listed = ", ".join(sorted(structure.unruled)) or "no operator has weights"
-        return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({listed})"
+        names = {*structure.unruled, *holders_of_numbers(structure.model)}
+        why = f"the numbers of {', '.join(sorted(names))} are not pruned" if names else "no operator has weights"
+        return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({why})"
     if recipe.parts.units and not any(not g.inexact for g in structure.groups):
         return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
     return "there is nothing to prune: the patterns and kinds given leave no weights"

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io
-from onnxprune.graph.size import macs_of
+from onnxprune.graph.size import graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.weights import prunable_weights, total_size
 
@@ -51,6 +51,7 @@ class Inspection:
         inexact_parameters: The same with ``--allow-inexact``.
         macs: Multiply-adds of one run.
         unit_macs: Those of nodes whose weight can be cut.
+        uncounted: Nodes whose multiply-adds are not known, each as "Operator name".
         unruled: Operators that have no rule and pin all that they touch, with how often they occur.
     """
 
@@ -61,6 +62,7 @@ class Inspection:
     inexact_parameters: int
     macs: int
     unit_macs: int
+    uncounted: tuple[str, ...]
     unruled: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
     """
     structure = prepare(model_io.load_any(model).clone())
     weights = prunable_weights(structure)
-    infos, macs, unit_macs = [], 0, 0
+    infos, cuttable_nodes = [], set()
     shapes = structure.facts.known_shapes()
     for weight in weights:
         cuttable = [structure.removable(weight.value, axis) for axis in range(len(weight.shape))]
@@ -84,15 +86,15 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
             np.prod([len(f) - int(f.sum()) if len(f) else n for f, n in zip(cuttable, weight.shape, strict=True)])
         )
         prunable = weight.size - stuck
-        cost = macs_of(weight.node, shapes) or 0
-        macs += cost
-        unit_macs += cost if prunable else 0
+        if prunable:
+            cuttable_nodes.add(weight.node)
         infos.append(
             WeightInfo(
                 weight.name, weight.node.op_type, weight.node.name or "", weight.shape, prunable,
                 tuple(structure.why_pinned(weight.value)),
             )
         )  # fmt: skip
+    macs, uncounted = graph_macs(structure.model, shapes)
     exact, _ = structure.prunable_share()
     inexact, _ = structure.prunable_share(exact=False)
     return Inspection(
@@ -105,6 +107,11 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
         unit_parameters=exact,
         inexact_parameters=inexact,
         macs=macs,
-        unit_macs=unit_macs,
+        unit_macs=sum(
+            times * (macs_of(node, shapes) or 0)
+            for node, times in nodes_with_times(structure.model.graph, shapes)
+            if node in cuttable_nodes
+        ),
+        uncounted=uncounted,
         unruled=dict(structure.unruled),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,12 +19,15 @@ NO_FASTER = (
     "well, but for speed remove whole units with --structure channels."
 )
 
+_MOST = 8
+"""Nodes that one line names at most."""
+
 
 def print_result(console: Console, model: str, output: str | None, result: Result) -> None:
     """Print a run's figures and verdict."""
     verdict = result.verdict
     if verdict is not None:
-        console.print(_figures(model, verdict))
+        _print_figures(console, model, verdict)
     parts = result.recipe.parts
     console.print(
         f"{result.gone:,} of {result.prunable:,} prunable weights are {parts.gone}: sparsity {result.sparsity:.1%}"
@@ -52,6 +55,19 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     if not parts.removes:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
+
+
+def uncounted_line(nodes: Sequence[str]) -> str:
+    """Name the nodes whose multiply-adds are not counted, a few of many."""
+    more = f" and {len(nodes) - _MOST} more" if len(nodes) > _MOST else ""
+    return f"[yellow]multiply-adds that are not counted:[/] {escape(', '.join(nodes[:_MOST]))}{more}"
+
+
+def _print_figures(console: Console, model: str, verdict: Verdict) -> None:
+    console.print(_figures(model, verdict))
+    uncounted = dict.fromkeys((*verdict.before.uncounted, *verdict.after.uncounted))
+    if uncounted:
+        console.print(uncounted_line(list(uncounted)))
 
 
 def _figures(model: str, verdict: Verdict) -> Table:
@@ -111,5 +127,5 @@ def _verdict(verdict: Verdict, changed: str) -> str:
 
 def print_comparison(console: Console, a: str, b: str, verdict: Verdict) -> None:
     """Print two models side by side."""
-    console.print(_figures(f"{a} and {b}", verdict))
+    _print_figures(console, f"{a} and {b}", verdict)
     console.print(f"outputs differ by {verdict.output_change:.2g} of the largest output of {escape(a)}")

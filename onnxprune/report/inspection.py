@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxprune.pipeline.inspect import Inspection
+from onnxprune.report.console import uncounted_line
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
 
@@ -30,6 +31,8 @@ def print_inspection(console: Console, model: str, found: Inspection) -> None:
         for reason, count in pinned.most_common():
             table.add_row(str(count), escape(reason))
         console.print(table)
+    if found.uncounted:
+        console.print(uncounted_line(found.uncounted))
     if found.unruled:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(found.unruled.items()))
         console.print(f"[yellow]operators without a rule, all that they touch is pinned:[/] {escape(listed)}")
