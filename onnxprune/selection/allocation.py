@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
-from onnxprune.plugins import Plugins, Registry, summary
 from onnxprune.graph.operators import operator_of
+from onnxprune.plugins import Plugins, Registry, summary
 from onnxprune.scoring.magnitude import lamp
 from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.scoring.remembered import Memory

@@ -63,8 +63,6 @@ def pinned(reason: str, *operators: str) -> None:
     REASONS.update(dict.fromkeys(operators, reason))
 
 
-
-
 def find_rule(name: str) -> Rule | None:
     """Return the rule registered for a key, or None."""
     return RULES.get(name)
