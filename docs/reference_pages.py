@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 import onnxprune
 from onnxprune.cli.app import app, register
-from onnxprune.cli.help import SUBJECTS
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.training import DataSettings, TrainSettings
 from onnxprune.report.json_schema import PruneOutput
@@ -63,13 +62,12 @@ def _cli() -> str:
 
 
 def _by_subject(command: Any) -> Iterator[tuple[str, list[Any]]]:
-    subjects = {name: subject for subject, names in SUBJECTS.items() for name in names}
     found: dict[str, list[Any]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "argument":
             subject = "Arguments"
         else:
-            subject = getattr(parameter, "rich_help_panel", None) or subjects.get(parameter.name) or "Run"
+            subject = getattr(parameter, "rich_help_panel", None) or "Run"
         found.setdefault(subject if command.name == "prune" or subject == "Arguments" else "Flags", []).append(
             parameter
         )

@@ -14,11 +14,11 @@ from onnxprune.errors import OnnxPruneError
 if importlib.util.find_spec("torch") is None:
     raise OnnxPruneError("Retraining needs PyTorch, which is not installed: pip install 'onnxprune[retrain]'.")
 
+from onnxprune.bridge.export import reexport
 from onnxprune.bridge.interpreter import Mismatch, compare_with_runtime, intermediate_values
 from onnxprune.bridge.module import OnnxModule, to_torch
-from onnxprune.bridge.reexport import reexport
 from onnxprune.bridge.registry import op, supported_operators
-from onnxprune.bridge.write_back import write_back
+from onnxprune.bridge.writing import write_back
 
 __all__ = [
     "Mismatch",

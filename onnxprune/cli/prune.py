@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.flags import save_settings, with_flags
 from onnxprune.cli.help import EverydayHelp, HelpAllFlag
+from onnxprune.cli.invocation import Invocation
 from onnxprune.cli.outputs import check_outputs
-from onnxprune.cli.run import apply_preset, given_amount, save_settings
-from onnxprune.cli.training_flags import (
-    CheckpointFlag,
-    DataFlag,
-    Given,
-    ResumeFlag,
-    RetrainFlag,
-    training_settings,
-    with_training_flags,
-)
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.run_folder import ensure_usable, folder_of, forget, is_main
-from onnxprune.recipe.fields import TARGETS
-from onnxprune.recipe.file import PRESETS
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
 if TYPE_CHECKING:
@@ -36,241 +25,80 @@ def register(app: typer.Typer) -> None:
     app.command("prune", cls=EverydayHelp, help="Prune a model (the command that runs when none is named).")(prune)
 
 
-def _about(name: str) -> str:
-    text = Recipe.model_fields[name].description or ""
-    return text[:1].upper() + text[1:] + "."
-
-
-@with_training_flags
-def prune(
-    ctx: typer.Context,
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="The .onnx file; it is never changed.", show_default=False)
-    ],
-    sparsity: Annotated[
-        float | None, typer.Option("--sparsity", "-s", help=_about("sparsity"), show_default=False)
-    ] = None,
-    quality: Annotated[float | None, typer.Option(help=_about("quality"), show_default=False)] = None,
-    target_latency: Annotated[str | None, typer.Option(help=_about("target_latency"), show_default=False)] = None,
-    target_macs: Annotated[str | None, typer.Option(help=_about("target_macs"), show_default=False)] = None,
-    target_size: Annotated[str | None, typer.Option(help=_about("target_size"), show_default=False)] = None,
-    max_drop: Annotated[float | None, typer.Option(help=_about("max_drop"), show_default=False)] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            callback=apply_preset,
-            is_eager=True,
-            help=f"Settings for an aim: {', '.join(PRESETS)}; flags win over it.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write [MODEL.pruned.onnx].", show_default=False)
-    ] = None,
-    structure: Annotated[str, typer.Option(help=_about("structure"))] = "weights",
-    criterion: Annotated[str, typer.Option(help=_about("criterion"))] = "magnitude",
-    allocation: Annotated[str, typer.Option(help=_about("allocation"))] = "auto",
-    unit_share: Annotated[float, typer.Option(help=_about("unit_share"))] = 0.5,
-    kinds: Annotated[str, typer.Option(help=_about("kinds"), show_default=False)] = "",
-    allow_inexact: Annotated[bool, typer.Option("--allow-inexact", help=_about("allow_inexact"))] = False,
-    round_to: Annotated[str, typer.Option(help=_about("round_to"))] = "auto",
-    floor: Annotated[int, typer.Option(help=_about("floor"))] = 1,
-    exclude: Annotated[list[str], typer.Option(help=_about("exclude"), show_default=False)] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help=_about("only"), show_default=False)] = [],  # noqa: B006
-    ends: Annotated[str, typer.Option(help=_about("ends"))] = "auto",
-    remove_dead: Annotated[bool, typer.Option("--remove-dead", help=_about("remove_dead"))] = False,
-    iterations: Annotated[int, typer.Option(help=_about("iterations"))] = 1,
-    schedule: Annotated[str, typer.Option(help=_about("schedule"))] = "exponential",
-    initial_sparsity: Annotated[float, typer.Option(help=_about("initial_sparsity"))] = 0.0,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="Inputs (.npz by input name; label where there are labels) for criteria that look at data, for "
-            "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are "
-            "left.",
-            show_default=False,
-        ),
-    ] = None,
-    calibration_samples: Annotated[int, typer.Option(help=_about("calibration_samples"))] = 1024,
-    recover: Annotated[str, typer.Option(help=_about("recover"))] = "auto",
-    eval_data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled inputs to measure the metric on: .npz, or as --data.", show_default=False),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="accuracy, top5 or mse, with --retrain also agreement or module:function; else what fits the data.",
-            show_default=False,
-        ),
-    ] = None,
-    retrain: RetrainFlag = False,
-    data: DataFlag = None,
-    checkpoint: CheckpointFlag = None,
-    resume: ResumeFlag = False,
-    training: Given = {},  # noqa: B006
-    quantize: Annotated[str, typer.Option(help=_about("quantize"))] = "no",
-    pack: Annotated[str, typer.Option(help=_about("pack"))] = "no",
-    pack_values: Annotated[str, typer.Option(help=_about("pack_values"))] = "fp32",
-    sparse_initializers: Annotated[
-        bool, typer.Option("--sparse-initializers", help=_about("sparse_initializers"))
-    ] = False,
-    require: Annotated[list[str], typer.Option(help=_about("require"), show_default=False)] = [],  # noqa: B006
-    record: Annotated[Path | None, typer.Option(help="Write what was done as JSON.", show_default=False)] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Write one HTML page about the run.", show_default=False),
-    ] = None,
-    save_recipe: Annotated[
-        Path | None,
-        typer.Option(help="Write these flags as a file for onnxprune run.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(help=_about("seed"))] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do and measure everything, write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    help_all: HelpAllFlag = False,
-) -> None:
+@with_flags
+def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, help_all: HelpAllFlag = False) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
-    recipe = make_recipe(
-        **given_amount(ctx, ("sparsity", "quality", *TARGETS)),
-        **training_settings(retrain, training),
-        structure=structure,
-        criterion=criterion,
-        allocation=allocation,
-        unit_share=unit_share,
-        iterations=iterations,
-        schedule=schedule,
-        initial_sparsity=initial_sparsity,
-        recover=recover,
-        calibration_samples=calibration_samples,
-        kinds=_names(kinds),
-        allow_inexact=allow_inexact,
-        round_to=_round_to(round_to),
-        floor=floor,
-        exclude=exclude,
-        only=only,
-        ends=ends,
-        remove_dead=remove_dead,
-        quantize=quantize,
-        pack=pack,
-        pack_values=pack_values,
-        sparse_initializers=sparse_initializers,
-        require=require,
-        seed=seed,
-    )
-    run_recipe(
-        ctx,
-        model,
-        recipe,
-        output,
-        training=Training(data, checkpoint, resume),
-        eval_data=eval_data,
-        metric=metric,
-        calibration=calibration,
-        record=record,
-        report=report,
-        save_recipe=save_recipe,
-        as_json=json,
-        dry_run=dry_run,
-        force=force,
-    )
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a retraining run is given beside its recipe."""
-
-    data: Path | None = None
-    checkpoint: Path | None = None
-    resume: bool = False
-
-    def folder(self, recipe: Recipe, target: Path, *, dry_run: bool, force: bool) -> Path | None:
-        """The folder for the state; None where nothing is trained, or nothing is to be written.
-
-        Raises:
-            RecipeError: It holds another run, or none to resume.
-        """
-        if recipe.retrain is None or (dry_run and self.checkpoint is None and not self.resume):
-            return None
-        folder = self.checkpoint or folder_of(target)
-        ensure_usable(folder, resume=self.resume, restart=force)
-        return folder
-
-
-def run_recipe(
-    ctx: typer.Context,
-    model: Path,
-    recipe: Recipe,
-    output: Path | None,
-    *,
-    training: Training = Training(),  # noqa: B008 (immutable)
-    eval_data: Path | None,
-    metric: str | None,
-    calibration: Path | None = None,
-    record: Path | None,
-    report: Path | None,
-    save_recipe: Path | None,
-    as_json: bool,
-    dry_run: bool,
-    force: bool,
-) -> None:
-    """Run a recipe on a file and tell what came out."""
     from onnxprune.pipeline.run import prune as prune_model
-    from onnxprune.pipeline.run import save
-    from onnxprune.report.console import print_result
 
-    target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    beside = {"--record": record, "--report": report, "--save-recipe": save_recipe}
-    check_outputs(model, None if dry_run else target, beside, force=force)
-    folder = training.folder(recipe, target, dry_run=dry_run, force=force)
-    with stages(str(model)) as tell:
+    recipe = make_recipe(**settings)
+    beside = {"--record": invocation.record, "--report": invocation.report, "--save-recipe": invocation.save_recipe}
+    check_outputs(invocation.model, invocation.target, beside, force=invocation.force)
+    folder = _state_folder(recipe, invocation)
+    with stages(str(invocation.model)) as tell:
         result = prune_model(
-            model,
+            invocation.model,
             recipe,
-            data=training.data,
-            eval_data=eval_data,
-            metric=metric,
-            calibration=calibration,
+            data=invocation.data,
+            eval_data=invocation.eval_data,
+            metric=invocation.metric,
+            calibration=invocation.calibration,
             checkpoint=folder,
-            resume=training.resume,
+            resume=invocation.resume,
             progress=tell,
         )
         if not is_main():
             return
-        written: dict[str, Any] = {"output": None}
         with together():
-            if not dry_run:
-                tell("save")
-                file = save(result, target, force=force, record=record)
-                written = {"output": file.file, "sha256": file.sha256}
-            elif record is not None:
-                result.record().save(record)
-            if report is not None:
-                tell("report")
-                _report(model, result, report, None if dry_run else target)
-            if save_recipe is not None:
-                save_settings(ctx, prune, save_recipe, recipe)
-        if folder is not None and training.checkpoint is None and not dry_run:
+            written = _write(result, invocation, tell)
+            if invocation.save_recipe is not None:
+                save_settings(ctx, invocation.save_recipe, recipe)
+        if folder is not None and invocation.checkpoint is None and not invocation.dry_run:
             forget(folder)
-    if as_json:
-        settings = recipe.model_dump(mode="json")
-        print_json("prune", {"model": str(model), **written, "recipe": settings, **result.figures})
+    _tell(result, invocation, written)
+
+
+def _state_folder(recipe: Recipe, invocation: Invocation) -> Path | None:
+    """The folder for the state of a training; None where nothing is trained, or nothing is to be written.
+
+    Raises:
+        RecipeError: It holds another run, or none to resume.
+    """
+    wanted = invocation.checkpoint is not None or invocation.resume or not invocation.dry_run
+    if recipe.retrain is None or not wanted:
+        return None
+    folder = invocation.checkpoint or folder_of(invocation.named_target)
+    ensure_usable(folder, resume=invocation.resume, restart=invocation.force)
+    return folder
+
+
+def _write(result: Result, invocation: Invocation, tell: Any) -> dict[str, Any]:
+    """Write the model, its record and the report, as far as they are asked for; what JSON tells of the model."""
+    from onnxprune.pipeline.run import save
+
+    written: dict[str, Any] = {"output": None}
+    if invocation.target is not None:
+        tell("save")
+        file = save(result, invocation.target, force=invocation.force, record=invocation.record)
+        written = {"output": file.file, "sha256": file.sha256}
+    elif invocation.record is not None:
+        result.record().save(invocation.record)
+    if invocation.report is not None:
+        from onnxprune import model_io
+        from onnxprune.report.html import write_report
+
+        tell("report")
+        output = None if invocation.target is None else str(invocation.target)
+        source = str(invocation.model)
+        write_report(model_io.load(invocation.model), result, invocation.report, model=source, output=output)
+    return written
+
+
+def _tell(result: Result, invocation: Invocation, written: dict[str, Any]) -> None:
+    if invocation.json_output:
+        settings = result.recipe.model_dump(mode="json")
+        print_json("prune", {"model": str(invocation.model), **written, "recipe": settings, **result.figures})
     else:
-        print_result(console, str(model), None if dry_run else str(target), result)
+        from onnxprune.report.console import print_result
 
-
-def _report(model: Path, result: Result, path: Path, target: Path | None) -> None:
-    from onnxprune import model_io
-    from onnxprune.report.html import write_report
-
-    output = None if target is None else str(target)
-    write_report(model_io.load(model), result, path, model=str(model), output=output)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _round_to(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+        output = None if invocation.target is None else str(invocation.target)
+        print_result(console, str(invocation.model), output, result)

@@ -1,4 +1,4 @@
-"""From a plan to a smaller model: analyse, decide (`choosing.py`), and do it. Nothing here trains or verifies."""
+"""From a plan to a smaller model: analyse, decide (choose.py), and do it. Nothing here trains or verifies."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 A method is structure x criterion x allocation x schedule x fine-tuning x recovery, each found by its name:
 
-    structure     what shape goes                   structures.py; a chooser below for each
+    structure     what shape goes                   recipe/granularity.py; a chooser below for each
     criterion     what matters least                scoring/
     allocation    how layers compete                selection/allocation.py, selection/unit_allocation.py
-    schedule      how much goes at each step        schedules.py, used by steps.py
-    fine-tuning   training between the steps        bridge/training, used by retraining.py
-    recovery      bringing outputs back without it  recovery/, used by steps.py
+    schedule      how much goes at each step        recipe/schedules.py, used by loop.py
+    fine-tuning   training between the steps        training/, used by trainer.py
+    recovery      bringing outputs back without it  recovery/, used by step.py
 
 A chooser decides on the model as it is at one step; the criterion sees that model's own statistics and gradients.
 """
@@ -22,9 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
-from onnxprune.errors import NothingToPrune, RecipeError
+from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.size import holders_of_numbers
-from onnxprune.recipe.granularity import NM, Block, Depth, Units, Weights
+from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.depth import score_blocks
@@ -97,10 +97,10 @@ def choose(
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
     memory = memory or Memory()
-    task = _Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, memory), memory)
+    task = Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, memory), memory)
     if recipe.parts.zeros is not None:
         task = _able(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
-    return _CHOOSERS[type(recipe.parts.kind)](task)
+    return _chooser_of(recipe.parts.shape)(task)
 
 
 def prunable_size(structure: Structure, recipe: Recipe) -> int:
@@ -121,8 +121,18 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
-    """What a chooser decides on: see `choose`; `weights` are those that may go, `unable` why others may not."""
+class Task:
+    """What a chooser decides on.
+
+    Attributes:
+        structure: The analysis of the model as it is.
+        recipe: How much goes, and by what.
+        calibration: Samples, where some were given.
+        weights: The weights that may go.
+        criterion: What goes first, with the data it looks at.
+        memory: What was found of this very model, for when it is asked for again.
+        unable: Why other weights may not go, by name.
+    """
 
     structure: Structure
     recipe: Recipe
@@ -134,7 +144,7 @@ class _Task:
 
     @property
     def share(self) -> float:
-        """The share of `weights` that becomes zero: small ends that stay make it larger, what is unable does not."""
+        """The share of `weights` that becomes zero: larger where small first and last layers stay, which count."""
         counted = total_size([*self.weights, *protected_weights(self.structure, self.recipe)])
         return min(1.0, self.recipe.sparsity * counted / total_size(self.weights))
 
@@ -160,7 +170,28 @@ class _Task:
         return Plan(self.structure, none, masks, self.prunable, gone, {**self.unable, **misfits}, sensitivity)
 
 
-def _single_weights(task: _Task) -> Plan:
+Chooser = Callable[[Task], Plan]
+_CHOOSERS: dict[type[Shape], Chooser] = {}
+
+
+def chooser(shape: type[Shape]) -> Callable[[Chooser], Chooser]:
+    """Register how what goes is chosen, for a shape of recipe/granularity.py."""
+
+    def register(function: Chooser) -> Chooser:
+        _CHOOSERS[shape] = function
+        return function
+
+    return register
+
+
+def _chooser_of(shape: Shape) -> Chooser:
+    if type(shape) not in _CHOOSERS:
+        raise OnnxPruneError(f"nothing chooses what goes of --structure {shape}: its package registers no chooser")
+    return _CHOOSERS[type(shape)]
+
+
+@chooser(Weights)
+def _single_weights(task: Task) -> Plan:
     """Single weights, by share; or by Han's threshold, where the recipe has a quality."""
     recipe = task.recipe
     if recipe.quality is not None:
@@ -182,7 +213,8 @@ def _below_threshold(weights: Sequence[Weight], quality: float) -> Mapping[ir.Va
     return masks
 
 
-def _n_of_m(task: _Task) -> Plan:
+@chooser(NM)
+def _n_of_m(task: Task) -> Plan:
     """N:M, of every layer that it fits."""
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, NM)
@@ -190,7 +222,8 @@ def _n_of_m(task: _Task) -> Plan:
     return _of_pattern(task, found)
 
 
-def _blocks(task: _Task) -> Plan:
+@chooser(Block)
+def _blocks(task: Task) -> Plan:
     """Blocks, by share."""
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, Block)
@@ -200,7 +233,7 @@ def _blocks(task: _Task) -> Plan:
     return _of_pattern(task, found, look.table)
 
 
-def _of_pattern(task: _Task, found: PatternMasks, table: Sensitivity | None = None) -> Plan:
+def _of_pattern(task: Task, found: PatternMasks, table: Sensitivity | None = None) -> Plan:
     ends = protected_weights(task.structure, task.recipe)
     small = {w.name: "it is a small first or last layer (--ends prune takes it too)" for w in ends}
     if not found.masks:
@@ -215,7 +248,8 @@ _COSTS: Mapping[str, CostName] = {
 """What units should save where a target is looked for."""
 
 
-def _units(task: _Task) -> Plan:
+@chooser(Units)
+def _units(task: Task) -> Plan:
     """Whole units."""
     structure, recipe = task.structure, task.recipe
     groups = eligible_groups(structure, task.weights, recipe)
@@ -236,7 +270,8 @@ def _units(task: _Task) -> Plan:
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
 
 
-def _depth(task: _Task) -> Plan:
+@chooser(Depth)
+def _depth(task: Task) -> Plan:
     """Whole residual blocks."""
     structure, recipe = task.structure, task.recipe
     blocks = eligible_blocks(structure, task.weights, recipe)
@@ -249,12 +284,6 @@ def _depth(task: _Task) -> Plan:
     chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity)
     none = np.zeros(structure.terms.count, bool)
     return Plan(structure, none, {}, task.prunable, gone, task.unable, blocks=tuple(chosen))
-
-
-_CHOOSERS: Mapping[type, Callable[[_Task], Plan]] = {
-    Weights: _single_weights, NM: _n_of_m, Block: _blocks, Units: _units, Depth: _depth,
-}  # fmt: skip
-"""How what goes is chosen, by the kind of structure."""
 
 
 def _allocation(recipe: Recipe, usual: str) -> str:
@@ -271,7 +300,7 @@ def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | 
     return remembered(find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed)), memory)
 
 
-def _able(task: _Task) -> _Task:
+def _able(task: Task) -> Task:
     """The task without the weights that the criterion has no saliency for.
 
     Raises:

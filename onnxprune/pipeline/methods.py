@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxprune.plugins import summary
-from onnxprune.recipe.granularity import STRUCTURES
+from onnxprune.recipe.granularity import MIX, STRUCTURES
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import criteria
@@ -36,7 +36,8 @@ class Entry:
 def catalogue() -> list[Entry]:
     """Return all values of all settings that a method is made of, in the order in which they act."""
     return [
-        *(Entry("structure", name, about) for name, about in STRUCTURES.items()),
+        *(Entry("structure", name, granularity.about) for name, granularity in STRUCTURES.items()),
+        Entry("structure", *MIX),
         *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.needs) for name, c in criteria().items()),
         *_allocations(),
         *(Entry("schedule", name, summary(function)) for name, function in SCHEDULES.items()),

@@ -57,8 +57,7 @@ def check_scores(recipe: Recipe, calibration: AnyArrays | None, *, trains: bool)
         DataError: The calibration data cannot be read.
     """
     criterion = find_criterion(recipe.criterion)
-    parts = recipe.parts
-    scored = "blocks" if parts.depth else "weights" if parts.zeros is not None else "units"
+    scored = (recipe.parts.zeros or recipe.parts.shape).scored
     if scored not in criterion.scores:
         called = {"weights": "single weights", "units": "whole units", "blocks": "residual blocks"}
         fit = "channels" if "units" in criterion.scores else "blocks"

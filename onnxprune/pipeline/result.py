@@ -15,7 +15,8 @@ from onnxprune.pipeline.clock import Clock
 from onnxprune.pipeline.record import FileId, Record
 from onnxprune.pipeline.search import Try
 from onnxprune.pipeline.step import State
-from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.recipe.flag import flag_name
+from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verify.verdict import Verdict
 
@@ -215,7 +216,7 @@ class Reached:
     @property
     def note(self) -> str:
         """One sentence for the user."""
-        flag = f"--{flag_name('', self.target)} {self.wanted:g}"
+        flag = f"{flag_name(Recipe, self.target)} {self.wanted:g}"
         tries = f", in {len(self.tries)} tries" if self.tries else ", as it was found before the run was interrupted"
         text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}{tries}"
         missed = self.target == "target_latency" and abs(self.reached / self.wanted - 1) > _OFF

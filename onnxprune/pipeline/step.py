@@ -26,7 +26,7 @@ from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import Plan, choose, prunable_size
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
 from onnxprune.pipeline.trace import Trace
-from onnxprune.recipe.granularity import NM, UNITS, Weights
+from onnxprune.recipe.granularity import Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
@@ -203,7 +203,7 @@ class Steps:
         """The recipe of one part of the structure, with the share of the model as it is that goes in it."""
         recipe = self.recipe.model_copy(update={"structure": part})
         left = self.left(structure)
-        if self.recipe.parts.mixed and part == UNITS:
+        if self.recipe.parts.mixed and part == self.recipe.parts.texts[0]:
             recipe = recipe.model_copy(update={"round_to": self._rounding_of_units(structure)})
             goal = self._share_of_units(sparsity) * self.prunable - (self.prunable - left)
             share = max(0.0, goal) / prunable_size(structure, recipe)
@@ -213,18 +213,18 @@ class Steps:
 
     def _share_of_units(self, sparsity: float) -> float:
         """Of a mix: the share of the original that goes with whole units. N:M takes its share of what they leave."""
-        zeros = self.recipe.parts.zeros
-        if isinstance(zeros, NM):
-            return 1 - (1 - sparsity) / (1 - zeros.sparsity)
+        by_pattern = self.recipe.parts.sets
+        if by_pattern is not None:
+            return 1 - (1 - sparsity) / (1 - by_pattern)
         return sparsity * self.recipe.unit_share
 
     def _rounding_of_units(self, structure: Structure) -> RoundTo:
         """Of a mix with N:M: kept counts are multiples of M, so that the pattern fits the layers that are left."""
         zeros = self.recipe.parts.zeros
-        if self.recipe.round_to != "auto" or not isinstance(zeros, NM):
+        if self.recipe.round_to != "auto" or zeros is None or zeros.multiple == 1:
             return self.recipe.round_to
         conv = any("Conv" in node.op_type for node in structure.weights.values())
-        return math.lcm(zeros.m, CONV_BLOCK if conv else 1)
+        return math.lcm(zeros.multiple, CONV_BLOCK if conv else 1)
 
     def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
         """Recover the model in place; what was done, as plain data."""

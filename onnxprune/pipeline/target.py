@@ -22,8 +22,8 @@ from onnxprune.graph import size
 from onnxprune.pipeline.deliver import measurable, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Found, Try, highest_within, nearest_ratio
-from onnxprune.recipe.granularity import NM
-from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.recipe.flag import flag_name
+from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.verify.requirements import check_requirements
 from onnxprune.verify.verdict import metric_of, sample_inputs
@@ -115,8 +115,7 @@ class _Search:
 
     def find(self) -> Found:
         """Run the search."""
-        recipe, zeros = self.recipe, self.recipe.parts.zeros
-        least = zeros.sparsity if isinstance(zeros, NM) else 0.0
+        recipe, least = self.recipe, self.recipe.parts.sets or 0.0
         if self.target == "max_drop":
             return highest_within(self.measure, self.wanted, least=least)
         changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
@@ -126,7 +125,7 @@ class _Search:
     def measure(self, sparsity: float) -> float:
         """One try."""
         if self.tell is not None:
-            self.tell(f"--{flag_name('', self.target)}: sparsity {sparsity:.4f}")
+            self.tell(f"{flag_name(Recipe, self.target)}: sparsity {sparsity:.4f}")
         update: dict[str, Any] = {"sparsity": sparsity, "require": ()}
         if not self.trained:
             update["retrain"] = None
@@ -152,7 +151,7 @@ class _Search:
 
 
 def _unreachable(target: str, wanted: float, found: Found, obstacles: set[str]) -> str:
-    flag = f"--{flag_name('', target)} {wanted:g}"
+    flag = f"{flag_name(Recipe, target)} {wanted:g}"
     if target == "max_drop":
         least = min((t for t in found.tries if not t.value <= wanted), key=lambda t: t.sparsity)
         return f"{flag} allows no pruning: a sparsity of {least.sparsity:.2%} costs {least.value:.4g} already"

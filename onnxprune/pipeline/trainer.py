@@ -33,7 +33,7 @@ from onnxprune.training.gradual import Gradual, shapes
 from onnxprune.training.loop import make_accelerator
 from onnxprune.training.masks import Masks, apply_masks, sparsity_of
 from onnxprune.training.progress import Event, describe
-from onnxprune.training.retrain import retrain
+from onnxprune.training.retraining import retrain
 from onnxprune.training.shrink import Shrink
 from onnxprune.training.task import TrainResult
 from onnxprune.training.turn import (

@@ -1,66 +1,188 @@
-"""What ``--structure`` says: the shape in which weights go; `STRUCTURES` lists how it is written.
+"""What ``--structure`` says: the shape in which weights go, and a registry of all shapes.
 
-Data alone: how each is chosen is in `choosing.py` and `selection/`, the order of the two of a mix in `steps.py`.
+A shape is a frozen dataclass: what a value of ``--structure`` says, read from its text. How it is chosen is registered
+for its class with `onnxprune.pipeline.choose.chooser`; both may stand in one module of another package (entry point
+group ``onnxprune.structures``). A mix such as ``channels+2:4`` is two shapes, done one after the other.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from onnxprune.errors import RecipeError
+from onnxprune.plugins import Plugins, Registry
 
-UNITS, WEIGHTS, DEPTH = "channels", "weights", "blocks"
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+UNITS, WEIGHTS = "channels", "weights"
 DEFAULT_UNIT_SHARE = 0.5
-STRUCTURES = {
-    "weights": "single weights become zero, anywhere",
-    "N:M": "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity",
-    "block:RxC": "blocks of R outputs by C inputs become zero as one (block:1x4, block:4x1)",
-    "channels": "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller",
-    "blocks": "whole residual blocks are removed, by depth: y = x + f(x) becomes y = x",
-    "channels+weights": "a mix: --unit-share of the sparsity by whole units, the rest by single weights (or a pattern: "
-    "channels+2:4, channels+block:1x4)",
-}
-"""How values of ``--structure`` are written, for lists of them."""
+
+KINDS = ("heads", "head-size", "experts", "hidden", "channels", "neurons")
+"""What a unit can be, the most telling name first: an atom that is both a head and a neuron is a head."""
 
 
 @dataclass(frozen=True)
-class Weights:
+class Shape:
+    """What goes as one: the base of all shapes.
+
+    Attributes:
+        removes: Whether the graph gets smaller; else weights become zero.
+        scored: What a criterion has to score: one of `Criterion.scores`.
+        called: What goes, in words.
+        ranks: Whether layers compete for the sparsity, so that an allocation has a say.
+    """
+
+    removes: ClassVar[bool] = False
+    scored: ClassVar[Literal["weights", "units", "blocks"]] = "weights"
+    called: ClassVar[str] = "blocks"
+    ranks: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read a value of ``--structure``; None where it is not of this shape."""
+        raise NotImplementedError
+
+    @property
+    def sets(self) -> float | None:
+        """The share of the weights that the shape zeroes by itself, so that no sparsity is asked for; None for any."""
+        return None
+
+    @property
+    def multiple(self) -> int:
+        """What extents of the reduction axis have to be a multiple of."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Weights(Shape):
     """Single weights go, each by itself."""
 
+    called: ClassVar[str] = "weights"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == WEIGHTS else None
+
 
 @dataclass(frozen=True)
-class NM:
+class NM(Shape):
     """At most ``n`` of every ``m`` weights along the reduction axis stay."""
 
     n: int
     m: int
+    ranks: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        return cls(int(match[1]), int(match[2])) if match and 0 < int(match[1]) < int(match[2]) else None
 
     @property
     def sparsity(self) -> float:
         """The share that goes, of every layer that the pattern fits."""
         return 1 - self.n / self.m
 
+    @property
+    def sets(self) -> float | None:
+        return self.sparsity
+
+    @property
+    def multiple(self) -> int:
+        return self.m
+
 
 @dataclass(frozen=True)
-class Block:
+class Block(Shape):
     """Blocks of ``rows`` outputs by ``columns`` inputs stay or go as one; at the ends of an axis they are smaller."""
 
     rows: int
     columns: int
 
-
-Zeros = Weights | NM | Block
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        match = re.fullmatch(r"block:(\d+)x(\d+)", text)
+        return cls(int(match[1]), int(match[2])) if match and int(match[1]) > 0 and int(match[2]) > 0 else None
 
 
 @dataclass(frozen=True)
-class Units:
+class Units(Shape):
     """Whole units go."""
 
+    removes: ClassVar[bool] = True
+    scored: ClassVar[Literal["weights", "units", "blocks"]] = "units"
+    called: ClassVar[str] = "units"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == UNITS else None
+
 
 @dataclass(frozen=True)
-class Depth:
+class Depth(Shape):
     """Whole residual blocks go."""
+
+    removes: ClassVar[bool] = True
+    scored: ClassVar[Literal["weights", "units", "blocks"]] = "blocks"
+    called: ClassVar[str] = "residual blocks"
+    ranks: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == "blocks" else None
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """An entry of the registry.
+
+    Attributes:
+        shape: Reads a value of ``--structure``.
+        about: What goes, in a sentence.
+    """
+
+    shape: type[Shape]
+    about: str
+
+
+STRUCTURES: Registry[Granularity] = Registry("structure", Plugins("onnxprune.structures"), flag="--structure")
+"""All shapes, by how they are written."""
+
+AnyShape = TypeVar("AnyShape", bound=type[Shape])
+
+
+def structure(written: str, about: str) -> Callable[[AnyShape], AnyShape]:
+    """Register a shape.
+
+    Args:
+        written: How its values are written: ``block:RxC``.
+        about: What goes, in a sentence for lists.
+    """
+
+    def register(shape: AnyShape) -> AnyShape:
+        STRUCTURES.add(written, Granularity(shape, about), shape)
+        return shape
+
+    return register
+
+
+structure(WEIGHTS, "single weights become zero, anywhere")(Weights)
+structure(
+    "N:M", "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity"
+)(NM)
+structure("block:RxC", "blocks of R outputs by C inputs become zero as one (block:1x4, block:4x1)")(Block)
+structure(UNITS, "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller")(Units)
+structure("blocks", "whole residual blocks are removed, by depth: y = x + f(x) becomes y = x")(Depth)
+
+MIX = (
+    "channels+weights",
+    "a mix: --unit-share of the sparsity by whole units, the rest by single weights (or a pattern: channels+2:4, "
+    "channels+block:1x4)",
+)
+"""How a mix is written, and what goes in it."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +191,13 @@ class Parts:
 
     Attributes:
         text: As it is written.
-        units: Whether whole units go.
+        removed: What is removed, so that the graph gets smaller; None where nothing is.
         zeros: What becomes zero (after units went, where both do); None where nothing does.
-        depth: Whether whole residual blocks go.
     """
 
     text: str
-    units: bool
-    zeros: Zeros | None
-    depth: bool = False
+    removed: Shape | None
+    zeros: Shape | None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -85,11 +205,26 @@ class Parts:
         return tuple(self.text.split("+"))
 
     @property
-    def kind(self) -> Units | Depth | Zeros:
+    def shape(self) -> Shape:
         """What goes first: all there is to a structure that is no mix."""
-        if self.units:
-            return Units()
-        return Depth() if self.zeros is None else self.zeros
+        shape = self.removed or self.zeros
+        assert shape is not None
+        return shape
+
+    @property
+    def units(self) -> bool:
+        """Whether whole units go."""
+        return self.removed is not None and self.removed.scored == "units"
+
+    @property
+    def depth(self) -> bool:
+        """Whether whole residual blocks go."""
+        return self.removed is not None and self.removed.scored == "blocks"
+
+    @property
+    def sets(self) -> float | None:
+        """The share of the weights that the pattern of zeros sets; None where a sparsity does."""
+        return None if self.zeros is None else self.zeros.sets
 
     @property
     def gone(self) -> str:
@@ -99,12 +234,12 @@ class Parts:
     @property
     def removes(self) -> bool:
         """Whether the graph gets smaller."""
-        return self.units or self.depth
+        return self.removed is not None
 
     @property
     def mixed(self) -> bool:
         """Whether units go and weights become zero."""
-        return self.units and self.zeros is not None
+        return self.removed is not None and self.zeros is not None
 
 
 def parse_structure(text: str) -> Parts:
@@ -114,22 +249,22 @@ def parse_structure(text: str) -> Parts:
         RecipeError: It is none.
     """
     first, plus, second = text.partition("+")
-    if text == UNITS:
-        return Parts(text, True, None)
-    if text == DEPTH:
-        return Parts(text, False, None, depth=True)
-    if plus and first != UNITS:
+    shape = _shape(first)
+    if not plus and shape is not None:
+        return Parts(text, shape, None) if shape.removes else Parts(text, None, shape)
+    if plus and shape is not None and shape.scored != "units":
         raise RecipeError(f"a mixed structure starts with whole units, such as channels+weights, not {text!r}")
-    zeros = second if plus else text
-    if zeros == WEIGHTS:
-        return Parts(text, bool(plus), Weights())
-    try:
-        return Parts(text, bool(plus), parse_pattern(zeros))
-    except RecipeError:
+    zeros = _shape(second) if plus else None
+    if shape is None or zeros is None or zeros.removes:
         raise RecipeError(
-            f"there is no structure {text!r}: choose weights, channels, blocks, N:M such as 2:4, block:RxC such as "
-            "block:1x4, or a mix such as channels+weights"
-        ) from None
+            f"there is no structure {text!r}: choose {', '.join(STRUCTURES)}, or a mix such as channels+weights"
+        )
+    return Parts(text, shape, zeros)
+
+
+def _shape(text: str) -> Shape | None:
+    shapes = (granularity.shape.parse(text) for granularity in STRUCTURES.values())
+    return next((shape for shape in shapes if shape is not None), None)
 
 
 def parse_pattern(text: str) -> NM | Block:
@@ -138,14 +273,9 @@ def parse_pattern(text: str) -> NM | Block:
     Raises:
         RecipeError: It is neither.
     """
-    if found := re.fullmatch(r"(\d+):(\d+)", text):
-        n, m = int(found[1]), int(found[2])
-        if 0 < n < m:
-            return NM(n, m)
-    elif found := re.fullmatch(r"block:(\d+)x(\d+)", text):
-        rows, columns = int(found[1]), int(found[2])
-        if rows > 0 and columns > 0:
-            return Block(rows, columns)
-    raise RecipeError(
-        f"{text!r} is no pattern: write N:M with 0 < N < M, such as 2:4, or block:RxC, such as block:1x4."
-    )
+    pattern = NM.parse(text) or Block.parse(text)
+    if pattern is None:
+        raise RecipeError(
+            f"{text!r} is no pattern: write N:M with 0 < N < M, such as 2:4, or block:RxC, such as block:1x4."
+        )
+    return pattern

@@ -7,13 +7,20 @@ needs these classes where it is not installed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from onnxprune.recipe.flag import Flag
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Survivors = Literal["continue", "lr-rewind", "rewind", "reinit"]
+
+_RETRAIN = Flag("Retrain")
+_OPTIMISER = Flag("Retrain: optimiser and regularisation")
+_READING = Flag("Retrain: reading images and tables")
 
 
 class _Settings(BaseModel):
@@ -23,28 +30,28 @@ class _Settings(BaseModel):
 class DataSettings(_Settings):
     """How images and tables are turned into the model's input; .npz files and functions need none of it."""
 
-    layout: Literal["NCHW", "NHWC"] = Field(
+    layout: Annotated[Literal["NCHW", "NHWC"], _READING] = Field(
         default="NCHW",
         description="Axis order of image batches.",
     )
-    size: tuple[int, int] | None = Field(
+    size: Annotated[tuple[int, int] | None, replace(_READING, name="image-size")] = Field(
         default=None,
         description="Height and width that images are resized to; taken from the model's input where it has them.",
     )
-    mean: tuple[float, ...] = Field(
+    mean: Annotated[tuple[float, ...], _READING] = Field(
         default=(0.0,),
         description="Subtracted per channel, after scaling pixels to 0..1.",
     )
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], _READING] = Field(
         default=(1.0,),
         description="Divided by per channel, after the mean.",
     )
-    scale: float = Field(
+    scale: Annotated[float, replace(_READING, name="image-scale")] = Field(
         default=1 / 255,
         gt=0,
         description="Factor on the 0..255 pixel values before mean and std.",
     )
-    target: str | None = Field(
+    target: Annotated[str | None, replace(_READING, name="target-column")] = Field(
         default=None,
         description="Column of a CSV that holds the target; the last one by default.",
     )
@@ -53,70 +60,72 @@ class DataSettings(_Settings):
 class TrainSettings(_Settings):
     """One training run."""
 
-    epochs: int | None = Field(
+    epochs: Annotated[int | None, _RETRAIN] = Field(
         default=None,
         ge=1,
         description="Passes over the data; 3 when neither epochs nor steps is given.",
     )
-    steps: int | None = Field(
+    steps: Annotated[int | None, _RETRAIN] = Field(
         default=None,
         ge=1,
         description="Optimiser steps, instead of epochs.",
     )
-    batch_size: int = Field(
+    batch_size: Annotated[int, _RETRAIN] = Field(
         default=64,
         ge=1,
         description="Samples in a step, over all devices together.",
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+    optimizer: Annotated[str, _OPTIMISER] = Field(
         default="adam",
-        description="Optimiser.",
+        description="Optimiser: sgd, adam, adamw, or module:function.",
     )
-    learning_rate: float = Field(
+    learning_rate: Annotated[float, replace(_OPTIMISER, name="lr")] = Field(
         default=1e-3,
         gt=0,
         description="Highest learning rate.",
     )
-    momentum: float = Field(
+    momentum: Annotated[float, _OPTIMISER] = Field(
         default=0.9,
         ge=0,
         lt=1,
         description="Momentum of SGD.",
     )
-    schedule: Literal["constant", "cosine", "step", "one-cycle"] = Field(
+    schedule: Annotated[str, replace(_OPTIMISER, name="lr-schedule")] = Field(
         default="cosine",
-        description="Learning rate over time: constant; cosine to 0; step: divided by 10 twice; one-cycle.",
+        description="Learning rate over time: constant; cosine to 0; step: divided by 10 twice; one-cycle; or "
+        "module:function.",
     )
-    warmup: Share = Field(
+    warmup: Annotated[Share, _OPTIMISER] = Field(
         default=0.0,
         description="Share of the steps over which the learning rate rises linearly from 0.",
     )
-    clip: Annotated[float, Field(gt=0)] | None = Field(
+    clip: Annotated[float | None, _OPTIMISER] = Field(
         default=None,
+        gt=0,
         description="Largest norm of the whole gradient.",
     )
-    l1: Strength = Field(
+    l1: Annotated[Strength, _OPTIMISER] = Field(
         default=0.0,
         description="Strength of the L1 penalty on weights (not biases): l1 * sum |w|.",
     )
-    l2: Strength = Field(
+    l2: Annotated[Strength, _OPTIMISER] = Field(
         default=0.0,
         description="Strength of the L2 penalty on weights (not biases): l2 / 2 * sum w^2.",
     )
-    weight_decay: Strength = Field(
+    weight_decay: Annotated[Strength, _OPTIMISER] = Field(
         default=0.0,
         description="Decoupled decay of weights (not biases) as in AdamW: w -= lr * weight_decay * w.",
     )
-    loss: str = Field(
+    loss: Annotated[str, _RETRAIN] = Field(
         default="auto",
-        description="auto (cross-entropy for integer labels, mse for real targets, distillation without either), "
-        "cross-entropy, mse, distillation, or module:function.",
+        description="What is minimised: auto (cross-entropy for integer labels, mse for real targets, distillation "
+        "without either), cross-entropy, mse, distillation, or module:function.",
     )
-    distill: Share = Field(
+    distill: Annotated[Share, _RETRAIN] = Field(
         default=0.0,
         description="With labels: share of the loss that is distillation from the original model, 0 to 1.",
     )
-    temperature: float = Field(
+    temperature: Annotated[float, _RETRAIN] = Field(
         default=2.0,
         gt=0,
         description="Temperature of the distillation's class distributions.",
@@ -126,41 +135,47 @@ class TrainSettings(_Settings):
         description="accuracy, top5, mse, agreement (with the original model), or module:function; by default the one "
         "that fits the data.",
     )
-    validation: Annotated[float, Field(ge=0, lt=1)] = Field(
+    validation: Annotated[float, _RETRAIN] = Field(
         default=0.1,
+        ge=0,
+        lt=1,
         description="Share of the training data held out to pick the best state.",
     )
-    keep_best: bool = Field(
+    keep_best: Annotated[bool, _RETRAIN] = Field(
         default=True,
         description="End with the state that was best on the validation data.",
     )
-    patience: int | None = Field(
+    patience: Annotated[int | None, _RETRAIN] = Field(
         default=None,
         ge=1,
         description="Stop after this many epochs without a better metric.",
     )
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    ema: Annotated[float | None, _OPTIMISER] = Field(
         default=None,
+        gt=0,
+        lt=1,
         description="Decay of an exponential moving average of the weights, which is what is measured and kept.",
     )
-    freeze: tuple[str, ...] = Field(
+    freeze: Annotated[tuple[str, ...], _RETRAIN] = Field(
         default=(),
         description="Not trained: conv, fc, or a pattern of weight names (fc1*).",
     )
-    batch_norm: Literal["update", "freeze"] = Field(
+    batch_norm: Annotated[Literal["update", "freeze"], _OPTIMISER] = Field(
         default="update",
         description="BatchNorm statistics: follow the training batches, or stay as they are in the file.",
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+    dropout: Annotated[float, _OPTIMISER] = Field(
         default=0.0,
+        ge=0,
+        lt=1,
         description="Dropout before fully connected layers of the unpruned network; a pruned layer gets "
         "D_r = D_o * sqrt(C_r / C_o), C being its connections (Han et al. 2015, section 3.2).",
     )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
+    precision: Annotated[Literal["fp32", "fp16", "bf16"], _OPTIMISER] = Field(
         default="fp32",
         description="Arithmetic of the forward pass (autocast).",
     )
-    device: Literal["auto", "cpu"] = Field(
+    device: Annotated[Literal["auto", "cpu"], _OPTIMISER] = Field(
         default="auto",
         description="cpu keeps off accelerators that are there.",
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Linear, Matrix
-from onnxprune.recipe.granularity import NM, Block
+from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery.alps import Spectrum
 from onnxprune.recovery.quadratic import Quadratic, fit_within
 from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_fit, squared_error
@@ -45,7 +45,7 @@ class Layer:
     dense: Matrix
     anchor: Matrix
     gain: Matrix
-    pattern: NM | Block | None = None
+    pattern: Shape | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxprune.graph.linear import Matrix
-from onnxprune.recipe.granularity import NM, Block
+from onnxprune.recipe.granularity import NM
 from onnxprune.recovery.alps import alps, keep_largest, keep_pattern
 from onnxprune.recovery.fitting import Layer, Problem, Proposal, but_last, shared_fit, size_of
 from onnxprune.recovery.registry import METHODS, method
@@ -110,7 +110,7 @@ Choose = Callable[[Layer, Problem, Matrix], tuple[Matrix, Support]]
 
 def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit: bool) -> Proposal:
     """Choose the zeros of a layer anew; with a fit, unless least squares on those that are there is nearer."""
-    fixed = isinstance(layer.pattern, Block) or not (~layer.support & (layer.dense != 0)).any()
+    fixed = not isinstance(layer.pattern, NM | None) or not (~layer.support & (layer.dense != 0)).any()
     given = least_squares(layer, folds) if fit or fixed else None
     if fixed and given is not None:
         return given

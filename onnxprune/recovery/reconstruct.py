@@ -23,7 +23,7 @@ from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
-from onnxprune.recipe.granularity import NM, Block
+from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
 from onnxprune.recovery.expected import expected_inputs
 from onnxprune.recovery.fitting import Layer, Proposal
@@ -94,7 +94,7 @@ class _Run:
     kept: Kept
     feeds: Sequence[Feeds]
     windows: int
-    pattern: NM | Block | None
+    pattern: Shape | None
     progress: Callable[[str], None]
     trained: bool = False
     steps: list[Step] = field(default_factory=list)
@@ -130,7 +130,7 @@ def recover(
     inputs: Inputs,
     *,
     methods: Sequence[str] = ("least-squares",),
-    pattern: NM | Block | None = None,
+    pattern: Shape | None = None,
     trained: bool = False,
     batch: int = 64,
     windows: int = 256,

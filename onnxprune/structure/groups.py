@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxprune.recipe.granularity import KINDS
 from onnxprune.structure.terms import Ids
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-KINDS = ("heads", "head-size", "experts", "hidden", "channels", "neurons")
-"""What a unit can be, the most telling name first: an atom that is both a head and a neuron is a head."""
 
 KIND_BITS = {kind: 1 << i for i, kind in enumerate(KINDS)}
 

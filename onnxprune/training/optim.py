@@ -11,40 +11,46 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from onnxprune.plugins import Plugins, Registry
 from onnxprune.recipe.training import TrainSettings
 
-LEARNING_RATES: dict[str, Callable[[float], float]] = {}
+Curve = Callable[[float], float]
+"""Share of the run that is over, 0 to 1 -> factor on the highest learning rate."""
+
+LEARNING_RATES: Registry[Curve] = Registry(
+    "learning-rate schedule",
+    Plugins("onnxprune.learning_rates"),
+    flag="--lr-schedule",
+    of_function=lambda _, function: function,
+)
+
+MakeOptimizer = Callable[[TrainSettings, "list[nn.Parameter]"], torch.optim.Optimizer]
+
+OPTIMIZERS: Registry[MakeOptimizer] = Registry(
+    "optimiser", Plugins("onnxprune.optimizers"), flag="--optimizer", of_function=lambda _, function: function
+)
+"""Optimisers. Weight decay is none of their business: `Regulariser` does it, alike for all."""
 
 
-def register(name: str) -> Callable[[Callable[[float], float]], Callable[[float], float]]:
-    """Enter a curve: share of the run that is over, 0 to 1 -> factor on the highest learning rate."""
-
-    def enter(curve: Callable[[float], float]) -> Callable[[float], float]:
-        LEARNING_RATES[name] = curve
-        return curve
-
-    return enter
-
-
-@register("constant")
+@LEARNING_RATES.register("constant")
 def constant(progress: float) -> float:
     """1 throughout."""
     return 1.0
 
 
-@register("cosine")
+@LEARNING_RATES.register("cosine")
 def cosine(progress: float) -> float:
     """(1 + cos(pi p)) / 2. Source: Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-@register("step")
+@LEARNING_RATES.register("step")
 def step(progress: float) -> float:
     """1, then 0.1 from one half, then 0.01 from three quarters of the run. Source: He et al. 2016, section 4.2."""
     return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
 
 
-@register("one-cycle")
+@LEARNING_RATES.register("one-cycle")
 def one_cycle(progress: float) -> float:
     """From 1/25 up to 1 in the first 30 %, then down to 4e-6, both by cosine. Source: Smith and Topin 2018."""
     start, peak, end = 1 / 25, 0.3, 1 / 25e4
@@ -59,18 +65,39 @@ def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     progress = (step - warm) / max(1, steps - warm)
-    return settings.learning_rate * LEARNING_RATES[settings.schedule](progress)
+    return settings.learning_rate * LEARNING_RATES.find(settings.schedule)(progress)
 
 
 def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW. Weight decay is none of its business: `Regulariser` does it, alike for all three."""
-    chosen = list(parameters)
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in chosen)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(chosen, lr=settings.learning_rate, momentum=settings.momentum, fused=fused)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(chosen, lr=settings.learning_rate, weight_decay=0.0, fused=fused)
-    return torch.optim.Adam(chosen, lr=settings.learning_rate, fused=fused)
+    """The optimiser that the settings name.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    return OPTIMIZERS.find(settings.optimizer)(settings, list(parameters))
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(settings: TrainSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum."""
+    fused = _can_fuse(parameters)
+    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=settings.momentum, fused=fused)
+
+
+@OPTIMIZERS.register("adam")
+def adam(settings: TrainSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam. Source: Kingma and Ba 2015."""
+    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=_can_fuse(parameters))
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(settings: TrainSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW without its decay, which is Adam. Source: Loshchilov and Hutter 2019."""
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=_can_fuse(parameters))
+
+
+def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 class Regulariser:

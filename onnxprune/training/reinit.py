@@ -13,50 +13,43 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.sources import Array
-from onnxprune.graph.properties import Kind, Role
+from onnxprune.plugins import Plugins, Registry
 from onnxprune.training.layers import Layer, find_layers
 from onnxprune.training.masks import Masks
 
 Initialiser = Callable[[np.random.Generator, tuple[int, ...], int], Array]
-INITIALISERS: dict[tuple[Kind, Role], Initialiser] = {}
+"""(generator, shape, fan_in) -> array."""
+
+INITIALISERS: Registry[Initialiser] = Registry("initialiser", Plugins("onnxprune.initialisers"))
+"""By the kind of a layer and the role of a tensor in it: ``conv weight``."""
 
 
-def register(*keys: tuple[Kind, Role]) -> Callable[[Initialiser], Initialiser]:
-    """Enter a function (generator, shape, fan_in) -> array for these kinds and roles."""
-
-    def enter(function: Initialiser) -> Initialiser:
-        INITIALISERS.update(dict.fromkeys(keys, function))
-        return function
-
-    return enter
-
-
-@register(("conv", "weight"), ("fc", "weight"))
+@INITIALISERS.register("conv weight", "fc weight")
 def he_normal(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
     """N(0, 2 / fan_in), for layers followed by a ReLU. Source: He et al. 2015, equation 10."""
     return generator.standard_normal(shape) * np.sqrt(2 / max(1, fan_in))
 
 
-@register(("rnn", "weight"), ("rnn", "bias"))
+@INITIALISERS.register("rnn weight", "rnn bias")
 def recurrent(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
     """U(-1/sqrt(H), 1/sqrt(H)), H being the hidden size, as PyTorch does for its recurrent layers."""
     limit = 1 / np.sqrt(max(1, fan_in))
     return generator.uniform(-limit, limit, shape)
 
 
-@register(("embedding", "weight"))
+@INITIALISERS.register("embedding weight")
 def embedding(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
     """N(0, 0.02^2). Source: Devlin et al. 2019 (BERT), and the GPT family."""
     return generator.standard_normal(shape) * 0.02
 
 
-@register(("conv", "bias"), ("fc", "bias"), ("norm", "bias"), ("norm", "mean"))
+@INITIALISERS.register("conv bias", "fc bias", "norm bias", "norm mean")
 def zeros(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
     """Zero."""
     return np.zeros(shape)
 
 
-@register(("norm", "scale"), ("norm", "variance"))
+@INITIALISERS.register("norm scale", "norm variance")
 def ones(generator: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
     """One."""
     return np.ones(shape)
@@ -71,7 +64,7 @@ def reinitialise(model: ir.Model, masks: Masks, seed: int) -> ir.Model:
     fresh = model.clone()
     for name, layer in find_layers(model).items():
         value = fresh.graph.initializers.get(name)
-        function = INITIALISERS.get((layer.kind, layer.role))
+        function = INITIALISERS.get(f"{layer.kind} {layer.role}")
         if value is None or value.const_value is None or function is None:
             continue
         if value.dtype is None or not value.dtype.is_floating_point():

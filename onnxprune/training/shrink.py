@@ -16,29 +16,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from onnxprune.plugins import Plugins, Registry
 from onnxprune.training.masks import Mask, Masks
 
 Penalty = Callable[[Tensor, float, float], Tensor]
-PENALTIES: dict[str, Penalty] = {}
+"""(norm of each group, learning rate * strength, share of the training done) -> the factor on each group."""
+
+PENALTIES: Registry[Penalty] = Registry(
+    "penalty", Plugins("onnxprune.penalties"), flag="--shrink", of_function=lambda _, function: function
+)
 
 
-def register(name: str) -> Callable[[Penalty], Penalty]:
-    """Enter a penalty: (norm of each group, learning rate * strength, share of the training done) -> their factors."""
-
-    def enter(penalty: Penalty) -> Penalty:
-        PENALTIES[name] = penalty
-        return penalty
-
-    return enter
-
-
-@register("growing-l2")
+@PENALTIES.register("growing-l2")
 def growing_l2(norms: Tensor, strength: float, progress: float) -> Tensor:
     """L2 penalty whose strength grows linearly from 0: w <- w / (1 + t s). Source: Wang et al. 2021, section 3.2."""
     return torch.full_like(norms, 1 / (1 + strength * progress))
 
 
-@register("group-lasso")
+@PENALTIES.register("group-lasso")
 def group_lasso(norms: Tensor, strength: float, progress: float) -> Tensor:
     """Penalty on the norm of each group: w_g <- w_g max(0, 1 - s / |w_g|). Source: Wen et al. 2016, equation 3."""
     return (1 - strength / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
@@ -49,7 +44,7 @@ class Shrink:
     """What is to shrink, and how.
 
     Attributes:
-        penalty: A name in `PENALTIES`.
+        penalty: A name in `PENALTIES`, or `module:function`.
         strength: Of the penalty; it acts in proportion to the learning rate.
         stay: By initializer name, True where a weight is left alone.
     """
@@ -63,7 +58,7 @@ class BoundShrink:
     """A `Shrink` bound to the parameters of a module that are trained."""
 
     def __init__(self, shrink: Shrink, parameters: Mapping[str, nn.Parameter], names: Mapping[str, str]) -> None:
-        self._penalty, self._strength = PENALTIES[shrink.penalty], shrink.strength
+        self._penalty, self._strength = PENALTIES.find(shrink.penalty), shrink.strength
         self._bound: list[tuple[nn.Parameter, Tensor, int]] = []
         for name, parameter in parameters.items():
             mask = shrink.stay.get(names.get(name, name))

@@ -8,7 +8,8 @@ import pytest
 from command_line import run
 
 from onnxprune.cli.app import app
-from onnxprune.cli.help import EVERYDAY, SUBJECTS
+from onnxprune.cli.flags import EVERYDAY, SETTINGS
+from onnxprune.recipe.flag import SUBJECTS
 
 COMMANDS = ["prune", "run", "inspect", "sensitivity", "methods", "verify", "compare", "unpack"]
 LINES, WIDTH = 32, 100
@@ -40,6 +41,7 @@ def test_every_flag_of_prune_is_in_the_long_help(
     told = flags(page(capsys, monkeypatch, "prune", "--help-all"))
     assert {max(p.opts, key=len) for p in command.params if p.param_type_name == "option"} <= told
     names = {p.name for p in command.params}
-    assert set(EVERYDAY) <= names and {name for subject in SUBJECTS.values() for name in subject} <= names
+    assert {setting.parameter for setting in SETTINGS} <= names and set(EVERYDAY) <= names
+    assert {parameter.rich_help_panel for parameter in command.params[2:]} <= {*SUBJECTS, None}
     short = page(capsys, monkeypatch, "prune", "--help")
     assert "--help-all" in short and flags(short) < told

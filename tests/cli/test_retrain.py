@@ -17,8 +17,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.cli import main
-from onnxprune.cli.training_flags import FLAGS
-from onnxprune.recipe.recipe import Recipe, flag_name
+from onnxprune.cli.flags import SETTINGS
+from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.training import DataSettings, TrainSettings
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -182,16 +182,17 @@ def test_packing_follows_retraining(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_every_setting_has_a_flag_and_every_flag_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prune", "--help-all") == 0
     shown = capsys.readouterr().out
-    own = {"seed", "metric"}  # flags of the whole run
-    for section, settings in (("retrain", TrainSettings), ("reading", DataSettings)):
-        assert {f.name for f in FLAGS if f.section == section} == set(settings.model_fields) - own
-    for flag in FLAGS:
-        assert f"--{flag_name(flag.section, flag.name)} " in shown.replace("/", " ")
-        assert flag.field.description
-    parameters = [flag.parameter for flag in FLAGS]
+    whole_run = {"seed", "metric"}
+    for section, model in (("retrain", TrainSettings), ("reading", DataSettings)):
+        assert {s.name for s in SETTINGS if s.section == section} == set(model.model_fields) - whole_run
+    for setting in SETTINGS:
+        assert setting.flag.argument or f"{setting.spelling} " in shown.replace("/", " ")
+        assert setting.field.description
+    parameters = [setting.parameter for setting in SETTINGS]
     assert len(set(parameters)) == len(parameters)
-    fields = {flag.name for flag in FLAGS if flag.section == ""}
-    assert not {flag.parameter for flag in FLAGS if flag.section} & (set(Recipe.model_fields) | fields)
+    fields = {setting.name for setting in SETTINGS if setting.section == ""}
+    assert not {s.parameter for s in SETTINGS if s.section} & (set(Recipe.model_fields) | fields)
+    assert fields == set(Recipe.model_fields) - {"retrain_last", "reading"}
 
 
 def test_pruning_alone_imports_no_torch() -> None:

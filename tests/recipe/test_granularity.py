@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onnxprune.errors import RecipeError
-from onnxprune.recipe.granularity import NM, Block, Parts, Weights, parse_structure
+from onnxprune.recipe.granularity import NM, Block, Parts, Units, Weights, parse_structure
 from onnxprune.recipe.recipe import make_recipe
 
 
@@ -25,7 +25,7 @@ from onnxprune.recipe.recipe import make_recipe
 )
 def test_structures_are_read_as_written(text: str, units: bool, zeros: Any) -> None:
     parts = parse_structure(text)
-    assert parts == Parts(text, units, zeros)
+    assert parts == Parts(text, Units() if units else None, zeros)
     assert "+".join(parts.texts) == text
     assert parts.mixed == ("+" in text)
 

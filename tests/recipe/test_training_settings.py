@@ -23,7 +23,6 @@ def test_every_field_has_a_description(settings: type[BaseModel]) -> None:
         (TrainSettings, {"epochs": 3, "steps": 5}, "epochs or steps, not both"),
         (TrainSettings, {"learning_rte": 0.1}, "learning_rte"),
         (TrainSettings, {"learning_rate": 0}, "greater than 0"),
-        (TrainSettings, {"optimizer": "lion"}, "'sgd', 'adam' or 'adamw'"),
         (TrainSettings, {"dropout": 1.0}, "less than 1"),
         (TrainSettings, {"loss": "distillation", "distill": 0.5}, "distill 0.5 asks for a share of it"),
         (DataSettings, {"std": [0.0]}, "greater than 0"),

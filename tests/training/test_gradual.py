@@ -20,7 +20,7 @@ from onnxprune.recipe.training import TrainSettings
 from onnxprune.training import loop
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.masks import Masks
-from onnxprune.training.retrain import retrain
+from onnxprune.training.retraining import retrain
 from onnxprune.training.shrink import PENALTIES, Shrink, groups_of
 
 TRAIN = TrainSettings(epochs=6, batch_size=30, learning_rate=1e-2)  # 9 steps an epoch, 54 in all

@@ -21,7 +21,7 @@ from onnxprune.training.losses import make_loss
 from onnxprune.training.masks import apply_masks, masks_of_zeros, sparsity_of
 from onnxprune.training.optim import LEARNING_RATES, learning_rate
 from onnxprune.training.progress import Event, describe, display
-from onnxprune.training.retrain import measure, retrain
+from onnxprune.training.retraining import measure, retrain
 from onnxprune.training.task import Task
 from onnxprune.training.view import Head
 

@@ -1,0 +1,73 @@
+"""What a run is given beside its recipe: the model, data, where output goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onnxprune.recipe.file import PRESETS
+from onnxprune.recipe.flag import Flag
+
+_DATA, _RETRAIN, _RUN = Flag("Data"), Flag("Retrain"), Flag("Run")
+
+
+class Invocation(BaseModel):
+    """Everything of a command line that is no setting of the recipe; each field is a flag of ``prune``."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model: Annotated[Path, Flag("Run", "The .onnx file; it is never changed.", argument=True)] = Field(
+        description="the .onnx file; it is never changed"
+    )
+    preset: Annotated[str | None, Flag("How much", "Or settings for an aim: smallest, fastest, safe.")] = Field(
+        None, description=f"settings for an aim: {', '.join(PRESETS)}; flags win over it"
+    )
+    output: Annotated[Path | None, Flag("Run", "Where to write [MODEL.pruned.onnx].", short="-o")] = Field(
+        None, description="where to write [MODEL.pruned.onnx]"
+    )
+    calibration: Annotated[Path | None, Flag("Data", "Inputs (.npz) to look at: better choices, recovery.")] = Field(
+        None,
+        description="inputs (.npz by input name; label where there are labels) for criteria that look at data, for "
+        "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are left",
+    )
+    eval_data: Annotated[Path | None, Flag("Data", "Labelled inputs (.npz) to measure the metric on.")] = Field(
+        None, description="labelled inputs to measure the metric on: .npz, or as --data"
+    )
+    metric: Annotated[str | None, _DATA] = Field(
+        None,
+        description="what is measured: accuracy, top5 or mse, with --retrain also agreement or module:function; else "
+        "what fits the data",
+    )
+    data: Annotated[Path | None, Flag("Retrain", "What to train on: .npz, .csv, folder, module:fn.")] = Field(
+        None,
+        description="what to train on: .npz with arrays named as the inputs, and label; .csv; a folder of images by "
+        "class; or module:function",
+    )
+    checkpoint: Annotated[Path | None, Flag("Retrain", shown="OUTPUT.checkpoint")] = Field(
+        None, description="folder for the state of the run; the one beside the output is removed at the end"
+    )
+    resume: Annotated[bool, _RETRAIN] = Field(
+        False, description="go on with a run that was interrupted, from its checkpoint"
+    )
+    record: Annotated[Path | None, _RUN] = Field(None, description="write what was done as JSON")
+    report: Annotated[Path | None, Flag("Run", "Write one HTML page about the run.")] = Field(
+        None, description="write one HTML page about the run"
+    )
+    save_recipe: Annotated[Path | None, _RUN] = Field(None, description="write these flags as a file for onnxprune run")
+    json_output: Annotated[bool, Flag("Run", name="json")] = Field(False, description="print the result as JSON alone")
+    dry_run: Annotated[bool, _RUN] = Field(False, description="do and measure everything, write nothing")
+    force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
+        False, description="replace an existing output"
+    )
+
+    @property
+    def target(self) -> Path | None:
+        """Where the pruned model goes; None where none is written."""
+        return None if self.dry_run else self.named_target
+
+    @property
+    def named_target(self) -> Path:
+        """Where the pruned model goes, or would go."""
+        return self.output or self.model.with_name(f"{self.model.stem}.pruned.onnx")
