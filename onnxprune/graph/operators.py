@@ -107,7 +107,7 @@ _enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Exp F
 _enter("Add Sum", adds=True, **_BROADCAST)
 _enter("Mul", joins_convolution=True, **_BROADCAST)
 _enter("Div Mod", never_zeroed=(1,), **_BROADCAST)
-_enter("Pow", never_zeroed=(0,), **_BROADCAST)
+_enter("Pow", never_zeroed=(0, 1), **_BROADCAST)  # 0 to the power of 0 is 1
 _enter("Max", passes_integers=True, **_BROADCAST)
 _enter("And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Greater GreaterOrEqual Less LessOrEqual Mean Min Or PRelu "
        "Sub Xor SwiGLU", **_BROADCAST)  # fmt: skip

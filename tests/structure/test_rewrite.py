@@ -227,7 +227,14 @@ EXPANDED = """agraph (float[n, 4] x) => (float[a, b] y)
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [([1, 5, 1], [1, 5, 1]), ([1, 5, 6], [1, 5, 4]), ([5, 6], [5, 4]), ([2, 1, 1, 6], [2, 1, 1, 4]), ([6], [4]), ([5, 1], [5, 1])],
+    [
+        ([1, 5, 1], [1, 5, 1]),
+        ([1, 5, 6], [1, 5, 4]),
+        ([5, 6], [5, 4]),
+        ([2, 1, 1, 6], [2, 1, 1, 4]),
+        ([6], [4]),
+        ([5, 1], [5, 1]),
+    ],
 )
 def test_an_expand_names_the_new_extents_and_keeps_its_ones(shape: list[int], expected: list[int]) -> None:
     model = both(EXPANDED, {("w", 1): [0, 3]}, X, w=(4, 6), v=(6, 3), s=np.array(shape))
