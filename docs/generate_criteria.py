@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import Criterion, criteria
-from onnxprune.selection.allocation import ALLOCATIONS
+from onnxprune.selection.allocation import ALLOCATIONS, USUAL_ALLOCATION
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS
 
 TARGET = Path(__file__).with_name("criteria.md")
@@ -20,7 +20,10 @@ A criterion says what is lost when a single weight or a whole unit (a channel, n
 weights a saliency, that of a unit is the root of the sum over all the weights it takes along, unless the criterion has
 a way of its own for units; a residual block (`--structure blocks`) is scored by the sum, for each parameter it saves.
 `needs` is what has to be given beside the model: *calibration* is unlabelled inputs, *labels* inputs with their labels,
-*training* labelled inputs to train gates on. g is the gradient of the loss, x and a are activations, H is a Hessian.
+*training* labelled inputs to train gates on. *Compared within* says where the source compares single weights (all of
+the *model*, a *layer*, or one *output*) and the allocation that `auto` takes for it. Criteria that look at the sizes of
+weights see them as they act: times what a BatchNormalization behind the layer multiplies them by. g is the gradient of
+the loss, x and a are activations, H is a Hessian.
 """
 
 
@@ -30,11 +33,14 @@ def table() -> str:
         _INTRODUCTION,
         "## Criteria",
         "",
-        "| criterion | scores | formula | needs | cost | source |",
-        "|---|---|---|---|---|---|",
+        "| criterion | scores | formula | compared within | needs | cost | source |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, criterion in criteria().items():
-        cells = (f"`{name}`", _scores(criterion), criterion.formula, criterion.needs, criterion.cost, criterion.source)
+        cells = (
+            f"`{name}`", _scores(criterion), criterion.formula, _compared(criterion), criterion.needs, criterion.cost,
+            criterion.source,
+        )  # fmt: skip
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     lines += ["", "## Allocation", "", "How much goes of each layer, or group of units.", ""]
     lines += ["| allocation | single weights | whole units |", "|---|---|---|"]
@@ -56,6 +62,13 @@ def table() -> str:
         cells = (f"`{name}`", method.formula, method.needs, method.judge, method.source)
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _compared(criterion: Criterion) -> str:
+    """Where single weights are compared, and the allocation that follows from it."""
+    if criterion.weights is None:
+        return ""
+    return f"{criterion.compares} ({USUAL_ALLOCATION[criterion.compares]})"
 
 
 def _scores(criterion: Criterion) -> str:

@@ -73,14 +73,29 @@ def _with_new_nodes(chain: list[Follow], last: int, dense: Linear) -> Follow:
     return chain[last]
 
 
+def output_scale(output: ir.Value, width: int, *, last_axis: bool) -> Matrix:
+    """Return what the outputs of any layer are multiplied by before the first node that is not affine.
+
+    Args:
+        output: The layer's output.
+        width: How many outputs it has.
+        last_axis: Whether they are the last axis, else the channels of a map.
+    """
+    *_, last = _follow_value(output, width, last_axis=last_axis)
+    return last.scale
+
+
 def _follow(layer: Linear) -> Iterator[Follow]:
     """The layer's output, and each value that only scales and shifts it, in order."""
-    value, width = layer.output, int(np.prod(layer.matrix().shape[:2]))
+    return _follow_value(layer.output, int(np.prod(layer.matrix().shape[:2])), last_axis=not layer.is_conv)
+
+
+def _follow_value(value: ir.Value, width: int, *, last_axis: bool) -> Iterator[Follow]:
     scale, shift = np.ones(width), np.zeros(width)
     yield Follow(str(value.name), scale, shift)
     while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
         node, index = uses[0]
-        step = _step(node, index, width, last_axis=not layer.is_conv)
+        step = _step(node, index, width, last_axis=last_axis)
         if step is None:
             return
         scale, shift = step[0] * scale, step[0] * shift + step[1]

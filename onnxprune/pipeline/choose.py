@@ -32,12 +32,13 @@ from onnxprune.scoring.remembered import Memory, remembered
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.selection import UnitBudget, select_weights
-from onnxprune.selection.allocation import ALLOCATIONS, Look, masks_of_shares
+from onnxprune.selection.allocation import Look, allocation_of, masks_of_shares
 from onnxprune.selection.depth import select_blocks
 from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.costs import CostName
 from onnxprune.structure.ledger import Ledger
@@ -197,9 +198,9 @@ def _single_weights(task: Task) -> Plan:
     if recipe.quality is not None:
         return task.plan(_below_threshold(task.weights, recipe.quality))
     look = task.look()
-    shares = ALLOCATIONS.find(_allocation(recipe, "global"))(task.weights, task.share, look)
+    shares = allocation_of(recipe.allocation, task.criterion)(task.weights, task.share, look)
     if shares is None:
-        masks = select_weights(task.weights, task.criterion, task.share, seed=recipe.seed)
+        masks = select_weights(task.weights, relative_to_layers(task.criterion), task.share, seed=recipe.seed)
     else:
         masks = masks_of_shares(task.weights, task.criterion, shares, seed=recipe.seed)
     return task.plan(masks, look.table)
@@ -228,8 +229,9 @@ def _blocks(task: Task) -> Plan:
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, Block)
     look = task.look()
-    shares = ALLOCATIONS.find(_allocation(task.recipe, "global"))(task.weights, task.share, look)
-    found = pattern_masks(task.weights, task.criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
+    shares = allocation_of(task.recipe.allocation, task.criterion)(task.weights, task.share, look)
+    criterion = relative_to_layers(task.criterion)
+    found = pattern_masks(task.weights, criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
     return _of_pattern(task, found, look.table)
 
 

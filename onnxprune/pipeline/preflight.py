@@ -13,16 +13,20 @@ from onnxprune.data.calibration import AnyArrays, has_labels
 from onnxprune.data.measures import get_metric
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.given import RunInputs
+from onnxprune.recipe.granularity import NM, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import find_criterion
-from onnxprune.selection.allocation import ALLOCATIONS, Allocation
+from onnxprune.selection.allocation import ALLOCATIONS, Allocation, allocation_of
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation
 
 DEFAULT_RECOVERY = ("least-squares",)
 """What ``--recover auto`` does where calibration data are given."""
+
+RECOVERY_OF_ZEROS = ("alps",)
+"""The same for single weights and N:M: which are zero is chosen anew; benchmarks/single_weights.py measures it."""
 
 
 def preflight(recipe: Recipe, inputs: RunInputs) -> None:
@@ -141,7 +145,7 @@ def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | 
             raise RecipeError(
                 f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
             )
-        of_weights = ALLOCATIONS.find("global" if name == "auto" else name)
+        of_weights = allocation_of(name, find_criterion(recipe.criterion))
     return of_units, of_weights
 
 
@@ -168,5 +172,7 @@ def recovery_methods(recipe: Recipe, *, calibrated: bool) -> tuple[str, ...]:
     """
     if recipe.recover == ("auto",):
         replaced = recipe.survivors in ("rewind", "reinit") or recipe.alternate or recipe.prune_every is not None
-        return DEFAULT_RECOVERY if calibrated and not replaced else ()
+        if not calibrated or replaced:
+            return ()
+        return RECOVERY_OF_ZEROS if isinstance(recipe.parts.zeros, (NM, Weights)) else DEFAULT_RECOVERY
     return () if recipe.recover == ("no",) else recipe.recover

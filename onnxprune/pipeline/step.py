@@ -25,7 +25,7 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import Plan, choose, prunable_size
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
-from onnxprune.pipeline.trace import Trace
+from onnxprune.pipeline.trace import STARVED, Trace
 from onnxprune.recipe.granularity import Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recovery import recover
@@ -160,6 +160,7 @@ class Steps:
                 blocks=(*trace.blocks, *(block.name for block in plan.blocks)),
             )
             masks = {str(value.name): mask for value, mask in plan.masks.items()}
+            trace = replace(trace, starved=tuple(n for n, mask in masks.items() if mask.mean() < STARVED))
             scans += plan.sensitivity.rows() if plan.sensitivity is not None else []
             model, structure = structure.model, None
         step: dict[str, Any] = {"step": number, "wanted": sparsity, "sparsity": trace.gone / self.prunable}

@@ -13,6 +13,9 @@ from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 
+STARVED = 0.001
+"""A layer that keeps a smaller share of its weights is told of."""
+
 _LISTED = 8  # names that a note lists for one reason
 
 
@@ -30,6 +33,7 @@ class Trace:
         difference: Largest difference between removed and masked, relative to the largest output.
         steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
         blocks: The removed residual blocks, by the names of their sums.
+        starved: Weights of which the last step left less than `STARVED`.
     """
 
     kept: Kept = field(default_factory=dict)
@@ -41,6 +45,7 @@ class Trace:
     difference: float = 0.0
     steps: tuple[Mapping[str, Any], ...] = ()
     blocks: tuple[str, ...] = ()
+    starved: tuple[str, ...] = ()
 
     def after_cut(self, kept: Kept, names: Mapping[str, str], difference: float) -> Trace:
         """This trace after another removal.
@@ -69,7 +74,7 @@ class Trace:
             name: {int(axis): np.asarray(at, np.int64) for axis, at in axes.items()}
             for name, axes in plain["kept"].items()
         }
-        tuples = {name: tuple(plain[name]) for name in ("left", "steps", "blocks")}
+        tuples = {name: tuple(plain[name]) for name in ("left", "steps", "blocks", "starved")}
         return Trace(**{**plain, **tuples, "kept": kept})
 
     def notes(self, recipe: Recipe, sparsity: float) -> list[str]:
@@ -80,7 +85,14 @@ class Trace:
             sparsity: The sparsity that was reached.
         """
         missed = shortfall(recipe, sparsity, untouched=bool(self.untouched))
-        return [note for note in (missed, self._untouched(recipe), *self.left, self._not_recovered()) if note]
+        told = (missed, self._untouched(recipe), *self.left, self._not_recovered(), self._starved())
+        return [note for note in told if note]
+
+    def _starved(self) -> str:
+        if not self.starved:
+            return ""
+        names = _first(self.starved)
+        return f"less than {STARVED:.1%} of the weights are left of {names}: --allocation uniform or erk leaves more"
 
     def _untouched(self, recipe: Recipe) -> str:
         if not self.untouched:

@@ -91,8 +91,8 @@ class Fields(BaseModel):
     allocation: Annotated[str, _WHAT] = Field(
         "auto",
         description="how layers compete: global (all ranked together), uniform, lamp or sensitivity (scanned on "
-        "--calibration); weights also: erk; units also: cost (importance lost per cost saved); auto is global for "
-        "weights and cost for units",
+        "--calibration); weights also: erk; units also: cost (importance lost per cost saved); auto is cost for units "
+        "and lamp for weights, but for criteria that are made for global or uniform",
     )
     recover: Annotated[Names, Flag("Data", commas=True)] = Field(
         ("auto",),

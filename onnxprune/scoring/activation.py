@@ -10,6 +10,7 @@ import numpy.typing as npt
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Matrix
 from onnxprune.runtime.statistics import ChannelMoments
+from onnxprune.scoring.acting import acting_numbers
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
@@ -21,12 +22,12 @@ _COST = "one pass over the calibration data"
 
 @criterion("wanda", looks_at="activations", needs="calibration",
            source="Sun et al. 2024, A Simple and Effective Pruning Approach, eq. 1",
-           cost=_COST)  # fmt: skip
+           cost=_COST, compares="output")  # fmt: skip
 def wanda(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """w^2 E[x^2], the square of |w| times the norm of its input channel."""
     layer = context.evidence.layer(weight.name)
     power = context.evidence.input_moments[weight.name].mean_square
-    squares = np.square(weight.numbers().astype(np.float64))
+    squares = np.square(acting_numbers(weight).astype(np.float64))
     if layer.is_conv:
         groups, outputs = layer.groups, weight.shape[0] // layer.groups
         by_output = np.repeat(power.reshape(groups, -1), outputs, axis=0)  # [O, C / g]

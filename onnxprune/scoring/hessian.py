@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.scoring.acting import acting_numbers
 from onnxprune.scoring.elimination import Consumer, eliminate
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.structure.axes import Dynamic
@@ -16,7 +17,7 @@ _COST = "one pass over the calibration data and one inverse a layer"
 _SOURCE = "Frantar and Alistarh 2022, Optimal Brain Compression, eq. 3; 2023, SparseGPT, eq. 5"
 
 
-@criterion("obc", looks_at="activations", needs="calibration", source=_SOURCE, cost=_COST)
+@criterion("obc", looks_at="activations", needs="calibration", source=_SOURCE, cost=_COST, compares="layer")
 def obc(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """w^2 / [H^-1]_qq with H = E[a a^T] + damping: a layer's error when one weight goes and the others adapt.
 
@@ -24,7 +25,7 @@ def obc(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     """
     inverse = context.evidence.inverse_hessian(weight.name)
     layer = context.evidence.layer(weight.name)
-    matrix = layer.to_matrix(weight.numbers()).astype(np.float64) * layer.scale
+    matrix = layer.to_matrix(acting_numbers(weight)).astype(np.float64) * layer.scale
     diagonal = np.diagonal(inverse, axis1=1, axis2=2)[:, None, :]
     return layer.from_matrix(np.square(matrix) / diagonal).astype(np.float32)
 
@@ -41,7 +42,7 @@ def channel_obs(structure: Structure, weights: list[Weight], group: Group, conte
         blocks = _columns(structure, weight, group, context) if weight.name in context.evidence.layers else {}
         if blocks:
             layer = context.evidence.layer(weight.name)
-            matrix = layer.to_matrix(weight.numbers()).astype(np.float64) * layer.scale
+            matrix = layer.to_matrix(acting_numbers(weight)).astype(np.float64) * layer.scale
             inverse = context.evidence.inverse_hessian(weight.name, centred=layer.shift is not None)
             consumers.append(Consumer(matrix, inverse, blocks))
     if not consumers:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
+from onnxprune.scoring.acting import acting_numbers
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
@@ -14,16 +15,17 @@ from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import Weight
 
 
-@criterion("magnitude", source="Han et al. 2015, Learning both Weights and Connections, section 3.1 (L2 over a unit)")
+@criterion("magnitude", source="Han et al. 2015, Learning both Weights and Connections, section 3.1 (L2 over a unit)",
+           compares="layer")  # fmt: skip
 def l2(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """w^2: ranks single weights by |w|, and units by the L2 norm of all that goes with them."""
-    return np.square(weight.numbers())
+    return np.square(acting_numbers(weight))
 
 
-@criterion("l1", source="Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3.1")
+@criterion("l1", source="Li et al. 2017, Pruning Filters for Efficient ConvNets, section 3.1", compares="layer")
 def l1(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """|w|: ranks units by the L1 norm of all that goes with them."""
-    return np.abs(weight.numbers())
+    return np.abs(acting_numbers(weight))
 
 
 @criterion("random", source="the baseline of Blalock et al. 2020, section 7.2")
@@ -36,7 +38,7 @@ def chance(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
            cost="one sort of the weights")  # fmt: skip
 def lamp(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """w^2 / (sum of the squares in its tensor that are no smaller): ranked globally it sets each layer's share."""
-    squares = np.square(weight.numbers().astype(np.float64)).reshape(-1)
+    squares = np.square(acting_numbers(weight).astype(np.float64)).reshape(-1)
     order = np.argsort(squares, kind="stable")
     tails = np.cumsum(squares[order][::-1])[::-1]
     scores = np.empty_like(squares)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from onnxprune.structure.weights import Weight
 
 Needs = Literal["nothing", "calibration", "labels", "training"]
+Compares = Literal["model", "layer", "output"]
+"""Where saliencies of single weights are compared: all of the model's, those of a layer, or those of one output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ class Criterion:
         source: Where the formula comes from.
         cost: What it costs, in words.
         looks_at: What of a weight its saliencies come from, which not every weight has.
+        compares: Where its source compares the saliencies of single weights. Those of the model tell what the loss
+            loses; the others depend on a layer's own scale.
         blocks: From residual blocks to their scores; None where these follow from the saliencies.
         evidence: What it was given to look at.
     """
@@ -85,6 +89,7 @@ class Criterion:
     source: str
     cost: str
     looks_at: LooksAt = "weights"
+    compares: Compares = "model"
     blocks: BlockScore | None = None
     evidence: Evidence | None = None
 
@@ -149,13 +154,13 @@ CRITERIA: Registry[Criterion] = Registry(
 
 def criterion(
     name: str, *, needs: Needs = "nothing", source: str, cost: str = "one look at the weights",
-    looks_at: LooksAt = "weights",
+    looks_at: LooksAt = "weights", compares: Compares = "model",
 ) -> Callable[[Saliency], Saliency]:  # fmt: skip
     """Register a saliency function under a name."""
 
     def register(function: Saliency) -> Saliency:
         units = CRITERIA.entered(name)
-        entry = Criterion(name, function, units.units if units else None, needs, source, cost, looks_at)
+        entry = Criterion(name, function, units.units if units else None, needs, source, cost, looks_at, compares)
         CRITERIA.add(name, entry, function, replace=units is not None and units.weights is None)
         return function
 

@@ -21,10 +21,10 @@ from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.operators import operator_of
 from onnxprune.plugins import Plugins, Registry, summary
 from onnxprune.scoring.magnitude import lamp
-from onnxprune.scoring.registry import Context, Criterion
+from onnxprune.scoring.registry import Compares, Context, Criterion
 from onnxprune.scoring.remembered import Memory
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
-from onnxprune.selection.weights import least_salient
+from onnxprune.selection.weights import least_of_each, least_salient
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight, total_size
 
@@ -77,6 +77,19 @@ class Allocation:
         return summary(self.divide)
 
 
+USUAL_ALLOCATION: Mapping[Compares, str] = {"model": "global", "layer": "lamp", "output": "uniform"}
+"""What ``--allocation auto`` is for single weights, by where the criterion compares."""
+
+
+def allocation_of(name: str, criterion: Criterion) -> Allocation:
+    """Return an allocation of single weights by name; ``auto`` is the usual one for the criterion.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    return ALLOCATIONS.find(USUAL_ALLOCATION[criterion.compares] if name == "auto" else name)
+
+
 PLUGINS = Plugins("onnxprune.allocations")
 """What fills the registries of both allocations: of single weights and of whole units."""
 
@@ -100,7 +113,10 @@ def allocation(name: str, *, needs: Needs = "nothing") -> Callable[[Divide], Div
 
 @allocation("global")
 def together(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> None:
-    """No shares: the weights of all layers are ranked together by the criterion."""
+    """No shares: the weights of all layers are ranked together, by saliencies that are relative to their layer's mean.
+
+    Those that tell the loss of the whole model are ranked as they are.
+    """
 
 
 @allocation("uniform")
@@ -172,8 +188,16 @@ def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None
 def masks_of_shares(
     weights: Sequence[Weight], criterion: Criterion, shares: Mapping[ir.Value, float], *, seed: int = 0
 ) -> dict[ir.Value, Bools]:
-    """Let the least salient share of each weight go: masks, True where a weight stays."""
-    return {
-        w.value: least_salient(criterion.saliency(w, np.random.default_rng([seed, i])), round(shares[w.value] * w.size))
-        for i, w in enumerate(weights)
-    }
+    """Let the least salient share of each weight go: masks, True where a weight stays.
+
+    A criterion that compares within outputs lets the same share of each output's weights go.
+    """
+    masks = {}
+    for i, weight in enumerate(weights):
+        saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
+        count, axes = round(shares[weight.value] * weight.size), matrix_axes(weight.value, weight.node)
+        if criterion.compares == "output" and axes is not None:
+            masks[weight.value] = least_of_each(saliency, count, axes.output)
+        else:
+            masks[weight.value] = least_salient(saliency, count)
+    return masks

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.scoring.registry import Criterion
+from onnxprune.scoring.registry import Context, Criterion
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight
 
@@ -62,6 +63,41 @@ def least_salient(saliency: npt.NDArray[np.float32], count: int) -> Bools:
         mask[below] = False
         mask[np.flatnonzero(bits == threshold)[: count - int(below.sum())]] = False
     return mask.reshape(saliency.shape)
+
+
+def least_of_each(saliency: npt.NDArray[np.float32], count: int, axis: int) -> Bools:
+    """Return a mask that drops ``count`` entries, as many of each index of an axis: the least salient of that index.
+
+    What is left over where the counts cannot be alike goes by saliency, one of an index at most.
+    """
+    moved = np.moveaxis(saliency, axis, 0)
+    rows = np.ascontiguousarray(moved).reshape(len(moved), -1)
+    order = np.argsort(_bits(rows), axis=1, kind="stable")
+    each, over = divmod(count, len(rows))
+    stays = np.ones(rows.shape, bool)
+    np.put_along_axis(stays, order[:, :each], False, axis=1)
+    if over:
+        following = order[:, each]
+        cheapest = np.argsort(_bits(rows[np.arange(len(rows)), following]), kind="stable")[:over]
+        stays[cheapest, following[cheapest]] = False
+    return np.ascontiguousarray(np.moveaxis(stays.reshape(moved.shape), 0, axis))
+
+
+def relative_to_layers(criterion: Criterion) -> Criterion:
+    """Return a criterion whose saliencies are those of another over their mean in the layer.
+
+    So what scales a whole layer, and what takes that back behind it, does not count.
+    """
+    saliency = criterion.weights
+    if saliency is None or criterion.compares == "model":
+        return criterion
+
+    def relative(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
+        found = saliency(weight, context)
+        mean = float(found.mean(dtype=np.float64)) if found.size else 0.0
+        return np.asarray(found / mean, np.float32) if mean > 0 else found
+
+    return replace(criterion, weights=relative)
 
 
 def _global_threshold(weights: Sequence[Weight], criterion: Criterion, count: int, seed: int) -> tuple[int, int]:
