@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxprune.data.measures import get_metric
+from onnxprune.data.metrics import get_metric
 from onnxprune.data.readers import Data
 from onnxprune.data.sources import Arrays
 from onnxprune.graph.size import figures

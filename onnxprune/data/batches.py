@@ -1,17 +1,46 @@
-"""Samples in batches of the size that a model takes."""
+"""Samples by input name, cut into batches of the size that a model takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.data.fit import find_axes, fixed_batch, input_specs
+from onnxprune.data.sources import Array, Axes, lengths, pick
 from onnxprune.errors import DataError
-from onnxprune.runtime.inputs import Feeds
+from onnxprune.graph.hints import Feeds, hints_of
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(Mapping[str, Array]):
+    """Inputs by name, with the axis of each that counts samples (None: one array holds for all samples)."""
+
+    arrays: Mapping[str, Array]
+    axes: Mapping[str, int | None]
+
+    def __getitem__(self, name: str) -> Array:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return next((self.arrays[n].shape[axis] for n, axis in self.axes.items() if axis is not None), 1)
+
+    def take(self, indices: Array) -> Feeds:
+        """Those samples."""
+        return {name: pick(array, indices, self.axes[name]) for name, array in self.arrays.items()}
 
 
 def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1) -> list[Feeds]:
@@ -19,26 +48,34 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
 
     Args:
         model: The model that will be fed.
-        inputs: By input name; the first axis counts samples, but for numbers (rank 0), which hold for all.
+        inputs: By input name: `Samples`, or arrays whose axis of samples is found (the first one where nothing tells).
         batch: Samples in a batch.
         least: So many batches at least, where there are samples enough.
 
     Raises:
         DataError: An input is missing, lengths differ, or there are fewer samples than one batch takes.
     """
-    wanted = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-    missing = [str(v.name) for v in wanted if v.name not in inputs]
+    names = [spec.name for spec in input_specs(model)]
+    missing = [name for name in names if name not in inputs]
     if missing:
         raise DataError(f"the calibration data have no array for the model's input '{missing[0]}'.")
-    numbers = {str(v.name): np.asarray(inputs[str(v.name)]) for v in wanted if np.ndim(inputs[str(v.name)]) == 0}
-    wanted = [v for v in wanted if v.name not in numbers]
-    counts = {len(inputs[str(v.name)]) for v in wanted}
-    if len(counts) != 1:
+    samples = samples_by_name(model, inputs)
+    axes: Axes = tuple(samples.axes[name] for name in names)
+    if len(lengths([samples[name] for name in names], axes)) != 1:
         raise DataError("the calibration arrays hold different numbers of samples.")
-    samples = counts.pop()
-    fixed = {int(v.shape[0]) for v in wanted if v.shape is not None and len(v.shape) and isinstance(v.shape[0], int)}
-    size = max(fixed) if fixed else max(1, min(batch, samples // least or 1))
-    starts = range(0, samples - size + 1, size) if fixed else range(0, samples, size)
+    count, fixed = samples.count, fixed_batch(model, axes)
+    size = fixed or max(1, min(batch, count // least or 1))
+    starts = range(0, count - size + 1, size) if fixed else range(0, count, size)
     if not len(starts):
-        raise DataError(f"{samples} calibration samples are fewer than the model's batch of {size}.")
-    return [{str(v.name): np.asarray(inputs[str(v.name)][s : s + size]) for v in wanted} | numbers for s in starts]
+        raise DataError(f"{count} calibration samples are fewer than the model's batch of {size}.")
+    return [samples.take(np.arange(s, min(s + size, count))) for s in starts]
+
+
+def samples_by_name(model: ir.Model, inputs: Inputs) -> Samples:
+    """The inputs of the model with the axis of each that counts samples, found where it is not known."""
+    specs = [spec for spec in input_specs(model) if spec.name in inputs]
+    if isinstance(inputs, Samples):
+        return Samples({s.name: inputs[s.name] for s in specs}, {s.name: inputs.axes[s.name] for s in specs})
+    arrays = {spec.name: np.asarray(inputs[spec.name]) for spec in specs}
+    axes = find_axes(list(arrays.values()), specs, hints_of(model).sample_axes)
+    return Samples(arrays, dict(zip(arrays, axes, strict=True)))

@@ -130,5 +130,5 @@ class ImageFolder:
                 if picture.size != (self.size[1], self.size[0]):
                     picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
                 return np.asarray(picture, np.float32).reshape(*self.size, self.channels)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"'{path}' cannot be read as an image: {error}.") from error

@@ -1,14 +1,13 @@
-"""From what the user names to a `Source`: .npz, a folder of images by class, CSV, or `module:function`.
+"""From what the user names to a `Source`: .npz, .npy, a folder of images by class, CSV, or `module:function`.
 
 Each kind is one registered reader `(reference, model, settings) -> Data`, tried in order by what it `accepts`.
-Nothing is unpickled. What a reader does not understand it refuses by name; it never leaves an array or file out
-in silence.
+``--data``, ``--eval-data``, ``--calibration`` and ``--inputs`` are all read here. Nothing is unpickled. What a reader
+does not understand it refuses by name; it never leaves an array or file out in silence.
 """
 
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data.fit import InputSpec, fit_source, input_specs
+from onnxprune.data import npz
+from onnxprune.data.fit import InputSpec, find_axes, fit_source, input_specs, output_specs
 from onnxprune.data.images import ImageFolder, find_images
 from onnxprune.data.sources import Array, Arrays, Batch, Source, first_batch
+from onnxprune.data.stream import next_within, one_thread
 from onnxprune.errors import DataError
+from onnxprune.graph.hints import hints_of
 from onnxprune.plugins import is_reference, load_function
 from onnxprune.recipe.training import DataSettings
 
@@ -34,6 +36,9 @@ class Data:
     source: Source
     outputs: tuple[int, ...]
 
+
+AnyData = str | Path | Mapping[str, Any] | Data
+"""What data are given as: a path, ``module:function``, arrays by name, or data that are open already."""
 
 Reader = Callable[[str, ir.Model, DataSettings], Data]
 READERS: list[tuple[Callable[[str], bool], Reader]] = []
@@ -49,6 +54,19 @@ def register(accepts: Callable[[str], bool]) -> Callable[[Reader], Reader]:
     return enter
 
 
+def open_data(model: ir.Model, data: AnyData, reading: DataSettings | None = None) -> Data:
+    """Open one data set: what a file, a folder or `module:function` holds, or arrays by name.
+
+    Raises:
+        DataError: See `read_data`.
+    """
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, Mapping):
+        return read_data(data, model, reading)
+    return _fitted(_by_name(data, model, "The data"), model)
+
+
 def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | None = None) -> Data:
     """Open the data that `reference` names and check that they fit the model's inputs.
 
@@ -59,41 +77,50 @@ def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | N
     name = str(reference)
     for accepts, reader in READERS:
         if accepts(name):
-            data = reader(name, model, settings or DataSettings())
-            fitted = fit_source(data.source, input_specs(model))
-            first_batch(fitted, 2)
-            return Data(fitted, data.outputs)
-    if not Path(name).exists():
-        raise DataError(f"No data at '{name}': there is no such file or folder.")
-    raise DataError(f"'{name}' is no kind of data that is known: .npz, .csv, a folder of images, or module:function.")
+            return _fitted(reader(name, model, settings or DataSettings()), model)
+    npz.require_file(Path(name))
+    raise DataError(
+        f"'{name}' is no kind of data that is known: .npz, .npy, .csv, a folder of images, or module:function."
+    )
+
+
+def _fitted(data: Data, model: ir.Model) -> Data:
+    fitted = fit_source(data.source, input_specs(model))
+    first_batch(fitted, 2)
+    return Data(fitted, data.outputs)
 
 
 @register(lambda name: Path(name).suffix.lower() == ".npz")
 def read_npz(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """Arrays named by the model's inputs, `label` for the first output, and any named by the model's outputs."""
-    try:
-        with np.load(reference, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise DataError(f"No data at '{reference}': there is no such file.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(f"'{reference}' cannot be read as .npz: {error}.") from error
-    inputs, targets, outputs = by_name(arrays, model, f"'{reference}'")
-    return Data(Arrays(inputs, targets), outputs)
+    return _by_name(npz.read_npz(Path(reference)), model, f"'{reference}'")
 
 
-def by_name(
-    arrays: Mapping[str, Any], model: ir.Model, where: str
-) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[int, ...]]:
-    """Sort named arrays into (inputs, targets, output numbers of the targets).
+@register(lambda name: Path(name).suffix.lower() == ".npy")
+def read_npy(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """The one array that a model with one input takes, without labels."""
+    specs = input_specs(model)
+    if len(specs) != 1:
+        raise DataError(f"'{reference}' holds one array, but the model takes {len(specs)}: put them into an .npz file, "
+                        "each under the name of its input.")  # fmt: skip
+    return _by_name({specs[0].name: npz.read_npy(Path(reference))}, model, f"'{reference}'")
+
+
+def _by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> Data:
+    batch, outputs = by_name(arrays, model, where)
+    return Data(Arrays(batch.inputs, batch.targets, batch.axes, batch.target_axes), outputs)
+
+
+def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Batch, tuple[int, ...]]:
+    """Sort named arrays into a batch of inputs and targets, and the output numbers of the targets.
 
     The one array that is neither label nor target is the input of a model with one, whatever its name.
 
     Raises:
         DataError: An input is missing, or a name belongs to nothing.
     """
-    inputs = [spec.name for spec in input_specs(model)]
-    outputs = [value.name or "" for value in model.graph.outputs]
+    specs, results = input_specs(model), output_specs(model)
+    inputs, outputs = [spec.name for spec in specs], [spec.name for spec in results]
     others = [name for name in arrays if name != LABEL and name not in outputs]
     if len(inputs) == len(others) == 1:
         arrays = {inputs[0] if name == others[0] else name: array for name, array in arrays.items()}
@@ -105,11 +132,36 @@ def by_name(
         if name not in inputs and name not in outputs and name != LABEL:
             raise DataError(f"{where} has an array '{name}' that is neither an input of the model "
                             f"({', '.join(inputs)}), one of its outputs, nor '{LABEL}'.")  # fmt: skip
-    named = {i: np.asarray(arrays[name]) for i, name in enumerate(outputs) if name in arrays and name not in inputs}
+    named = {i: _array(arrays, n, where) for i, n in enumerate(outputs) if n in arrays and n not in inputs}
     if LABEL in arrays and LABEL not in inputs and LABEL not in outputs:
-        named = {0: np.asarray(arrays[LABEL]), **named}
+        named = {0: _array(arrays, LABEL, where), **named}
     chosen = tuple(sorted(named))
-    return tuple(np.asarray(arrays[n]) for n in inputs), tuple(named[i] for i in chosen), chosen
+    given, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)
+    label = len(arrays[LABEL]) if LABEL in arrays and np.ndim(arrays[LABEL]) else None
+    axes = find_axes(given, specs, hints_of(model).sample_axes, label)
+    count = Batch(given, axes=axes)
+    target_axes = find_axes(targets, [results[i] for i in chosen], (), len(count))
+    return Batch(given, targets, axes, tuple(0 if i == 0 and LABEL in arrays and a is not None else a
+                                             for i, a in zip(chosen, target_axes, strict=True))), chosen  # fmt: skip
+
+
+def _array(arrays: Mapping[str, Any], name: str, where: str) -> Array:
+    return to_array(arrays[name], f"{where}, '{name}'")
+
+
+def to_array(values: Any, where: str) -> Array:
+    """The values as an array of plain numbers or texts.
+
+    Raises:
+        DataError: They are ragged, or hold other objects.
+    """
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{where}: this is no array of numbers ({str(error).splitlines()[0].rstrip('. ')}).") from error
+    if array.dtype == object and not all(isinstance(value, str) for value in array.flat):
+        raise DataError(f"{where}: this is no array of numbers, but of {type(values).__name__} with mixed content.")
+    return array
 
 
 @register(lambda name: Path(name).suffix.lower() in (".csv", ".tsv"))
@@ -130,11 +182,10 @@ def read_csv(reference: str, model: ir.Model, settings: DataSettings) -> Data:
 
 
 def _table(reference: str) -> tuple[list[str], list[list[str]]]:
+    npz.require_file(Path(reference))
     try:
         with open(reference, newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file, delimiter="\t" if reference.lower().endswith(".tsv") else ",")
-    except FileNotFoundError as error:
-        raise DataError(f"No data at '{reference}': there is no such file.") from error
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise DataError(f"'{reference}' cannot be read as a table with a header: {error}.") from error
     rows = [row for row in rows if row]
@@ -194,7 +245,8 @@ def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data
 @register(is_reference)
 def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """A function that yields batches, called anew for each epoch: dicts by name, or (inputs, targets), or inputs."""
-    stream = Stream(load_function(reference, "data source"), model, reference)
+    function = next_within(settings.timeout, lambda: load_function(reference, "data source"), reference)
+    stream = Stream(function, model, reference, settings.timeout)
     sample = next(stream.named(), None)
     if sample is None:
         raise DataError(f"The data set is empty: '{reference}' yields nothing.")
@@ -203,32 +255,52 @@ def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Da
 
 @dataclass(frozen=True)
 class Stream:
-    """The batches that a user's function yields, in its own order and sizes."""
+    """The batches that a user's function yields, in its own order and sizes.
+
+    Attributes:
+        function: Called anew for each epoch.
+        model: What the batches are for.
+        reference: The function's name, for messages.
+        timeout: Seconds that it may take for one batch.
+    """
 
     function: Callable[[], Any]
     model: ir.Model
     reference: str
+    timeout: float
 
     @property
     def count(self) -> int | None:
         return None
 
     def named(self) -> Iterator[tuple[Batch, tuple[int, ...]]]:
-        """Each batch with the outputs that its targets belong to."""
-        for item in self.function():
+        """Each batch with the outputs that its targets belong to.
+
+        Raises:
+            DataError: The function fails, takes too long, or yields what is no batch.
+        """
+        where = f"A batch of '{self.reference}'"
+        specs, results = input_specs(self.model), output_specs(self.model)
+        for item in one_thread(self.function, self.timeout, self.reference):
             if isinstance(item, Mapping):
-                inputs, targets, outputs = by_name(item, self.model, f"A batch of '{self.reference}'")
-            else:
-                given, wanted = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
-                inputs, targets = _tuple(given), _tuple(wanted)
-                outputs = tuple(range(len(targets)))
-            yield Batch(inputs, targets), outputs
+                yield by_name(item, self.model, where)
+                continue
+            given, wanted = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
+            inputs, targets = _tuple(given, where), _tuple(wanted, where)
+            if len(inputs) != len(specs):
+                names = ", ".join(f"'{spec.name}'" for spec in specs)
+                raise DataError(f"{where} has {len(inputs)} inputs, but the model takes {len(specs)}: {names}.")
+            outputs = tuple(range(len(targets)))
+            if len(targets) > len(results):
+                raise DataError(f"{where} has {len(targets)} targets, but the model has {len(results)} outputs.")
+            axes = find_axes(inputs, specs, hints_of(self.model).sample_axes)
+            yield Batch(inputs, targets, axes), outputs
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
         return (batch for batch, _ in self.named())
 
 
-def _tuple(arrays: Any) -> tuple[Array, ...]:
+def _tuple(arrays: Any, where: str) -> tuple[Array, ...]:
     if isinstance(arrays, (list, tuple)):
-        return tuple(np.asarray(array) for array in arrays)
-    return (np.asarray(arrays),)
+        return tuple(to_array(array, where) for array in arrays)
+    return (to_array(arrays, where),)

@@ -14,15 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data.calibration import Calibration
-from onnxprune.data.fit import input_specs
-from onnxprune.data.measures import get_metric
-from onnxprune.data.readers import Data, by_name, read_data
-from onnxprune.data.sources import Array, Arrays, first_batch, is_indexed, split
+from onnxprune.data.metrics import get_metric
+from onnxprune.data.readers import AnyData, Data, open_data
+from onnxprune.data.sources import split
 from onnxprune.recipe.training import DataSettings, TrainSettings
-
-AnyData = str | Path | Mapping[str, Array]
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -66,36 +61,11 @@ def open_sets(
     return Sets(sets.train, validation, validation, note)
 
 
-def open_data(model: ir.Model, data: AnyData, reading: DataSettings) -> Data:
-    """Open one data set: what a file, a folder or `module:function` holds, or arrays by name.
-
-    Raises:
-        DataError: See `read_data`.
-    """
-    if not isinstance(data, Mapping):
-        return read_data(data, model, reading)
-    inputs, targets, outputs = by_name(data, model, "The data")
-    opened = Data(Arrays(inputs, targets), outputs)
-    first_batch(opened.source, 1)
-    return opened
-
-
-def samples_of(model: ir.Model, data: Data, limit: int, seed: int) -> Calibration:
-    """Draw up to `limit` samples, as calibration data; of a source that is read from front to back, the first."""
-    count = data.source.count
-    if is_indexed(data.source) and count is not None and count > limit:
-        chosen = np.sort(np.random.default_rng(seed).permutation(count)[:limit])
-        batch = data.source.rows(chosen)  # type: ignore[attr-defined]
-    else:
-        batch = first_batch(data.source, limit)
-    inputs = {spec.name: array for spec, array in zip(input_specs(model), batch.inputs, strict=True)}
-    labels = batch.targets[0] if batch.targets and data.outputs and data.outputs[0] == 0 else None
-    return Calibration(inputs, labels)
-
-
 def identity(data: AnyData | None) -> str | None:
     """What tells these data from others, for a checkpoint: the content of a file, the name of anything else."""
-    if data is None or isinstance(data, Mapping):
+    if data is None or isinstance(data, Data):
+        return None if data is None else "data that are open"
+    if isinstance(data, Mapping):
         return None if data is None else "arrays: " + ", ".join(f"{n}{list(np.shape(a))}" for n, a in data.items())
     path = Path(data)
     return f"sha256 {_sha256(path)}" if path.is_file() else str(data)

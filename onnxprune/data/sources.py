@@ -2,7 +2,10 @@
 
 A `Batch` holds one array per model input, and one per target (none where there are no labels). A `Source` gives
 batches, epoch by epoch. `Arrays` is the source for data that stand in memory: .npz and CSV files, and the tests.
-`readers.py` makes sources from what the user names, `checks.py` compares them with a model.
+`readers.py` makes sources from what the user names, `fit.py` compares them with a model.
+
+Arrays have the model's own layout. Samples lie along the first axis unless `axes` says otherwise: a state [2, N, 24]
+has its samples along axis 1, and an array without such an axis (a sampling rate, say) holds for all samples.
 """
 
 from __future__ import annotations
@@ -17,20 +20,59 @@ import numpy.typing as npt
 from onnxprune.errors import DataError
 
 Array = npt.NDArray[Any]
+Axes = tuple[int | None, ...]
+"""For each array, the axis that counts samples; None where one array holds for all of them."""
+
+
+def first_axes(arrays: Sequence[Array]) -> Axes:
+    """The axes of arrays whose first axis counts samples."""
+    return tuple(0 if np.ndim(array) else None for array in arrays)
+
+
+def lengths(arrays: Sequence[Array], axes: Axes) -> set[int]:
+    """How many samples the arrays hold: one number where they agree."""
+    return {array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None}
+
+
+def pick(array: Array, indices: Array, axis: int | None = 0) -> Array:
+    """Those samples of an array; an array without axes, or without that of samples, holds for all."""
+    if axis is None or not array.ndim:
+        return array
+    return array[indices] if axis == 0 else np.take(array, indices, axis)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some samples: `inputs` in the order of the model's inputs, `targets` in that of its outputs (or empty).
 
-    The first axis counts the samples; an array without axes (a sampling rate, say) holds for all of them.
+    Attributes:
+        inputs, targets: Arrays in the model's layout.
+        axes, target_axes: Which axis of each counts samples; None stands for the first axes.
     """
 
     inputs: tuple[Array, ...]
     targets: tuple[Array, ...] = ()
+    axes: Axes | None = None
+    target_axes: Axes | None = None
+
+    @property
+    def sample_axes(self) -> Axes:
+        """Which axis of each input counts samples."""
+        return first_axes(self.inputs) if self.axes is None else self.axes
+
+    @property
+    def target_sample_axes(self) -> Axes:
+        """Which axis of each target counts samples."""
+        return first_axes(self.targets) if self.target_axes is None else self.target_axes
 
     def __len__(self) -> int:
-        return next((len(array) for array in self.inputs if array.ndim), 1)
+        return next(iter(lengths(self.inputs, self.sample_axes)), 1)
+
+    def rows(self, indices: Array) -> Batch:
+        """Those samples of the batch."""
+        inputs = tuple(pick(a, indices, axis) for a, axis in zip(self.inputs, self.sample_axes, strict=True))
+        targets = tuple(pick(a, indices, axis) for a, axis in zip(self.targets, self.target_sample_axes, strict=True))
+        return Batch(inputs, targets, self.axes, self.target_axes)
 
 
 class Source(Protocol):
@@ -55,22 +97,30 @@ class Indexed(Source, Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Samples in memory: every array's first axis counts the samples; one without axes holds for all."""
+    """Samples in memory; see `Batch` for the axes."""
 
     inputs: tuple[Array, ...]
     targets: tuple[Array, ...] = ()
+    axes: Axes | None = None
+    target_axes: Axes | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(array) for array in (*self.inputs, *self.targets) if array.ndim}
-        if len(lengths) > 1:
-            raise DataError(f"The arrays of the data hold different numbers of samples: {sorted(lengths)}.")
+        whole = self.whole
+        found = lengths(self.inputs, whole.sample_axes) | lengths(self.targets, whole.target_sample_axes)
+        if len(found) > 1:
+            raise DataError(f"The arrays of the data hold different numbers of samples: {sorted(found)}.")
+
+    @property
+    def whole(self) -> Batch:
+        """All samples as one batch."""
+        return Batch(self.inputs, self.targets, self.axes, self.target_axes)
 
     @property
     def count(self) -> int:
-        return len(Batch(self.inputs))
+        return len(self.whole)
 
     def rows(self, indices: Array) -> Batch:
-        return Batch(tuple(pick(a, indices) for a in self.inputs), tuple(pick(a, indices) for a in self.targets))
+        return self.whole.rows(indices)
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
         return batches_of(self, batch_size, order)
@@ -92,11 +142,6 @@ class Subset:
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
         return batches_of(self, batch_size, order)
-
-
-def pick(array: Array, indices: Array) -> Array:
-    """Those samples of an array; an array without axes holds for all."""
-    return array[indices] if array.ndim else array
 
 
 def batches_of(source: Indexed, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
@@ -137,7 +182,7 @@ def take(source: Source, chosen: Array) -> Source:
     """The samples `chosen` (numbers) of an indexed source."""
     if isinstance(source, Arrays):
         batch = source.rows(chosen)
-        return Arrays(batch.inputs, batch.targets)
+        return Arrays(batch.inputs, batch.targets, batch.axes, batch.target_axes)
     assert is_indexed(source)
     return Subset(source, chosen)  # type: ignore[arg-type]
 
@@ -145,7 +190,7 @@ def take(source: Source, chosen: Array) -> Source:
 def without_targets(source: Source) -> Source:
     """The same inputs with no labels, for distillation."""
     if isinstance(source, Arrays):
-        return Arrays(source.inputs)
+        return Arrays(source.inputs, axes=source.axes)
     return Unlabelled(source) if not is_indexed(source) else UnlabelledRows(source)
 
 
@@ -160,18 +205,19 @@ class Unlabelled:
         return self.whole.count
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
-        return (Batch(batch.inputs) for batch in self.whole.epoch(batch_size, order))
+        return (Batch(batch.inputs, axes=batch.axes) for batch in self.whole.epoch(batch_size, order))
 
 
 class UnlabelledRows(Unlabelled):
     """An indexed source whose targets are left out."""
 
     def rows(self, indices: Array) -> Batch:
-        return Batch(self.whole.rows(indices).inputs)  # type: ignore[attr-defined]
+        batch = self.whole.rows(indices)  # type: ignore[attr-defined]
+        return Batch(batch.inputs, axes=batch.axes)
 
 
 def first_batch(source: Source, size: int) -> Batch:
-    """The first `size` samples, to look at.
+    """The first `size` samples, to look at; a source with batches of its own sizes gives its first one.
 
     Raises:
         DataError: There are none.
@@ -182,6 +228,44 @@ def first_batch(source: Source, size: int) -> Batch:
     return batch
 
 
-def join(batches: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    """Concatenate the arrays of several batches along the sample axis."""
-    return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
+def first_samples(source: Source, limit: int) -> Batch:
+    """The first samples of a source, up to `limit`, over as many of its batches as that takes.
+
+    Raises:
+        DataError: There are none.
+    """
+    batches: list[Batch] = []
+    held = 0
+    for batch in source.epoch(limit):
+        batches.append(batch)
+        held += len(batch)
+        if held >= limit:
+            break
+    if not batches or not held:
+        raise DataError("The data set is empty.")
+    whole = batches[0] if len(batches) == 1 else join_batches(batches)
+    return whole if held <= limit else whole.rows(np.arange(limit))
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """One batch of the samples of several."""
+    first = batches[0]
+    inputs = join([batch.inputs for batch in batches], first.sample_axes)
+    targets = join([batch.targets for batch in batches], first.target_sample_axes)
+    return Batch(inputs, targets, first.axes, first.target_axes)
+
+
+def join(batches: Sequence[tuple[Array, ...]], axes: Axes | None = None) -> tuple[Array, ...]:
+    """Concatenate the arrays of several batches along their axes of samples; by default the first.
+
+    Raises:
+        DataError: Batches differ in other extents.
+    """
+    axes = axes or first_axes(batches[0])
+    try:
+        return tuple(
+            parts[0] if axis is None else np.concatenate(parts, axis)
+            for parts, axis in zip(zip(*batches, strict=True), axes, strict=True)
+        )
+    except ValueError as error:
+        raise DataError(f"The batches of the data cannot be put together: {error}.") from error

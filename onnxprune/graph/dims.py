@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxprune.graph.hints import hints_of
+
 Sizes: TypeAlias = Mapping[str, int]
+
+_NAMED_BATCH = re.compile("n|b|bs|.*batch.*", re.IGNORECASE)
+"""Names that exporters give to the dimension that counts samples."""
 
 
 def dynamic_dims(model: ir.Model) -> dict[str, tuple[ir.Value, int]]:
@@ -32,6 +38,33 @@ def dim_name(value: ir.Value, axis: int) -> str:
 def graph_inputs(model: ir.Model) -> list[ir.Value]:
     """Return the inputs a caller must feed: those that no initializer backs."""
     return [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+
+
+def sample_axes(model: ir.Model) -> dict[str, int | None]:
+    """Return, by input name, the axis that counts samples; None where one array holds for all samples.
+
+    What the user says wins. Otherwise it is the axis whose symbol is that of a batch: one named so, or one that is the
+    first axis of another input, as in ``input [N, 256], state [2, N, 24]``. Where no symbol tells, it is the first.
+    """
+    told, inputs = hints_of(model).sample_axes, graph_inputs(model)
+    batch = batch_symbols(inputs)
+    return {str(v.name): told.get(str(v.name), sample_axis(v, batch)) for v in inputs}
+
+
+def batch_symbols(values: Iterable[ir.Value]) -> set[str]:
+    """Return the symbols of dimensions that count samples: those named so; if there are none, those of first axes."""
+    symbols = [(axis, str(dim.value)) for value in values for axis, dim in enumerate(value.shape or ())
+               if isinstance(dim, ir.SymbolicDim) and dim.value]  # fmt: skip
+    named = {symbol for _, symbol in symbols if _NAMED_BATCH.fullmatch(symbol)}
+    return named or {symbol for axis, symbol in symbols if axis == 0}
+
+
+def sample_axis(value: ir.Value, batch: set[str]) -> int | None:
+    """Return the axis of an input or output that counts samples: the one with a symbol of `batch`, else the first."""
+    if value.shape is None:
+        return 0
+    axes = (axis for axis, dim in enumerate(value.shape) if isinstance(dim, ir.SymbolicDim) and str(dim.value) in batch)
+    return next(axes, 0 if len(value.shape) else None)
 
 
 def candidate_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:

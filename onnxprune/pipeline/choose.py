@@ -28,6 +28,7 @@ from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.depth import score_blocks
+from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.remembered import Memory, remembered
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
@@ -299,7 +300,7 @@ def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | 
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    return remembered(find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed)), memory)
+    return remembered(find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed)), memory)
 
 
 def _able(task: Task) -> Task:

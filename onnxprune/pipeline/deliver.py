@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
-from onnxprune.data.calibration import AnyArrays
+from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
@@ -29,7 +29,6 @@ from onnxprune.verify.requirements import check_requirements
 from onnxprune.verify.verdict import Verdict, verify
 
 _LEVELS: tuple[Optimize, ...] = ("basic", "all")
-_OF_VERIFY = ("accuracy", "top5", "mse")
 _LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
 
 
@@ -40,7 +39,7 @@ class _Verifier:
     original: ir.Model
     recipe: Recipe
     latency: bool
-    eval_data: str | Path | None
+    eval_data: AnyData | None
     metric: str | None
 
     def again(self, model: ir.Model, first: Verdict | None) -> Verdict | None:
@@ -63,9 +62,9 @@ def deliver(
     result: Result,
     *,
     latency: bool = True,
-    eval_data: str | Path | None = None,
+    eval_data: AnyData | None = None,
     metric: str | None = None,
-    calibration: AnyArrays | None = None,
+    calibration: AnyData | None = None,
 ) -> Result:
     """Quantise and pack the result as its recipe says, and check its limits.
 
@@ -112,12 +111,6 @@ def write(result: Result, path: str | Path, *, force: bool = False) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def measurable(eval_data: Any, metric: str | None) -> tuple[str | Path | None, str | None]:
-    """What of the data and the metric of a run `verify` can measure on a model that is not trained."""
-    plain = isinstance(eval_data, (str, Path)) and Path(eval_data).suffix == ".npz"
-    return (eval_data if plain else None), metric if metric in _OF_VERIFY else None
-
-
 def written_bytes(result: Result) -> int:
     """Return how many bytes `write` would write, external data included."""
     if result.delivery is not None and result.delivery.sparse_tensors:
@@ -125,7 +118,7 @@ def written_bytes(result: Result) -> int:
     return model_io.serialized_size(result.model)
 
 
-def _quantised(result: Result, verifier: _Verifier, calibration: AnyArrays | None) -> Result:
+def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None) -> Result:
     from onnxprune.runtime.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
 
     form = result.recipe.quantize

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnxprune.data.calibration import AnyArrays, Calibration
+from onnxprune.data.calibration import Calibration
+from onnxprune.data.readers import AnyData
 from onnxprune.scoring.remembered import Memory
 
 AnyModel = str | Path | onnx.ModelProto | ir.Model
 """A model, as `prune` takes it."""
-
-AnyData = str | Path | Mapping[str, npt.NDArray[Any]]
-"""Data, as `prune` takes them: a path, ``module:function``, or arrays by name."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class RunInputs:
     data: AnyData | None = None
     eval_data: AnyData | None = None
     metric: str | None = None
-    calibration: AnyArrays | None = None
+    calibration: AnyData | None = None
     samples: Calibration | None = None
     checkpoint: Path | None = None
     resume: bool = False

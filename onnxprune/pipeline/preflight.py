@@ -7,10 +7,10 @@ held against the data, the metric, the calibration data and the verification of 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
-from onnxprune.data.calibration import AnyArrays, has_labels
-from onnxprune.data.measures import get_metric
+from onnxprune.data.calibration import Calibration
+from onnxprune.data.metrics import get_metric
+from onnxprune.data.readers import AnyData
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.given import RunInputs
 from onnxprune.recipe.granularity import NM, Weights
@@ -38,7 +38,6 @@ def preflight(recipe: Recipe, inputs: RunInputs) -> None:
 
     Raises:
         RecipeError: A name does not exist, or something is missing or left over; the sentence names the flag.
-        DataError: The calibration data cannot be read.
     """
     SCHEDULES.find(recipe.schedule)
     check_scores(recipe, inputs.calibration, trains=recipe.retrain is not None)
@@ -48,7 +47,7 @@ def preflight(recipe: Recipe, inputs: RunInputs) -> None:
     _check_target(recipe, inputs)
 
 
-def check_scores(recipe: Recipe, calibration: AnyArrays | None, *, trains: bool) -> None:
+def check_scores(recipe: Recipe, calibration: AnyData | None, *, trains: bool) -> None:
     """Refuse a criterion or an allocation that does not fit the structure, or whose data are not given.
 
     Args:
@@ -58,7 +57,6 @@ def check_scores(recipe: Recipe, calibration: AnyArrays | None, *, trains: bool)
 
     Raises:
         RecipeError: The sentence names the flag.
-        DataError: The calibration data cannot be read.
     """
     criterion = find_criterion(recipe.criterion)
     scored = (recipe.parts.zeros or recipe.parts.shape).scored
@@ -74,10 +72,20 @@ def check_scores(recipe: Recipe, calibration: AnyArrays | None, *, trains: bool)
         what = "inputs with their labels" if labels else "inputs"
         if calibration is None and not trains:
             raise RecipeError(f"--criterion {criterion.name} needs {what} to look at: give --calibration FILE.npz")
-        if calibration is not None and labels and not has_labels(calibration):
-            raise RecipeError(f"--criterion {criterion.name} needs {what}, and --calibration has no array 'label'")
     if _allocation_scans(recipe) and calibration is None and not trains:
         raise RecipeError(f"--allocation {recipe.allocation} scans the layers on inputs: give --calibration FILE.npz")
+
+
+def check_labels(recipe: Recipe, samples: Calibration) -> None:
+    """Refuse calibration data without the labels that the criterion looks at.
+
+    Raises:
+        RecipeError: See above.
+    """
+    if needs_labels(recipe) and samples.labels is None:
+        raise RecipeError(
+            f"--criterion {recipe.criterion} needs inputs with their labels, and --calibration has no array 'label'"
+        )
 
 
 def _check_recovery(recipe: Recipe, *, calibrated: bool) -> None:
@@ -109,8 +117,8 @@ def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
         raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
     if inputs.resume:
         raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
-    if isinstance(inputs.eval_data, Mapping):
-        raise RecipeError("--eval-data is the path of an .npz file where nothing is retrained")
+    if inputs.metric is not None:
+        get_metric(inputs.metric)
 
 
 def _check_target(recipe: Recipe, inputs: RunInputs) -> None:

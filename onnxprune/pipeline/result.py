@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.data.metrics import drop
 from onnxprune.packing import PackReport
 from onnxprune.passes.normalise import renamed_copies
 from onnxprune.pipeline.clock import Clock
@@ -37,7 +36,7 @@ def measured_figures(result: Result) -> dict[str, float]:
     if verdict.latency_ratio is not None:
         figures["latency"] = verdict.latency_ratio
     if verdict.metric is not None:
-        figures["metric_drop"] = drop(verdict.metric.name, verdict.metric.before, verdict.metric.after)
+        figures["metric_drop"] = verdict.metric.drop
     return figures
 
 

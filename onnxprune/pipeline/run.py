@@ -8,7 +8,6 @@ the sparsity by runs of its own (target.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune import model_io
-from onnxprune.data.calibration import AnyArrays, read_calibration
+from onnxprune.data.calibration import read_calibration
+from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
-from onnxprune.pipeline.deliver import deliver, measurable, write
-from onnxprune.pipeline.given import AnyData, AnyModel, RunInputs
+from onnxprune.pipeline.deliver import deliver, write
+from onnxprune.pipeline.given import AnyModel, RunInputs
 from onnxprune.pipeline.loop import run_loop
-from onnxprune.pipeline.preflight import looks_at_data, preflight, recovery_methods
+from onnxprune.pipeline.preflight import check_labels, looks_at_data, preflight, recovery_methods
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import FileId
 from onnxprune.pipeline.result import Result, result_of
@@ -51,7 +51,7 @@ def prune(
     data: AnyData | None = None,
     eval_data: AnyData | None = None,
     metric: str | None = None,
-    calibration: AnyArrays | None = None,
+    calibration: AnyData | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -64,12 +64,13 @@ def prune(
         recipe: All settings; or give them by keyword: ``prune(model, sparsity=0.9, structure="channels")``.
         verification: Measure the result in ONNX Runtime; without it nothing is known of it.
         latency: Measure the latency ratio as part of the verification.
-        data: What to retrain on (``retrain=True``): a path, ``module:function``, or arrays by name.
-        eval_data: Labelled inputs, to measure a metric before and after: an .npz; when retraining, anything that
-            ``data`` may be, and by default the share of them that is held out.
-        metric: ``accuracy``, ``top5`` or ``mse``, when retraining also ``agreement`` or ``module:function``; by default
+        data: What to retrain on (``retrain=True``): the path of an .npz, a .csv or a folder of images,
+            ``module:function``, or arrays by name.
+        eval_data: Labelled inputs, to measure a metric before and after: anything that ``data`` may be; when
+            retraining, by default the share of them that is held out.
+        metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` (with the original) or ``module:function``; by default
             the first that fits the data.
-        calibration: Inputs, as an .npz or as arrays by name, with ``label`` where there are labels: for criteria that
+        calibration: Inputs, in any form that ``data`` may have, with labels where there are some: for criteria that
             look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
             By default criteria take them from ``data`` when retraining, int8 from ``eval_data``.
         checkpoint: Folder that a retraining run keeps its state in.
@@ -93,16 +94,31 @@ def prune(
     preflight(recipe, inputs)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
-    if calibration is not None:
-        read = partial(read_calibration, calibration, original, recipe.calibration_samples, recipe.seed)
-        inputs = replace(inputs, samples=clock("read calibration", read))
+    inputs = _opened(original, recipe, inputs, clock)
     if recipe.target is None:
         return _run(original, recipe, inputs, clock)
     trained_in = None if recipe.retrain is None else folder
     sparsity = None if trained_in is None else begin_search(trained_in, recipe, resume=resume)
     with forgotten_unless_started(trained_in):
         run = partial(_try, original, inputs, clock)
-        return reach(original, recipe, run, eval_data, metric, progress, at=sparsity)
+        return reach(original, recipe, run, inputs.eval_data, metric, progress, at=sparsity)
+
+
+def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:
+    """Read the calibration data and open the evaluation data, before any work is done.
+
+    Raises:
+        DataError: They cannot be read, or do not fit the model.
+        RecipeError: The criterion looks at labels, and the calibration data have none.
+    """
+    calibration, eval_data, samples = inputs.calibration, inputs.eval_data, None
+    if calibration is not None:
+        limit, seed, reading = recipe.calibration_samples, recipe.seed, recipe.reading
+        samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed, reading))
+        check_labels(recipe, samples)
+    if eval_data is not None:
+        eval_data = open_data(original, eval_data, recipe.reading)
+    return replace(inputs, eval_data=eval_data, samples=samples)
 
 
 def save(result: Result, path: str | Path, *, force: bool = False, record: str | Path | None = None) -> FileId:
@@ -121,8 +137,7 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
 def _try(original: ir.Model, inputs: RunInputs, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
     """One run of a search: without verification, unless it is whole."""
     if not whole:
-        data, metric = measurable(inputs.eval_data, inputs.metric)
-        inputs = replace(inputs, eval_data=data, metric=metric, verification=False, latency=False)
+        inputs = replace(inputs, verification=False, latency=False)
         return _run(original, recipe, inputs, Clock())
     if inputs.checkpoint is not None and recipe.target == "max_drop":
         folder = folder_of_try(inputs.checkpoint, recipe.sparsity)
@@ -134,19 +149,16 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
     """Prune, with training or without, and bring the model into the form that is delivered."""
     if recipe.retrain is None:
         result = _pruned(original, recipe, inputs, clock)
-        assert not isinstance(inputs.eval_data, Mapping)  # refused by preflight
-        eval_data, metric = inputs.eval_data, inputs.metric
     else:
         result = _pruned_and_trained(original, recipe, inputs, clock)
-        eval_data, metric = measurable(inputs.eval_data, inputs.metric)
     return clock(
         "deliver",
         lambda: deliver(
             original,
             replace(result, source=_file_id(original)),
             latency=inputs.latency,
-            eval_data=eval_data,
-            metric=metric,
+            eval_data=inputs.eval_data,
+            metric=inputs.metric,
             calibration=inputs.calibration,
         ),
     )

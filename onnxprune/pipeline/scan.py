@@ -14,14 +14,15 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
-from onnxprune.data.calibration import AnyArrays, Calibration, read_calibration
-from onnxprune.data.npz import LabelledData
+from onnxprune.data.calibration import Calibration, read_calibration
+from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
-from onnxprune.pipeline.preflight import check_scores
+from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.scoring import find_criterion, prunable_weights
+from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.units import score_units
 from onnxprune.selection.eligible import eligible_groups, eligible_weights
 from onnxprune.selection.sensitivity import (
@@ -36,8 +37,7 @@ from onnxprune.selection.sensitivity import (
     scan_units,
 )
 from onnxprune.structure.structure import Structure
-from onnxprune.verify.evaluate import evaluate
-from onnxprune.verify.verdict import known_metric
+from onnxprune.verify.evaluate import start
 
 OUTPUT_ERROR = "output error"
 
@@ -80,8 +80,8 @@ class Scan:
 def sensitivity(
     model: str | Path | onnx.ModelProto | ir.Model,
     *,
-    calibration: AnyArrays | None = None,
-    eval_data: str | Path | None = None,
+    calibration: AnyData | None = None,
+    eval_data: AnyData | None = None,
     metric: str | None = None,
     levels: Sequence[float] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -91,10 +91,10 @@ def sensitivity(
 
     Args:
         model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
-        calibration: Inputs, as an .npz or as arrays by name: the error of the outputs is measured on them, unless there
-            are ``eval_data``; criteria that need data look at them.
-        eval_data: An .npz with labelled inputs: a metric is measured.
-        metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
+        calibration: Inputs, as an .npz, a folder of images, ...: the error of the outputs is measured on them, unless
+            there are ``eval_data``; criteria that need data look at them.
+        eval_data: Labelled inputs, in any form that ``calibration`` may have: a metric is measured.
+        metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` or ``module:function``; by default the first that fits.
         levels: Shares to try, each between 0 and 1.
         progress: Called with the name of each layer.
         **settings: Those fields of `Recipe` that say what may go and what goes first: ``structure`` (weights or
@@ -116,7 +116,9 @@ def sensitivity(
     check_scores(recipe, calibration, trains=False)
     original = model_io.load_any(model)
     limit, seed = recipe.calibration_samples, recipe.seed
-    samples = Calibration({}) if calibration is None else read_calibration(calibration, original, limit, seed)
+    samples = Calibration() if calibration is None else read_calibration(calibration, original, limit, seed)
+    if calibration is not None:
+        check_labels(recipe, samples)
     structure = prepare(original.clone())
     if eval_data is None:
         measure: Measure = OutputError(structure.model, samples.inputs)
@@ -145,7 +147,7 @@ def _scanned(
     progress: Callable[[str], None] | None,
 ) -> tuple[Sensitivity, dict[str, str]]:
     """Scan what the recipe lets go; what is left out, with the reason."""
-    criterion = find_criterion(recipe.criterion).on(samples.evidence(structure, recipe.seed))
+    criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed))
     weights = eligible_weights(structure, recipe)
     if recipe.parts.units:
         groups = eligible_groups(structure, weights, recipe)
@@ -167,15 +169,12 @@ def _scanned(
 class _Metric:
     """A metric on labelled inputs, of a model with other numbers in some constants."""
 
-    def __init__(self, model: ir.Model, eval_data: str | Path, name: str | None) -> None:
+    def __init__(self, model: ir.Model, eval_data: AnyData, name: str | None) -> None:
         self._model = model
-        session = runtime.make_session(model)
-        self._data = LabelledData.load(eval_data, session)
-        found = evaluate(session, self._data)
-        self.name = known_metric(found, name)
-        self.dense = found[self.name]
+        self._meter, self.dense = start(model, runtime.make_session(model), open_data(model, eval_data), name)
+        self.name = self._meter.metric.name
 
     def __call__(self, changed: Mapping[str, Array]) -> float:
         model = self._model.clone()
         replace_constants(model, changed)
-        return evaluate(runtime.make_session(model), self._data)[self.name]
+        return self._meter.read(model, runtime.make_session(model))

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
-from onnxprune.data import metrics
+from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph import size
-from onnxprune.pipeline.deliver import measurable, written_bytes
+from onnxprune.pipeline.deliver import written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Found, Try, highest_within, nearest_ratio
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
+from onnxprune.verify.evaluate import result as measured_metric
+from onnxprune.verify.evaluate import start
 from onnxprune.verify.requirements import check_requirements
-from onnxprune.verify.verdict import metric_of, sample_inputs
+from onnxprune.verify.verdict import sample_inputs
 
 Figure = Callable[["Result"], float]
 
@@ -103,9 +104,8 @@ class _Search:
         """Prepare what is measured."""
         target = recipe.target
         assert target is not None
-        data, name = measurable(eval_data, metric)
         trained = target == "max_drop" and recipe.retrain is not None
-        figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, data, name)
+        figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, eval_data, metric)
         return _Search(recipe, target, float(getattr(recipe, target)), run, figure, tell)
 
     @property
@@ -166,7 +166,7 @@ def _unreachable(target: str, wanted: float, found: Found, obstacles: set[str]) 
 # --- what is measured
 
 
-def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+def _latency(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
     session = runtime.make_session(original, optimize="all", threads=1)
 
@@ -177,7 +177,7 @@ def _latency(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, m
     return latency
 
 
-def _macs(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+def _macs(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
 
     def macs(model: ir.Model) -> int:
@@ -188,20 +188,19 @@ def _macs(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metr
     return lambda result: macs(result.model) / before
 
 
-def _size(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+def _size(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     before = model_io.serialized_size(original)
     return lambda result: written_bytes(result) / before
 
 
-def _drop(original: ir.Model, recipe: Recipe, eval_data: Path | str | None, metric: str | None) -> Figure:
+def _drop(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     if eval_data is None:
-        raise DataError("--max-drop needs an .npz as --eval-data where nothing is retrained")
-    data = eval_data
-    name, before = metric_of(original, data, metric)
+        raise DataError("--max-drop needs labelled data to measure the metric on: give --eval-data")
+    meter, before = start(original, runtime.make_session(original), open_data(original, eval_data), metric)
 
     def drop(result: Result) -> float:
-        _, after = metric_of(result.model, data, name)
-        return metrics.drop(name, before, after)
+        after = meter.read(result.model, runtime.make_session(result.model, error=VerificationError))
+        return measured_metric(meter, before, after).drop
 
     return drop
 
@@ -213,7 +212,7 @@ def _drop_of_verdict(result: Result) -> float:
     return figures["metric_drop"]
 
 
-_FIGURES: dict[str, Callable[[ir.Model, Recipe, Path | str | None, str | None], Figure]] = {
+_FIGURES: dict[str, Callable[[ir.Model, Recipe, AnyData | None, str | None], Figure]] = {
     "target_latency": _latency, "target_macs": _macs, "target_size": _size, "max_drop": _drop,
 }  # fmt: skip
 _MEASURED_AS = {"target_latency": "latency", "target_macs": "macs", "target_size": "size", "max_drop": "metric_drop"}

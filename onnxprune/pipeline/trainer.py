@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.bridge.parameters import Role, role_of, trainable_values
-from onnxprune.data.calibration import Calibration
-from onnxprune.data.sets import Sets, identity, open_sets, samples_of, training_metric
+from onnxprune.data.calibration import Calibration, samples_of
+from onnxprune.data.sets import Sets, identity, open_sets, training_metric
 from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.passes import Normalise, Tidy
 from onnxprune.pipeline.checkpoint import Store, fingerprint
@@ -314,7 +314,8 @@ def verify_trained(original: ir.Model, state: State, trainer: Trainer, *, latenc
     if trainer.sets.evaluation is None:
         return verdict
     name = state.history[-1].trainings[-1].metric_name if state.history else ""
-    return replace(verdict, metric=measured(original, state.model, trainer.sets.evaluation, trainer.metric, name))
+    metric = measured(original, state.model, trainer.sets.evaluation, trainer.metric, classes=name != "mse")
+    return replace(verdict, metric=metric)
 
 
 def ensure_masks_hold(model: ir.Model, masks: Masks) -> None:

@@ -55,6 +55,11 @@ class DataSettings(_Settings):
         default=None,
         description="Column of a CSV that holds the target; the last one by default.",
     )
+    timeout: float = Field(
+        default=40.0,
+        gt=0,
+        description="Seconds that module:function may take for one batch.",
+    )
 
 
 class TrainSettings(_Settings):

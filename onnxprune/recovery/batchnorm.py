@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
+from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Matrix
-from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.statistics import channel_moments
 
 

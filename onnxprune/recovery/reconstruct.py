@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, batches
 from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
+from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
@@ -31,7 +32,6 @@ from onnxprune.recovery.merging import merge_units
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
-from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.probe import known_facts
 from onnxprune.runtime.statistics import layer_moments, output_error, shadow
 from onnxprune.structure.analysis import analyse

@@ -15,7 +15,7 @@ from onnxprune.graph.size import Figures
 from onnxprune.packing import TensorReport
 from onnxprune.pipeline.result import Reached
 from onnxprune.recipe.recipe import Recipe
-from onnxprune.verify.evaluate import Metric
+from onnxprune.verify.evaluate import MeasuredMetric
 from onnxprune.verify.verdict import Verdict
 
 FORMAT = "onnxprune-prune/1"
@@ -61,7 +61,7 @@ class PruneOutput(BaseModel):
     removed_vs_masked: float = Field(description="largest difference to the masked original, relative")
     output_change: float = Field(description="largest difference to the original, relative to its largest output")
     latency_ratio: float | None = Field(description="after / before")
-    metric: Metric | None
+    metric: MeasuredMetric | None
     batches: int = Field(description="sizes of the dynamic dimensions that were run")
     before_quantising: Verdict | None = Field(None, description="the figures of the pruned model in float")
     packing: Packing | None = None

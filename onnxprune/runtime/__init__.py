@@ -9,8 +9,9 @@ latency.py   alternate                  which of two models is faster, and by ho
 
 from __future__ import annotations
 
+from onnxprune.graph.hints import Feeds
 from onnxprune.runtime.comparison import Agreement, OutputDifference, compare, compare_outputs, relative_difference
-from onnxprune.runtime.inputs import Feeds, candidate_sizes, dynamic_dims, random_inputs, working_inputs
+from onnxprune.runtime.inputs import candidate_sizes, dynamic_dims, random_inputs, working_inputs
 from onnxprune.runtime.latency import Latency, alternate
 from onnxprune.runtime.probe import concrete_shapes, known_facts, probe_shapes
 from onnxprune.runtime.session import make_session, run

@@ -9,9 +9,8 @@ Dynamic dimensions are named by their symbol, or `input[axis]` where they have n
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,58 +18,24 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxprune.data.fit import InputSpec, input_specs
 from onnxprune.errors import DataError
-from onnxprune.graph.dims import dim_name, evaluate, graph_inputs, is_expression
+from onnxprune.graph.dims import evaluate, is_expression
+from onnxprune.graph.hints import Feeds
 from onnxprune.graph.input_roles import integer_role
 from onnxprune.graph.layers import data_width
 from onnxprune.runtime.session import make_session, run
-
-Feeds = dict[str, npt.NDArray[Any]]
 
 # (sequence length or other extent, side of an image, past length), the likeliest first.
 _EXTENTS = ((8, 64, 4), (16, 224, 8), (32, 32, 0), (1, 128, 0), (64, 256, 16), (128, 640, 32), (512, 512, 0))
 _BATCHES = (2, 1, 3, 4)
 
 
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """An input that a caller must feed.
-
-    Attributes:
-        value: The graph input.
-        name: Its name.
-        dtype: Its element type.
-        dims: Each dimension, fixed (int) or by name (str); `a + b` follows from two others.
-    """
-
-    value: ir.Value
-    name: str
-    dtype: ir.DataType
-    dims: tuple[int | str, ...]
-
-
-def input_specs(model: ir.Model) -> list[InputSpec]:
-    """The inputs that no initializer backs.
-
-    Raises:
-        DataError: An input is no tensor (a sequence, optional or map), or has no known rank.
-    """
-    specs = []
-    for value in graph_inputs(model):
-        if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-            raise DataError(f"input '{value.name}' is no tensor: give inputs in an .npz file.")
-        if value.shape is None:
-            raise DataError(f"input '{value.name}' has no known rank: give inputs in an .npz file.")
-        dims = tuple(d if isinstance(d, int) else dim_name(value, axis) for axis, d in enumerate(value.shape))
-        specs.append(InputSpec(value, value.name or "", value.dtype, dims))
-    return specs
-
-
 def dynamic_dims(model: ir.Model) -> dict[str, bool]:
     """The names of the free dimensions, and whether each is a batch: the first axis of every input that has it."""
     first: dict[str, bool] = {}
     for spec in input_specs(model):
-        for axis, dim in enumerate(spec.dims):
+        for axis, dim in enumerate(spec.known_dims):
             if isinstance(dim, str):
                 first[dim] = first.get(dim, True) and axis == 0
     return {name: batch for name, batch in first.items() if not is_expression(name, first)}
@@ -163,31 +128,31 @@ def _other_batches(
 
 
 def _resolve(spec: InputSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
-    shape = (dim if isinstance(dim, int) else extents.get(dim, evaluate(dim, extents)) for dim in spec.dims)
+    shape = (dim if isinstance(dim, int) else extents.get(dim, evaluate(dim, extents)) for dim in spec.known_dims)
     return tuple(int(extent or 0) for extent in shape)
 
 
-def _extent(name: str, is_batch: bool, specs: list[InputSpec], batch: int, extents: tuple[int, int, int]) -> int:
+def _extent(name: str, is_batch: bool, specs: Sequence[InputSpec], batch: int, extents: tuple[int, int, int]) -> int:
     sequence, side, past = extents
     if is_batch or "batch" in name.lower():
         return batch
     if "past" in name.lower():
         return past
     for spec in specs:
-        if name in spec.dims and len(spec.dims) >= 4 and spec.dtype.is_floating_point():
-            channels_last = spec.dims[-1] in (1, 3, 4)
-            axis = spec.dims.index(name)
-            return 3 if axis == (len(spec.dims) - 1 if channels_last else 1) else side
+        if name in spec.known_dims and len(spec.known_dims) >= 4 and spec.element_type.is_floating_point():
+            channels_last = spec.known_dims[-1] in (1, 3, 4)
+            axis = spec.known_dims.index(name)
+            return 3 if axis == (len(spec.known_dims) - 1 if channels_last else 1) else side
     return sequence
 
 
-def _widths_of_weights(specs: list[InputSpec]) -> dict[str, int]:
+def _widths_of_weights(specs: Sequence[InputSpec]) -> dict[str, int]:
     """Extents of dimensions that a weight right behind the input settles: channels of a Conv, width of a product."""
     widths: dict[str, int] = {}
     for spec in specs:
         for node, index in spec.value.uses():
-            found = data_width(node, index, len(spec.dims)) if spec.dims else None
-            name = spec.dims[found[0]] if found is not None else None
+            found = data_width(node, index, len(spec.known_dims)) if spec.known_dims else None
+            name = spec.known_dims[found[0]] if found is not None else None
             if found is not None and isinstance(name, str):
                 widths[name] = found[1]
     return widths
@@ -196,16 +161,16 @@ def _widths_of_weights(specs: list[InputSpec]) -> dict[str, int]:
 def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Numbers for one input: masks of ones, ids within bounds, images of bytes, floats from a standard normal."""
     is_mask = "mask" in spec.name.lower()
-    if spec.dtype == ir.DataType.STRING:
+    if spec.element_type == ir.DataType.STRING:
         return np.full(shape, "a", dtype=object)
-    dtype = spec.dtype.numpy()
-    if spec.dtype == ir.DataType.BOOL:
+    dtype = spec.element_type.numpy()
+    if spec.element_type == ir.DataType.BOOL:
         return np.ones(shape, bool) if is_mask else rng.integers(0, 2, shape).astype(bool)
-    if spec.dtype.is_integer():
+    if spec.element_type.is_integer():
         role = integer_role(spec.value)
         if role.bound is None and role.constant is None and is_mask:
             return np.ones(shape, dtype)
-        return _integers(rng, spec.dtype, shape, role.bound, role.constant)
+        return _integers(rng, spec.element_type, shape, role.bound, role.constant)
     if np.dtype(dtype).kind == "c":
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     return np.ones(shape, dtype) if is_mask else rng.standard_normal(shape, np.float32).astype(dtype)

@@ -33,7 +33,8 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from onnxprune import model_io
 from onnxprune.data.batches import batches
-from onnxprune.data.calibration import AnyArrays, read_calibration
+from onnxprune.data.calibration import read_calibration
+from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.graph.operators import key, operator_named, operators
 from onnxprune.graph.size import parameters
@@ -79,13 +80,13 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Mo
     return found
 
 
-def calibration_batches(given: AnyArrays, model: ir.Model) -> list[Feeds]:
-    """Read calibration inputs: arrays by input name, samples along the first axis. Labels are left out.
+def calibration_batches(data: AnyData, model: ir.Model) -> list[Feeds]:
+    """Read calibration inputs, as `data.open_data` takes them. Labels are left out.
 
     Raises:
-        DataError: No such file, no .npz, or an input without samples.
+        DataError: They cannot be read, or an input has no samples.
     """
-    inputs = read_calibration(given, model, _MAX_BATCHES * _BATCH).inputs
+    inputs = read_calibration(data, model, _MAX_BATCHES * _BATCH).inputs
     return batches(model, inputs, _BATCH)[:_MAX_BATCHES]
 
 

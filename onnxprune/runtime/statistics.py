@@ -20,9 +20,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, tensor_of
 from onnxprune.graph.measuring import Builder
-from onnxprune.runtime.inputs import Feeds
 from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.session import make_session, run
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data.batches import Inputs, batches
+from onnxprune.data.calibration import Calibration
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments, layer_moments
@@ -50,6 +51,11 @@ class Evidence:
     seed: int = 0
     batch: int = 32
     steps: int = 200
+
+    @classmethod
+    def of(cls, structure: Structure, calibration: Calibration, seed: int = 0) -> Evidence:
+        """Return what criteria may know of a model: statistics of these samples, found when they are asked for."""
+        return cls(structure, calibration.inputs, calibration.labels, seed)
 
     @functools.cached_property
     def layers(self) -> Mapping[str, Linear]:

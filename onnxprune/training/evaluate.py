@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxprune.data.measures import Metric
+from onnxprune.data.metrics import Metric
 from onnxprune.data.sources import Array, join
 from onnxprune.training.feed import Feed
 from onnxprune.training.losses import finish

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.data.fit import is_labels
-from onnxprune.data.sources import Array, Arrays, Batch, Source, is_indexed, pick
+from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source, is_indexed
 
 RESIDENT_LIMIT = 2 << 30  # bytes of data that may be put on the device as a whole
 
@@ -63,23 +63,19 @@ class Feed:
             yield from self._from_memory(order)
             return
         for batch in self.source.epoch(self.batch_size, order):
-            part = self._part(len(batch))
-            if self.world > 1:
-                parts = (tuple(pick(a, part) for a in arrays) for arrays in (batch.inputs, batch.targets))
-                mine = Batch(*parts)
-            else:
-                mine = batch
+            mine = batch.rows(self._part(len(batch))) if self.world > 1 else batch
             yield self._shard(*batch_tensors(mine, self.device), len(batch))
 
     def _from_memory(self, order: Array | None) -> Iterator[Shard]:
-        assert self._resident is not None
+        assert self._resident is not None and isinstance(self.source, Arrays)
         inputs, targets = self._resident
         count = self.source.count or 0
         sequence = torch.from_numpy(np.arange(count) if order is None else order).to(self.device)
         for start in range(0, count, self.batch_size):
             batch = sequence[start : start + self.batch_size]
             mine = batch[torch.from_numpy(self._part(len(batch))).to(self.device)] if self.world > 1 else batch
-            chosen = [tuple(a[mine] if a.dim() else a for a in arrays) for arrays in (inputs, targets)]
+            axes = self.source.whole.sample_axes, self.source.whole.target_sample_axes
+            chosen = [_rows(arrays, along, mine) for arrays, along in zip((inputs, targets), axes, strict=True)]
             yield self._shard(chosen[0], chosen[1], len(batch))
 
     def _part(self, count: int) -> Array:
@@ -90,6 +86,12 @@ class Feed:
     def _shard(self, inputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], count: int) -> Shard:
         mine = len(range(self.rank, count, self.world))
         return Shard(inputs, targets, mine * self.world / count, count)
+
+
+def _rows(tensors: tuple[Tensor, ...], axes: Axes, indices: Tensor) -> tuple[Tensor, ...]:
+    """Those samples of each tensor along its axis; one without such an axis holds for all."""
+    pairs = zip(tensors, axes, strict=True)
+    return tuple(t if axis is None else t[indices] if axis == 0 else t.index_select(axis, indices) for t, axis in pairs)
 
 
 def _plain(target: Array) -> Array:

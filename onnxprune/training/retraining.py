@@ -23,7 +23,7 @@ from onnxprune.data.fit import (
     fixed_batch,
     input_specs,
 )
-from onnxprune.data.measures import Metric, check_metric, default_metric, get_metric
+from onnxprune.data.metrics import Metric, check_metric, default_metric, get_metric
 from onnxprune.data.readers import Data
 from onnxprune.data.sources import Batch, Source, first_batch, split
 from onnxprune.errors import DataError
@@ -219,8 +219,9 @@ def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
     Raises:
         DataError: There are no samples, the model cannot run on them, or their targets do not fit its outputs.
     """
-    fixed, specs = fixed_batch(view), input_specs(view)
+    specs = input_specs(view)
     source = fit_source(data.source, specs)
+    fixed = fixed_batch(view, first_batch(source, 1).sample_axes)
     sample = first_batch(source, fixed or 8)
     outputs = run_once(module, sample)
     heads = recognise(heads, outputs)
@@ -229,7 +230,13 @@ def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
     targets = tuple(map(fit_target, sample.targets, shapes, names))
     if fixed is not None and _runs(module, first_batch(source, 2 * fixed)):
         fixed = None
-    return Look(heads, Batch(sample.inputs, targets), specs, tuple(map(TargetSpec, names, shapes)), fixed)
+    return Look(
+        heads,
+        Batch(sample.inputs, targets, sample.axes, sample.target_axes),
+        specs,
+        tuple(map(TargetSpec, names, shapes)),
+        fixed,
+    )
 
 
 def _runs(module: nn.Module, batch: Batch) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from torch import nn
 
-from onnxprune.data.measures import Metric
+from onnxprune.data.metrics import Metric
 from onnxprune.data.sources import Source
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.losses import Loss

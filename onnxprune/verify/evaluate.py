@@ -1,8 +1,12 @@
-"""How good a model is on labelled inputs."""
+"""How good a model is on a data set, measured in ONNX Runtime: one way for every command and every metric.
+
+meter, before = start(original, session, data, "accuracy")     # the metric is chosen and the original measured
+after = meter.read(pruned, make_session(pruned))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,161 +15,262 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune import runtime
-from onnxprune.data.fit import fit_target, fixed_batch, input_specs
-from onnxprune.data.measures import Metric as Measure
-from onnxprune.data.measures import check_metric, default_metric, get_metric
-from onnxprune.data.metrics import hits, squared_differences
-from onnxprune.data.npz import Array, LabelledData
+from onnxprune.data import metrics
+from onnxprune.data.fit import find_axes, fit_target, fixed_batch, input_specs, output_specs
+from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes, get_metric
 from onnxprune.data.readers import Data
-from onnxprune.data.sets import _BATCH
-from onnxprune.data.sources import Batch, first_batch, join
+from onnxprune.data.sources import Array, Axes, Batch, first_batch, join, pick
 from onnxprune.errors import DataError, VerificationError
-from onnxprune.runtime.session import run
 
-
-def predict(
-    session: ort.InferenceSession,
-    inputs: Mapping[str, Array],
-    *,
-    output: str | None = None,
-    batch: int = 64,
-    progress: Callable[[int, int], None] | None = None,
-) -> Array:
-    """One output over all samples, the first output by default; returns [samples, ...].
-
-    A model of fixed batch size is fed batches of that size, the last one filled up by repetition.
-
-    Raises:
-        DataError: The inputs do not fit the model, or there is no such output.
-    """
-    names = [value.name for value in session.get_outputs()]
-    output = output or names[0]
-    if output not in names:
-        raise DataError(f"the model has no output '{output}' (it has: {', '.join(names)}).")
-    samples = len(next(iter(inputs.values())))
-    fixed = session.get_inputs()[0].shape[0]
-    batch = fixed if isinstance(fixed, int) and fixed > 0 else batch
-    parts = []
-    for start in range(0, samples, batch):
-        chosen = np.arange(start, start + batch)
-        if not isinstance(fixed, int):
-            chosen = chosen[chosen < samples]
-        feeds = {name: np.take(array, chosen, axis=0, mode="wrap") for name, array in inputs.items()}
-        parts.append(run(session, feeds, [output])[output][: samples - start])
-        if progress is not None:
-            progress(min(start + batch, samples), samples)
-    return np.concatenate(parts)
-
-
-def evaluate(
-    session: ort.InferenceSession,
-    data: LabelledData,
-    *,
-    output: str | None = None,
-    batch: int = 64,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """Measure a model on labelled data.
-
-    Returns:
-        {"accuracy": ..., "top5": ...} (top5 from six classes on) for class numbers, {"mse": ...} for targets.
-
-    Raises:
-        DataError: Inputs or labels do not fit the model.
-    """
-    result = predict(session, data.inputs, output=output, batch=batch, progress=progress)
-    label = data.label
-    if np.issubdtype(label.dtype, np.integer) and result.ndim == 2 and result.shape[1] > 1:
-        if label.size != data.samples:
-            raise DataError(f"labels of shape {label.shape} are no class numbers: one per sample is needed.")
-        if label.min() < 0 or label.max() >= result.shape[1]:
-            raise DataError(f"labels reach {label.max()}, but the model tells {result.shape[1]} classes apart.")
-        label = label.reshape(-1)
-        scores = {"accuracy": float(hits(result, label).mean())}
-        if result.shape[1] > 5:
-            scores["top5"] = float(hits(result, label, 5).mean())
-        return scores
-    if label.size != result.size:
-        raise DataError(f"labels of shape {label.shape} do not fit the output's shape {result.shape}.")
-    return {"mse": float(squared_differences(result, label.reshape(result.shape)).mean())}
-
-
-def measured(original: ir.Model, model: ir.Model, data: Data, name: str | None, trained_by: str) -> Metric:
-    """Measure a metric of both models in ONNX Runtime.
-
-    Args:
-        original, model: Before and after.
-        data: What to measure on.
-        name: The metric that the user asked for, if any.
-        trained_by: The metric that picked the best state, which says what fits data without targets.
-
-    Raises:
-        DataError: The data do not fit the metric or the models.
-        RecipeError: There is no such metric.
-    """
-    target = next(iter(first_batch(data.source, 1).targets), None)
-    measure = get_metric(name) if name is not None else default_metric(target, trained_by != "mse")
-    if measure.name == "mse" and target is None:
-        measure = default_metric(None, classes=False)
-    check_metric(measure, target)
-    sessions = runtime.make_session(original), runtime.make_session(model, error=VerificationError)
-    before = [_Seen(*seen) for seen in _run(sessions[0], original, data)]
-    after = [_Seen(*seen) for seen in _run(sessions[1], original, data)]
-    output = data.outputs[0] if data.outputs else 0
-    values = [_value(measure, seen, before, output) for seen in (before, after)]
-    return Metric(measure.name, values[0], values[1], sum(seen.samples for seen in before))
+BATCH = 64
+"""Samples run at once by a model that takes any number."""
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A batch's outputs, its targets in the types that metrics take, and how many samples it has."""
+class MeasuredMetric:
+    """A metric before and after.
 
-    outputs: tuple[Array, ...]
-    targets: tuple[Array, ...]
-    samples: int
-
-
-def _run(session: ort.InferenceSession, model: ir.Model, data: Data) -> Iterator[tuple[Any, ...]]:
-    names = [spec.name for spec in input_specs(model)]
-    outputs = [value.name or "" for value in model.graph.outputs]
-    size = fixed_batch(model)
-    for batch in data.source.epoch(size or _BATCH):
-        feeds = dict(zip(names, _filled(batch, size), strict=True))
-        found = runtime.run(session, feeds, outputs)
-        arrays = tuple(np.asarray(found[name])[: len(batch)] for name in outputs)
-        given = zip(batch.targets, data.outputs, strict=True)
-        yield arrays, tuple(fit_target(t, arrays[i].shape, outputs[i]) for t, i in given), len(batch)
-
-
-def _filled(batch: Batch, size: int | None) -> tuple[Array, ...]:
-    """The inputs; for a model of fixed batch size, a last short batch is filled up by repetition."""
-    if size is None or len(batch) == size:
-        return batch.inputs
-    return tuple(np.take(a, range(size), axis=0, mode="wrap") if a.ndim else a for a in batch.inputs)
-
-
-def _value(measure: Measure, seen: list[_Seen], original: list[_Seen], output: int) -> float:
-    if measure.whole is not None:
-        outputs, targets = join([s.outputs for s in seen]), join([s.targets for s in seen])
-        value = measure.whole(outputs, targets)
-        try:
-            return float(np.asarray(value))
-        except (TypeError, ValueError):
-            raise DataError(f"the metric '{measure.name}' gave {value!r}, which is no number") from None
-    assert measure.update is not None
-    total, count = 0.0, 0
-    for mine, theirs in zip(seen, original, strict=True):
-        target = theirs.outputs[output] if measure.needs == "original" else mine.targets[0]
-        part, number = measure.update(mine.outputs[output], target)
-        total, count = total + part, count + number
-    return total / count if count else float("nan")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number on labelled data, before and after."""
+    Attributes:
+        name: The metric.
+        before, after: Of the original and of the pruned model.
+        samples: How many samples it was measured on.
+        higher_is_better: Whether a larger value is better.
+    """
 
     name: str
     before: float
     after: float
     samples: int
+    higher_is_better: bool = True
+
+    @property
+    def drop(self) -> float:
+        """By how much it got worse, in its own unit."""
+        return metrics.drop(self.before, self.after, higher_is_better=self.higher_is_better)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch's outputs with their axes of samples, its targets as metrics take them, and how many samples it has."""
+
+    outputs: tuple[Array, ...]
+    axes: Axes
+    targets: tuple[Array, ...]
+    target_axes: Axes
+    samples: int
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A metric on a data set, as it is measured of one model after another.
+
+    Attributes:
+        metric: What is measured.
+        data: What it is measured on.
+        output: The number of the output that it looks at.
+        original: The original's outputs, where the metric compares with them; empty otherwise.
+        samples: How many samples there are.
+    """
+
+    metric: Metric
+    data: Data
+    output: int
+    original: tuple[Seen, ...]
+    samples: int
+
+    def read(self, model: ir.Model, session: ort.InferenceSession, tell: Callable[[int], None] | None = None) -> float:
+        """Measure a model of the same interface as the original's.
+
+        Args:
+            model, session: The model, and a session of it.
+            tell: Called with the number of samples done.
+
+        Raises:
+            DataError: The data do not fit the model, or the metric gives no number.
+        """
+        return _value(self, _told(_run(session, model, self.data, self.metric), tell))
+
+
+def start(
+    model: ir.Model, session: ort.InferenceSession, data: Data, name: str | None = None, *, classes: bool | None = None
+) -> tuple[Meter, float]:
+    """Choose the metric and measure the original.
+
+    Args:
+        model: The original.
+        session: A session of it.
+        data: What to measure on.
+        name: The metric asked for; by default the first that fits the data.
+        classes: Whether the output holds scores of classes, where that is known; it matters to data without targets.
+
+    Returns:
+        The meter, and the original's value.
+
+    Raises:
+        DataError: The data do not fit the metric or the model.
+        RecipeError: There is no such metric.
+    """
+    output = data.outputs[0] if data.outputs else 0
+    metric = _choose(model, session, data, output, name, classes)
+    meter = Meter(metric, data, output, (), 0)
+    if metric.needs == "original":
+        seen = tuple(_run(session, model, data, metric))
+        meter = Meter(metric, data, output, seen, sum(batch.samples for batch in seen))
+        return meter, _value(meter, iter(seen))
+    counted = _Counted(_run(session, model, data, metric))
+    value = _value(meter, iter(counted))
+    return Meter(metric, data, output, (), counted.samples), value
+
+
+def measured(
+    original: ir.Model, model: ir.Model, data: Data, name: str | None = None, *, classes: bool | None = None
+) -> MeasuredMetric:
+    """Measure a metric of both models in ONNX Runtime, one session after the other.
+
+    Args:
+        original, model: Before and after.
+        data, name, classes: See `start`.
+
+    Raises:
+        DataError: The data do not fit the metric or the models.
+        RecipeError: There is no such metric.
+    """
+    meter, before = start(original, runtime.make_session(original), data, name, classes=classes)
+    after = meter.read(model, runtime.make_session(model, error=VerificationError))
+    return result(meter, before, after)
+
+
+def result(meter: Meter, before: float, after: float) -> MeasuredMetric:
+    """Put both values together with what is known of the metric."""
+    return MeasuredMetric(meter.metric.name, before, after, meter.samples, meter.metric.higher_is_better)
+
+
+def evaluate(model: ir.Model, data: Data, name: str | None = None) -> tuple[str, float]:
+    """Measure one model; returns the metric's name and its value. See `start`."""
+    meter, value = start(model, runtime.make_session(model, error=VerificationError), data, name)
+    return meter.metric.name, value
+
+
+class _Counted:
+    """Batches, with the number of their samples counted on the way."""
+
+    def __init__(self, batches: Iterator[Seen]) -> None:
+        self.batches, self.samples = batches, 0
+
+    def __iter__(self) -> Iterator[Seen]:
+        for seen in self.batches:
+            self.samples += seen.samples
+            yield seen
+
+
+def _told(batches: Iterator[Seen], tell: Callable[[int], None] | None) -> Iterator[Seen]:
+    done = 0
+    for seen in batches:
+        yield seen
+        done += seen.samples
+        if tell is not None:
+            tell(done)
+
+
+def _choose(
+    model: ir.Model, session: ort.InferenceSession, data: Data, output: int, name: str | None, classes: bool | None
+) -> Metric:
+    """The metric asked for, or the first that fits the data."""
+    target = next(iter(first_batch(data.source, 1).targets), None)
+    if name is not None:
+        metric = get_metric(name)
+        metric = ORIGINAL_MSE if metric.name == "mse" and target is None else metric
+    elif target is None:
+        classes = _ends_in_classes(model.graph.outputs[output]) if classes is None else classes
+        metric = metrics.default_metric(None, classes)
+    else:
+        batch, outputs, _ = next(_outputs(session, model, data))
+        one_score = not chooses_classes(outputs[output]) and outputs[output].size == batch.targets[0].size
+        metric = METRICS["mse"] if one_score else metrics.default_metric(target, classes=True)
+    check_metric(metric, target)
+    return metric
+
+
+def _ends_in_classes(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "ArgMax")
+
+
+def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Metric) -> Iterator[Seen]:
+    """What a model gives for the data, batch by batch, beside the targets as the metric takes them."""
+    names = [str(value.name) for value in model.graph.outputs]
+    for batch, arrays, axes in _outputs(session, model, data):
+        given = zip(batch.targets, data.outputs, strict=True)
+        targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in given)
+        yield Seen(arrays, axes, targets, batch.target_sample_axes, len(batch))
+
+
+def _outputs(
+    session: ort.InferenceSession, model: ir.Model, data: Data
+) -> Iterator[tuple[Batch, tuple[Array, ...], Axes]]:
+    """Each batch with the model's outputs and their axes of samples.
+
+    A model of fixed batch size is fed batches of that size, the last one filled up by repetition.
+    """
+    inputs, results = [spec.name for spec in input_specs(model)], output_specs(model)
+    outputs = [spec.name for spec in results]
+    size = fixed_batch(model, first_batch(data.source, 1).sample_axes)
+    for whole in data.source.epoch(size or BATCH):
+        for batch in _pieces(whole, size):
+            full = batch if size is None or len(batch) == size else batch.rows(np.arange(size) % len(batch))
+            found = runtime.run(session, dict(zip(inputs, full.inputs, strict=True)), outputs)
+            arrays = tuple(_array(found[name]) for name in outputs)
+            axes = find_axes(arrays, results, (), len(full))
+            wanted = np.arange(len(batch))
+            yield batch, tuple(pick(a, wanted, axis) for a, axis in zip(arrays, axes, strict=True)), axes
+
+
+def _pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The batch, in parts of at most so many samples: a user's function yields batches of its own sizes."""
+    if size is None or len(batch) <= size:
+        yield batch
+        return
+    for first in range(0, len(batch), size):
+        yield batch.rows(np.arange(first, min(first + size, len(batch))))
+
+
+def _array(output: Any) -> Array:
+    """An output as an array; a sequence, which no metric looks at, as one of objects."""
+    if not isinstance(output, list):
+        return np.asarray(output)
+    array = np.empty(len(output), object)
+    array[:] = output
+    return array
+
+
+def _target(target: Array, output: Array, name: str, metric: Metric) -> Array:
+    """The target as the metric takes it: real values, class numbers, or the classes' own names.
+
+    Raises:
+        DataError: It does not fit the output.
+    """
+    if metric.update is not None and metric.needs == "targets":
+        return fit_target(target.astype(np.float64) if target.dtype.kind in "iub" else target, output.shape, name)
+    if chooses_classes(output) and target.size == output.size:
+        return target.reshape(output.shape)
+    return fit_target(target, output.shape, name)
+
+
+def _value(meter: Meter, batches: Iterator[Seen]) -> float:
+    metric, output = meter.metric, meter.output
+    if metric.whole is not None:
+        seen = list(batches)
+        outputs = join([batch.outputs for batch in seen], seen[0].axes)
+        value = metric.whole(outputs, join([batch.targets for batch in seen], seen[0].target_axes))
+        try:
+            return float(np.asarray(value))
+        except (TypeError, ValueError):
+            raise DataError(f"the metric '{metric.name}' gave {value!r}, which is no number") from None
+    assert metric.update is not None
+    originals = iter(meter.original)
+    total, count = 0.0, 0
+    for batch in batches:
+        target = next(originals).outputs[output] if metric.needs == "original" else batch.targets[0]
+        part, number = metric.update(batch.outputs[output], target)
+        total, count = total + part, count + number
+    return total / count if count else float("nan")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune import model_io, runtime
-from onnxprune.data.npz import LabelledData
-from onnxprune.errors import DataError, ModelError, OnnxPruneError, RecipeError, VerificationError
+from onnxprune.data.fit import input_specs
+from onnxprune.data.readers import AnyData, Data, open_data
+from onnxprune.data.sources import first_samples
+from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import bounded, size
-from onnxprune.verify.evaluate import Metric, evaluate
+from onnxprune.verify.evaluate import MeasuredMetric, Meter, result, start
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
@@ -42,7 +44,7 @@ class Verdict:
     removed_vs_masked: float
     output_change: float
     latency_ratio: float | None
-    metric: Metric | None
+    metric: MeasuredMetric | None
     batches: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def tolerance_of(model: ir.Model) -> float:
 
 
 def compare_with_masked(
-    pruned: ir.Model, masked: ir.Model, *, seed: int = 0, eval_data: str | Path | None = None
+    pruned: ir.Model, masked: ir.Model, *, seed: int = 0, eval_data: AnyData | None = None
 ) -> float:
     """Check that *removed == masked*: a smaller model gives the outputs of its twin with the same weights zeroed.
 
@@ -65,7 +67,7 @@ def compare_with_masked(
         pruned: The model after a removal, all other numbers as they were.
         masked: The model before it, with what was removed zeroed.
         seed: Of the random inputs.
-        eval_data: An .npz with labelled inputs, which are run where no random inputs work.
+        eval_data: Labelled inputs, which are run where no random inputs work.
 
     Returns:
         The largest difference, relative to the largest output.
@@ -75,7 +77,7 @@ def compare_with_masked(
         DataError: No inputs are found that the masked twin runs with.
     """
     session = runtime.make_session(masked, error=VerificationError)
-    data = None if eval_data is None else LabelledData.load(eval_data, session)
+    data = None if eval_data is None else open_data(masked, eval_data)
     batches = _batches(masked, session, seed, data)
     expected = [runtime.run(session, feeds, error=VerificationError) for feeds in batches]
     del session  # large models are never held twice
@@ -97,7 +99,7 @@ def verify(
     removed_vs_masked: float = 0.0,
     seed: int = 0,
     latency: bool = True,
-    eval_data: str | Path | None = None,
+    eval_data: AnyData | None = None,
     metric: str | None = None,
 ) -> Verdict:
     """Measure a pruned model against its original.
@@ -108,15 +110,16 @@ def verify(
         removed_vs_masked: What `compare_with_masked` found where units were removed; 0 where weights became zero.
         seed: Of the random inputs.
         latency: Whether to measure the latency ratio.
-        eval_data: An .npz with labelled inputs.
-        metric: Which metric: ``accuracy``, ``top5`` or ``mse``; by default the first that fits the data.
+        eval_data: Labelled inputs: what ``open_data`` takes.
+        metric: Which metric; by default the first that fits the data.
 
     Raises:
         VerificationError: The pruned model does not load or run.
         DataError: The data do not fit, or no inputs are found that the original runs with.
     """
-    batches, before = _observe(original, ModelError, seed=seed, eval_data=eval_data)
-    _, after = _observe(pruned, VerificationError, batches=batches, eval_data=eval_data)
+    data = None if eval_data is None else open_data(original, eval_data)
+    batches, before = _observe(original, ModelError, seed=seed, measure=_Measure(data, metric))
+    _, after = _observe(pruned, VerificationError, batches=batches, measure=_Measure(data, metric, before.meter))
     shapes = runtime.concrete_shapes(original, batches[0], size.counted_values(original))
     new_shapes = runtime.concrete_shapes(pruned, batches[0], size.counted_values(pruned))
     figures = size.figures(original, shapes), size.figures(pruned, new_shapes)
@@ -128,33 +131,19 @@ def verify(
         removed_vs_masked=removed_vs_masked,
         output_change=_difference(before.outputs, after.outputs),
         latency_ratio=latency_ratio(original, pruned, batches[0]) if latency and not same_and_large else None,
-        metric=_metric(before, after, metric),
+        metric=_metric(before, after),
         batches=len(batches),
     )
 
 
-def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: str | Path | None = None) -> list[runtime.Feeds]:
+def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: AnyData | None = None) -> list[runtime.Feeds]:
     """Return the inputs that `verify` runs a model on.
 
     Raises:
         DataError: No inputs are found that the model runs with.
     """
     session = runtime.make_session(model)
-    data = None if eval_data is None else LabelledData.load(eval_data, session)
-    return _batches(model, session, seed, data)
-
-
-def metric_of(model: ir.Model, eval_data: str | Path, name: str | None) -> tuple[str, float]:
-    """Measure a model on labelled inputs: the metric asked for, or the first that fits the data, with its name.
-
-    Raises:
-        DataError: The data do not fit.
-        RecipeError: There is no such metric on these data.
-    """
-    session = runtime.make_session(model, error=VerificationError)
-    found = evaluate(session, LabelledData.load(eval_data, session))
-    name = known_metric(found, name)
-    return name, found[name]
+    return _batches(model, session, seed, None if eval_data is None else open_data(model, eval_data))
 
 
 def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
@@ -164,12 +153,21 @@ def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
 
 
 @dataclass(frozen=True)
+class _Measure:
+    """Labelled data, the metric asked for, and how the original was measured, where that is done."""
+
+    data: Data | None = None
+    metric: str | None = None
+    meter: Meter | None = None
+
+
+@dataclass(frozen=True)
 class _Observed:
-    """What one model does: its outputs on each batch, its metrics, the number of labelled samples."""
+    """What one model does: its outputs on each batch, how its metric is measured, and its value."""
 
     outputs: list[dict[str, Any]]
-    metrics: Mapping[str, float]
-    samples: int
+    meter: Meter | None = None
+    value: float = 0.0
 
 
 def _observe(
@@ -178,29 +176,30 @@ def _observe(
     *,
     batches: list[runtime.Feeds] | None = None,
     seed: int = 0,
-    eval_data: str | Path | None = None,
+    measure: _Measure = _Measure(),  # noqa: B008 (immutable)
 ) -> tuple[list[runtime.Feeds], _Observed]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
     session = runtime.make_session(model, error=error)
-    data = None if eval_data is None else LabelledData.load(eval_data, session)
     if batches is None:
-        batches = _batches(model, session, seed, data)
+        batches = _batches(model, session, seed, measure.data)
     outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
-    if data is None:
-        return batches, _Observed(outputs, {}, 0)
-    return batches, _Observed(outputs, evaluate(session, data), data.samples)
+    if measure.data is None:
+        return batches, _Observed(outputs)
+    if measure.meter is not None:
+        return batches, _Observed(outputs, measure.meter, measure.meter.read(model, session))
+    return batches, _Observed(outputs, *start(model, session, measure.data, measure.metric))
 
 
-def _batches(
-    model: ir.Model, session: ort.InferenceSession, seed: int, data: LabelledData | None
-) -> list[runtime.Feeds]:
+def _batches(model: ir.Model, session: ort.InferenceSession, seed: int, data: Data | None) -> list[runtime.Feeds]:
     """Return random inputs that the model runs with; where none are found, the first samples of the user's data."""
     try:
         return runtime.working_inputs(model, seed=seed, count=2, session=session)
     except DataError:
         if data is None:
             raise
-        samples = [{name: array[:count] for name, array in data.inputs.items()} for count in (1, 2)]
+        batch, names = first_samples(data.source, 2), [spec.name for spec in input_specs(model)]
+        first = [batch.rows(np.arange(min(count, len(batch)))) for count in (1, 2)]
+        samples = [dict(zip(names, part.inputs, strict=True)) for part in first]
         return [feeds for feeds in samples if _runs(session, feeds)] or samples[:1]
 
 
@@ -227,23 +226,8 @@ def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) ->
     return max(runtime.compare_outputs(a, b).max_rel for a, b in zip(expected, actual, strict=True))
 
 
-def _metric(before: _Observed, after: _Observed, name: str | None) -> Metric | None:
-    if not before.metrics:
-        return None
-    name = known_metric(before.metrics, name)
-    return Metric(name, before.metrics[name], after.metrics[name], before.samples)
-
-
-def known_metric(found: Mapping[str, float], name: str | None) -> str:
-    """Return the metric asked for, or the first that was found.
-
-    Raises:
-        RecipeError: It was not found.
-    """
-    name = name or next(iter(found))
-    if name not in found:
-        raise RecipeError(f"--metric: there is no {name!r} on these data; choose from {', '.join(found)}")
-    return name
+def _metric(before: _Observed, after: _Observed) -> MeasuredMetric | None:
+    return None if before.meter is None else result(before.meter, before.value, after.value)
 
 
 def ensure_same_interface(original: ir.Model, model: ir.Model) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 import pytest
 
-from onnxprune import model_io, runtime
-from onnxprune.data.npz import LabelledData
+from onnxprune import model_io
+from onnxprune.data.readers import open_data
 from onnxprune.verify.evaluate import evaluate
 
 pytest.importorskip("olive", reason="olive-ai is not installed: pip install 'onnxprune[olive]'")
@@ -51,8 +51,8 @@ def test_the_workflow_of_the_documentation(tmp_path: Path, monkeypatch: pytest.M
     model = onnx.load(path)
     assert {t.data_type for t in model.graph.initializer if len(t.dims) == 4} == {onnx.TensorProto.FLOAT16}
     assert len(model.SerializeToString()) < 0.35 * RESNET.stat().st_size
-    session = runtime.make_session(model_io.load(path))
-    assert evaluate(session, LabelledData.load(DATA, session))["accuracy"] > 0.9
+    written = model_io.load(path)
+    assert evaluate(written, open_data(written, DATA), "accuracy")[1] > 0.9
 
 
 def test_a_search_over_sparsities(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_missing_data_are_asked_for_before_any_work(name: str) -> None:
         onnxprune.prune("nowhere.onnx", **settings)
     if criteria()[name].needs != "calibration":
         with pytest.raises(RecipeError, match=f"--criterion {name} needs inputs with their labels, .*no array 'label'"):
-            onnxprune.prune("nowhere.onnx", calibration={"x": random(8, 8)}, **settings)
+            onnxprune.prune(MODELS / "digits_mlp.onnx", calibration={"x": random(8, 1, 8, 8)}, **settings)
 
 
 def test_what_a_criterion_cannot_score_stays_and_is_named() -> None:
@@ -244,11 +244,11 @@ def test_units_of_every_kind_go_in_steps(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"z": random(8, 8), "w": random(8, 8)}, "no array for the model's input 'x'"),
-        ({"x": random(8, 9)}, r"has shape \[8, 9\], the model's input"),
+        ({"z": random(8, 8), "w": random(8, 8)}, "no array 'x'"),
+        ({"x": random(8, 9)}, r"have shape \[N, 9\]; the model wants"),
         ({"x": random(8, 8), "label": np.zeros(7, int)}, "different numbers of samples"),
-        ({"x": random(0, 8)}, "no samples"),
-        ({"x": np.full((8, 8), "a")}, "holds <U1"),
+        ({"x": random(0, 8)}, "empty"),
+        ({"x": np.full((8, 8), "a")}, "are of type <U1; the model wants float32"),
     ],
 )
 def test_calibration_data_that_do_not_fit(data: dict[str, Any], message: str) -> None:

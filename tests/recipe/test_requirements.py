@@ -12,7 +12,7 @@ import onnxprune
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.pipeline.result import measured_figures
 from onnxprune.recipe import requirements
-from onnxprune.verify.evaluate import Metric
+from onnxprune.verify.evaluate import MeasuredMetric
 from onnxprune.verify.requirements import check_requirements
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
@@ -68,7 +68,7 @@ def test_every_documented_figure_is_measured() -> None:
     assert verdict is not None and verdict.metric is not None
     assert measured["parameters"] == verdict.after.parameters / verdict.before.parameters
     assert measured["metric_drop"] == verdict.metric.before - verdict.metric.after
-    error = replace(result, verdict=replace(verdict, metric=Metric("mse", before=1.0, after=1.5, samples=1)))
+    error = replace(result, verdict=replace(verdict, metric=MeasuredMetric("mse", 1.0, 1.5, 1, higher_is_better=False)))
     assert measured_figures(error)["metric_drop"] == 0.5  # more error is a drop
 
 

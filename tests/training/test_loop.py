@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_models import blob_data, blobs, convnet, image_data, mlp, random_masks, weights
 
-from onnxprune.data.measures import METRICS
+from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import Data
 from onnxprune.data.sources import Arrays
 from onnxprune.errors import DataError, RecipeError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnxprune.data.measures import METRICS, check_metric, default_metric, get_metric
+from onnxprune.data.metrics import METRICS, check_metric, default_metric, get_metric
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.losses import finish, make_loss, recognise
@@ -179,7 +179,7 @@ def test_a_users_function_is_a_metric() -> None:
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(RecipeError, match="Unknown metric 'auc'; choose one of accuracy, top5"):
+    with pytest.raises(RecipeError, match="--metric: there is no 'auc'; choose from accuracy, top5"):
         get_metric("auc")
     with pytest.raises(RecipeError, match="has no function 'auc'"):
         get_metric(f"{__name__}:auc")
