@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,17 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Data:
-    """A source that fits the model's inputs; its k-th target belongs to the model's output number `outputs[k]`."""
+    """A source that fits the model's inputs.
+
+    Attributes:
+        source: The samples.
+        outputs: The k-th target belongs to the model's output of this number.
+        name: What messages call the data.
+    """
 
     source: Source
     outputs: tuple[int, ...]
+    name: str = "the data"
 
 
 AnyData = str | Path | Mapping[str, Any] | Data
@@ -64,7 +72,7 @@ def open_data(model: ir.Model, data: AnyData, reading: DataSettings | None = Non
         return data
     if not isinstance(data, Mapping):
         return read_data(data, model, reading)
-    return _fitted(_by_name(data, model, "The data"), model)
+    return _fitted(_by_name(data, model, "the data"), model)
 
 
 def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | None = None) -> Data:
@@ -85,9 +93,21 @@ def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | N
 
 
 def _fitted(data: Data, model: ir.Model) -> Data:
-    fitted = fit_source(data.source, input_specs(model))
-    first_batch(fitted, 2)
-    return Data(fitted, data.outputs)
+    with saying(data.name):
+        fitted = fit_source(data.source, input_specs(model))
+        first_batch(fitted, 2)
+    return Data(fitted, data.outputs, data.name)
+
+
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Put the name of the data before the message of a DataError that lacks it."""
+    try:
+        yield
+    except DataError as error:
+        if what in str(error):
+            raise
+        raise DataError(f"{what}: {error}") from error
 
 
 @register(lambda name: Path(name).suffix.lower() == ".npz")
@@ -108,7 +128,8 @@ def read_npy(reference: str, model: ir.Model, settings: DataSettings) -> Data:
 
 def _by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> Data:
     batch, outputs = by_name(arrays, model, where)
-    return Data(Arrays(batch.inputs, batch.targets, batch.axes, batch.target_axes), outputs)
+    with saying(where):
+        return Data(Arrays(batch.inputs, batch.targets, batch.axes, batch.target_axes), outputs, where)
 
 
 def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Batch, tuple[int, ...]]:
@@ -137,12 +158,17 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
         named = {0: _array(arrays, LABEL, where), **named}
     chosen = tuple(sorted(named))
     given, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)
-    label = len(arrays[LABEL]) if LABEL in arrays and np.ndim(arrays[LABEL]) else None
-    axes = find_axes(given, specs, hints_of(model).sample_axes, label)
-    count = Batch(given, axes=axes)
-    target_axes = find_axes(targets, [results[i] for i in chosen], (), len(count))
-    return Batch(given, targets, axes, tuple(0 if i == 0 and LABEL in arrays and a is not None else a
-                                             for i, a in zip(chosen, target_axes, strict=True))), chosen  # fmt: skip
+    axes = find_axes(given, specs, hints_of(model).sample_axes)
+    count = len(Batch(given, axes=axes))
+    target_axes = list(find_axes(targets, [results[i] for i in chosen], (), count))
+    if LABEL in arrays and 0 in chosen:
+        target_axes[0] = 0 if targets[0].ndim else None
+    for array, axis, number in zip(targets, target_axes, chosen, strict=True):
+        if axis is not None and array.shape[axis] != count:
+            name = LABEL if number == 0 and LABEL in arrays else outputs[number]
+            raise DataError(f"{where}: the arrays hold different numbers of samples: '{name}' {array.shape[axis]}, "
+                            f"the inputs {count}.")  # fmt: skip
+    return Batch(given, targets, axes, tuple(target_axes)), chosen
 
 
 def _array(arrays: Mapping[str, Any], name: str, where: str) -> Array:
@@ -178,7 +204,7 @@ def read_csv(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     label = columns.pop(target)
     if label.size and np.all(label == np.round(label)) and not any("." in row[header.index(target)] for row in rows):
         label = label.astype(np.int64)
-    return Data(Arrays(_features(columns, input_specs(model), reference), (label,)), (0,))
+    return Data(Arrays(_features(columns, input_specs(model), reference), (label,)), (0,), f"'{reference}'")
 
 
 def _table(reference: str) -> tuple[list[str], list[list[str]]]:
@@ -239,7 +265,8 @@ def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data
     if len(specs) != 1:
         raise DataError(f"A folder of images feeds one input, but the model takes {len(specs)}.")
     files, labels = find_images(Path(reference))
-    return Data(ImageFolder.for_input(files, labels, specs[0], settings), () if labels is None else (0,))
+    images = ImageFolder.for_input(files, labels, specs[0], settings)
+    return Data(images, () if labels is None else (0,), f"'{reference}'")
 
 
 @register(is_reference)
@@ -250,7 +277,7 @@ def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Da
     sample = next(stream.named(), None)
     if sample is None:
         raise DataError(f"The data set is empty: '{reference}' yields nothing.")
-    return Data(stream, sample[1])
+    return Data(stream, sample[1], f"'{reference}'")
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def open_sets(
     """
     whole = open_data(model, data, reading)
     train, held = split(whole.source, settings.validation, settings.seed)
-    validation = None if held is None else Data(held, whole.outputs)
-    sets = Sets(Data(train, whole.outputs), validation, validation)
+    validation = None if held is None else Data(held, whole.outputs, whole.name)
+    sets = Sets(Data(train, whole.outputs, whole.name), validation, validation)
     if eval_data is not None:
         return Sets(sets.train, validation, open_data(model, eval_data, reading))
     if validation is None or held is None:

@@ -18,7 +18,7 @@ from onnxprune import runtime
 from onnxprune.data import metrics
 from onnxprune.data.fit import find_axes, fit_target, fixed_batch, input_specs, output_specs
 from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes, get_metric
-from onnxprune.data.readers import Data
+from onnxprune.data.readers import Data, saying
 from onnxprune.data.sources import Array, Axes, Batch, first_batch, join, pick
 from onnxprune.errors import DataError, VerificationError
 
@@ -201,7 +201,8 @@ def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Met
     names = [str(value.name) for value in model.graph.outputs]
     for batch, arrays, axes in _outputs(session, model, data):
         given = zip(batch.targets, data.outputs, strict=True)
-        targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in given)
+        with saying(f"{data.name}, label"):
+            targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in given)
         yield Seen(arrays, axes, targets, batch.target_sample_axes, len(batch))
 
 

@@ -310,7 +310,8 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ({"label": np.zeros(99, "i8")}, "numbers of samples"),
         ({"image": np.zeros((0, 1, 8, 8), "f4"), "label": np.zeros(0, "i8")}, "empty"),
         ({"image": np.zeros((3, 1, 8, 8), "f4"), "label": np.zeros(3, "i8")}, "too few"),
-        ({"image": np.full((100, 1, 8, 8), np.nan, "f4")}, "at step 1"),
+        ({"image": np.full((100, 1, 8, 8), np.nan, "f4")}, "hold NaN, first in sample 0"),
+        ({"image": np.full((100, 1, 8, 8), np.inf, "f4")}, "at step 1"),
     ],
 )
 def test_data_that_do_not_fit(
@@ -354,7 +355,7 @@ def test_evaluation_data_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         ((*RETRAIN, "--survivors", "rewind"), "--rewind-to"),
         ((*RETRAIN, "--initial-sparsity", 0.95), "--initial-sparsity"),
         ((*RETRAIN, "--image-size", "8by8"), "--image-size"),
-        ((*RETRAIN, "--metric", "beauty"), "Unknown metric 'beauty'"),
+        ((*RETRAIN, "--metric", "beauty"), "there is no 'beauty'"),
         ((*RETRAIN, "--metric", "nomodule:beauty"), "cannot be imported"),
         ((*RETRAIN, "--loss", "pain"), "Unknown loss 'pain'"),
         ((*RETRAIN, "--loss", "mse"), "real targets"),
