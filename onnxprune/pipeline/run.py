@@ -19,6 +19,7 @@ from onnxprune import model_io
 from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import RecipeError
+from onnxprune.graph.hints import give_hints, parse_sample_axes
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
@@ -112,6 +113,8 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
         RecipeError: The criterion looks at labels, and the calibration data have none.
     """
     calibration, eval_data, samples = inputs.calibration, inputs.eval_data, None
+    if recipe.reading.sample_axis:
+        give_hints(original, sample_axes=parse_sample_axes(recipe.reading.sample_axis))
     if calibration is not None:
         limit, seed, reading = recipe.calibration_samples, recipe.seed, recipe.reading
         samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed, reading))

@@ -20,10 +20,10 @@ SUBJECTS = (
     "What goes",
     "In steps",
     "Data",
+    "Data: how they are read",
     "Retrain",
     TURNS,
     "Retrain: optimiser and regularisation",
-    "Retrain: reading images and tables",
     "Deploy",
     "Run",
 )

@@ -20,7 +20,7 @@ Survivors = Literal["continue", "lr-rewind", "rewind", "reinit"]
 
 _RETRAIN = Flag("Retrain")
 _OPTIMISER = Flag("Retrain: optimiser and regularisation")
-_READING = Flag("Retrain: reading images and tables")
+_READING = Flag("Data: how they are read")
 
 
 class _Settings(BaseModel):
@@ -28,7 +28,7 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """How images and tables are turned into the model's input; .npz files and functions need none of it."""
+    """How data are read: images and tables as the model's input, the axes of samples, the patience with functions."""
 
     layout: Annotated[Literal["NCHW", "NHWC"], _READING] = Field(
         default="NCHW",
@@ -55,7 +55,12 @@ class DataSettings(_Settings):
         default=None,
         description="Column of a CSV that holds the target; the last one by default.",
     )
-    timeout: float = Field(
+    sample_axis: Annotated[tuple[str, ...], _READING] = Field(
+        default=(),
+        description="Which axis of an input counts samples, where that is not the first and not found: state:1, or "
+        "rate:none for an input that holds for all samples.",
+    )
+    timeout: Annotated[float, replace(_READING, name="data-timeout")] = Field(
         default=40.0,
         gt=0,
         description="Seconds that module:function may take for one batch.",
