@@ -1,7 +1,8 @@
 """Bring a model into the form that analysis reads. The function it computes stays exactly the same.
 
 Cases:
-1. ``Constant`` nodes become initializers (also inside subgraphs), under the same names.
+1. ``Constant`` nodes become initializers (also inside subgraphs), under the same names; where bodies side by side
+   use one name twice, the second gets a name of its own. An If over a constant becomes the branch that runs.
 2. Local functions are inlined.
 3. ``Identity`` of a constant goes: the legacy exporter gives constants that layers share to all but one through it.
 4. Weights that are computed from constants are computed (`FoldWeights`).
@@ -30,6 +31,9 @@ from onnxprune.passes.fold_weights import FoldWeights
 COPY_OF = "onnxprune.copy_of"
 """Metadata key of a copied constant: the name of the constant it was copied from."""
 
+WRITTEN_AS = "onnxprune.written_as"
+"""Metadata key of a constant that has another name while the model is worked on: the name in the file."""
+
 _LONGEST_RUN = 5
 _LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves is tried
 
@@ -42,6 +46,8 @@ class Normalise(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = bool(model.functions) and InlinePass()(model).modified
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= one_name_each(model)
+        modified |= _inline_constant_ifs(model)
         modified |= _read_constants_directly(model)
         modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)
@@ -53,6 +59,53 @@ class Normalise(ir.passes.InPlacePass):
         """Check that no constant node with a tensor and no function is left."""
         if model.functions:
             raise ir.passes.PostconditionError("local functions are left")
+
+
+# -- bodies ---------------------------------------------------------------------------------------------------------
+
+_FIRST_WITH_FREE_CONSTANTS = 4  # before this IR version, every constant is an input of the outermost graph
+
+
+def one_name_each(model: ir.Model) -> bool:
+    """Give constants of sibling bodies that share a name names of their own, and old models none in bodies at all."""
+    modified = False
+    edit: Editor | None = None
+    seen = set(model.graph.initializers)
+    for body in model.graph.subgraphs():
+        for name, value in list(body.initializers.items()):
+            if name in seen:
+                edit = edit or Editor(model)
+                value.name = edit.fresh(name)
+                value.metadata_props[WRITTEN_AS] = name
+                modified = True
+            seen.add(str(value.name))
+            if model.ir_version < _FIRST_WITH_FREE_CONSTANTS:
+                del body.initializers[str(value.name)]
+                model.graph.register_initializer(value)
+                modified = True
+    return modified
+
+
+def _inline_constant_ifs(model: ir.Model) -> bool:
+    """Let the branch of an If that always runs take the place of the If."""
+    constant = [node for node in model.graph.all_nodes() if _has_constant_condition(node)]
+    if not constant:
+        return False
+    edit = Editor(model)
+    for node in constant:
+        condition = node.inputs[0]
+        assert condition is not None and condition.const_value is not None
+        name = "then_branch" if condition.const_value.numpy().reshape(-1)[0] else "else_branch"
+        edit.inline(node, node.attributes[name].as_graph())
+    return True
+
+
+def _has_constant_condition(node: ir.Node) -> bool:
+    return node.op_type == "If" and node.domain == "" and node.inputs[0] is not None and _is_constant(node.inputs[0])
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 
 # -- shared constants -----------------------------------------------------------------------------------------------

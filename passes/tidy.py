@@ -3,6 +3,7 @@
 Cases:
 1. Copies that `Normalise` made of one constant and that still hold the same content become one again.
 2. Nodes and initializers that nothing reads go.
+3. Constants of bodies that `Normalise` told apart by name get their names back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from onnxprune.passes.normalise import COPY_OF
+from onnxprune.passes.normalise import COPY_OF, WRITTEN_AS
 
 
 class Tidy(ir.passes.InPlacePass):
@@ -26,6 +27,11 @@ class Tidy(ir.passes.InPlacePass):
         for graph in (model.graph, *model.graph.subgraphs()):
             modified |= _join_copies(graph)
         modified |= RemoveUnusedNodesPass()(model).modified
+        for body in model.graph.subgraphs():
+            for value in list(body.initializers.values()):
+                if WRITTEN_AS in value.metadata_props:
+                    value.name = value.metadata_props.pop(WRITTEN_AS)
+                    modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 

@@ -18,6 +18,7 @@ from onnxprune.bridge.dtypes import INTEGER_RANGE, from_ir, to_numpy, torch_dtyp
 from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
 from onnxprune.bridge.parameters import Role, Target, constant_of
 from onnxprune.errors import ModelError
+from onnxprune.graph.tensors import like
 
 
 def write_back(module: torch.nn.Module, model: ModelLike) -> ir.Model:
@@ -77,7 +78,7 @@ def _write(value: ir.Value, trained: torch.Tensor, target: Target, places: dict[
         )
     array = _quantized(stored, trained, target, places) if target.role is Role.QUANTIZED else _plain(stored, trained)
     if array is not None:
-        _replace(value, ir.Tensor(array, dtype=stored.dtype, name=stored.name, doc_string=stored.doc_string))
+        _replace(value, like(stored, array))
 
 
 def _plain(stored: ir.TensorProtocol, trained: torch.Tensor) -> np.ndarray | None:

@@ -150,11 +150,46 @@ class Editor:
         name, old.name = old.name, self.fresh(f"{old.name}_before")
         new.name = name
 
+    def inline(self, node: ir.Node, body: ir.Graph) -> None:
+        """Let the nodes of a body without inputs, such as a branch of an If, take the place of the node that holds it.
 
-def names_in(model: ir.Model) -> set[str]:
-    """Return every name that a model uses, in all scopes: of values, and of nodes."""
+        Names of the body that are used elsewhere, as those of a sibling may be, become fresh ones.
+        """
+        graph, results = _graph(node.graph), list(body.outputs)
+        elsewhere = names_in(self.model, without=body)
+        body.outputs.clear()
+        for value in list(body.initializers.values()):
+            del body.initializers[str(value.name)]
+            self._rename(value, elsewhere)
+            graph.register_initializer(value)
+        inner = list(body)
+        body.remove(inner)
+        for moved in inner:
+            self._rename(moved, elsewhere)
+            for output in moved.outputs:
+                self._rename(output, elsewhere)
+        graph.insert_before(node, inner)
+        for old, new in zip(node.outputs, results, strict=True):
+            if new.producer() not in inner and old.is_graph_output():  # a value from outside keeps its name
+                new = self.before(node, "Identity", [new])
+            if new.producer() in inner or old.is_graph_output():
+                self.take_place(old, new)
+            else:
+                old.replace_all_uses_with(new)
+        graph.remove(node, safe=True)
+
+    def _rename(self, named: ir.Value | ir.Node, taken: set[str]) -> None:
+        if named.name in taken:
+            named.name = self.fresh(str(named.name))
+
+
+def names_in(model: ir.Model, *, without: ir.Graph | None = None) -> set[str]:
+    """Return every name that a model uses, in all scopes (but one body): of values, and of nodes."""
     names: set[str] = set()
+    skipped = set() if without is None else {without, *without.subgraphs()}
     for graph in model.graphs():
+        if graph in skipped:
+            continue
         names.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
         for node in graph:
             names.add(str(node.name))

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.tensors import like
+
 Matrix = npt.NDArray[np.float64]
 
 
@@ -140,7 +142,7 @@ def set_numbers(value: ir.Value, array: npt.NDArray[np.generic]) -> None:
     """Give an initializer other numbers, in its own element type."""
     old = tensor_of(value)
     new = np.ascontiguousarray(array).astype(old.numpy().dtype)
-    value.const_value = ir.Tensor(new, dtype=old.dtype, name=value.name, doc_string=old.doc_string)
+    value.const_value = like(old, new)
 
 
 def _int(node: ir.Node, name: str, default: int = 0) -> int:

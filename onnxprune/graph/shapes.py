@@ -172,6 +172,8 @@ class _Walk:
         self.probe.dtypes[value] = dtype
 
     def _remember(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        if tensor.dtype == ir.DataType.STRING:
+            return  # texts decide no shape
         if tensor.size <= (_DATA_LIMIT if _is_integral(int(tensor.dtype)) else _FLOAT_LIMIT):
             self.probe.data[value] = tensor.numpy()
 

@@ -27,6 +27,17 @@ def read(tensor: ir.TensorProtocol) -> Array:
     return array
 
 
+def like(tensor: ir.TensorProtocol, array: Array) -> ir.Tensor:
+    """Return a tensor with other numbers and all else that is written with it: type, name, comment, metadata."""
+    return ir.Tensor(
+        array,
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
 def edited(tensor: ir.TensorProtocol, edit: Callable[[Array], Array], shape: Sequence[int]) -> ir.TensorProtocol:
     """Return the tensor that ``edit`` makes of another: at once, or whenever it is read for one in external data.
 
@@ -37,9 +48,15 @@ def edited(tensor: ir.TensorProtocol, edit: Callable[[Array], Array], shape: Seq
     """
 
     def make() -> ir.Tensor:
-        array = np.ascontiguousarray(edit(read(tensor)))
-        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+        return like(tensor, np.asarray(edit(read(tensor)), order="C"))
 
     if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)):
-        return ir.LazyTensor(make, dtype=tensor.dtype, shape=ir.Shape(shape), name=tensor.name)
+        return ir.LazyTensor(
+            make,
+            dtype=tensor.dtype,
+            shape=ir.Shape(shape),
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
     return make()

@@ -65,11 +65,21 @@ def byte_size(tensor: onnx.TensorProto) -> int:
     """
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}.")
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return 0  # texts are never raw data
     try:
         bits = ir.DataType(tensor.data_type).bitwidth
     except (ValueError, TypeError) as error:
         raise ModelError(f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}.") from error
     return (math.prod(tensor.dims) * bits + 7) // 8
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> int:
+    """Return how many bytes a tensor takes in a file; of texts, those of their letters in UTF-8."""
+    if tensor.dtype == ir.DataType.STRING:
+        texts = tensor.numpy().reshape(-1).tolist()
+        return sum(len(text if isinstance(text, bytes) else str(text).encode()) + 2 for text in texts)
+    return int(tensor.nbytes)
 
 
 def _location(tensor: onnx.TensorProto) -> str:

@@ -69,6 +69,7 @@ def load_any(
 
 def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | None, limits: Limits) -> ir.Model:
     refuse_training_info(proto, name)
+    _spell_default_domain(proto)
     _refuse_maps(proto, name)
     data_files = check_external_data(proto, folder)
     if folder is not None and data_files:
@@ -90,6 +91,16 @@ def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | 
     if path is not None:
         set_source(model, Source(path, data_files))
     return model
+
+
+def _spell_default_domain(proto: onnx.ModelProto) -> None:
+    """Write the domain "ai.onnx" as "", its other name, under which every tool knows it."""
+    for entry in (*proto.opset_import, *(e for function in proto.functions for e in function.opset_import)):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    for node in protobuf.nodes(proto):
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _copy(model: ir.Model, limits: Limits) -> ir.Model:
@@ -159,7 +170,7 @@ def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
     field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
         elements *= 2
-    elif (bits := ir.DataType(tensor.data_type).bitwidth) < 8 and tensor.data_type != onnx.TensorProto.STRING:
+    elif tensor.data_type != onnx.TensorProto.STRING and (bits := ir.DataType(tensor.data_type).bitwidth) < 8:
         elements = -(-elements * bits // 8)  # several to a number
     return elements, len(getattr(tensor, field))
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.model_io.external import check_external_data
+from onnxprune.model_io.external import check_external_data, stored_bytes
 from onnxprune.model_io.hashing import combined, file_hash
 from onnxprune.model_io.serialise import all_initializers, write_data, write_model
 from onnxprune.model_io.source import Source, source_of
@@ -102,7 +102,7 @@ def save(
     if external is None:
         external = bool(source and source.data_files)
     values = list(all_initializers(model))
-    if external or sum(value.const_value.nbytes for value in values if value.const_value) > external_threshold:
+    if external or sum(stored_bytes(value.const_value) for value in values if value.const_value) > external_threshold:
         placed = [value for value in values if _goes_out(value)]
     else:
         placed = []

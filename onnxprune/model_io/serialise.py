@@ -216,7 +216,13 @@ def _embedded_attribute(attribute: ir.Attr) -> ir.Attr | None:
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:

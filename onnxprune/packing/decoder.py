@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.model_io.external import stored_bytes
 from onnxprune.packing.positions import Stream, field_table, pack_fields
 from onnxprune.packing.values import Coded
 
@@ -98,7 +99,7 @@ def initializer_cost(value: ir.Value) -> int:
     """Bytes of a TensorProto: the data, the name, the dims and the field headers."""
     tensor = value.const_value
     assert tensor is not None
-    return int(tensor.nbytes) + len(value.name or "") + 3 * len(tensor.shape) + 16
+    return stored_bytes(tensor) + len(value.name or "") + 3 * len(tensor.shape) + 16
 
 
 def build_decoder(decoder: Decoder, tensor: ir.Value, coded: Coded, stream: Stream) -> ir.Value:

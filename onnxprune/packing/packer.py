@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.errors import RecipeError
 from onnxprune.graph.edit import names_in
 from onnxprune.graph.layers import channel_axis
+from onnxprune.model_io.external import stored_bytes as tensor_bytes
 from onnxprune.packing.decoder import (
     MIN_OPSET,
     MIN_OPSET_BFLOAT16,
@@ -268,7 +269,7 @@ def _put_first(graph: ir.Graph, nodes: list[ir.Node]) -> None:
 
 def _nbytes(value: ir.Value) -> int:
     assert value.const_value is not None
-    return int(value.const_value.nbytes)
+    return tensor_bytes(value.const_value)
 
 
 def _left(value: ir.Value, reason: str) -> TensorReport:

@@ -13,6 +13,7 @@ from onnxprune import model_io, runtime
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph.linear import set_numbers
 from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
+from onnxprune.passes.normalise import COPY_OF, one_name_each
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.structure.blocks import residual_blocks
@@ -151,7 +152,9 @@ def _compare_constants(
     normal = before.clone()
     Normalise()(normal)
     old = {**dict(_constants(normal)), **dict(_constants(before))}  # weights that were computed are stored now
-    for name, tensor in _constants(after):
+    written = after.clone()
+    one_name_each(written)
+    for name, tensor in _constants(written):
         source = old.get(name, old.get(sources.get(name, "")))
         if source is None:
             continue
@@ -206,6 +209,8 @@ def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int
     stays = np.zeros(structure.terms.count, bool)
     for value in structure.sources:
         axes = kept.get(str(value.name), {})
+        if not axes and COPY_OF in value.metadata_props:
+            continue  # a copy that was joined with its source again, and says nothing of its own
         for axis in range(len(structure.axes[value])):
             ids = structure.ids(value, axis)
             if ids is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune import model_io
 from onnxprune.packing import PackReport
 from onnxprune.passes.normalise import renamed_copies
 from onnxprune.pipeline.clock import Clock
@@ -136,14 +137,16 @@ def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: V
     model, trace = state.model, state.trace
     copies = renamed_copies(model)
     names = {**trace.names, **copies}
+    written = {str(value.name) for value in model_io.all_initializers(model)}
+    kept = {name: axes for name, axes in trace.kept.items() if name in written or name not in names}
     return Result(
         model=model,
         recipe=recipe,
         sparsity=gone / prunable,
         prunable=prunable,
         gone=gone,
-        kept=trace.kept,
-        renamed={copy: source for copy, source in names.items() if copy in trace.kept or copy in copies},
+        kept=kept,
+        renamed={copy: source for copy, source in names.items() if copy in kept or copy in copies},
         verdict=verdict,
         dead=trace.dead,
         notes=tuple(trace.notes(recipe, gone / prunable)),

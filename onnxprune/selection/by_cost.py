@@ -42,18 +42,18 @@ def select_by_cost(
     target = budget.sparsity * ledger.prunable
     limit = target + OVERSHOOT * ledger.prunable
     offers = [_Offer(ledger, group, scores, budget) for group in groups]
-    heap = [(0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
+    heap = [(0.0, 0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
     while heap and ledger.gone < target:
-        _, i = heapq.heappop(heap)
+        _, share, i = heapq.heappop(heap)
         found = offers[i].price()
         if found is None:
             continue
         price, change = found
         if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
-            heapq.heappush(heap, (price, i))
+            heapq.heappush(heap, (price, share, i))
         elif change.gone <= limit:
             offers[i].take(change)
-            heapq.heappush(heap, (price, i))
+            heapq.heappush(heap, (price, offers[i].share_gone, i))  # of equal prices, the group cut least comes first
     return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
 
 
@@ -89,6 +89,11 @@ class _Offer:
         self.ledger.commit(change)
         now = self.counts[0] - len(change.atoms)
         self.counts = [k for k in self.counts if k <= now]
+
+    @property
+    def share_gone(self) -> float:
+        """The share of the group's units that went."""
+        return 1 - self.counts[0] / len(self.atoms)
 
     def _loss(self, now: int, then: int) -> float:
         before, after = self.worth[now - 1], self.worth[then - 1]

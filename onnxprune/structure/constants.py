@@ -18,6 +18,7 @@ from onnxprune.graph.edit import Editor
 from onnxprune.graph.evaluate import evaluate_node
 from onnxprune.graph.layers import contraction_sites
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.tensors import like
 from onnxprune.structure.structure import Structure
 
 Numbers = npt.NDArray[np.float64]
@@ -334,14 +335,16 @@ def _add_to_bias(edit: Editor, node: ir.Node, shift: Numbers) -> bool:
     old = _vector(bias)
     if old is None or old.shape != shift.shape or not _owned(bias):
         return False
-    bias.const_value = ir.Tensor((old + shift).astype(dtype), name=bias.name)
+    assert bias.const_value is not None
+    bias.const_value = like(bias.const_value, (old + shift).astype(dtype))
     return True
 
 
 def _zero_columns(value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]) -> None:
     changed = array.copy()
     np.moveaxis(changed, place, 0)[columns] = 0
-    value.const_value = ir.Tensor(changed, name=value.name)
+    assert value.const_value is not None
+    value.const_value = like(value.const_value, changed)
 
 
 def _owned(value: ir.Value) -> bool:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onnxprune.errors import DataError
+from onnxprune.model_io.external import stored_bytes
 
 FORMAT = "onnxprune-checkpoint/1"
 LARGE = 1 << 30  # bytes of weights above which a model's weights are saved beside it
@@ -84,7 +85,7 @@ def load(path: Path) -> Checkpoint | None:
 
 def save_model(path: Path, model: ir.Model) -> None:
     """Write a model that belongs to a checkpoint; large weights go into `<name>.data` beside it."""
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    size = sum(stored_bytes(v.const_value) for v in model.graph.initializers.values() if v.const_value is not None)
     if size > LARGE:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:

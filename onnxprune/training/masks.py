@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxprune.errors import RecipeError
+from onnxprune.graph.tensors import like
 
 Mask = npt.NDArray[np.bool_]
 Masks = Mapping[str, Mask]
@@ -81,7 +82,7 @@ def apply_masks(model: ir.Model, masks: Masks) -> ir.Model:
         if array.shape != mask.shape:
             raise RecipeError(f"The mask of '{name}' has shape {mask.shape}, its weight {array.shape}.")
         if not mask.all() and value.const_value.dtype.is_floating_point():
-            value.const_value = ir.tensor(np.where(mask, array, array.dtype.type(0)), name=name)
+            value.const_value = like(value.const_value, np.where(mask, array, array.dtype.type(0)))
     return masked
 
 

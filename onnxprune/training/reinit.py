@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.sources import Array
+from onnxprune.graph.tensors import like
 from onnxprune.plugins import Plugins, Registry
 from onnxprune.training.layers import Layer, find_layers
 from onnxprune.training.masks import Masks
@@ -74,7 +75,7 @@ def reinitialise(model: ir.Model, masks: Masks, seed: int) -> ir.Model:
         new = function(generator, old.shape, _alive(layer, masks)).astype(old.dtype)
         if name in masks:
             new = np.where(masks[name], new, new.dtype.type(0))
-        value.const_value = ir.tensor(new, dtype=value.dtype, name=name)
+        value.const_value = like(value.const_value, new)
     return fresh
 
 

@@ -16,6 +16,7 @@ from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.sources import first_samples
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import bounded, size
+from onnxprune.graph.dims import graph_inputs
 from onnxprune.verify.evaluate import MeasuredMetric, Meter, result, start
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
@@ -237,7 +238,7 @@ def ensure_same_interface(original: ir.Model, model: ir.Model) -> None:
         VerificationError: Names, types or shapes differ.
     """
     for what, a, b in (
-        ("inputs", original.graph.inputs, model.graph.inputs),
+        ("inputs", graph_inputs(original), graph_inputs(model)),
         ("outputs", original.graph.outputs, model.graph.outputs),
     ):
         if [(v.name, v.dtype, str(v.shape)) for v in a] != [(v.name, v.dtype, str(v.shape)) for v in b]:

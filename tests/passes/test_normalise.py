@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
 from small_models import graph, random
 
-from onnxprune import runtime
+from onnxprune import model_io, runtime
 from onnxprune.passes import Normalise, Tidy
 from onnxprune.passes.normalise import COPY_OF
 from onnxprune.structure.analysis import analyse
@@ -109,3 +112,58 @@ def test_a_channel_shuffle_becomes_a_gather_and_frees_every_channel() -> None:
     assert not any(n.op_type == "Transpose" for n in model.graph)
     assert same_function(original, model)
     assert sorted(len(g) for g in analyse(model).groups) == [6, 8]
+
+
+def sibling_bodies(ir_version: int = 8) -> ir.Model:
+    """Both branches have weights of the same names and other numbers; IR version 3 has them as nodes."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: {ir_version}, opset_import: ["" : 12]> '
+        "agraph (float[N,8] x, bool c) => (float[N,4] y) { y = If (c) <then_branch = yes () => (float[N,4] r)"
+        " { a = MatMul(x, w) b = Relu(a) r = MatMul(b, v) }, else_branch = no () => (float[N,4] r)"
+        " { a = MatMul(x, w) b = Relu(a) r = MatMul(b, v) }> }"
+    )
+    for seed, attribute in enumerate(proto.graph.node[0].attribute):
+        constants = [numpy_helper.from_array(random(8, 16, seed=seed), "w")]
+        constants.append(numpy_helper.from_array(random(16, 4, seed=seed), "v"))
+        if ir_version >= 4:
+            attribute.g.initializer.extend(constants)
+            continue
+        nodes = [onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in constants]
+        nodes += list(attribute.g.node)
+        del attribute.g.node[:]
+        attribute.g.node.extend(nodes)
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_constants_of_the_same_name_in_sibling_bodies_are_told_apart(ir_version: int) -> None:
+    model = sibling_bodies(ir_version)
+    original = model.clone()
+    Normalise()(model)
+    names = [str(v.name) for v in model_io.all_initializers(model)]
+    assert sorted(names) == ["v", "v_1", "w", "w_1"]
+    assert sum(len(group) for group in analyse(model).groups) == 32
+    for flag in (True, False):
+        feeds = {"x": random(3, 8, seed=7), "c": np.array(flag)}
+        assert runtime.compare(original, model, feeds).max_rel == 0
+
+
+def test_constants_of_bodies_get_their_names_back() -> None:
+    model = sibling_bodies()
+    Normalise()(model)
+    Tidy()(model)
+    assert sorted(str(v.name) for v in model_io.all_initializers(model)) == ["v", "v", "w", "w"]
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_an_if_over_a_constant_becomes_the_branch_that_runs(always: bool) -> None:
+    model = sibling_bodies()
+    value = model.graph.inputs.pop(1)
+    value.const_value = ir.tensor(np.array(always), name="c")
+    model.graph.register_initializer(value)
+    original = model.clone()
+    Normalise()(model)
+    assert all(node.op_type != "If" for node in model.graph.all_nodes())
+    assert [len(group) for group in analyse(model).groups] == [16]
+    assert same_function(original, model)
