@@ -27,6 +27,7 @@ FAMILIES = (
     "contraction",
     "movement",
     "indexing",
+    "resizing",
     "reshaping",
     "reduction",
     "normalisation",

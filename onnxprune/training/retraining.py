@@ -107,8 +107,25 @@ def retrain(
         ModelError: The bridge does not know an operator of the model.
     """
     settings = settings or TrainSettings()
+    task = _task(model, data, settings, masks or {}, validation, original or model, frozen, gradual, shrink)
+    result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
+    return Retrained(write_back(task.module.cpu(), model), result)
+
+
+def _task(
+    model: ir.Model,
+    data: Data,
+    settings: TrainSettings,
+    masks: Masks,
+    validation: Data | None,
+    original: ir.Model,
+    frozen: frozenset[str],
+    gradual: Gradual | None,
+    shrink: Shrink | None,
+) -> Task:
+    """What a training of a model needs; see `retrain`."""
     source, held = _sources(data, validation, settings)
-    view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks or {}, original or model))
+    view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks, original))
     module = to_torch(view)
     seen = look(module, heads, data, view)
     check_batch(seen, settings.batch_size, source, held)
@@ -116,9 +133,9 @@ def retrain(
     loss = make_loss(settings, seen.heads, targets, data.outputs)
     metric = choose_metric(settings, seen.heads, seen.sample)
     needed = loss.needs_original or (metric.needs == "original" and held is not None)
-    teacher = frozen_module(original or model) if needed else None
+    teacher = frozen_module(original) if needed else None
     layers = find_layers(model)
-    task = Task(
+    return Task(
         module,
         fitted(source, seen),
         None if held is None else fitted(held, seen),
@@ -126,7 +143,7 @@ def retrain(
         data.outputs,
         loss,
         metric,
-        {name: mask for name, mask in (masks or {}).items() if not mask.all()},
+        {name: mask for name, mask in masks.items() if not mask.all()},
         frozen | matching(settings.freeze, layers),
         teacher,
         seen.fixed_batch,
@@ -134,8 +151,6 @@ def retrain(
         lambda: write_back(module, model),
         shrink,
     )
-    result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
-    return Retrained(write_back(module.cpu(), model), result)
 
 
 def _sources(data: Data, validation: Data | None, settings: TrainSettings) -> tuple[Source, Source | None]:

@@ -243,11 +243,11 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best() -> None:
 
 
 def poisoned(data: Data) -> Data:
-    """The same data with one input that is no number."""
+    """The same data with one input beyond what float32 can multiply."""
     source = data.source
     assert isinstance(source, Arrays)
     x = source.inputs[0].copy()
-    x[17] = np.nan
+    x[17] = 3e38
     return Data(Arrays((x,), source.targets), data.outputs)
 
 
