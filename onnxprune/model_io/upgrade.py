@@ -16,7 +16,9 @@ import onnx.version_converter
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
+from onnxprune.model_io.opset_seven import lift_to_seven
 
+_BEFORE_BROADCASTING = 6
 _LARGE = 4096  # elements; the converter reads only small constants: shapes, axes, scales
 _FIRST_STAND_IN = 100_003  # extents given to symbolic dimensions while converting; no real extent looks like these
 
@@ -47,7 +49,7 @@ def upgrade_opset(proto: onnx.ModelProto, oldest: int, name: str) -> onnx.ModelP
     """The same model at opset `oldest`, when it is older than that; else the model itself.
 
     Raises:
-        ModelError: onnx's version converter cannot convert it.
+        ModelError: It cannot be lifted; the sentence says why.
     """
     if proto.ir_version < 3:  # before IR version 3 a model named no operator set: it was 1
         proto.ir_version = 3
@@ -56,16 +58,27 @@ def upgrade_opset(proto: onnx.ModelProto, oldest: int, name: str) -> onnx.ModelP
     opset = protobuf.default_opset(proto)
     if opset is None or opset >= oldest:
         return proto
-    weights, dimensions = _LargeWeights(proto), _Dimensions(proto)
+    weights = _LargeWeights(proto)
+    if opset < _BEFORE_BROADCASTING:
+        proto = _converted(proto, _BEFORE_BROADCASTING, opset, name)
+    if opset <= _BEFORE_BROADCASTING < oldest:
+        lift_to_seven(proto, name)
+    if oldest > _BEFORE_BROADCASTING + 1:
+        proto = _converted(proto, oldest, opset, name)
+    weights.restore(proto)
+    return proto
+
+
+def _converted(proto: onnx.ModelProto, to: int, opset: int, name: str) -> onnx.ModelProto:
+    """The model as onnx's version converter writes it for operator set `to`; `opset` is what the file had."""
+    dimensions = _Dimensions(proto)
     try:
-        proto = onnx.version_converter.convert_version(proto, oldest)
+        proto = onnx.version_converter.convert_version(proto, to)
     except Exception as error:
         raise ModelError(
-            f"'{name}' uses opset {opset}, older than {oldest}, and onnx's version converter cannot lift it: "
-            f"{_sentence(error)}."
+            f"'{name}' uses opset {opset}, and onnx's version converter cannot lift it to {to}: {_sentence(error)}."
         ) from error
     dimensions.restore(proto)
-    weights.restore(proto)
     return proto
 
 
