@@ -302,6 +302,9 @@ class _Walk:
         branches = [node.attributes["then_branch"].as_graph(), node.attributes["else_branch"].as_graph()]
         for branch in branches:
             self._graph(branch)
+        condition = self.probe.data.get(node.inputs[0]) if node.inputs[0] is not None else None
+        if condition is not None and condition.size == 1:  # only one of them runs at this setting
+            branches = branches[:1] if condition.any() else branches[1:]
         for i, out in enumerate(node.outputs):
             self._merge(out, [b.outputs[i] for b in branches])
 

@@ -11,20 +11,44 @@ from onnxprune.structure.view import RuleMismatch, View
 
 @rule("If")
 def if_(view: View) -> None:
-    """Both branches' outputs unify with the node's."""
+    """Both branches' outputs unify with the node's.
+
+    Where shapes alone decide which branch runs (the exporters' `dim == 1 ? Squeeze : Identity`), the outputs are those
+    of that branch. The other one is only tied as far as its axes fit.
+    """
     branches = [view.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
     for branch in branches:
         view.walk(branch)
+    condition = view.data(0)
+    if condition is not None and condition.size == 1 and not condition.any():
+        branches.reverse()
     for i, out in enumerate(view.node.outputs):
-        results = [branch.outputs[i] for branch in branches]
-        if len({len(view.facts.shape(v) or ()) for v in (out, *results)}) != 1 or view.facts.shape(out) is None:
-            for result in results:
-                _pin_value(view, result, "its branches give shapes that differ")
-            continue
-        for axis_a, axis_b in zip(view.axes(results[0]), view.axes(results[1]), strict=True):
-            view.unify(axis_a, axis_b)
-        zero = [a and b for a, b in zip(view.zero(results[0]), view.zero(results[1]), strict=True)]
-        view.give(out, view.axes(results[0]), zero)
+        first, other = (branch.outputs[i] for branch in branches)
+        if view.facts.shape(out) is not None and _same_rank(view, out, first):
+            if condition is not None and not _fit(view, first, other):
+                view.give(out, view.axes(first), view.zero(first))
+                continue
+            if _same_rank(view, first, other):
+                _join(view, out, first, other)
+                continue
+        for result in (first, other):
+            _pin_value(view, result, "its branches give shapes that differ")
+
+
+def _join(view: View, out: ir.Value, first: ir.Value, other: ir.Value) -> None:
+    for axis_a, axis_b in zip(view.axes(first), view.axes(other), strict=True):
+        view.unify(axis_a, axis_b)
+    zero = [a and b for a, b in zip(view.zero(first), view.zero(other), strict=True)]
+    view.give(out, view.axes(first), zero)
+
+
+def _same_rank(view: View, a: ir.Value, b: ir.Value) -> bool:
+    return len(view.facts.shape(a) or ()) == len(view.facts.shape(b) or ())
+
+
+def _fit(view: View, a: ir.Value, b: ir.Value) -> bool:
+    """Say whether two values have the same extents at both settings."""
+    return view.facts.dims(a) is not None and view.facts.dims(a) == view.facts.dims(b)
 
 
 @rule("Loop")
