@@ -1,60 +1,90 @@
 """External data: where a tensor's bytes lie outside the model file, and whether they may be read.
 
 A model is data from elsewhere, so a location is only followed inside the model's own folder: no absolute path, no
-`..`, no symbolic link that leads out, no hard link (which could be any file of the disk under an innocent name).
+`..`, no symbolic link that leads out, no hard link (which could be any file of the disk under an innocent name). One
+link may lead out: where the model itself is a link, as in the cache of the Hugging Face hub, its data may be a link to
+a file beside the one that the model leads to.
 """
 
 from __future__ import annotations
 
 import math
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo
+from onnx_ir import external_data
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
 
 
-def check_external_data(proto: onnx.ModelProto, folder: Path | None) -> tuple[Path, ...]:
-    """Check every external tensor and return the data files used, resolved, in order of first use.
+def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str, Path]:
+    """Check every external tensor.
 
     Args:
         proto: The model, read without its external data.
-        folder: The folder that locations are relative to; None when the model came without a file.
+        model: Its file, in whose folder locations are looked for; None when the model came without one.
+
+    Returns:
+        The data files, resolved, by the location that the model gives, in order of first use.
 
     Raises:
         ModelError: A data file is missing, too short, outside the folder, or there is no folder.
     """
     sizes: dict[str, tuple[Path, int]] = {}
-    tensors = [*protobuf.initializers(proto), *protobuf.attribute_tensors(proto)]
-    for sparse in protobuf.sparse_tensors(proto):
-        tensors += [sparse.values, sparse.indices]
-    for tensor in tensors:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
+    for tensor in _external_tensors(proto, also_initializers=True):
         location = _location(tensor)
         if location not in sizes:
-            sizes[location] = _data_file(tensor.name, location, folder)
+            sizes[location] = _data_file(tensor.name, location, model)
         _check_extent(tensor, *sizes[location])
-    return tuple(dict.fromkeys(path for path, _ in sizes.values()))
+    return {location: path for location, (path, _) in sizes.items()}
 
 
-def embed_outside_initializers(proto: onnx.ModelProto, folder: Path) -> None:
+def embed_outside_initializers(proto: onnx.ModelProto, files: Mapping[str, Path]) -> None:
     """Read external attribute tensors and the parts of sparse tensors into the proto; initializers stay on disk.
 
     onnx-ir keeps only initializers lazily and safely: its save leaves external attribute tensors dangling.
     """
-    tensors = list(protobuf.attribute_tensors(proto))
+    for tensor in _external_tensors(proto, also_initializers=False):
+        path = files[_location(tensor)]
+        next(entry for entry in tensor.external_data if entry.key == "location").value = path.name
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def find_data(model: ir.Model, folder: Path, files: Mapping[str, Path]) -> None:
+    """Tell the external tensors of a model where their data lie; onnx-ir itself follows no link out of a folder."""
+    external_data.set_base_dir(model.graph, str(folder))
+    root = folder.resolve()
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor) or (path := files[str(tensor.location)]).is_relative_to(root):
+                continue
+            value.const_value = ir.ExternalTensor(
+                path.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+                base_dir=path.parent,
+            )
+
+
+def _external_tensors(proto: onnx.ModelProto, *, also_initializers: bool) -> Iterator[onnx.TensorProto]:
+    tensors = [*protobuf.initializers(proto)] if also_initializers else []
+    tensors += protobuf.attribute_tensors(proto)
     for sparse in protobuf.sparse_tensors(proto):
         tensors += [sparse.values, sparse.indices]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
+    return (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def byte_size(tensor: onnx.TensorProto) -> int:
@@ -89,18 +119,20 @@ def _location(tensor: onnx.TensorProto) -> str:
     return location
 
 
-def _data_file(name: str, location: str, folder: Path | None) -> tuple[Path, int]:
+def _data_file(name: str, location: str, model: Path | None) -> tuple[Path, int]:
     """The resolved data file and its size in bytes, once it has been found safe to read."""
-    if folder is None:
+    if model is None:
         raise ModelError(
             f"tensor '{name}' has its data in '{location}', but the model came without a folder: load it from its file."
         )
     where = f"the external data '{location}' of tensor '{name}'"
     if PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive or "\0" in location:
         raise ModelError(f"{where} is an absolute path: external data must lie in the folder of the model.")
-    root = folder.resolve()
-    path = (root / location).resolve()
-    if not path.is_relative_to(root) or ".." in PurePosixPath(location).parts:
+    root = model.parent.resolve()
+    written = root / location
+    path = written.resolve()
+    beside_the_model = model.is_symlink() and written.is_symlink() and path.parent == model.resolve().parent
+    if not (path.is_relative_to(root) or beside_the_model) or ".." in PurePosixPath(location).parts:
         raise ModelError(
             f"{where} leads out of the model's folder: copy the data into the folder and refer to it there."
         )

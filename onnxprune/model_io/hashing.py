@@ -29,9 +29,14 @@ def sha256(path: str | os.PathLike[str]) -> str:
     own, may_be_external = file_hash(path)
     if not may_be_external:
         return own
-    folder = Path(os.path.abspath(path)).parent
-    data_files = check_external_data(protobuf.read_proto(path), folder)
-    return combined({file.relative_to(folder.resolve()).as_posix(): file_hash(file)[0] for file in data_files}, own)
+    model = Path(os.path.abspath(path))
+    data_files = check_external_data(protobuf.read_proto(path), model)
+    root = model.parent.resolve()
+    names = {
+        file: file.relative_to(root).as_posix() if file.is_relative_to(root) else location
+        for location, file in data_files.items()
+    }
+    return combined({name: file_hash(file)[0] for file, name in names.items()}, own)
 
 
 def combined(data_files: Mapping[str, str], own: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +10,17 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir import external_data
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
 from onnxprune.model_io.bodies import bodies
 from onnxprune.model_io.densify import make_dense, refuse_training_info
-from onnxprune.model_io.external import byte_size, check_external_data, embed_outside_initializers
+from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
 from onnxprune.model_io.limits import Limits, runtime_refusal
 from onnxprune.model_io.serialise import to_proto
 from onnxprune.model_io.source import Source, set_source
 from onnxprune.model_io.upgrade import inline_functions, upgrade_opset
+from onnxprune.model_io.wellformed import check_tensors, check_text_and_attributes
 
 _DEFAULT_LIMITS = Limits()
 
@@ -37,9 +36,8 @@ def load(path: str | os.PathLike[str], *, limits: Limits = _DEFAULT_LIMITS) -> i
     """
     path = Path(path)
     proto = protobuf.read_proto(path)
-    folder = Path(os.path.abspath(path)).parent
     try:
-        return _model(proto, str(path), folder, Path(os.path.abspath(path)), limits)
+        return _model(proto, str(path), Path(os.path.abspath(path)), limits)
     except ModelError as error:
         if str(path) in str(error):
             raise
@@ -61,35 +59,34 @@ def load_any(
         protobuf.check_is_model(model, "the model")
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
-        return _model(proto, "the model", None, None, limits)
+        return _model(proto, "the model", None, limits)
     if isinstance(model, (str, os.PathLike)):
         return load(model, limits=limits)
     raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
 
 
-def _model(proto: onnx.ModelProto, name: str, folder: Path | None, path: Path | None, limits: Limits) -> ir.Model:
+def _model(proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits) -> ir.Model:
+    check_text_and_attributes(proto, name)
     refuse_training_info(proto, name)
     _spell_default_domain(proto)
     _refuse_maps(proto, name)
-    data_files = check_external_data(proto, folder)
-    if folder is not None and data_files:
-        embed_outside_initializers(proto, folder)
+    data_files = check_external_data(proto, path)
+    embed_outside_initializers(proto, data_files)
     make_dense(proto, limits)
     proto = inline_functions(proto, name)
     proto = upgrade_opset(proto, limits.oldest_opset, name)
     _refuse_versions(proto.ir_version, protobuf.default_opset(proto), name)
-    _check_initializers(proto, name)
+    check_tensors(proto, name)
     try:
         with _quiet_reader():
             model = ir.from_proto(proto)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
         raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
-    if folder is not None:
-        external_data.set_base_dir(model.graph, str(folder))
     _check_graph(model, name)
     if path is not None:
-        set_source(model, Source(path, data_files))
+        find_data(model, path.parent, data_files)
+        set_source(model, Source(path, tuple(dict.fromkeys(data_files.values()))))
     return model
 
 
@@ -107,7 +104,7 @@ def _copy(model: ir.Model, limits: Limits) -> ir.Model:
     """A model in memory that shares no mutable part with the caller's, only tensors."""
     if model.functions:
         # The inliner works on protobufs. Reading the weights in is the price of this rare case.
-        return _model(to_proto(model), "the model", None, None, limits)
+        return _model(to_proto(model), "the model", None, limits)
     _refuse_versions(model.ir_version, model.opset_imports.get(""), "the model")
     copy = model.clone()
     _check_graph(copy, "the model")
@@ -133,24 +130,6 @@ def _quiet_reader() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_initializers(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse initializers without a name, and embedded data whose count does not fit the shape."""
-    for tensor in protobuf.initializers(proto):
-        if not tensor.name:
-            raise ModelError(f"'{name}' has an initializer without a name.")
-        need = byte_size(tensor)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
-            raise ModelError(
-                f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {len(tensor.raw_data):,}."
-            )
-        if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            numbers, stored = _counts(tensor)
-            if numbers != stored:
-                raise ModelError(
-                    f"'{name}' is damaged: tensor '{tensor.name}' needs {numbers:,} numbers but has {stored:,}."
-                )
-
-
 def _refuse_maps(proto: onnx.ModelProto, name: str) -> None:
     """Refuse what onnx-ir has no type for."""
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
@@ -162,17 +141,6 @@ def _refuse_maps(proto: onnx.ModelProto, name: str) -> None:
                 f"'{name}' has the map '{value.name}' among its values, which is not read: export it as a tensor "
                 "(from scikit-learn with options={'zipmap': False})."
             )
-
-
-def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
-    """How many entries the tensor's own field for its type must hold, and how many it holds."""
-    elements = math.prod(tensor.dims)
-    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
-    if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
-        elements *= 2
-    elif tensor.data_type != onnx.TensorProto.STRING and (bits := ir.DataType(tensor.data_type).bitwidth) < 8:
-        elements = -(-elements * bits // 8)  # several to a number
-    return elements, len(getattr(tensor, field))
 
 
 def _check_graph(model: ir.Model, name: str) -> None:

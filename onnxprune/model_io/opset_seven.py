@@ -10,6 +10,7 @@ An operand that must move gets an Unsqueeze; initializers stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import onnx
@@ -123,10 +124,8 @@ def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
     for entry in copy.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = 7
-    try:
+    with contextlib.suppress(Exception):  # it refuses whole models for one node; what is declared still counts
         copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except Exception:  # it refuses whole models for one node; what is declared still counts
-        pass
     ranks: dict[str, int] = {}
     for graph in protobuf.graphs(copy):
         for value in (*graph.input, *graph.output, *graph.value_info):

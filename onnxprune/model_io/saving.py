@@ -195,7 +195,9 @@ def _goes_out(value: ir.Value) -> bool:
 def _data_files_of(path: Path) -> tuple[Path, ...]:
     """The data files of the model that is about to be replaced; none if it is no model."""
     try:
-        return check_external_data(protobuf.read_proto(path), path.resolve().parent)
+        return tuple(
+            dict.fromkeys(check_external_data(protobuf.read_proto(path), Path(os.path.abspath(path))).values())
+        )
     except ModelError:
         return ()
 

@@ -267,3 +267,131 @@ def test_an_initializer_without_a_name() -> None:
     proto = mlp()
     proto.graph.initializer.append(helper.make_tensor("", FLOAT, [1], [1.0]))
     assert "without a name" in refusal(proto)
+
+
+def constant(**changes: object) -> onnx.NodeProto:
+    node = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.zeros(3, np.float32), "k"))
+    for name, value in changes.items():
+        setattr(node.attribute[0], name, value)
+    return node
+
+
+def no_value(node: onnx.NodeProto) -> onnx.NodeProto:
+    node.attribute[0].ClearField("t")
+    return node
+
+
+def too_many_numbers(node: onnx.NodeProto) -> onnx.NodeProto:
+    node.attribute[0].t.dims[:] = [2]
+    return node
+
+
+def negative(node: onnx.NodeProto) -> onnx.NodeProto:
+    node.attribute[0].t.dims[:] = [3, -1]
+    return node
+
+
+def untyped(node: onnx.NodeProto) -> onnx.NodeProto:
+    node.attribute.add().name = "alpha"
+    return node
+
+
+def twice(node: onnx.NodeProto) -> onnx.NodeProto:
+    node.attribute.append(node.attribute[0])
+    return node
+
+
+BROKEN_NODES = {
+    "value": (constant(name="walue"), "walue"),
+    "nothing": (helper.make_node("Constant", [], ["k"]), "one value"),
+    "no tensor": (no_value(constant()), "without a type or a value"),
+    "unknown type": (constant(type=0), "without a type or a value"),
+    "too many numbers": (too_many_numbers(constant()), "needs 8 bytes but has 12"),
+    "negative": (negative(constant()), "negative dimension"),
+    "untyped": (untyped(helper.make_node("Elu", ["h"], ["e"], name="elu")), "'elu' (Elu) has the attribute 'alpha'"),
+    "twice": (twice(helper.make_node("Elu", ["h"], ["e"], alpha=1.0)), "'alpha' twice"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_NODES)
+@pytest.mark.parametrize("in_a_body", [False, True])
+def test_broken_attributes(tmp_path: Path, name: str, in_a_body: bool) -> None:
+    node, words = BROKEN_NODES[name]
+    proto = mlp()
+    if in_a_body:
+        out = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
+        body = helper.make_graph([node, helper.make_node("Identity", ["h"], ["b"])], "body", [], [out])
+        node = helper.make_node("If", ["x"], ["z"], then_branch=body, else_branch=body)
+    proto.graph.node.insert(1, node)
+    assert words in refusal(stored(tmp_path, proto))
+
+
+@pytest.mark.parametrize("place", ["node", "input", "initializer", "metadata", "dimension", "producer"])
+def test_names_that_are_no_text(tmp_path: Path, place: str) -> None:
+    proto = mlp()
+    if place == "node":
+        proto.graph.node[0].op_type = "QQQQ"
+    elif place == "input":
+        proto.graph.node[1].input[0] = "QQQQ"
+    elif place == "initializer":
+        proto.graph.initializer[0].name = "QQQQ"
+    elif place == "metadata":
+        proto.metadata_props.add(key="a", value="QQQQ")
+    elif place == "dimension":
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "QQQQ"
+    else:
+        proto.producer_name = "QQQQ"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString().replace(b"QQQQ", b"\xc3\x28\xa0\xa1"))
+    assert "not UTF-8 text" in refusal(path)
+
+
+def hub_cache(folder: Path, *, model_is_a_link: bool = True, data_lie: str = "blobs") -> Path:
+    """The layout of the Hugging Face cache: snapshots/<revision>/onnx/model.onnx -> ../../../blobs/<hash>."""
+    snapshot = folder / "snapshots" / "5f1a" / "onnx"
+    for made in (snapshot, folder / "blobs", folder / data_lie):
+        made.mkdir(parents=True, exist_ok=True)
+    path = stored_external(folder)
+    (folder / "weights.bin").rename(folder / data_lie / "d1f0")
+    (snapshot / "weights.bin").symlink_to(Path("../../..") / data_lie / "d1f0")
+    if model_is_a_link:
+        path.rename(folder / "blobs" / "a9e2")
+        (snapshot / "model.onnx").symlink_to("../../../blobs/a9e2")
+    else:
+        path.rename(snapshot / "model.onnx")
+    return snapshot / "model.onnx"
+
+
+def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
+    path = hub_cache(tmp_path)
+    model = model_io.load(path)
+    for tensor in mlp().graph.initializer:
+        np.testing.assert_array_equal(
+            model.graph.initializers[tensor.name].const_value.numpy(), numpy_helper.to_array(tensor)
+        )
+    assert len(model_io.sha256(path)) == 64
+    source = model_io.source_of(model)
+    assert source is not None and source.data_files == (tmp_path / "blobs" / "d1f0",)
+    with pytest.raises(ModelError, match="never changed"):
+        model_io.save(model, tmp_path / "blobs" / "d1f0", force=True)
+    saved = model_io.save(model, tmp_path / "out.onnx")
+    assert saved.data_file is not None and model_io.load(saved.path).graph.initializers["w1"].const_value.numpy().any()
+
+
+def test_constants_of_nodes_are_read_through_the_links_too(tmp_path: Path) -> None:
+    path = hub_cache(tmp_path)
+    blob = tmp_path / "blobs" / "a9e2"
+    proto = onnx.load(blob, load_external_data=False)
+    node = helper.make_node("Constant", [], ["w1"], value=proto.graph.initializer[0])
+    proto.graph.node.insert(0, node)
+    del proto.graph.initializer[0]
+    blob.write_bytes(proto.SerializeToString())
+    loaded = model_io.load(path).graph.node(0).attributes["value"].as_tensor().numpy()
+    np.testing.assert_array_equal(loaded, numpy_helper.to_array(mlp().graph.initializer[0]))
+
+
+@pytest.mark.parametrize(
+    ("model_is_a_link", "data_lie"), [(False, "blobs"), (True, "elsewhere"), (True, "blobs/deeper")]
+)
+def test_other_links_still_lead_out(tmp_path: Path, model_is_a_link: bool, data_lie: str) -> None:
+    assert "leads out" in refusal(hub_cache(tmp_path, model_is_a_link=model_is_a_link, data_lie=data_lie))

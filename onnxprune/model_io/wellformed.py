@@ -1,0 +1,121 @@
+"""Refuse a message that parsed but says what no ONNX model may say, before anything reads it.
+
+Readers of protobuf take names that are no text, attributes without a type and tensors whose numbers do not fit their
+shape; each of them fails later, far from its cause.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError
+from onnxprune.model_io import protobuf
+from onnxprune.model_io.external import byte_size
+
+_A = onnx.AttributeProto
+_FIELDS = {  # where the value of an attribute of each type lies
+    _A.FLOAT: "f", _A.INT: "i", _A.STRING: "s", _A.TENSOR: "t", _A.GRAPH: "g", _A.SPARSE_TENSOR: "sparse_tensor",
+    _A.TYPE_PROTO: "tp", _A.FLOATS: "floats", _A.INTS: "ints", _A.STRINGS: "strings", _A.TENSORS: "tensors",
+    _A.GRAPHS: "graphs", _A.SPARSE_TENSORS: "sparse_tensors", _A.TYPE_PROTOS: "type_protos",
+}  # fmt: skip
+_HAVE_PRESENCE = {"t", "g", "sparse_tensor", "tp"}  # a number or text that is 0 or empty may be left out of the file
+_CONSTANT = {
+    "value", "sparse_value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings",
+}  # fmt: skip
+
+
+def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse names that are no text, and attributes that hold no value of a type.
+
+    Raises:
+        ModelError: Names the model, and the node where there is one.
+    """
+    for text in _texts(proto):
+        if not isinstance(text, str):
+            shown = bytes(text)[:40].decode(errors="backslashreplace")
+            raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
+    for node in protobuf.nodes(proto):
+        where = f"'{name}' is not a valid ONNX graph: node '{node.name or ', '.join(node.output)}' ({node.op_type})"
+        seen: set[str] = set()
+        for attribute in node.attribute:
+            if not attribute.name or attribute.name in seen:
+                raise ModelError(f"{where} has the attribute '{attribute.name}' twice, or one without a name.")
+            seen.add(attribute.name)
+            if attribute.ref_attr_name:
+                continue
+            field = _FIELDS.get(attribute.type)
+            if field is None or (field in _HAVE_PRESENCE and not attribute.HasField(field)):
+                raise ModelError(f"{where} has the attribute '{attribute.name}' without a type or a value.")
+        if node.op_type == "Constant" and node.domain == "" and not (len(seen) == 1 and seen <= _CONSTANT):
+            raise ModelError(f"{where} has to hold one value, but its attributes are {sorted(seen) or 'none'}.")
+
+
+def check_tensors(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse initializers without a name, and tensors whose data do not fit their shape.
+
+    Raises:
+        ModelError: Names the model and the tensor.
+    """
+    for tensor in protobuf.initializers(proto):
+        if not tensor.name:
+            raise ModelError(f"'{name}' has an initializer without a name.")
+        _check_size(tensor, name)
+    for tensor in protobuf.attribute_tensors(proto):
+        _check_size(tensor, name)
+
+
+def _check_size(tensor: onnx.TensorProto, name: str) -> None:
+    need = byte_size(tensor)
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
+        raise ModelError(
+            f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {len(tensor.raw_data):,}."
+        )
+    if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        numbers, stored = _counts(tensor)
+        if numbers != stored:
+            raise ModelError(
+                f"'{name}' is damaged: tensor '{tensor.name}' needs {numbers:,} numbers but has {stored:,}."
+            )
+
+
+def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
+    """How many entries the tensor's own field for its type must hold, and how many it holds."""
+    elements = math.prod(tensor.dims)
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
+        elements *= 2
+    elif tensor.data_type != onnx.TensorProto.STRING and (bits := ir.DataType(tensor.data_type).bitwidth) < 8:
+        elements = -(-elements * bits // 8)  # several to a number
+    return elements, len(getattr(tensor, field))
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str]:
+    """Every text that readers take for a name, and every description."""
+    yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
+    yield from _entries(proto.metadata_props)
+    yield from (entry.domain for entry in proto.opset_import)
+    for function in proto.functions:
+        yield from (function.name, function.domain, function.doc_string, *function.input, *function.output)
+        yield from (*function.attribute, *(entry.domain for entry in function.opset_import))
+    for graph in protobuf.graphs(proto):
+        yield from (graph.name, graph.doc_string, *_entries(graph.metadata_props))
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield from (value.name, value.doc_string, *_entries(value.metadata_props))
+            if value.type.tensor_type.HasField("shape"):
+                yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in (*protobuf.initializers(proto), *protobuf.attribute_tensors(proto)):
+        yield from (tensor.name, tensor.doc_string, *_entries(tensor.metadata_props), *_entries(tensor.external_data))
+    for node in protobuf.nodes(proto):
+        yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
+        yield from _entries(node.metadata_props)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+
+
+def _entries(pairs: Iterable[onnx.StringStringEntryProto]) -> Iterator[str]:
+    for pair in pairs:
+        yield from (pair.key, pair.value)
