@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxprune.data.metrics import get_metric
+from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import Data
 from onnxprune.data.sources import Arrays
 from onnxprune.graph.size import figures
@@ -121,7 +121,7 @@ def train_dense(build: Callable[[], nn.Module], settings: TrainSettings, sets: S
     module = build()
     heads = (Head("scores", "values", 1),)
     loss = make_loss(settings, heads, (torch.zeros(1, dtype=torch.int64),), (0,))
-    metric = get_metric("accuracy")
+    metric = METRICS.find("accuracy")
     train(Task(module, sets.train.source, sets.validation.source, heads, (0,), loss, metric), settings)
     export(module, path)
 

@@ -8,12 +8,13 @@ from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.mask_units import MaskUnits
 from onnxprune.passes.mask_weights import MaskWeights
 from onnxprune.passes.normalise import Normalise
+from onnxprune.passes.preparing import PASSES
 from onnxprune.passes.remove_blocks import MaskBlocks, RemoveBlocks
 from onnxprune.passes.remove_dead import RemoveDeadUnits
 from onnxprune.passes.remove_units import RemoveUnits
 from onnxprune.passes.tidy import Tidy
 
 __all__ = [
-    "FoldWeights", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits",
+    "PASSES", "FoldWeights", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits",
     "RemoveUnits", "Tidy",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ Cases:
    `Tidy` joins copies that stayed equal.
 6. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
    leaves every channel free to go on its own.
+7. Passes that other packages register run after the first two (`preparing`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts, infer
 from onnxprune.passes.fold_weights import FoldWeights
+from onnxprune.passes.preparing import PASSES
 
 COPY_OF = "onnxprune.copy_of"
 """Metadata key of a copied constant: the name of the constant it was copied from."""
@@ -48,6 +50,8 @@ class Normalise(ir.passes.InPlacePass):
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         modified |= one_name_each(model)
         modified |= _inline_constant_ifs(model)
+        for prepare in PASSES.values():
+            modified |= prepare()(model).modified
         modified |= _read_constants_directly(model)
         modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)

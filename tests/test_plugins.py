@@ -109,3 +109,14 @@ def test_no_module_is_hidden_by_a_function_of_its_name() -> None:
         module = importlib.import_module(name)
         package, _, short = name.rpartition(".")
         assert getattr(sys.modules[package], short) is module, f"{name} is hidden by what its package imports"
+
+
+def test_a_pass_that_changes_the_function_cannot_prepare_models() -> None:
+    from onnxprune.passes.preparing import preparing
+    from onnxprune.passes.remove_dead import RemoveDeadUnits
+
+    class Lossy(RemoveDeadUnits):
+        preserves = "up to recovery"  # type: ignore[assignment]
+
+    with pytest.raises(OnnxPruneError, match="'lossy' cannot prepare models: its `preserves` is not 'exactly'"):
+        preparing("lossy")(Lossy)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import DataError, RecipeError
-from onnxprune.plugins import load_function
+from onnxprune.errors import DataError
+from onnxprune.plugins import Plugins, Registry
 
 Array = npt.NDArray[Any]
 Needs = Literal["labels", "targets", "original"]
@@ -48,38 +48,44 @@ class Metric:
         return than is None or (value > than if self.higher_is_better else value < than)
 
 
-METRICS: dict[str, Metric] = {}
+def _of_function(name: str, function: Callable[..., float]) -> Metric:
+    return Metric(name, "targets", bool(getattr(function, "higher_is_better", True)), whole=function)
 
 
-def register(name: str, needs: Needs, higher_is_better: bool) -> Callable[[Update], Update]:
-    """Enter the decorated (output, target) -> (sum, count) function into `METRICS`."""
+METRICS: Registry[Metric] = Registry("metric", Plugins("onnxprune.metrics"), flag="--metric", of_function=_of_function)
+"""All metrics. A function that the user names takes (outputs, targets), tuples of arrays over the whole data set, and
+returns a number. Larger is better, unless the function has an attribute `higher_is_better = False`."""
 
-    def enter(update: Update) -> Update:
-        METRICS[name] = Metric(name, needs, higher_is_better, update)
+
+def metric(name: str, *, needs: Needs, higher_is_better: bool) -> Callable[[Update], Update]:
+    """Register an (output, target) -> (sum, count) function of one batch."""
+
+    def register(update: Update) -> Update:
+        METRICS.add(name, Metric(name, needs, higher_is_better, update), update)
         return update
 
-    return enter
+    return register
 
 
-@register("accuracy", needs="labels", higher_is_better=True)
+@metric("accuracy", needs="labels", higher_is_better=True)
 def accuracy(output: Array, target: Array) -> tuple[float, int]:
     """Share of samples whose largest class score is the label's."""
     return _sum(hits(output, target))
 
 
-@register("top5", needs="labels", higher_is_better=True)
+@metric("top5", needs="labels", higher_is_better=True)
 def top5(output: Array, target: Array) -> tuple[float, int]:
     """Share of samples whose label is among the five largest class scores."""
     return _sum(hits(output, target, 5))
 
 
-@register("mse", needs="targets", higher_is_better=False)
+@metric("mse", needs="targets", higher_is_better=False)
 def mse(output: Array, target: Array) -> tuple[float, int]:
     """Mean squared difference from the target."""
     return _sum(squared_differences(output, target))
 
 
-@register("agreement", needs="original", higher_is_better=True)
+@metric("agreement", needs="original", higher_is_better=True)
 def agreement(output: Array, original: Array) -> tuple[float, int]:
     """Share of samples for which the model and the original choose the same class (axis 1, or the last of rank 3)."""
     return _sum(same_classes(output, original))
@@ -96,23 +102,6 @@ def _sum(counted: Array) -> tuple[float, int]:
 def drop(before: float, after: float, *, higher_is_better: bool) -> float:
     """By how much a metric got worse, in its own unit: 0.01 is one point of accuracy, or of an error that grew."""
     return before - after if higher_is_better else after - before
-
-
-def get_metric(name: str) -> Metric:
-    """The metric of that name, or the user's function where `name` is `module:function`.
-
-    The function takes (outputs, targets), tuples of arrays over the whole data set, and returns a number. Larger is
-    better, unless the function has an attribute `higher_is_better = False`.
-
-    Raises:
-        RecipeError: `name` is neither.
-    """
-    if name in METRICS:
-        return METRICS[name]
-    if ":" not in name:
-        raise RecipeError(f"--metric: there is no {name!r}; choose from {', '.join(METRICS)}, or module:function")
-    function = load_function(name, "metric")
-    return Metric(name, "targets", bool(getattr(function, "higher_is_better", True)), whole=function)
 
 
 def default_metric(target: Array | None, classes: bool) -> Metric:

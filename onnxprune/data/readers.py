@@ -24,7 +24,7 @@ from onnxprune.data.sources import Array, Arrays, Batch, Source, first_batch
 from onnxprune.data.stream import next_within, one_thread
 from onnxprune.errors import DataError
 from onnxprune.graph.hints import hints_of
-from onnxprune.plugins import is_reference, load_function
+from onnxprune.plugins import Plugins, Registry, is_reference, load_function
 from onnxprune.recipe.training import DataSettings
 
 LABEL = "label"
@@ -49,17 +49,33 @@ AnyData = str | Path | Mapping[str, Any] | Data
 """What data are given as: a path, ``module:function``, arrays by name, or data that are open already."""
 
 Reader = Callable[[str, ir.Model, DataSettings], Data]
-READERS: list[tuple[Callable[[str], bool], Reader]] = []
 
 
-def register(accepts: Callable[[str], bool]) -> Callable[[Reader], Reader]:
-    """Enter a reader for the references that `accepts` says yes to."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of data.
 
-    def enter(reader: Reader) -> Reader:
-        READERS.append((accepts, reader))
-        return reader
+    Attributes:
+        accepts: Whether it is what a reference names.
+        read: Reads it.
+    """
 
-    return enter
+    accepts: Callable[[str], bool]
+    read: Reader
+
+
+READERS: Registry[Kind] = Registry("kind of data", Plugins("onnxprune.readers"))
+"""All kinds of data, by how they are called in messages; the first that accepts a reference reads it."""
+
+
+def reader(name: str, accepts: Callable[[str], bool]) -> Callable[[Reader], Reader]:
+    """Register a reader for the references that `accepts` says yes to."""
+
+    def register(read: Reader) -> Reader:
+        READERS.add(name, Kind(accepts, read), read)
+        return read
+
+    return register
 
 
 def open_data(model: ir.Model, data: AnyData, reading: DataSettings | None = None) -> Data:
@@ -83,13 +99,11 @@ def read_data(reference: str | Path, model: ir.Model, settings: DataSettings | N
         RecipeError: The `module:function` cannot be loaded.
     """
     name = str(reference)
-    for accepts, reader in READERS:
-        if accepts(name):
-            return _fitted(reader(name, model, settings or DataSettings()), model)
+    for kind in READERS.values():
+        if kind.accepts(name):
+            return _fitted(kind.read(name, model, settings or DataSettings()), model)
     npz.require_file(Path(name))
-    raise DataError(
-        f"'{name}' is no kind of data that is known: .npz, .npy, .csv, a folder of images, or module:function."
-    )
+    raise DataError(f"'{name}' is no kind of data that is known: {', '.join(READERS)}.")
 
 
 def _fitted(data: Data, model: ir.Model) -> Data:
@@ -110,13 +124,13 @@ def saying(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from error
 
 
-@register(lambda name: Path(name).suffix.lower() == ".npz")
+@reader(".npz", lambda name: Path(name).suffix.lower() == ".npz")
 def read_npz(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """Arrays named by the model's inputs, `label` for the first output, and any named by the model's outputs."""
     return _by_name(npz.read_npz(Path(reference)), model, f"'{reference}'")
 
 
-@register(lambda name: Path(name).suffix.lower() == ".npy")
+@reader(".npy", lambda name: Path(name).suffix.lower() == ".npy")
 def read_npy(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """The one array that a model with one input takes, without labels."""
     specs = input_specs(model)
@@ -190,7 +204,7 @@ def to_array(values: Any, where: str) -> Array:
     return array
 
 
-@register(lambda name: Path(name).suffix.lower() in (".csv", ".tsv"))
+@reader(".csv", lambda name: Path(name).suffix.lower() in (".csv", ".tsv"))
 def read_csv(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """A table with a header: the target column, and the others as features in the order in which they stand.
 
@@ -258,7 +272,7 @@ def _typed(column: Array, spec: InputSpec) -> Array:
     return column.astype(spec.dtype)
 
 
-@register(lambda name: Path(name).is_dir())
+@reader("a folder of images", lambda name: Path(name).is_dir())
 def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """Images in a sub-folder per class (numbered in alphabetical order), or unlabelled in the folder itself."""
     specs = input_specs(model)
@@ -269,7 +283,7 @@ def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data
     return Data(images, () if labels is None else (0,), f"'{reference}'")
 
 
-@register(is_reference)
+@reader("module:function", is_reference)
 def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """A function that yields batches, called anew for each epoch: dicts by name, or (inputs, targets), or inputs."""
     function = next_within(settings.timeout, lambda: load_function(reference, "data source"), reference)

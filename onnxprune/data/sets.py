@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data.metrics import get_metric
+from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.sources import split
 from onnxprune.recipe.training import DataSettings, TrainSettings
@@ -83,5 +83,5 @@ def training_metric(settings: TrainSettings, sets: Sets) -> TrainSettings:
     """The settings of the training, where the metric asked for needs targets that only the evaluation data have."""
     if settings.metric is None or sets.train.outputs or sets.evaluation is None or not sets.evaluation.outputs:
         return settings
-    needs = get_metric(settings.metric).needs
+    needs = METRICS.find(settings.metric).needs
     return settings if needs == "original" else settings.model_copy(update={"metric": None})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from onnxprune.data.calibration import Calibration
-from onnxprune.data.metrics import get_metric
+from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.given import RunInputs
@@ -111,14 +111,30 @@ def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
     if recipe.retrain is not None:
         if inputs.data is None:
             raise RecipeError("--retrain needs the data to train on: give --data")
-        get_metric(recipe.retrain.metric or inputs.metric or "accuracy")
+        METRICS.find(recipe.retrain.metric or inputs.metric or "accuracy")
+        _check_training_names(recipe)
         return
     if inputs.data is not None:
         raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
     if inputs.resume:
         raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
     if inputs.metric is not None:
-        get_metric(inputs.metric)
+        METRICS.find(inputs.metric)
+
+
+def _check_training_names(recipe: Recipe) -> None:
+    """Refuse optimisers, schedules, losses and penalties that do not exist."""
+    from onnxprune.training.losses import LOSSES
+    from onnxprune.training.optim import LEARNING_RATES, OPTIMIZERS
+    from onnxprune.training.shrink import PENALTIES
+
+    for train in (recipe.retrain, recipe.retrain_last):
+        if train is not None:
+            OPTIMIZERS.find(train.optimizer)
+            LEARNING_RATES.find(train.schedule)
+            LOSSES.find(train.loss)
+    if recipe.shrink != "no":
+        PENALTIES.find(recipe.shrink)
 
 
 def _check_target(recipe: Recipe, inputs: RunInputs) -> None:

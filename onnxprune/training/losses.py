@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.data.metrics import class_axis
-from onnxprune.errors import DataError, RecipeError
-from onnxprune.plugins import load_function
+from onnxprune.errors import DataError
+from onnxprune.plugins import Plugins, Registry
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.view import Head
 
@@ -34,21 +34,69 @@ class Loss:
         return self.function(outputs, targets, original)
 
 
-def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> Loss:
-    """The loss that the settings ask for, made for these heads and targets.
+@dataclass(frozen=True)
+class Case:
+    """What a loss is made for.
 
-    Args:
+    Attributes:
+        settings: Of the training.
+        heads: Of the model's outputs.
         targets: A batch of targets, to see their types; empty without labels.
         outputs: The output number that each target belongs to.
+    """
+
+    settings: TrainSettings
+    heads: Sequence[Head]
+    targets: Tensors
+    outputs: Sequence[int]
+
+
+MakeLoss = Callable[[Case], "LossFunction | None"]
+"""Makes the loss on the targets; None where the distillation is all there is."""
+
+UserLoss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+"""From outputs and targets to the mean over the batch."""
+
+
+def _of_function(name: str, function: UserLoss) -> MakeLoss:
+    return lambda case: lambda out, tgt, original: function(tuple(out), tuple(tgt))
+
+
+LOSSES: Registry[MakeLoss] = Registry("loss", Plugins("onnxprune.losses"), flag="--loss", of_function=_of_function)
+
+
+def loss(name: str) -> Callable[[UserLoss], UserLoss]:
+    """Register a function of outputs and targets as a loss."""
+
+    def register(function: UserLoss) -> UserLoss:
+        LOSSES.add(name, _of_function(name, function), function)
+        return function
+
+    return register
+
+
+@LOSSES.register("auto")
+def _what_fits(case: Case) -> LossFunction | None:
+    """Cross-entropy for integer labels, mean squared error for real targets, distillation without either."""
+    return _labelled(case) if case.targets else None
+
+
+@LOSSES.register("distillation")
+def _distilled(case: Case) -> None:
+    """How far the outputs are from the original model's; see `distillation`."""
+
+
+def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> Loss:
+    """The loss that the settings ask for; see `Case` for the arguments.
 
     Raises:
         DataError: It needs targets of another type than there are.
         RecipeError: It is unknown.
     """
     distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature)
-    if settings.loss == "distillation" or (settings.loss == "auto" and not targets):
+    alone = LOSSES.find(settings.loss)(Case(settings, heads, targets, outputs))
+    if alone is None:
         return Loss(distil, needs_original=True)
-    alone = _users(settings.loss) if ":" in settings.loss else _labelled(settings.loss, heads, targets, outputs)
     share = settings.distill
     if share == 0:
         return Loss(alone, needs_original=False)
@@ -56,12 +104,6 @@ def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, 
         lambda out, tgt, orig: (1 - share) * alone(out, tgt, orig) + share * distil(out, tgt, orig),
         needs_original=True,
     )
-
-
-def _users(name: str) -> LossFunction:
-    """The user's own loss, a function of outputs and targets."""
-    function = load_function(name, "loss")
-    return lambda out, tgt, original: function(tuple(out), tuple(tgt))
 
 
 def _class_outputs(
@@ -75,23 +117,33 @@ def _class_outputs(
     return classes
 
 
-def _labelled(name: str, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> LossFunction:
-    """Cross-entropy or mean squared error, as the targets ask for."""
-    if name not in ("auto", "cross-entropy", "mse"):
-        raise RecipeError(f"Unknown loss '{name}'; choose auto, cross-entropy, mse, distillation, or module:function.")
-    if not targets:
-        raise DataError(f"The loss '{name}' needs targets, and the data have none; 'distillation' needs none.")
-    for target in targets:
-        if name == "cross-entropy" and target.is_floating_point():
-            raise DataError("Cross-entropy needs class numbers, but the targets are real values.")
-        if name == "mse" and not target.is_floating_point():
-            raise DataError("The loss mse needs real targets, but the data have class numbers.")
+@LOSSES.register("cross-entropy")
+def _of_classes(case: Case) -> LossFunction:
+    """-log p[label], averaged."""
+    if any(target.is_floating_point() for target in case.targets):
+        raise DataError("Cross-entropy needs class numbers, but the targets are real values.")
+    return _labelled(case)
 
-    def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
-        parts = [_one(heads[i], out[i], target) for i, target in zip(outputs, tgt, strict=True)]
+
+@LOSSES.register("mse")
+def _of_values(case: Case) -> LossFunction:
+    """The mean squared difference from the targets."""
+    if not all(target.is_floating_point() for target in case.targets):
+        raise DataError("The loss mse needs real targets, but the data have class numbers.")
+    return _labelled(case)
+
+
+def _labelled(case: Case) -> LossFunction:
+    """Cross-entropy or mean squared error of each output, as its targets ask for, summed."""
+    if not case.targets:
+        name = case.settings.loss
+        raise DataError(f"The loss '{name}' needs targets, and the data have none; 'distillation' needs none.")
+
+    def summed(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
+        parts = [_one(case.heads[i], out[i], target) for i, target in zip(case.outputs, tgt, strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
-    return loss
+    return summed
 
 
 def _one(head: Head, output: Tensor, target: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from onnxprune.data.fit import (
     fixed_batch,
     input_specs,
 )
-from onnxprune.data.metrics import Metric, check_metric, default_metric, get_metric
+from onnxprune.data.metrics import METRICS, Metric, check_metric, default_metric
 from onnxprune.data.readers import Data
 from onnxprune.data.sources import Batch, Source, first_batch, split
 from onnxprune.errors import DataError
@@ -200,7 +200,7 @@ def choose_metric(settings: TrainSettings, heads: tuple[Head, ...], sample: Batc
     target = sample.targets[0] if sample.targets else None
     if settings.metric is None:
         return default_metric(target, heads[0].kind != "values")
-    metric = get_metric(settings.metric)
+    metric = METRICS.find(settings.metric)
     if metric.name == "mse" and target is None:
         return default_metric(None, classes=False)
     check_metric(metric, target)

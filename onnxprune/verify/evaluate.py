@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnxprune import runtime
 from onnxprune.data import metrics
 from onnxprune.data.fit import find_axes, fit_target, fixed_batch, input_specs, output_specs
-from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes, get_metric
+from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes
 from onnxprune.data.readers import Data, saying
 from onnxprune.data.sources import Array, Axes, Batch, first_batch, join, pick
 from onnxprune.errors import DataError, VerificationError
@@ -178,7 +178,7 @@ def _choose(
     """The metric asked for, or the first that fits the data."""
     target = next(iter(first_batch(data.source, 1).targets), None)
     if name is not None:
-        metric = get_metric(name)
+        metric = METRICS.find(name)
         metric = ORIGINAL_MSE if metric.name == "mse" and target is None else metric
     elif target is None:
         classes = _ends_in_classes(model.graph.outputs[output]) if classes is None else classes

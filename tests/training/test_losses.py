@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnxprune.data.metrics import METRICS, check_metric, default_metric, get_metric
+from onnxprune.data.metrics import METRICS, check_metric, default_metric
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.losses import finish, make_loss, recognise
@@ -117,7 +117,7 @@ def test_a_users_loss_is_mixed_with_distillation() -> None:
 @pytest.mark.parametrize(
     ("name", "targets", "error", "message"),
     [
-        ("hinge", (LABELS,), RecipeError, "Unknown loss 'hinge'"),
+        ("hinge", (LABELS,), RecipeError, "there is no loss 'hinge'"),
         ("cross-entropy", (), DataError, "needs targets"),
         ("cross-entropy", (LOGITS,), DataError, "needs class numbers"),
         ("mse", (LABELS,), DataError, "needs real targets"),
@@ -173,16 +173,16 @@ worst_error.higher_is_better = False  # type: ignore[attr-defined]
 
 
 def test_a_users_function_is_a_metric() -> None:
-    metric = get_metric(f"{__name__}:worst_error")
+    metric = METRICS.find(f"{__name__}:worst_error")
     assert not metric.higher_is_better
     assert metric.whole is not None
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(RecipeError, match="--metric: there is no 'auc'; choose from accuracy, top5"):
-        get_metric("auc")
+    with pytest.raises(RecipeError, match="--metric: there is no metric 'auc': choose one of accuracy, top5"):
+        METRICS.find("auc")
     with pytest.raises(RecipeError, match="has no function 'auc'"):
-        get_metric(f"{__name__}:auc")
+        METRICS.find(f"{__name__}:auc")
 
 
 def test_the_default_metric_suits_the_data() -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import parser
 
 from onnxprune import model_io, runtime
-from onnxprune.data.metrics import METRICS, drop, get_metric, hits, same_classes
+from onnxprune.data.metrics import METRICS, drop, hits, same_classes
 from onnxprune.data.readers import Data, open_data
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.verify.evaluate import MeasuredMetric, evaluate, measured, start
@@ -161,8 +161,8 @@ def test_every_metric_says_its_direction_and_keeps_it() -> None:
 
 
 def test_an_unknown_metric_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match="--metric: there is no 'f1'; choose from accuracy"):
-        get_metric("f1")
+    with pytest.raises(RecipeError, match="--metric: there is no metric 'f1': choose one of accuracy"):
+        METRICS.find("f1")
 
 
 def test_outputs_whose_samples_lie_along_another_axis() -> None:
