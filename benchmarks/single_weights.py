@@ -31,25 +31,22 @@ from onnxprune.runtime import make_session
 RESULTS = Path(__file__).parent / "results" / "single_weights.json"
 IMAGES, SENTENCES = 1_024, 512
 
+_METHODS = ("no", "least-squares", "obc", "sparsegpt", "sparseswaps")
+_HALF, _TWO_OF_FOUR = {"structure": "weights", "sparsity": 0.5}, {"structure": "2:4"}
+
 CASES: dict[str, tuple[Mapping[str, Any], ...]] = {
-    "resnet-fashion": tuple(
-        {"structure": "weights", "sparsity": sparsity, **way}
-        for sparsity in (0.5, 0.8, 0.9)
-        for way in (
-            {}, {"recover": "no"}, {"recover": "least-squares"}, {"recover": "obc"}, {"recover": "sparsegpt"},
-            {"recover": "sparseswaps"}, {"allocation": "global"}, {"criterion": "wanda"}, {"criterion": "obc"},
-            {"iterations": 2}, {"iterations": 5}, {"iterations": 10},
-        )
+    "resnet-fashion": (
+        *({"structure": "weights", "sparsity": sparsity} for sparsity in (0.5, 0.8, 0.9)),
+        *({"structure": "weights", "sparsity": 0.9, "iterations": steps} for steps in (2, 5, 10)),
+        *({"structure": "weights", "sparsity": s, "recover": method} for s in (0.8, 0.9) for method in _METHODS),
+        *({"structure": "weights", "sparsity": 0.9, "allocation": way} for way in ("global", "uniform", "erk")),
     ),
-    "minilm": tuple(
-        {**amount, **way}
-        for amount in (
-            {"structure": "weights", "sparsity": 0.5}, {"structure": "2:4"}, {"structure": "weights", "sparsity": 0.7},
-        )
-        for way in (
-            {}, {"criterion": "wanda"}, {"recover": "no"}, {"criterion": "wanda", "recover": "no"},
-            {"recover": "least-squares"}, {"recover": "sparsegpt"}, {"recover": "obc"}, {"recover": "sparseswaps"},
-        )
+    "minilm": (
+        _HALF, _TWO_OF_FOUR,
+        *({**_HALF, "recover": method} for method in _METHODS),
+        *({**_HALF, "criterion": "wanda", "recover": method} for method in ("no", "alps")),
+        *({**_TWO_OF_FOUR, "criterion": "wanda", "recover": method} for method in ("no", "sparsegpt", "sparseswaps")),
+        {"structure": "weights", "sparsity": 0.7},
     ),
 }  # fmt: skip
 """What is run of each network: settings beside the calibration data."""

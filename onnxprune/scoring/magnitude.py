@@ -40,10 +40,20 @@ def lamp(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
     """w^2 / (sum of the squares in its tensor that are no smaller): ranked globally it sets each layer's share."""
     squares = np.square(acting_numbers(weight).astype(np.float64)).reshape(-1)
     order = np.argsort(squares, kind="stable")
-    tails = np.cumsum(squares[order][::-1])[::-1]
     scores = np.empty_like(squares)
-    scores[order] = squares[order] / np.maximum(tails, np.finfo(np.float64).tiny)
+    scores[order] = _lamp_of_sorted(squares[order])
     return scores.reshape(weight.shape).astype(np.float32)
+
+
+def sorted_lamp(weight: Weight) -> npt.NDArray[np.float64]:
+    """Return the LAMP scores of a weight's numbers in rising order, shape (size,); cheaper than those in place."""
+    sizes = np.sort(np.abs(acting_numbers(weight)), axis=None)
+    return _lamp_of_sorted(np.square(sizes.astype(np.float64)))
+
+
+def _lamp_of_sorted(squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    tails = np.cumsum(squares[::-1])[::-1]
+    return np.asarray(squares / np.maximum(tails, np.finfo(np.float64).tiny))
 
 
 @unit_criterion(

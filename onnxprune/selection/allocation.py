@@ -20,8 +20,8 @@ from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.operators import operator_of
 from onnxprune.plugins import Plugins, Registry, summary
-from onnxprune.scoring.magnitude import lamp
-from onnxprune.scoring.registry import Compares, Context, Criterion
+from onnxprune.scoring.magnitude import sorted_lamp
+from onnxprune.scoring.registry import Compares, Criterion
 from onnxprune.scoring.remembered import Memory
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
 from onnxprune.selection.weights import least_of_each, least_salient
@@ -160,11 +160,14 @@ def lamp_shares(weights: Sequence[Weight], sparsity: float, look: Look | None = 
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning.
     """
-    context = Context(np.random.default_rng(0))
-    scores = [lamp(w, context).reshape(-1) for w in weights]
-    owner = np.repeat(np.arange(len(weights)), [s.size for s in scores])
-    order = np.argsort(np.concatenate(scores), kind="stable")[: round(sparsity * total_size(weights))]
-    gone = np.bincount(owner[order], minlength=len(weights))
+    scores = [sorted_lamp(w) for w in weights]
+    count = round(sparsity * total_size(weights))
+    gone = np.zeros(len(weights), np.int64)
+    if count:
+        threshold = np.partition(np.concatenate(scores), count - 1)[count - 1]
+        gone = np.array([np.searchsorted(s, threshold, side="left") for s in scores])
+        for i, s in enumerate(scores):  # of those that are equal, the first ones
+            gone[i] += min(count - int(gone.sum()), int(np.searchsorted(s, threshold, side="right")) - int(gone[i]))
     return {w.value: float(n) / w.size for w, n in zip(weights, gone, strict=True)}
 
 
