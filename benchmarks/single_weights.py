@@ -25,8 +25,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.passes import Normalise
 from onnxprune.pipeline.run import prune
+from onnxprune.recovery.alps import Spectrum, alps, keep_largest
+from onnxprune.recovery.quadratic import Quadratic, fit_within
+from onnxprune.recovery.sparsegpt import choose_support, damped_hessian
+from onnxprune.recovery.swaps import refine
 from onnxprune.runtime import make_session
+from onnxprune.scoring import Evidence
+from onnxprune.selection.weights import least_of_each
+from onnxprune.structure.analysis import analyse
 
 RESULTS = Path(__file__).parent / "results" / "single_weights.json"
 IMAGES, SENTENCES = 1_024, 512
@@ -151,6 +159,35 @@ def entries_of(
                 yield entry | {"sparsity": round(result.sparsity, 4)}
 
 
+def layer_errors(path: Path, inputs: Mapping[str, npt.NDArray[Any]], sparsity: float) -> Iterator[dict[str, Any]]:
+    """Yield each layer's relative squared error by SparseGPT, by ALPS, and by Wanda's mask before and after swaps.
+
+    All see the same Gram matrix of the dense network's activations.
+    """
+    model = model_io.load_any(path)
+    Normalise()(model)
+    evidence = Evidence(analyse(model), inputs)
+    for name, linear in evidence.layers.items():
+        moments = evidence.moments(name)
+        weight, q = linear.matrix(), Quadratic.of(moments, linear.bias(), with_bias=linear.shift is not None)
+        full, gone = q.scaled(weight), round(sparsity * weight.size)
+        swept, _ = choose_support(weight, damped_hessian(moments, centred=linear.shift is not None), gone)
+        found, support = alps(full, Spectrum.of(q.gram), keep_largest(weight.size - gone))
+        found = fit_within(Quadratic(q.gram, full @ q.gram, q.scale), found, support, 1e-4)
+        mask = least_of_each(np.square(full[0]).astype(np.float32), gone, 0)[None] if linear.groups == 1 else support
+        swapped = refine(full, q.gram, mask)
+        weights = {"sparsegpt": q.scaled(swept), "alps": found}
+        weights |= {"wanda": np.where(mask, full, 0.0), "swapped": np.where(swapped, full, 0.0)}
+        errors = {way: round(relative_error(q.gram, full, w), 6) for way, w in weights.items()}
+        yield {"network": path.stem, "case": f"layer at {sparsity:.0%}", "layer": name, "draw": 0, **errors}
+
+
+def relative_error(gram: npt.NDArray[Any], full: npt.NDArray[Any], weight: npt.NDArray[Any]) -> float:
+    """The squared error of a layer's outputs with other weights, over the squares of its outputs."""
+    gap, size = (float(np.einsum("gok,gok->", x @ gram, x)) for x in (weight - full, full))
+    return gap / size
+
+
 def read() -> list[dict[str, Any]]:
     """All entries so far."""
     entries: list[dict[str, Any]] = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
@@ -168,6 +205,10 @@ def write(entries: Sequence[Mapping[str, Any]]) -> None:
 def summary(entries: Sequence[Mapping[str, Any]]) -> str:
     """Means and deviations over draws, one line a case."""
     lines = []
+    layers = [e for e in entries if "layer" in e]
+    for title, a, b in (("ALPS under SparseGPT", "alps", "sparsegpt"), ("swaps no worse", "swapped", "wanda")):
+        lines.append(f"{title}: {sum(e[a] <= e[b] for e in layers)} of {len(layers)} layers")
+    entries = [e for e in entries if "layer" not in e]
     for key in dict.fromkeys((e["network"], e["case"]) for e in entries):
         own = [e for e in entries if (e["network"], e["case"]) == key]
         scores = [e["score"] for e in own]
@@ -201,6 +242,9 @@ def main() -> None:
         for entry in entries_of(name, network, args.draws, entries):
             print(json.dumps(entry), flush=True)
             write([*read(), entry])
+        if isinstance(network, Sentences) and not any("layer" in e for e in read()):
+            model = model_io.load_any(args.minilm)
+            write([*read(), *layer_errors(args.minilm, network.calibration(model, 0), 0.7)])
     print(summary(read()))
 
 
