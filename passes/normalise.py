@@ -25,8 +25,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.inference import infer
 from onnxprune.graph.operators import operator_of
-from onnxprune.graph.shapes import Facts, infer
+from onnxprune.graph.shapes import Facts
 from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.preparing import PASSES
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.hints import hints_of
@@ -67,28 +69,73 @@ def sample_axis(value: ir.Value, batch: set[str]) -> int | None:
     return next(axes, 0 if len(value.shape) else None)
 
 
+_SIDES = ((64, 96), (8, 12), (16, 24), (5, 7), (32, 48), (224, 256), (320, 416), (1024, 1536), (1, 1))
+_LONG = ((4096, 6144), (16384, 24576))  # samples of sound, points
+
+
 def candidate_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """Yield pairs of settings of the dynamic dimensions, the likeliest first.
 
-    The first axis of an input is taken for a batch, the others for a sequence or an image side.
+    The axis of the samples is taken for a batch, the others for a sequence or an image side. Last come multiples of
+    what constant Reshape targets hold, and the extents of inputs that the user gave.
     """
     dims = dynamic_dims(model)
     if not dims:
         yield {}, {}
         return
-    sides = [(64, 96), (8, 12), (16, 24), (5, 7), (32, 48), (224, 256), (320, 416), (1024, 1536), (1, 1)]
-    for batch in ((2, 3), (1, 1)):
-        for low, high in sides:
-            yield _setting(dims, batch[0], low, 0), _setting(dims, batch[1], high, 1)
+    axes = sample_axes(model)
+    batches = frozenset(n for n, (v, axis) in dims.items() if axis == axes[str(v.name)] and len(v.shape or ()) > 1)
+    pairs = [(batch, side) for batch in ((2, 3), (1, 1)) for side in (*_SIDES, *_LONG)]
+    for number in factors(model):
+        twice = (number, 2 * number)
+        pairs += [(twice, side) for side in _SIDES[:3]] + [((2, 3), twice)]
+    for batch, side in pairs:
+        yield tuple(_setting(dims, batches, batch[i], side[i], i) for i in (0, 1))  # type: ignore[misc]
+    yield from given_settings(model)
 
 
-def _setting(dims: Mapping[str, tuple[ir.Value, int]], batch: int, side: int, turn: int) -> dict[str, int]:
+def given_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Yield settings with the extents of inputs that the user gave, beside the double of all or of the batch alone."""
+    hints, dims, axes = hints_of(model), dynamic_dims(model), sample_axes(model)
+    batches = {name for name, (value, axis) in dims.items() if axis == axes[str(value.name)]}
+    for feeds in (*hints.inputs[:1], *hints.samples[:1]):
+        sizes = sizes_of(model, feeds)
+        if sizes.keys() >= set(dims):
+            for doubled in (set(dims), batches):
+                yield sizes, {name: n * (2 if name in doubled else 1) for name, n in sizes.items()}
+
+
+def sizes_of(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+    """Return the extents that inputs give to the dynamic dimensions."""
+    dims = dynamic_dims(model)
+    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    return {
+        name: shapes[str(value.name)][axis]
+        for name, (value, axis) in dims.items()
+        if axis < len(shapes.get(str(value.name), ()))
+    }
+
+
+def factors(model: ir.Model) -> list[int]:
+    """Return numbers that an extent may have to be a multiple of: those in constant targets of Reshape."""
+    numbers: set[int] = set()
+    for node in model.graph:
+        target = node.inputs[1] if node.op_type == "Reshape" and len(node.inputs) > 1 else None
+        tensor = None if target is None else ir.convenience.get_const_tensor(target)
+        if tensor is not None and -1 in tensor.numpy():
+            numbers.update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
+    return sorted(numbers)[:6]
+
+
+def _setting(
+    dims: Mapping[str, tuple[ir.Value, int]], batches: frozenset[str], batch: int, side: int, turn: int
+) -> dict[str, int]:
     sizes: dict[str, int] = {}
     others = 0
-    for name, (value, axis) in dims.items():
+    for name, (value, _) in dims.items():
         if is_expression(name, dims):
             continue
-        if axis == 0 and len(value.shape or ()) > 1:
+        if name in batches:
             sizes[name] = batch
         else:
             image = len(value.shape or ()) == 4

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.graph import contrib_shapes
-from onnxprune.graph.dims import Sizes, candidate_settings, dim_name, graph_inputs
+from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.evaluate import bare_node, evaluate_node
 
 Shape = tuple[int | None, ...]
@@ -121,23 +121,15 @@ class Facts:
                     probe.shapes[value] = shape
 
 
-def infer(model: ir.Model) -> Facts:
-    """Infer all shapes of a model at two settings, the first of a few that raise the fewest contradictions."""
-    best: Facts | None = None
-    for setting in candidate_settings(model):
-        facts = infer_at(model, *setting)
-        if best is None or facts.failures < best.failures:
-            best = facts
-        if not facts.failures:
-            break
-    assert best is not None
-    return best
-
-
 def infer_at(model: ir.Model, first: Sizes, second: Sizes) -> Facts:
     """Infer all shapes of a model at two given settings of its dynamic dimensions."""
-    a = _Walk(model, first).run()
-    return Facts(a, a if first == second else _Walk(model, second).run())
+    a = probe_at(model, first)
+    return Facts(a, a if first == second else probe_at(model, second))
+
+
+def probe_at(model: ir.Model, sizes: Sizes) -> Probe:
+    """Infer all shapes at one setting of the dynamic dimensions."""
+    return _Walk(model, sizes).run()
 
 
 class _Walk:
@@ -259,7 +251,9 @@ class _Walk:
                 tensor = inferred.tensor_type
                 shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
                 self.probe.dtypes[value] = tensor.elem_type
-                if tensor.HasField("shape"):
+                if any(extent is not None and extent < 0 for extent in shape):
+                    self.probe.failures += 1  # a kernel that is larger than what it runs over
+                elif tensor.HasField("shape"):
                     self.probe.shapes[value] = shape
 
     def _infer_contrib(self, node: ir.Node) -> bool:

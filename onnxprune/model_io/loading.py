@@ -83,6 +83,7 @@ def _model(proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
         raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
+    _free_negative_dims(model)
     _check_graph(model, name)
     if path is not None:
         find_data(model, path.parent, data_files)
@@ -107,8 +108,19 @@ def _copy(model: ir.Model, limits: Limits) -> ir.Model:
         return _model(to_proto(model), "the model", None, limits)
     _refuse_versions(model.ir_version, model.opset_imports.get(""), "the model")
     copy = model.clone()
+    _free_negative_dims(copy)
     _check_graph(copy, "the model")
     return copy
+
+
+def _free_negative_dims(model: ir.Model) -> None:
+    """Make -1, which older exporters write for a dimension of any extent, one without a number."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
+        for value in values:
+            if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+                dims = [None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape]
+                value.shape = ir.Shape(dims)
 
 
 def _refuse_versions(ir_version: int, opset: int | None, name: str) -> None:

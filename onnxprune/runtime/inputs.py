@@ -10,7 +10,7 @@ Dynamic dimensions are named by their symbol, or `input[axis]` where they have n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,48 +20,69 @@ import onnxruntime as ort
 
 from onnxprune.data.fit import InputSpec, input_specs
 from onnxprune.errors import DataError
-from onnxprune.graph.dims import evaluate, is_expression
-from onnxprune.graph.hints import Feeds
+from onnxprune.graph.dims import evaluate, factors, is_expression, sizes_of
+from onnxprune.graph.hints import Feeds, hints_of
+from onnxprune.graph.inference import Extents, find_extents, known_extents
 from onnxprune.graph.input_roles import integer_role
-from onnxprune.graph.layers import data_width
 from onnxprune.runtime.session import make_session, run
 
 # (sequence length or other extent, side of an image, past length), the likeliest first.
 _EXTENTS = ((8, 64, 4), (16, 224, 8), (32, 32, 0), (1, 128, 0), (64, 256, 16), (128, 640, 32), (512, 512, 0))
+_LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0))  # samples of sound, points
 _BATCHES = (2, 1, 3, 4)
+_MASKS = ("ones", "zeros", "mixed")
+_MOST_UNTOLD = 8  # runs that tell nothing (all NaN, empty) before the first of them is taken
 
 
 def dynamic_dims(model: ir.Model) -> dict[str, bool]:
-    """The names of the free dimensions, and whether each is a batch: the first axis of every input that has it."""
+    """The names of the free dimensions, and whether each is a batch: the sample axis of every input that has it."""
     first: dict[str, bool] = {}
     for spec in input_specs(model):
         for axis, dim in enumerate(spec.known_dims):
             if isinstance(dim, str):
-                first[dim] = first.get(dim, True) and axis == 0
+                first[dim] = first.get(dim, True) and axis == spec.sample_axis
     return {name: batch for name, batch in first.items() if not is_expression(name, first)}
 
 
 def candidate_sizes(model: ir.Model) -> Iterator[dict[str, int]]:
-    """Settings of the dynamic dimensions to try, the likeliest first. One empty setting where nothing is dynamic."""
-    specs, dims = input_specs(model), dynamic_dims(model)
-    if not dims:
+    """Settings of the dynamic dimensions to try, the likeliest first. One empty setting where nothing is dynamic.
+
+    Plain extents come first, then multiples of numbers in Reshape targets, then extents that inference finds to belong
+    together, then long ones.
+    """
+    if not dynamic_dims(model):
         yield {}
         return
-    widths = _widths_of_weights(specs)
-    batches = _BATCHES[:2] if any(dims.values()) else _BATCHES[:1]
-    for batch, extents in itertools.product(batches, _EXTENTS):
-        yield {
-            name: widths.get(name) or _extent(name, is_batch, specs, batch, extents) for name, is_batch in dims.items()
-        }
+    known = known_extents(model)
+    yield from _sizes(model, known, _EXTENTS)
+    for number in factors(model):
+        yield from _sizes(model, known, [(number, 64, number), (8, number, 4)])
+        yield from _sizes(model, known, _EXTENTS[:3], (number, 2 * number))
+    found = find_extents(model)
+    if found != known:
+        yield from _sizes(model, found, _EXTENTS)
+    yield from _sizes(model, found, _LONG)
 
 
-def random_inputs(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Feeds:
+def _sizes(
+    model: ir.Model, known: Extents, extents: Iterable[tuple[int, int, int]], batches: Sequence[int] = _BATCHES[:2]
+) -> Iterator[dict[str, int]]:
+    specs, dims = input_specs(model), dynamic_dims(model)
+    batches = batches if any(dims.values()) else batches[:1]
+    for batch, chosen in itertools.product(batches, extents):
+        yield known.applied({name: _extent(name, is_batch, specs, batch, chosen) for name, is_batch in dims.items()})
+
+
+def random_inputs(
+    model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None, masks: str = "ones"
+) -> Feeds:
     """Random inputs that are valid as far as the graph tells. The same seed and sizes give the same numbers.
 
     Args:
         model: The model.
         seed: Of the random numbers.
         sizes: Extents of dynamic dimensions by name; those left out take the first of `candidate_sizes`.
+        masks: What masks hold: ones, zeros or mixed (the first half of each row ones).
 
     Raises:
         DataError: An input is no tensor, or `sizes` names a dimension that the model does not have.
@@ -74,7 +95,35 @@ def random_inputs(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | 
         raise DataError(f"the model has no dynamic dimension {listed} (it has: {known}).")
     extents = {**defaults, **(sizes or {})}
     rng = np.random.default_rng(seed)
-    return {spec.name: _draw(rng, spec, _resolve(spec, extents)) for spec in input_specs(model)}
+    return {spec.name: _draw(rng, spec, _resolve(spec, extents), masks) for spec in input_specs(model)}
+
+
+def input_sets(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Iterator[Feeds]:
+    """Sets of inputs to try, the best first: those of ``--inputs`` alone; else made-up ones, then the user's samples.
+
+    Made-up inputs come with masks of ones first, then of zeros and mixed: a mask may say what is seen, or what is not.
+
+    Args:
+        model: The model; see `give_hints`.
+        seed: Of the random numbers.
+        sizes: Extents that are known, by name of the dimension.
+
+    Raises:
+        DataError: An input is no tensor, or has no known rank, and nothing was given.
+    """
+    hints = hints_of(model)
+    if hints.inputs:
+        yield from map(dict, hints.inputs)
+        return
+    try:
+        masks = _MASKS if any(_is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
+        for candidate in candidate_sizes(model):
+            for kind in masks:
+                yield random_inputs(model, seed=seed, sizes={**candidate, **(sizes or {})}, masks=kind)
+    except DataError:
+        if not hints.samples:
+            raise
+    yield from map(dict, hints.samples)
 
 
 def working_inputs(
@@ -86,6 +135,8 @@ def working_inputs(
     sizes: Mapping[str, int] | None = None,
 ) -> list[Feeds]:
     """Up to `count` sets of inputs that ONNX Runtime really runs, of different batch sizes where the batch is dynamic.
+
+    Inputs whose outputs tell something (not all NaN, not empty) are preferred.
 
     Args:
         model: The model.
@@ -99,32 +150,77 @@ def working_inputs(
     """
     session = session or make_session(model)
     first_failure: DataError | None = None
-    for candidate in candidate_sizes(model):
-        chosen = {**candidate, **(sizes or {})}
-        feeds = random_inputs(model, seed=seed, sizes=chosen)
+    untold: list[Feeds] = []
+    failed: set[tuple[tuple[int, ...], ...]] = set()
+    for feeds in input_sets(model, seed=seed, sizes=sizes):
+        shapes = tuple(np.shape(array) for array in feeds.values())
+        if shapes in failed and not hints_of(model).inputs:
+            continue  # other numbers in masks, which is not what was wrong
         try:
-            run(session, feeds)
+            outputs = run(session, feeds)
         except DataError as failure:
             first_failure = first_failure or failure
+            failed.add(shapes)
             continue
-        return [feeds, *itertools.islice(_other_batches(model, session, seed, chosen, sizes or {}), count - 1)]
-    raise DataError(f"no inputs were found that the model runs with; give some in an .npz file ({first_failure})")
+        if tells_something(outputs):
+            return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
+        untold.append(feeds)
+        if len(untold) == _MOST_UNTOLD:
+            break
+    if untold:
+        return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
+    if hints_of(model).inputs:
+        raise DataError(f"the model does not run the inputs of --inputs ({first_failure})")
+    raise DataError(
+        f"no inputs were found that the model runs with: give some by --inputs FILE.npz, one array for each input "
+        f"({first_failure})"
+    )
 
 
-def _other_batches(
-    model: ir.Model, session: ort.InferenceSession, seed: int, chosen: Mapping[str, int], given: Mapping[str, int]
+def tells_something(outputs: Mapping[str, Any]) -> bool:
+    """Whether outputs can show a difference: some are not empty, and no float output is NaN or infinite throughout."""
+    arrays = [np.asarray(output) for output in outputs.values() if not isinstance(output, list)]
+    floats = [array for array in arrays if array.size and array.dtype.kind in "fc"]
+    lost = any(not np.isfinite(array).any() for array in floats)
+    return not lost and (any(array.size for array in arrays) or not arrays)
+
+
+def _others(
+    model: ir.Model, session: ort.InferenceSession, seed: int, chosen: Feeds, told: Mapping[str, int]
 ) -> Iterator[Feeds]:
-    batches = [name for name, is_batch in dynamic_dims(model).items() if is_batch and name not in given]
-    for batch in _BATCHES:
-        other = {**chosen, **dict.fromkeys(batches, batch)}
-        if other == chosen:
-            continue
-        feeds = random_inputs(model, seed=seed, sizes=other)
+    """Inputs of other batch sizes than the chosen ones: the user's, or the same made up anew."""
+    hints = hints_of(model)
+    shapes = {name: np.shape(array) for name, array in chosen.items()}
+    users = [dict(feeds) for feeds in (*hints.inputs, *hints.samples)]
+    candidates: Iterator[Feeds]
+    if any(feeds.keys() == chosen.keys() and all(feeds[n] is chosen[n] for n in feeds) for feeds in users):
+        candidates = (f for f in users if {name: np.shape(array) for name, array in f.items()} != shapes)
+    else:
+        candidates = _other_batches(model, seed, chosen, told)
+    for feeds in candidates:
         try:
             run(session, feeds)
         except DataError:
             continue
         yield feeds
+
+
+def _other_batches(model: ir.Model, seed: int, chosen: Feeds, told: Mapping[str, int]) -> Iterator[Feeds]:
+    sizes = sizes_of(model, chosen)
+    sizes = {name: n for name, n in sizes.items() if not is_expression(name, sizes)}
+    batches = [name for name, is_batch in dynamic_dims(model).items() if is_batch and name not in told]
+    kind = _kind_of_masks(model, chosen)
+    first = max((sizes[name] for name in batches), default=1)
+    for batch in (*_BATCHES, 2 * first):
+        other = {**sizes, **dict.fromkeys(batches, batch)}
+        if other != sizes:
+            yield random_inputs(model, seed=seed, sizes=other, masks=kind)
+
+
+def _kind_of_masks(model: ir.Model, feeds: Feeds) -> str:
+    """Which of the kinds of mask these inputs have."""
+    masks = [feeds[spec.name] for spec in input_specs(model) if _is_mask(spec)]
+    return next((k for k in _MASKS if all(np.array_equal(m, _mask(m.shape, k).astype(m.dtype)) for m in masks)), "ones")
 
 
 def _resolve(spec: InputSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
@@ -146,34 +242,34 @@ def _extent(name: str, is_batch: bool, specs: Sequence[InputSpec], batch: int, e
     return sequence
 
 
-def _widths_of_weights(specs: Sequence[InputSpec]) -> dict[str, int]:
-    """Extents of dimensions that a weight right behind the input settles: channels of a Conv, width of a product."""
-    widths: dict[str, int] = {}
-    for spec in specs:
-        for node, index in spec.value.uses():
-            found = data_width(node, index, len(spec.known_dims)) if spec.known_dims else None
-            name = spec.known_dims[found[0]] if found is not None else None
-            if found is not None and isinstance(name, str):
-                widths[name] = found[1]
-    return widths
+def _is_mask(spec: InputSpec) -> bool:
+    return "mask" in spec.name.lower()
 
 
-def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Numbers for one input: masks of ones, ids within bounds, images of bytes, floats from a standard normal."""
-    is_mask = "mask" in spec.name.lower()
+def _mask(shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
+    """Ones, zeros, or ones in the first half of each row."""
+    mask = np.full(shape, kind != "zeros", bool)
+    if kind == "mixed" and shape:
+        mask[..., (shape[-1] + 1) // 2 :] = False
+    return mask
+
+
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], masks: str) -> npt.NDArray[Any]:
+    """Numbers for one input: masks, ids within bounds, images of bytes, floats from a standard normal."""
+    is_mask = _is_mask(spec)
     if spec.element_type == ir.DataType.STRING:
         return np.full(shape, "a", dtype=object)
     dtype = spec.element_type.numpy()
     if spec.element_type == ir.DataType.BOOL:
-        return np.ones(shape, bool) if is_mask else rng.integers(0, 2, shape).astype(bool)
+        return _mask(shape, masks) if is_mask else rng.integers(0, 2, shape).astype(bool)
     if spec.element_type.is_integer():
         role = integer_role(spec.value)
         if role.bound is None and role.constant is None and is_mask:
-            return np.ones(shape, dtype)
+            return _mask(shape, masks).astype(dtype)
         return _integers(rng, spec.element_type, shape, role.bound, role.constant)
     if np.dtype(dtype).kind == "c":
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-    return np.ones(shape, dtype) if is_mask else rng.standard_normal(shape, np.float32).astype(dtype)
+    return _mask(shape, masks).astype(dtype) if is_mask else rng.standard_normal(shape, np.float32).astype(dtype)
 
 
 def _integers(

@@ -15,8 +15,9 @@ import onnxruntime as ort
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph.dims import candidate_settings
-from onnxprune.graph.shapes import Facts, infer, infer_at
+from onnxprune.graph.dims import candidate_settings, given_settings
+from onnxprune.graph.inference import infer
+from onnxprune.graph.shapes import Facts, infer_at
 from onnxprune.runtime.inputs import random_inputs
 from onnxprune.runtime.session import make_session, run
 
@@ -78,7 +79,8 @@ def known_facts(model: ir.Model) -> Facts:
     gaps = facts.gaps(model)
     if not gaps:
         return facts
-    settings = [(facts.first.sizes, facts.second.sizes), *itertools.islice(candidate_settings(model), _MOST_SETTINGS)]
+    settings = [(facts.first.sizes, facts.second.sizes), *given_settings(model)]
+    settings += itertools.islice(candidate_settings(model), _MOST_SETTINGS)
     with contextlib.suppress(ModelError):
         session = _probing_session(model, gaps)
         for setting in settings:

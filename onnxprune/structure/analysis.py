@@ -11,9 +11,10 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.inference import infer
 from onnxprune.graph.layers import weight_operands
 from onnxprune.graph.operators import key, operator_of
-from onnxprune.graph.shapes import Facts, infer
+from onnxprune.graph.shapes import Facts
 from onnxprune.structure import registry
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.graph import shapes
+from onnxprune.graph import inference, shapes
 from onnxprune.graph.shapes import Facts
 
 from . import contrib_cases, grown, node_cases
@@ -39,7 +39,7 @@ def test_shapes_are_never_wrong() -> None:
     wrong, unknown, count = [], [], 0
     for operator, cases in node_cases.cases().items():
         for case in cases:
-            facts = shapes.infer(normalised(case.model))
+            facts = inference.infer(normalised(case.model))
             names = [o for o in case.node.output if o]
             for name, expected in zip(names, case.shapes, strict=False):
                 value = next((v for v in facts.first.shapes if v.name == name), None)
@@ -61,7 +61,7 @@ def test_contrib_shapes_are_those_of_onnx_runtime(operator: str) -> None:
 
 def _check_contrib(case: Case) -> None:
     model = normalised(case.model)
-    facts = shapes.infer(model)
+    facts = inference.infer(model)
     try:
         results = run(model, {})
     except Exception as error:
@@ -83,7 +83,7 @@ def test_shapes_of_random_graphs_are_known_and_right_at_both_settings(kind: str)
     for seed in range(20):
         steps = [(int(a), int(b), int(c)) for a, b, c in rng.integers(0, 12, (6, 3))]
         model = normalised(grown.grow(blocks, steps, seed))
-        facts = shapes.infer(model)
+        facts = inference.infer(model)
         assert all(None not in shape for shape in facts.first.shapes.values())
         for probe in (facts.first, facts.second):
             shape = probe.shapes[model.graph.inputs[0]]
@@ -98,13 +98,13 @@ def test_shapes_of_random_graphs_are_known_and_right_at_both_settings(kind: str)
 
 
 def test_an_extent_is_static_when_both_settings_agree() -> None:
-    facts = shapes.infer(model_of("agraph (float[n, 3, h] x) => (float[n, 3, h] y) { y = Relu(x) }"))
+    facts = inference.infer(model_of("agraph (float[n, 3, h] x) => (float[n, 3, h] y) { y = Relu(x) }"))
     x = named(facts, "y")
     assert [facts.static(x, i) for i in range(3)] == [False, True, False]
 
 
 def test_equal_names_get_equal_extents() -> None:
-    facts = shapes.infer(model_of("agraph (float[n, k] x, float[k, 3] w) => (float[n, 3] y) { y = MatMul(x, w) }"))
+    facts = inference.infer(model_of("agraph (float[n, k] x, float[k, 3] w) => (float[n, 3] y) { y = MatMul(x, w) }"))
     for first in (True, False):
         x, w = (both(facts, name)[0 if first else 1] for name in ("x", "w"))
         assert x[1] == w[0]
@@ -121,7 +121,7 @@ def test_an_expression_of_names_is_followed() -> None:
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
-    facts = shapes.infer(normalised(helper.make_model(graph)))
+    facts = inference.infer(normalised(helper.make_model(graph)))
     assert both(facts, "y") == both(facts, "m")
 
 
@@ -130,7 +130,7 @@ def test_a_setting_that_contradicts_the_graph_is_passed_over() -> None:
     text = """agraph (float[n, 3, h, h] x) => (float[n, c, k, k] y)
         <int64[4] s = {0, 3, 16, 16}> {
         a = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)  y = Reshape(a, s) }"""
-    facts = shapes.infer(model_of(text))
+    facts = inference.infer(model_of(text))
     assert facts.first.failures + facts.second.failures == 0
 
 
@@ -142,7 +142,7 @@ def test_a_computed_target_is_known_at_both_settings() -> None:
         <int64 zero = {0}, int64[1] first = {0}, int64[1] rest = {-1}>
         { s = Shape(x)  b = Gather(s, zero)  u = Unsqueeze(b, first)  t = Concat <axis = 0> (u, rest)
           y = Reshape(x, t) }"""
-    facts = shapes.infer(model_of(text))
+    facts = inference.infer(model_of(text))
     t = named(facts, "t")
     first, second = facts.first.data[t], facts.second.data[t]
     assert first[1] == second[1] == -1 and first[0] != second[0]
@@ -152,23 +152,23 @@ def test_a_computed_target_is_known_at_both_settings() -> None:
 def test_static_entries_of_a_dynamic_shape_are_data() -> None:
     text = """agraph (float[n, 4, 6] x) => (int64 y)
         <int64 one = {1}> { s = Shape(x)  y = Gather(s, one) }"""
-    facts = shapes.infer(model_of(text))
+    facts = inference.infer(model_of(text))
     assert facts.data(named(facts, "y")) == 4
 
 
 def test_random_numbers_are_not_data() -> None:
-    facts = shapes.infer(model_of("agraph () => (float[2] y) { y = RandomNormal <shape = [2]> () }"))
+    facts = inference.infer(model_of("agraph () => (float[2] y) { y = RandomNormal <shape = [2]> () }"))
     assert facts.data(named(facts, "y")) is None and both(facts, "y")[0] == (2,)
 
 
 def test_a_huge_constant_is_not_computed() -> None:
     text = """agraph () => (float[a, b] y) <int64[2] s = {1000000, 1000000}> { y = ConstantOfShape(s) }"""
-    facts = shapes.infer(model_of(text))
+    facts = inference.infer(model_of(text))
     assert both(facts, "y")[0] == (10**6, 10**6) and facts.data(named(facts, "y")) is None
 
 
 def test_a_node_that_takes_no_such_type_is_a_failure_and_no_crash() -> None:
-    facts = shapes.infer(model_of("agraph (uint8[4] x) => (uint8[4] y) { y = Relu(x) }"))
+    facts = inference.infer(model_of("agraph (uint8[4] x) => (uint8[4] y) { y = Relu(x) }"))
     assert facts.failures == 2
 
 
@@ -189,14 +189,14 @@ def test_branches_that_differ_leave_an_extent_open(columns: int, expected: int |
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]),
     ]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    facts = shapes.infer(normalised(helper.make_model(helper.make_graph([node], "g", inputs, outputs))))
+    facts = inference.infer(normalised(helper.make_model(helper.make_graph([node], "g", inputs, outputs))))
     assert [s[1] for s in both(facts, "y")] == [expected, expected]
 
 
 def test_measured_shapes_fill_gaps_only() -> None:
     text = """agraph (float[n, 4] x) => (float[n, 4] y)  { z = NonZero(x)  y = Relu(x) }"""
     model = model_of(text)
-    facts = shapes.infer(model)
+    facts = inference.infer(model)
     z, y = named(facts, "z"), named(facts, "y")
     before = both(facts, "y")
     facts.fill({z: (2, 8), y: (9, 9)}, {z: (2, 12), y: (9, 9)})

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph import shapes
+from onnxprune.graph import inference
 from onnxprune.passes.normalise import Normalise
 from onnxprune.structure.analysis import complete, never_zeroed, walk
 from onnxprune.structure.axes import Dynamic, parts
@@ -75,7 +75,7 @@ def analyse_open(model: ir.Model, unmasked: Iterable[str] = ()) -> Structure:
     """Analyse a model whose outputs may lose indices. No rule may fail: what fails is pinned, and nothing shows."""
     names = set(unmasked)
     told = {value for value in model.graph.initializers.values() if value.name in names}
-    structure = complete(_OpenEnds(model, shapes.infer(model), walk, never_zeroed(model) | told))
+    structure = complete(_OpenEnds(model, inference.infer(model), walk, never_zeroed(model) | told))
     assert not [name for name in structure.unruled if "failed" in name], structure.unruled
     return structure
 
@@ -258,7 +258,7 @@ def node_model(
 
 def _type_outputs(model: ir.Model) -> None:
     """Give the graph outputs the types that inference finds; a graph output must have one."""
-    facts = shapes.infer(model)
+    facts = inference.infer(model)
     for out in model.graph.outputs:
         dtype = ir.DataType(facts.dtype(out))
         if dtype in _NOT_IN_NUMPY:  # read as float, ONNX Runtime cannot hand it over

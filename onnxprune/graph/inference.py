@@ -1,0 +1,174 @@
+"""Shapes of a model at settings of its free dimensions that belong together.
+
+The extents of inputs depend on each other in ways that symbols do not say: a mask is as long as past and sequence
+together, a cache is as wide as a head, images have the channels of the first weight. What an operator or a name tells
+is taken as it is; beyond that, sums of two dimensions are tried where the plain settings contradict the graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from onnxprune.graph.dims import Sizes, candidate_settings, dim_name, dynamic_dims, graph_inputs, is_expression
+from onnxprune.graph.layers import data_width
+from onnxprune.graph.shapes import Facts, Probe, infer_at, probe_at
+
+_STATES: Mapping[tuple[str, str], tuple[tuple[int, int, tuple[int, ...]], ...]] = {
+    ("com.microsoft", "GroupQueryAttention"): ((3, 1, (1, 3)), (4, 2, (1, 3))),
+    ("com.microsoft", "MultiHeadAttention"): ((6, 1, (1, 3)), (7, 2, (1, 3))),
+    ("com.microsoft", "Attention"): ((4, 1, (2, 4)),),
+    ("com.microsoft", "LinearAttention"): ((3, 1, (1, 2, 3)),),
+    ("com.microsoft", "CausalConvWithState"): ((3, 1, (1, 2)),),
+    ("", "Attention"): ((4, 1, (1, 3)), (5, 2, (1, 3))),
+    ("", "LSTM"): ((5, 1, (0, 2)), (6, 2, (0, 2))),
+    ("", "GRU"): ((5, 1, (0, 2)),),
+    ("", "RNN"): ((5, 1, (0, 2)),),
+}
+"""Inputs that hold a state: (input, output with the next state, axes that have the same extent in both)."""
+
+_MOST_WALKS = 48  # inferences that are spent on finding sums
+
+
+@dataclass(frozen=True)
+class Extents:
+    """What is known of free dimensions beside their names.
+
+    Attributes:
+        settled: The one extent that fits, by name.
+        sums: Dimensions that are the sum of others (or equal to one), by name.
+    """
+
+    settled: Sizes = field(default_factory=dict)
+    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def applied(self, sizes: Sizes) -> dict[str, int]:
+        """The sizes with what is known put in."""
+        known = {**sizes, **{name: n for name, n in self.settled.items() if name in sizes}}
+        return {name: sum(known[part] for part in self.sums[name]) if name in self.sums else n
+                for name, n in known.items()}  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known."""
+        return not self.settled and not self.sums
+
+
+def infer(model: ir.Model) -> Facts:
+    """Infer all shapes of a model at two settings, the first of a few that raise the fewest contradictions."""
+    return _inferred(model)[0]
+
+
+def known_extents(model: ir.Model) -> Extents:
+    """What weights and names tell, without inference: channels of a Conv, width of a product, a total length."""
+    return Extents(_widths(model), _named_sums(model))
+
+
+def find_extents(model: ir.Model) -> Extents:
+    """What weights, names, operators with a state and contradictions tell of the free dimensions."""
+    return _inferred(model)[1]
+
+
+def _inferred(model: ir.Model) -> tuple[Facts, Extents]:
+    known = known_extents(model)
+    facts = _first_consistent(model, Extents())
+    if not known.empty and facts.failures:
+        facts = min(facts, _first_consistent(model, known), key=lambda found: found.failures)
+    demanded = _states(model, facts.first)
+    known = replace(known, settled={**known.settled, **demanded})
+    sizes = facts.first.sizes
+    if any(sizes.get(name, n) != n for name, n in demanded.items()):
+        facts = _first_consistent(model, known)
+    if facts.failures:
+        known = _with_sums(model, known, facts)
+        other = _first_consistent(model, known)
+        facts = other if other.failures < facts.failures else facts
+    return facts, known
+
+
+def _first_consistent(model: ir.Model, known: Extents) -> Facts:
+    best: Facts | None = None
+    tried: list[tuple[Sizes, Sizes]] = []
+    for pair in candidate_settings(model):
+        setting = known.applied(pair[0]), known.applied(pair[1])
+        if setting in tried:
+            continue
+        tried.append(setting)
+        facts = infer_at(model, *setting)
+        if best is None or facts.failures < best.failures:
+            best = facts
+        if not facts.failures:
+            break
+    assert best is not None
+    return best
+
+
+def _with_sums(model: ir.Model, known: Extents, facts: Facts) -> Extents:
+    """Add the sums of two dimensions, and the equal ones, that take contradictions away, one after the other."""
+    dims = dynamic_dims(model)
+    names = [n for n in dims if n not in known.settled and not is_expression(n, dims)]
+    least, walks = facts.first.failures, 0
+    improved = True
+    while improved and least:
+        improved = False
+        for name, parts in _options([n for n in names if n not in known.sums]):
+            if walks == _MOST_WALKS:
+                return known
+            walks += 1
+            more = replace(known, sums={**known.sums, name: parts})
+            failures = probe_at(model, more.applied(facts.first.sizes)).failures
+            if failures < least:
+                known, least, improved = more, failures, True
+                break
+    return known
+
+
+def _options(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each dimension as the sum of two others, then as equal to another."""
+    for name in names:
+        others = [other for other in names if other != name]
+        yield from ((name, pair) for pair in itertools.combinations(others, 2))
+    for name, other in itertools.permutations(names, 2):
+        yield name, (other,)
+
+
+def _widths(model: ir.Model) -> dict[str, int]:
+    """Extents that a weight right behind the input settles."""
+    widths: dict[str, int] = {}
+    for value in graph_inputs(model):
+        for node, index in value.uses():
+            found = data_width(node, index, len(value.shape)) if value.shape is not None else None
+            if found is not None and value.shape is not None and not isinstance(value.shape[found[0]], int):
+                widths[dim_name(value, found[0])] = found[1]
+    return widths
+
+
+def _named_sums(model: ir.Model) -> dict[str, tuple[str, ...]]:
+    """A total length is past and sequence together, where each of the three has a dimension of its name."""
+    dims = dynamic_dims(model)
+    total = [name for name in dims if "total" in name.lower()]
+    past = [name for name in dims if "past" in name.lower() and name not in total and not is_expression(name, dims)]
+    new = [name for name in dims if "seq" in name.lower() and name not in (*total, *past)]
+    return dict.fromkeys(total, (past[0], new[0])) if len(past) == len(new) == 1 else {}
+
+
+def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
+    """Extents of states among the inputs: heads and widths are those of the next state."""
+    inputs = set(graph_inputs(model))
+    found: dict[str, int] = {}
+    for node in model.graph:
+        for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
+            state = node.inputs[place] if place < len(node.inputs) else None
+            shape = probe.shapes.get(node.outputs[output]) if output < len(node.outputs) else None
+            if state not in inputs or state is None or state.shape is None or shape is None:
+                continue
+            if len(shape) != len(state.shape):
+                continue
+            for axis, (dim, extent) in enumerate(zip(state.shape, shape, strict=True)):
+                name = None if isinstance(dim, int) else dim_name(state, axis)
+                if name is not None and axis in axes and extent is not None and extent > 0:
+                    found.setdefault(name, extent)
+    return found
