@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.help import InputsFlag, SampleAxisFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -19,22 +20,31 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A.onnx", help="The reference.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model compared with it.", show_default=False)],
     eval_data: Annotated[
-        Path | None, typer.Option(help="Labelled inputs (.npz) to measure the metric on.", show_default=False)
+        Path | None, typer.Option(help="Labelled inputs to measure the metric on.", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, top5 or mse [what fits the data].", show_default=False)
+        str | None,
+        typer.Option(help="accuracy, top5, mse, agreement or module:function.", show_default=False),
     ] = None,
+    inputs: InputsFlag = None,
+    sample_axis: SampleAxisFlag = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Compare two models."""
     from onnxprune import model_io
+    from onnxprune.data.readers import open_data
+    from onnxprune.data.working import give_inputs
+    from onnxprune.recipe.training import DataSettings
     from onnxprune.report.console import print_comparison
     from onnxprune.verify.verdict import verify
 
     with stages(f"{a} and {b}") as tell:
         tell("measure")
-        found = verify(model_io.load(a), model_io.load(b), seed=seed, eval_data=eval_data, metric=metric)
+        before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis))
+        give_inputs(before, inputs, reading)
+        data = None if eval_data is None else open_data(before, eval_data, reading)
+        found = verify(before, model_io.load(b), seed=seed, eval_data=data, metric=metric)
     if json:
         content = found.as_dict()
         del content["removed_vs_masked"]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.help import InputsFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
+    inputs: InputsFlag = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Show what could be pruned."""
@@ -24,7 +26,7 @@ def inspect(
 
     with stages(str(model)) as tell:
         tell("analyse")
-        found = inspect_model(model)
+        found = inspect_model(model, inputs=inputs)
     if json:
         print_json("inspect", found.as_dict())
     else:

@@ -27,17 +27,22 @@ class Invocation(BaseModel):
     output: Annotated[Path | None, Flag("Run", "Where to write [MODEL.pruned.onnx].", short="-o")] = Field(
         None, description="where to write [MODEL.pruned.onnx]"
     )
-    calibration: Annotated[Path | None, Flag("Data", "Inputs (.npz) to look at: better choices, recovery.")] = Field(
+    calibration: Annotated[Path | None, Flag("Data", "Inputs to look at: better choices, recovery.")] = Field(
         None,
-        description="inputs (.npz by input name; label where there are labels) for criteria that look at data, for "
+        description="inputs (in the forms of --data; label where there are labels) for criteria that look at data, for "
         "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are left",
     )
-    eval_data: Annotated[Path | None, Flag("Data", "Labelled inputs (.npz) to measure the metric on.")] = Field(
-        None, description="labelled inputs to measure the metric on: .npz, or as --data"
+    eval_data: Annotated[Path | None, Flag("Data", "Labelled inputs to measure the metric on.")] = Field(
+        None, description="labelled inputs to measure the metric on, in the forms of --data"
+    )
+    inputs: Annotated[Path | None, _DATA] = Field(
+        None,
+        description="inputs that the model runs with (.npz, one array for each), where none are found or better ones "
+        "are at hand: shapes are found and the result is verified on them",
     )
     metric: Annotated[str | None, _DATA] = Field(
         None,
-        description="what is measured: accuracy, top5 or mse, with --retrain also agreement or module:function; else "
+        description="what is measured: accuracy, top5, mse, agreement (with the original) or module:function; else "
         "what fits the data",
     )
     data: Annotated[Path | None, Flag("Retrain", "What to train on: .npz, .csv, folder, module:fn.")] = Field(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.help import InputsFlag, SampleAxisFlag
 from onnxprune.cli.outputs import check_folder
 from onnxprune.errors import RecipeError
 
@@ -22,14 +23,21 @@ def sensitivity(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Inputs (.npz), on which the error of the outputs is measured.", show_default=False),
+        typer.Option(
+            help="Inputs, on which the error of the outputs is measured: forms as for prune.",
+            show_default=False,
+        ),
     ] = None,
     eval_data: Annotated[
-        Path | None, typer.Option(help="Labelled inputs (.npz): measure a metric instead.", show_default=False)
+        Path | None,
+        typer.Option(help="Labelled inputs: measure a metric instead.", show_default=False),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, top5 or mse; else what fits the data.", show_default=False)
+        str | None,
+        typer.Option(help="accuracy, top5, mse, agreement or module:function.", show_default=False),
     ] = None,
+    inputs: InputsFlag = None,
+    sample_axis: SampleAxisFlag = [],  # noqa: B006
     structure: Annotated[str, typer.Option(help="weights (by layer) or channels (by group of units).")] = "weights",
     criterion: Annotated[str, typer.Option(help="What goes first.")] = "magnitude",
     levels: Annotated[str, typer.Option(help="Shares to try [0.3,0.5,... to 0.95].", show_default=False)] = "",
@@ -51,7 +59,9 @@ def sensitivity(
     with stages(str(model)) as tell:
         found = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
-            structure=structure, criterion=criterion, exclude=exclude, only=only, seed=seed,
+            inputs=inputs,
+            reading={"sample_axis": sample_axis}, structure=structure, criterion=criterion, exclude=exclude,
+            only=only, seed=seed,
         )  # fmt: skip
         if plot is not None:
             tell("plot")

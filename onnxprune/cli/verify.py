@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.help import InputsFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +23,7 @@ def verify(
     record: Annotated[
         Path | None, typer.Option(help="The record of the run, to prove removed == masked.", show_default=False)
     ] = None,
+    inputs: InputsFlag = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -30,7 +32,7 @@ def verify(
 
     with stages(f"{original} and {pruned}") as tell:
         tell("verify")
-        found = check(original, pruned, record, seed=seed)
+        found = check(original, pruned, record, seed=seed, inputs=inputs)
     if json:
         print_json("verify", asdict(found))
         return

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
+from onnxprune.data.readers import AnyData
+from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph.linear import set_numbers
 from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
@@ -58,8 +60,16 @@ class Check:
         return out
 
 
-def check(original: Path, pruned: Path, record: Path | None = None, *, seed: int = 0) -> Check:
+def check(
+    original: Path, pruned: Path, record: Path | None = None, *, seed: int = 0, inputs: AnyData | None = None
+) -> Check:
     """Check a pruned model.
+
+    Args:
+        original, pruned: Both files.
+        record: The record of the run.
+        seed: Of random inputs.
+        inputs: Inputs that the original runs with; they take the place of random ones.
 
     Raises:
         ModelError: A model cannot be read.
@@ -67,6 +77,7 @@ def check(original: Path, pruned: Path, record: Path | None = None, *, seed: int
         VerificationError: The pruned model does not run, has other inputs or outputs, or is not what the record says.
     """
     before, after = model_io.load(original), model_io.load(pruned)
+    give_inputs(before, inputs)
     _same_interface(before, after)
     kept: dict[str, dict[str, list[int]]] = {}
     sources: dict[str, str] = {}

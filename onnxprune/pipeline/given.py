@@ -30,6 +30,7 @@ class RunInputs:
         resume: Whether to go on with the run that the folder holds.
         verification: Whether the result is measured in ONNX Runtime.
         latency: Whether the latency ratio is measured as well.
+        inputs: Inputs that the model runs with, which take the place of made-up ones.
         memory: Scores of the original, which the runs of a search share: they all begin with it.
     """
 
@@ -43,3 +44,4 @@ class RunInputs:
     verification: bool = True
     latency: bool = True
     memory: Memory = field(default_factory=Memory)
+    inputs: AnyData | None = None

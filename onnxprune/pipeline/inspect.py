@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.data.readers import AnyData
+from onnxprune.data.working import give_inputs
 from onnxprune.graph.size import graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.weights import prunable_weights, total_size
@@ -70,13 +72,19 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(model: str | Path | onnx.ModelProto | ir.Model) -> Inspection:
+def inspect(model: str | Path | onnx.ModelProto | ir.Model, *, inputs: AnyData | None = None) -> Inspection:
     """Find what could be pruned.
+
+    Args:
+        model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
+        inputs: Inputs that the model runs with, where none are found.
 
     Raises:
         ModelError: The model cannot be read.
     """
-    structure = prepare(model_io.load_any(model).clone())
+    original = model_io.load_any(model)
+    give_inputs(original, inputs)
+    structure = prepare(original.clone())
     weights = prunable_weights(structure)
     infos, cuttable_nodes = [], set()
     shapes = structure.facts.known_shapes()

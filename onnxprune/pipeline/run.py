@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.data.calibration import read_calibration
-from onnxprune.data.readers import AnyData, open_data
+from onnxprune.data.readers import AnyData, Data, open_data
+from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
-from onnxprune.graph.hints import give_hints, parse_sample_axes
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
@@ -53,6 +53,7 @@ def prune(
     eval_data: AnyData | None = None,
     metric: str | None = None,
     calibration: AnyData | None = None,
+    inputs: AnyData | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -74,6 +75,7 @@ def prune(
         calibration: Inputs, in any form that ``data`` may have, with labels where there are some: for criteria that
             look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
             By default criteria take them from ``data`` when retraining, int8 from ``eval_data``.
+        inputs: Inputs that the model runs with, one array for each: they take the place of made-up ones.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         progress: Called with the name of each stage.
@@ -91,18 +93,18 @@ def prune(
     """
     recipe = recipe or make_recipe(**settings)
     folder = None if checkpoint is None else Path(checkpoint)
-    inputs = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency)
-    preflight(recipe, inputs)
+    given = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
+    preflight(recipe, given)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
-    inputs = _opened(original, recipe, inputs, clock)
+    given = _opened(original, recipe, given, clock)
     if recipe.target is None:
-        return _run(original, recipe, inputs, clock)
+        return _run(original, recipe, given, clock)
     trained_in = None if recipe.retrain is None else folder
     sparsity = None if trained_in is None else begin_search(trained_in, recipe, resume=resume)
     with forgotten_unless_started(trained_in):
-        run = partial(_try, original, inputs, clock)
-        return reach(original, recipe, run, inputs.eval_data, metric, progress, at=sparsity)
+        run = partial(_try, original, given, clock)
+        return reach(original, recipe, run, given.eval_data, metric, progress, at=sparsity)
 
 
 def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:
@@ -113,14 +115,17 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
         RecipeError: The criterion looks at labels, and the calibration data have none.
     """
     calibration, eval_data, samples = inputs.calibration, inputs.eval_data, None
-    if recipe.reading.sample_axis:
-        give_hints(original, sample_axes=parse_sample_axes(recipe.reading.sample_axis))
+    give_inputs(original, inputs.inputs, recipe.reading)
     if calibration is not None:
         limit, seed, reading = recipe.calibration_samples, recipe.seed, recipe.reading
         samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed, reading))
         check_labels(recipe, samples)
     if eval_data is not None:
         eval_data = open_data(original, eval_data, recipe.reading)
+    if samples is not None:
+        give_samples(original, samples.inputs)
+    elif isinstance(eval_data, Data):
+        give_samples(original, eval_data)
     return replace(inputs, eval_data=eval_data, samples=samples)
 
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune import model_io, runtime
 from onnxprune.data.calibration import Calibration, read_calibration
 from onnxprune.data.readers import AnyData, open_data
+from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
 from onnxprune.pipeline.preflight import check_labels, check_scores
@@ -83,6 +84,7 @@ def sensitivity(
     calibration: AnyData | None = None,
     eval_data: AnyData | None = None,
     metric: str | None = None,
+    inputs: AnyData | None = None,
     levels: Sequence[float] | None = None,
     progress: Callable[[str], None] | None = None,
     **settings: Any,
@@ -95,6 +97,7 @@ def sensitivity(
             there are ``eval_data``; criteria that need data look at them.
         eval_data: Labelled inputs, in any form that ``calibration`` may have: a metric is measured.
         metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` or ``module:function``; by default the first that fits.
+        inputs: Inputs that the model runs with, where none are found.
         levels: Shares to try, each between 0 and 1.
         progress: Called with the name of each layer.
         **settings: Those fields of `Recipe` that say what may go and what goes first: ``structure`` (weights or
@@ -115,10 +118,14 @@ def sensitivity(
         raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
     check_scores(recipe, calibration, trains=False)
     original = model_io.load_any(model)
+    give_inputs(original, inputs, recipe.reading)
     limit, seed = recipe.calibration_samples, recipe.seed
-    samples = Calibration() if calibration is None else read_calibration(calibration, original, limit, seed)
+    samples = (
+        Calibration() if calibration is None else read_calibration(calibration, original, limit, seed, recipe.reading)
+    )
     if calibration is not None:
         check_labels(recipe, samples)
+        give_samples(original, samples.inputs)
     structure = prepare(original.clone())
     if eval_data is None:
         measure: Measure = OutputError(structure.model, samples.inputs)
