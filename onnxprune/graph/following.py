@@ -73,29 +73,29 @@ def _with_new_nodes(chain: list[Follow], last: int, dense: Linear) -> Follow:
     return chain[last]
 
 
-def output_scale(output: ir.Value, width: int, *, last_axis: bool) -> Matrix:
+def output_scale(output: ir.Value, width: int, *, axis: int) -> Matrix:
     """Return what the outputs of any layer are multiplied by before the first node that is not affine.
 
     Args:
         output: The layer's output.
         width: How many outputs it has.
-        last_axis: Whether they are the last axis, else the channels of a map.
+        axis: The axis of the output that counts them: 1 for channels of a map, -1 or -2.
     """
-    *_, last = _follow_value(output, width, last_axis=last_axis)
+    *_, last = _follow_value(output, width, axis=axis)
     return last.scale
 
 
 def _follow(layer: Linear) -> Iterator[Follow]:
     """The layer's output, and each value that only scales and shifts it, in order."""
-    return _follow_value(layer.output, int(np.prod(layer.matrix().shape[:2])), last_axis=not layer.is_conv)
+    return _follow_value(layer.output, int(np.prod(layer.matrix().shape[:2])), axis=layer.result_axis)
 
 
-def _follow_value(value: ir.Value, width: int, *, last_axis: bool) -> Iterator[Follow]:
+def _follow_value(value: ir.Value, width: int, *, axis: int) -> Iterator[Follow]:
     scale, shift = np.ones(width), np.zeros(width)
     yield Follow(str(value.name), scale, shift)
     while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
         node, index = uses[0]
-        step = _step(node, index, width, last_axis=last_axis)
+        step = _step(node, index, width, axis=axis)
         if step is None:
             return
         scale, shift = step[0] * scale, step[0] * shift + step[1]
@@ -103,7 +103,7 @@ def _follow_value(value: ir.Value, width: int, *, last_axis: bool) -> Iterator[F
         yield Follow(str(value.name), scale, shift)
 
 
-def _step(node: ir.Node, index: int, width: int, *, last_axis: bool) -> tuple[Matrix, Matrix] | None:
+def _step(node: ir.Node, index: int, width: int, *, axis: int) -> tuple[Matrix, Matrix] | None:
     """Scale and shift of one node; None where it is not affine by output."""
     if node.domain != "":
         return None
@@ -113,7 +113,7 @@ def _step(node: ir.Node, index: int, width: int, *, last_axis: bool) -> tuple[Ma
         return None
     if index == 1 and node.op_type in ("Sub", "Div"):
         return None
-    other = _vector(node.inputs[1 - index], width, last_axis=last_axis)
+    other = _vector(node.inputs[1 - index], width, axis=axis)
     if other is None:
         return None
     ones, zeros = np.ones(width), np.zeros(width)
@@ -135,7 +135,7 @@ def _batchnorm(node: ir.Node, width: int) -> tuple[Matrix, Matrix] | None:
     return scale, beta - scale * mean
 
 
-def _vector(value: ir.Value | None, width: int, *, last_axis: bool) -> Matrix | None:
+def _vector(value: ir.Value | None, width: int, *, axis: int) -> Matrix | None:
     """A constant that holds one number for each output, or one for all; None for anything else."""
     tensor = None if value is None else value.const_value
     if tensor is None or not tensor.dtype.is_floating_point():
@@ -143,4 +143,4 @@ def _vector(value: ir.Value | None, width: int, *, last_axis: bool) -> Matrix | 
     array = tensor.numpy().astype(np.float64)
     if array.size == 1:
         return np.full(width, float(array.reshape(())))
-    return array.reshape(-1) if lies_along_outputs(array.shape, width, last_axis=last_axis) else None
+    return array.reshape(-1) if lies_along_outputs(array.shape, width, axis=axis) else None

@@ -1,7 +1,8 @@
 """Convolutions and matrix products seen alike: Z = A W^T + b, with one row of A for each place that the weights see.
 
-A `Linear` is a Conv, Gemm or MatMul whose weight is a constant of its own. Its weight is a matrix [g, O, K]: groups,
-outputs of a group, and summed inputs of a group (for a Conv: channels x kernel). Statistics and recovery know no more.
+A `Linear` is a convolution or a matrix product whose weight is a constant of its own, on either side, perhaps behind
+a Transpose or another view. Its weight is a matrix [g, O, K]: groups, outputs of a group, and summed inputs of a group
+(for a Conv: channels x kernel). Statistics and recovery know no more, so that every spelling of a layer is one to them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.layers import MatrixAxes, data_axis, matrix_axes, slots_of
+from onnxprune.graph.operators import operator_of
+from onnxprune.graph.properties import Slot
 from onnxprune.graph.tensors import like
 
 Matrix = npt.NDArray[np.float64]
@@ -24,15 +28,19 @@ class Linear:
     """One contraction with constant weights.
 
     Attributes:
-        node: The Conv, Gemm or MatMul.
+        node: The convolution or matrix product.
         data: What it reads.
         weight: Its weights, an initializer that no other node reads.
+        axes: The axes of the weight.
+        slot: The inputs of the node that hold the weights and the data.
         shift: Where a change of the output's mean can be written: (constant of shape [outputs], sign), None if nowhere.
     """
 
     node: ir.Node
     data: ir.Value
     weight: ir.Value
+    axes: MatrixAxes
+    slot: Slot
     shift: tuple[ir.Value, float] | None
 
     @property
@@ -47,27 +55,33 @@ class Linear:
 
     @property
     def is_conv(self) -> bool:
-        """Whether it is a Conv."""
-        return self.node.op_type == "Conv"
+        """Whether it is a convolution."""
+        return operator_of(self.node).kind == "conv"
 
     @property
     def groups(self) -> int:
         """The number of groups g."""
-        return _int(self.node, "group", 1) if self.is_conv else 1
+        return self.axes.groups
 
     @property
     def output_axis(self) -> int:
         """The axis of the weight that counts outputs."""
-        return 0 if self.is_conv or self._transposed else 1
+        return self.axes.output
 
     @property
     def input_axis(self) -> int:
         """The axis of the weight that counts inputs (of a group)."""
-        return 1 - self.output_axis
+        return self.axes.reduction
 
     @property
-    def _transposed(self) -> bool:
-        return bool(_int(self.node, "transB"))
+    def data_axis(self) -> int:
+        """The axis of the data that is summed over: 1 of a feature map, -1 of rows, -2 of columns."""
+        return data_axis(self.slot, self.node, None)
+
+    @property
+    def result_axis(self) -> int:
+        """The axis of Z that counts outputs: 1 of a feature map, -1 of rows, -2 of columns (the weight on the left)."""
+        return _result_axis(self.node, self.slot)
 
     @property
     def places(self) -> int:
@@ -76,21 +90,34 @@ class Linear:
 
     @property
     def scale(self) -> float:
-        """Gemm's alpha: Z is the scale times the product."""
-        return float(self.node.attributes.get_float("alpha", 1.0)) if self.node.op_type == "Gemm" else 1.0
+        """The alpha of a Gemm: Z is the scale times the product."""
+        return 1.0 if self.is_conv else float(self.node.attributes.get_float("alpha", 1.0))
 
     def to_matrix(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return an array of the weight's shape as [g, O, K]."""
         if self.is_conv:
             return array.reshape(self.groups, array.shape[0] // self.groups, -1)
-        return np.expand_dims(array if self._transposed else array.T, 0)
+        return np.expand_dims(array if self.output_axis == 0 else array.T, 0)
 
     def from_matrix(self, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return a matrix [g, O, K] in the weight's shape."""
         if self.is_conv:
             return matrix.reshape(tensor_of(self.weight).shape.numpy())
         (only,) = matrix
-        return np.asarray(only if self._transposed else only.T)
+        return np.asarray(only if self.output_axis == 0 else only.T)
+
+    def per_input(self, numbers: Matrix, rank: int) -> Matrix:
+        """Return one number for each channel of the data in a shape that a weight of some rank is multiplied with."""
+        if self.is_conv and self.groups > 1:
+            by_output = np.repeat(numbers.reshape(self.groups, -1), self._outputs // self.groups, axis=0)
+            return by_output.reshape(*by_output.shape, *[1] * (rank - 2))  # [O, C / g, 1...]
+        shape = [1] * rank
+        shape[self.input_axis] = -1
+        return numbers.reshape(shape)
+
+    @property
+    def _outputs(self) -> int:
+        return int(tensor_of(self.weight).shape.numpy()[self.output_axis])
 
     def matrix(self) -> Matrix:
         """Return the weights as they act, shape [g, O, K]."""
@@ -99,11 +126,10 @@ class Linear:
     def bias(self) -> Matrix:
         """Return the bias that is part of Z, shape [g, O]; zeros where there is none."""
         outputs = self.to_matrix(tensor_of(self.weight).numpy()).shape[:2]
-        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        value = _bias_of(self.node)
         if value is None or value.const_value is None:
             return np.zeros(outputs)
-        beta = self.node.attributes.get_float("beta", 1.0) if self.node.op_type == "Gemm" else 1.0
-        bias = value.const_value.numpy().astype(np.float64) * beta
+        bias = value.const_value.numpy().astype(np.float64) * self.node.attributes.get_float("beta", 1.0)
         return np.broadcast_to(bias.reshape(-1), (outputs[0] * outputs[1],)).reshape(outputs)
 
     def write(self, matrix: Matrix, change: Matrix | None = None) -> None:
@@ -120,16 +146,21 @@ def linear_layers(model: ir.Model) -> tuple[list[Linear], dict[str, str]]:
     layers: list[Linear] = []
     refused: dict[str, str] = {}
     for node in model.graph:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.domain == "":
-            reason = _refusal(node)
-            data, weight = node.inputs[0], node.inputs[1]
-            if reason is None and data is not None and weight is not None:
-                layers.append(Linear(node, data, weight, _shift_of(node)))
-            elif reason:
-                refused[str(node.outputs[0].name)] = reason
-        elif node.op_type in ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "DeformConv"):
-            refused[str(node.outputs[0].name)] = f"{node.op_type} is not reconstructed"
+        operator = operator_of(node)
+        if operator.knows_zero_points or not operator.contracts:
+            continue
+        found = _linear(node) if operator.weights and operator.kind in ("conv", "fc") else _not_followed(node)
+        if isinstance(found, Linear):
+            layers.append(found)
+        elif found:
+            refused[str(node.outputs[0].name)] = found
     return layers, refused
+
+
+def _not_followed(node: ir.Node) -> str:
+    """Why an operator that has weights of another form is no `Linear`; empty where it has none."""
+    operator = operator_of(node)
+    return f"{node.op_type} is not reconstructed" if operator.weights or operator.equation else ""
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol:
@@ -145,72 +176,123 @@ def set_numbers(value: ir.Value, array: npt.NDArray[np.generic]) -> None:
     value.const_value = like(old, new)
 
 
-def _int(node: ir.Node, name: str, default: int = 0) -> int:
-    return int(node.attributes.get_int(name, default) or 0)
+def _linear(node: ir.Node) -> Linear | str:
+    """Return a node as a `Linear`, or why it is none: empty for a product of two activations."""
+    operator = operator_of(node)
+    if operator.kind == "conv" and not operator.sees_windows:
+        return f"{node.op_type} is not reconstructed"
+    if node.attributes.get_string("activation", ""):
+        return "its activation is part of it"
+    if node.op_type == "FusedConv" and len(node.inputs) > 3 and node.inputs[3] is not None:
+        return "another value is added in it"
+    slots = [slot for slot in slots_of(node) if _source(node.inputs[slot.input]) is not None]
+    if not slots:
+        weight = node.inputs[1]
+        return (
+            ""
+            if weight is None or weight.producer() is None or not operator_of(node).biases
+            else "its weight is computed"
+        )
+    slot = slots[0]
+    data, operand = node.inputs[slot.data], node.inputs[slot.input]
+    weight = _source(operand)
+    if data is None or weight is None or data.const_value is not None or len(slots) > 1:
+        return "both of its operands are constants"
+    axes = matrix_axes(weight, node)
+    reason = _refusal(node, slot, weight, axes)
+    if reason or axes is None:
+        return reason
+    return Linear(node, data, weight, axes, slot, _shift_of(node, slot, weight, axes))
 
 
-def _refusal(node: ir.Node) -> str | None:
-    """Why a node is no `Linear`: empty for a product of two activations."""
-    data, weight = node.inputs[0], node.inputs[1]
-    if data is None or weight is None or data.const_value is not None:
-        return "its first operand is a constant"
-    if weight.const_value is None:
-        return "" if weight.producer() is None or node.op_type == "MatMul" else "its weight is computed"
+def _refusal(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes | None) -> str:
+    """Why a constant is no weight that statistics and recovery can work on; empty where it is one."""
     if not tensor_of(weight).dtype.is_floating_point():
         return "its weight is not floating point"
-    if len(list(weight.uses())) > 1 or weight.is_graph_output():
+    if not _read_once(weight, node):
         return "its weight has other uses"
-    if node.op_type == "Gemm" and _int(node, "transA"):
-        return "its input is transposed"
-    if node.op_type != "Conv" and len(tensor_of(weight).shape) != 2:
+    is_conv = operator_of(node).kind == "conv"
+    if not is_conv and (len(tensor_of(weight).shape) != 2 or axes is None):
         return "its weight is no matrix"
-    return None
+    if axes is None or (is_conv and (axes.output, axes.reduction) != (0, 1)):
+        return "its weight is laid out in another way"
+    if _result_axis(node, slot) == -2 and _bias_of(node) is not None:
+        return "its bias does not lie along its outputs"
+    return ""
 
 
-def _shift_of(node: ir.Node) -> tuple[ir.Value, float] | None:
+def _source(operand: ir.Value | None) -> ir.Value | None:
+    """The constant that an operand is, perhaps behind views of it."""
+    while operand is not None and operand.const_value is None:
+        node = operand.producer()
+        operand = node.inputs[0] if node is not None and operator_of(node).view else None
+    return operand
+
+
+def _read_once(weight: ir.Value, node: ir.Node) -> bool:
+    """Whether nothing but a node reads a constant, through views that nothing else reads."""
+    value = weight
+    while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
+        reader = uses[0][0]
+        if reader is node:
+            return True
+        value = reader.outputs[0]
+    return False
+
+
+def _result_axis(node: ir.Node, slot: Slot) -> int:
+    if operator_of(node).kind == "conv":
+        return 1
+    return -1 if slot.input == 1 else -2
+
+
+def _bias_of(node: ir.Node) -> ir.Value | None:
+    biases = operator_of(node).biases
+    return node.inputs[biases[0]] if biases and biases[0] < len(node.inputs) else None
+
+
+def _shift_of(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes) -> tuple[ir.Value, float] | None:
     """Find what moves the mean of a node's output: its bias, that of an Add behind it, or BatchNorm's running mean."""
-    weight = node.inputs[1]
-    assert weight is not None
-    rows_first = node.op_type == "Conv" or bool(_int(node, "transB"))
-    width = tensor_of(weight).shape.numpy()[0 if rows_first else 1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    width = int(tensor_of(weight).shape.numpy()[axes.output])
+    bias, axis = _bias_of(node), _result_axis(node, slot)
     if bias is not None:
-        beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+        beta = node.attributes.get_float("beta", 1.0)
         return (bias, 1 / beta) if beta and _own_vector(bias, width) else None
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     after, index = uses[0]
-    if after.op_type == "BatchNormalization" and index == 0 and not _int(after, "training_mode"):
+    if after.op_type == "BatchNormalization" and index == 0 and not after.attributes.get_int("training_mode", 0):
         mean = after.inputs[3]
-        return (mean, -1.0) if mean is not None and _own_vector(mean, width) else None
+        return (mean, -1.0) if axis != -2 and mean is not None and _own_vector(mean, width) else None
     if after.op_type == "Add":
         other = after.inputs[1 - index]
-        last = node.op_type != "Conv"
-        return (other, 1.0) if other is not None and _own_vector(other, width, last_axis=last) else None
+        return (other, 1.0) if other is not None and _own_vector(other, width, axis=axis) else None
     return None
 
 
-def _own_vector(value: ir.Value, width: int, *, last_axis: bool = True) -> bool:
+def _own_vector(value: ir.Value, width: int, *, axis: int = -1) -> bool:
     """Whether a constant is a float vector of this width (with axes of extent 1) that only one node reads."""
     tensor = value.const_value
     if tensor is None or not tensor.dtype.is_floating_point() or len(list(value.uses())) != 1:
         return False
     if value.is_graph_output():
         return False
-    return lies_along_outputs(tensor.shape.numpy(), width, last_axis=last_axis)
+    return lies_along_outputs(tensor.shape.numpy(), width, axis=axis)
 
 
-def lies_along_outputs(shape: Sequence[int], width: int, *, last_axis: bool) -> bool:
+def lies_along_outputs(shape: Sequence[int], width: int, *, axis: int) -> bool:
     """Whether a constant of this shape holds one number for each of a layer's outputs, where it meets these.
 
     Args:
         shape: The constant's shape.
         width: The number of outputs.
-        last_axis: Whether the outputs are the last axis of what it meets (MatMul, Gemm), else the channels of a map.
+        axis: The axis of what it meets that counts outputs: `Linear.result_axis`.
     """
     if math.prod(shape) != width or not shape:
         return False
-    if last_axis:
+    if axis == -1:
         return shape[-1] == width
+    if axis == -2:
+        return len(shape) >= 2 and shape[-2] == width
     return len(shape) >= 3 and (shape[0] == width if len(shape) == 3 else shape[1] == width)

@@ -87,6 +87,13 @@ class Builder:
         windows = self.node("Conv", [self.cast(node.inputs[0]), self.constant(identity)], attributes)
         return self.rows_of_map(windows, groups, summed, stride, len(kernel))
 
+    def rows(self, value: ir.Value, width: int, axis: int, rank: int) -> ir.Value:
+        """Turn a value into [1, rows, width], where `axis`, the last or the one before it, has that width."""
+        value = self.cast(value)
+        if axis == -2:
+            value = self.node("Transpose", [value], {"perm": [*range(rank - 2), rank - 1, rank - 2]})
+        return self.reshape(value, [1, -1, width])
+
     def rows_of_map(self, value: ir.Value, groups: int, width: int, stride: int, spatial: int) -> ir.Value:
         """Turn [N, groups x width, *spatial] into [groups, rows, width], on a grid of every `stride`-th place."""
         value = self.cast(value)

@@ -51,6 +51,7 @@ class Operator:
         weights: The inputs that may hold weights of a contraction, and their axes.
         grouped: What tells the number of groups of its weights: an attribute, or "each channel" where every channel is
             a group of its own. The groups lie on axis 0 of the weight. Empty where there are none.
+        sees_windows: A convolution whose outputs see plain windows of its data.
         equation: Its axes follow from the attribute `equation`, as those of Einsum.
         biases: Inputs that are added to its outputs.
         roles: Other inputs that are learnt, and what they are.
@@ -91,6 +92,7 @@ class Operator:
     kind: Kind = "other"
     weights: tuple[Slot, ...] = ()
     grouped: str = ""
+    sees_windows: bool = False
     equation: bool = False
     biases: tuple[int, ...] = ()
     roles: Mapping[int, Role] = field(default_factory=dict)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.graph.hints import Feeds
-from onnxprune.graph.linear import Linear, Matrix, tensor_of
+from onnxprune.graph.linear import Linear, Matrix
 from onnxprune.graph.measuring import Builder
 from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.session import make_session, run
@@ -132,8 +132,9 @@ def layer_moments(
     build = Builder(model)
     model.graph.outputs.clear()
     for number, layer in enumerate(layers):
-        stride = _stride(by_name.get(str(layer.output.name), ()), windows) if layer.is_conv else 1
-        _add_moments(build, layer, number, kept.get(layer.name), stride, DENSE if targets else "")
+        shape = by_name.get(str(layer.output.name), ())
+        grid = Grid(_stride(shape, windows) if layer.is_conv else 1, len(shape))
+        _add_moments(build, layer, number, kept.get(layer.name), grid, DENSE if targets else "")
     RemoveUnusedNodesPass()(model)
     session = make_session(model)
     sums: dict[str, list[Moments | None]] = {x.name: [None] * min(folds, len(feeds)) for x in layers}
@@ -292,6 +293,14 @@ def _values(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Value]:
                 yield out
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The places of a layer's output that are looked at: every how many, and of how many axes."""
+
+    stride: int
+    rank: int
+
+
 def _stride(shape: Sequence[int], windows: int) -> int:
     """The step of the grid on which windows are looked at, for an output [N, O, *spatial]."""
     spatial = list(shape[2:])
@@ -302,21 +311,21 @@ def _stride(shape: Sequence[int], windows: int) -> int:
 
 
 def _add_moments(
-    build: Builder, layer: Linear, number: int, kept: npt.NDArray[np.int64] | None, stride: int, prefix: str
+    build: Builder, layer: Linear, number: int, kept: npt.NDArray[np.int64] | None, grid: Grid, prefix: str
 ) -> None:
     node = build.by_output[str(layer.output.name)]
-    assert node.inputs[0] is not None
+    data = node.inputs[layer.slot.data]
+    assert data is not None
     target = build.value(prefix + str(layer.output.name))
     if kept is not None and prefix:
-        axis = 1 if layer.is_conv else -1
-        target = build.node("Gather", [target, build.constant(kept)], {"axis": axis})
+        target = build.node("Gather", [target, build.constant(kept)], {"axis": layer.result_axis})
     groups, width, summed = (int(n) for n in layer.matrix().shape)
     if layer.is_conv:
-        a = build.unfold(node, layer.weight, groups, summed, stride)
-        z = build.rows_of_map(target, groups, width, stride, len(tensor_of(layer.weight).shape) - 2)
+        a = build.unfold(node, layer.weight, groups, summed, grid.stride)
+        z = build.rows_of_map(target, groups, width, grid.stride, grid.rank - 2)
     else:
-        a = build.reshape(build.cast(node.inputs[0]), [1, -1, summed])
-        z = build.reshape(build.cast(target), [1, -1, width])
+        a = build.rows(data, summed, layer.data_axis, grid.rank)
+        z = build.rows(target, width, layer.result_axis, grid.rank)
     transposed = build.node("Transpose", [a], {"perm": [0, 2, 1]})
     build.output(build.node("MatMul", [transposed, a]), f"aa{number}")
     build.output(build.node("MatMul", [transposed, z]), f"az{number}")

@@ -28,13 +28,7 @@ def wanda(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     layer = context.evidence.layer(weight.name)
     power = context.evidence.input_moments[weight.name].mean_square
     squares = np.square(acting_numbers(weight).astype(np.float64))
-    if layer.is_conv:
-        groups, outputs = layer.groups, weight.shape[0] // layer.groups
-        by_output = np.repeat(power.reshape(groups, -1), outputs, axis=0)  # [O, C / g]
-        return (squares * by_output.reshape(*by_output.shape, *[1] * (squares.ndim - 2))).astype(np.float32)
-    shape = [1, 1]
-    shape[layer.input_axis] = -1
-    return (squares * power.reshape(shape)).astype(np.float32)
+    return (squares * layer.per_input(power, squares.ndim)).astype(np.float32)
 
 
 @unit_criterion("activation", needs="calibration", cost=_COST,
@@ -71,7 +65,7 @@ def _of_consumers(
     for name, layer in evidence.layers.items():
         if layer.weight not in consumers or name not in evidence.input_moments:
             continue
-        axis = structure.axes[layer.data][1 if layer.is_conv else -1]
+        axis = structure.axes[layer.data][layer.data_axis]
         if isinstance(axis, Dynamic):
             continue
         rows, atoms = structure.terms.members(axis)

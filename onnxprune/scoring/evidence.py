@@ -94,7 +94,7 @@ class Evidence:
 
     def _channel_axis(self, layer: Linear) -> int:
         shape = self.structure.facts.shape(layer.data)
-        return 1 if layer.is_conv or shape is None else len(shape) - 1
+        return layer.data_axis % len(shape) if shape is not None else 1
 
     def moments(self, name: str) -> Moments:
         """Return the Gram matrix of what a layer reads; its targets are the layer's own outputs."""
