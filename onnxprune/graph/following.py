@@ -93,7 +93,7 @@ def _follow(layer: Linear) -> Iterator[Follow]:
 def _follow_value(value: ir.Value, width: int, *, axis: int) -> Iterator[Follow]:
     scale, shift = np.ones(width), np.zeros(width)
     yield Follow(str(value.name), scale, shift)
-    while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
+    while not layer.activation and len(uses := list(value.uses())) == 1 and not value.is_graph_output():
         node, index = uses[0]
         step = _step(node, index, width, axis=axis)
         if step is None:

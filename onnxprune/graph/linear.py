@@ -50,7 +50,7 @@ class Linear:
 
     @property
     def output(self) -> ir.Value:
-        """The node's output Z."""
+        """The node's output: Z, or its activation of Z."""
         return self.node.outputs[0]
 
     @property
@@ -82,6 +82,11 @@ class Linear:
     def result_axis(self) -> int:
         """The axis of Z that counts outputs: 1 of a feature map, -1 of rows, -2 of columns (the weight on the left)."""
         return _result_axis(self.node, self.slot)
+
+    @property
+    def activation(self) -> str:
+        """The activation that the node itself applies to Z, so that its output is not Z; empty for none."""
+        return _activation(self.node)
 
     @property
     def places(self) -> int:
@@ -181,8 +186,6 @@ def _linear(node: ir.Node) -> Linear | str:
     operator = operator_of(node)
     if operator.kind == "conv" and not operator.sees_windows:
         return f"{node.op_type} is not reconstructed"
-    if node.attributes.get_string("activation", ""):
-        return "its activation is part of it"
     if node.op_type == "FusedConv" and len(node.inputs) > 3 and node.inputs[3] is not None:
         return "another value is added in it"
     slots = [slot for slot in slots_of(node) if _source(node.inputs[slot.input]) is not None]
@@ -246,6 +249,10 @@ def _result_axis(node: ir.Node, slot: Slot) -> int:
     return -1 if slot.input == 1 else -2
 
 
+def _activation(node: ir.Node) -> str:
+    return node.attributes.get_string("activation", "")
+
+
 def _bias_of(node: ir.Node) -> ir.Value | None:
     biases = operator_of(node).biases
     return node.inputs[biases[0]] if biases and biases[0] < len(node.inputs) else None
@@ -259,7 +266,7 @@ def _shift_of(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes) -> 
         beta = node.attributes.get_float("beta", 1.0)
         return (bias, 1 / beta) if beta and _own_vector(bias, width) else None
     uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or _activation(node):
         return None
     after, index = uses[0]
     if after.op_type == "BatchNormalization" and index == 0 and not after.attributes.get_int("training_mode", 0):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.operators import operator_of
 
 _WINDOW_ATTRIBUTES = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
@@ -31,6 +32,14 @@ class Builder:
         if node is None:
             return self._inputs[name]
         return next(out for out in node.outputs if out.name == name)
+
+    def before_activation(self, name: str) -> ir.Value:
+        """Return a value of the main graph by name; of a node with an activation in it, what that is applied to."""
+        node = self.by_output.get(name)
+        if node is None or not node.attributes.get_string("activation", ""):
+            return self.value(name)
+        kept = {k: a.value for k, a in node.attributes.items() if not k.startswith("activation")}
+        return self.node(operator_of(node).plain, node.inputs, kept)
 
     def node(
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None

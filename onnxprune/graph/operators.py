@@ -163,7 +163,7 @@ _CELLS: _Properties = {
 }  # fmt: skip
 
 _enter("Conv", biases=(2,), sees_windows=True, **_CONVS)
-_enter_contrib("FusedConv", biases=(2,), sees_windows=True, **_CONVS)
+_enter_contrib("FusedConv", biases=(2,), sees_windows=True, plain="Conv", **_CONVS)
 _enter_contrib("NhwcConv NhwcFusedConv", biases=(2,), **{**_CONVS, "weights": (replace(_CONV, data_axis=-1),)})
 _enter("DeformConv", biases=(3,), **_CONVS)
 _enter("ConvTranspose", biases=(2,), **{**_CONVS, "weights": (_TRANSPOSED_CONV,),
@@ -171,10 +171,11 @@ _enter("ConvTranspose", biases=(2,), **{**_CONVS, "weights": (_TRANSPOSED_CONV,)
 for _domain in ("", _MICROSOFT):
     _enter("CausalConvWithState", domain=_domain, biases=(2,), states=(3,), **{**_CONVS, "grouped": "each channel"})
 _enter("Gemm", biases=(2,), **_GEMMS)
-_enter_contrib("FusedGemm", biases=(2,), **_GEMMS)
+_enter_contrib("FusedGemm", biases=(2,), plain="Gemm", **_GEMMS)
 _enter_contrib("GemmFloat8 GemmFastGelu", biases=(2,), **{**_GEMMS, "kind": "other"})
 _enter("MatMul", **_MATMULS)
-_enter_contrib("FusedMatMul TransposeMatMul FusedMatMulActivation", **_MATMULS)
+_enter_contrib("FusedMatMul TransposeMatMul", **_MATMULS)
+_enter_contrib("FusedMatMulActivation", **{**_MATMULS, "kind": "other"})
 _enter_contrib("MatMulNBits", kind="fc", biases=(5,), multiply_adds=counts.matmul,
                weights=(Slot(1, output=0, reduction=1, data=0, data_axis=-1, packed=True),))  # fmt: skip
 _enter_contrib("MatMulBnb4 MatMulFpQ4", kind="fc", multiply_adds=counts.matmul)

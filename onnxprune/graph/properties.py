@@ -65,6 +65,7 @@ class Operator:
         result_quantised: The inputs of scale and zero point of its quantised results.
         result_zero_point: The output that is the zero point of its quantised results.
         multiply_adds: Counts them; see `multiply_adds`.
+        plain: The operator that it is without the activation that its attribute `activation` names.
         movement: How it moves numbers without changing any: "same", "cast" (another type), "reshape", "permute",
             "rearrange" (both), "pick", "repeat", "join" and "pad". Empty where it changes them.
         data: The inputs that it moves or acts on; None for all.
@@ -106,6 +107,7 @@ class Operator:
     result_quantised: tuple[int, int] | None = None
     result_zero_point: int | None = None
     multiply_adds: counts.Formula = counts.not_counted
+    plain: str = ""
     movement: Movement = ""
     data: tuple[int, ...] | None = (0,)
     pointwise: Literal["", "unary", "broadcast"] = ""

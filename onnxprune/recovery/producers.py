@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
-from onnxprune.graph.operators import operator_of
+from onnxprune.graph.operators import operator_named, operator_of
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.structure import Structure
 
@@ -75,7 +75,9 @@ def _way_to_producer(structure: Structure, value: ir.Value) -> tuple[Linear, lis
 def _fold(producer: Linear, between: list[ir.Node]) -> tuple[Matrix, Matrix, bool] | str:
     """Fold what is affine behind a layer into its weights: a bias, a BatchNormalization. The rest must be neither."""
     (filters,), (shifts,) = producer.matrix(), producer.bias()
-    batchnorm = activated = False
+    batchnorm, activated = False, bool(producer.activation)
+    if activated and not operator_named(producer.activation).homogeneous:
+        return f"{producer.activation} before it does not only scale its inputs"
     for node in between:
         constants = [v.const_value.numpy().astype(np.float64) for v in node.inputs if v is not None and v.const_value]
         vectors = all(c.size in (1, len(shifts)) for c in constants)

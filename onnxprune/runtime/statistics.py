@@ -316,7 +316,7 @@ def _add_moments(
     node = build.by_output[str(layer.output.name)]
     data = node.inputs[layer.slot.data]
     assert data is not None
-    target = build.value(prefix + str(layer.output.name))
+    target = build.before_activation(prefix + str(layer.output.name))
     if kept is not None and prefix:
         target = build.node("Gather", [target, build.constant(kept)], {"axis": layer.result_axis})
     groups, width, summed = (int(n) for n in layer.matrix().shape)
