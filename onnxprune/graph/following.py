@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.layers import activation_of
 from onnxprune.graph.linear import Linear, Matrix, lies_along_outputs
 
 
@@ -93,7 +94,9 @@ def _follow(layer: Linear) -> Iterator[Follow]:
 def _follow_value(value: ir.Value, width: int, *, axis: int) -> Iterator[Follow]:
     scale, shift = np.ones(width), np.zeros(width)
     yield Follow(str(value.name), scale, shift)
-    while not layer.activation and len(uses := list(value.uses())) == 1 and not value.is_graph_output():
+    maker = value.producer()
+    fused = maker is not None and activation_of(maker) != ""
+    while not fused and len(uses := list(value.uses())) == 1 and not value.is_graph_output():
         node, index = uses[0]
         step = _step(node, index, width, axis=axis)
         if step is None:

@@ -81,6 +81,24 @@ def data_axis(slot: Slot, node: ir.Node, rank: int | None) -> int:
     return {-1: -2, -2: -1}[slot.data_axis] if swapped else slot.data_axis
 
 
+def result_axis(slot: Slot, node: ir.Node) -> int:
+    """Return the axis of a contraction's output that counts outputs: 1 of a feature map, -1 of rows, -2 of columns."""
+    if operator_of(node).kind == "conv":
+        return 1
+    return -1 if slot.data < slot.input else -2
+
+
+def activation_of(node: ir.Node) -> str:
+    """Return the activation that a fused node applies to its own result, empty for none."""
+    return node.attributes.get_string("activation", "")
+
+
+def slot_of(value: ir.Value, node: ir.Node, shape: Sequence[int] | None = None) -> Slot | None:
+    """Return which input of a node a weight reaches, None where it reaches none that takes weights."""
+    reached = _reached(value, node, shape)
+    return None if reached is None else reached[0]
+
+
 def group_count(node: ir.Node) -> int:
     """Return into how many groups a contraction divides its channels."""
     grouped = operator_of(node).grouped

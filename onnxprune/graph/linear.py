@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.graph.layers import MatrixAxes, data_axis, matrix_axes, slots_of
+from onnxprune.graph.layers import MatrixAxes, activation_of, data_axis, matrix_axes, result_axis, slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
 from onnxprune.graph.tensors import like
@@ -81,12 +81,12 @@ class Linear:
     @property
     def result_axis(self) -> int:
         """The axis of Z that counts outputs: 1 of a feature map, -1 of rows, -2 of columns (the weight on the left)."""
-        return _result_axis(self.node, self.slot)
+        return result_axis(self.slot, self.node)
 
     @property
     def activation(self) -> str:
         """The activation that the node itself applies to Z, so that its output is not Z; empty for none."""
-        return _activation(self.node)
+        return activation_of(self.node)
 
     @property
     def places(self) -> int:
@@ -219,7 +219,7 @@ def _refusal(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes | Non
         return "its weight is no matrix"
     if axes is None or (is_conv and (axes.output, axes.reduction) != (0, 1)):
         return "its weight is laid out in another way"
-    if _result_axis(node, slot) == -2 and _bias_of(node) is not None:
+    if result_axis(slot, node) == -2 and _bias_of(node) is not None:
         return "its bias does not lie along its outputs"
     return ""
 
@@ -243,16 +243,6 @@ def _read_once(weight: ir.Value, node: ir.Node) -> bool:
     return False
 
 
-def _result_axis(node: ir.Node, slot: Slot) -> int:
-    if operator_of(node).kind == "conv":
-        return 1
-    return -1 if slot.input == 1 else -2
-
-
-def _activation(node: ir.Node) -> str:
-    return node.attributes.get_string("activation", "")
-
-
 def _bias_of(node: ir.Node) -> ir.Value | None:
     biases = operator_of(node).biases
     return node.inputs[biases[0]] if biases and biases[0] < len(node.inputs) else None
@@ -261,12 +251,12 @@ def _bias_of(node: ir.Node) -> ir.Value | None:
 def _shift_of(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes) -> tuple[ir.Value, float] | None:
     """Find what moves the mean of a node's output: its bias, that of an Add behind it, or BatchNorm's running mean."""
     width = int(tensor_of(weight).shape.numpy()[axes.output])
-    bias, axis = _bias_of(node), _result_axis(node, slot)
+    bias, axis = _bias_of(node), result_axis(slot, node)
     if bias is not None:
         beta = node.attributes.get_float("beta", 1.0)
         return (bias, 1 / beta) if beta and _own_vector(bias, width) else None
     uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or node.outputs[0].is_graph_output() or _activation(node):
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or activation_of(node):
         return None
     after, index = uses[0]
     if after.op_type == "BatchNormalization" and index == 0 and not after.attributes.get_int("training_mode", 0):

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.following import output_scale
-from onnxprune.graph.layers import matrix_axes
+from onnxprune.graph.layers import activation_of, matrix_axes, result_axis, slot_of
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.weights import Weight
-
-_LAST_AXIS = {"MatMul", "Gemm"}
-_CHANNELS = {"Conv", "ConvTranspose"}
 
 
 def acting_numbers(weight: Weight) -> npt.NDArray[np.float32]:
@@ -29,13 +27,14 @@ def acting_numbers(weight: Weight) -> npt.NDArray[np.float32]:
 
 def _scale(weight: Weight) -> npt.NDArray[np.float64] | None:
     """The factors in a shape that broadcasts over the weight; None where they are all 1."""
-    node, axes = weight.node, matrix_axes(weight.value, weight.node)
-    if axes is None or node.op_type not in _LAST_AXIS | _CHANNELS or node.inputs[1] is not weight.value:
+    node = weight.node
+    axes, slot = matrix_axes(weight.value, node, weight.shape), slot_of(weight.value, node, weight.shape)
+    if axes is None or slot is None or operator_of(node).kind not in ("conv", "fc") or activation_of(node):
         return None
-    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
+    if axes.groups > 1 and axes.grouped == axes.reduction:
         return None
     width = weight.shape[axes.output]
-    scale = output_scale(node.outputs[0], width, last_axis=node.op_type in _LAST_AXIS)
+    scale = output_scale(node.outputs[0], width, axis=result_axis(slot, node))
     if (scale == 1).all():
         return None
     shape = [1] * len(weight.shape)

@@ -149,10 +149,9 @@ def erk(weights: Sequence[Weight], sparsity: float, look: Look | None = None) ->
 def _erk_factor(weight: Weight) -> float:
     shape = list(weight.shape)
     axes = matrix_axes(weight.value, weight.node, weight.shape)
-    if axes is not None and operator_of(weight.node).kind != "conv":
-        shape = [shape[axes.output], shape[axes.reduction]]
-    elif axes is not None:  # a kernel of 1 x 1 is none: such a layer is fully connected at each place
-        shape = [n for i, n in enumerate(shape) if n > 1 or i in (axes.output, axes.reduction)]
+    matrix = None if axes is None else [shape[axes.output], shape[axes.reduction]]
+    if matrix is not None and (operator_of(weight.node).kind != "conv" or np.prod(matrix) == weight.size):
+        shape = matrix  # a kernel of 1 x 1 is none: such a layer is fully connected at each place
     return sum(shape) / float(np.prod(shape))
 
 
