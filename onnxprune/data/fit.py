@@ -16,9 +16,7 @@ from onnxprune.data.metrics import class_axis, in_words
 from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source
 from onnxprune.errors import DataError
 from onnxprune.graph.dims import batch_symbols, dim_name, graph_inputs, sample_axes, sample_axis
-
-_TAKE_NAN = frozenset({"IsNaN", "Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"})
-"""Operators with a meaning of their own for NaN."""
+from onnxprune.graph.operators import operator_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class InputSpec:
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     """The inputs that a caller has to feed (old files list their initializers among the graph inputs as well)."""
     axes = sample_axes(model)
-    takes_nan = any(node.op_type in _TAKE_NAN for node in model.graph.all_nodes())
+    takes_nan = any(operator_of(node).takes_nan for node in model.graph.all_nodes())
     return tuple(_spec(value, axes[str(value.name)], takes_nan) for value in graph_inputs(model))
 
 

@@ -112,19 +112,23 @@ def _step(node: ir.Node, index: int, width: int, *, axis: int) -> tuple[Matrix, 
         return None
     if node.op_type == "BatchNormalization":
         return _batchnorm(node, width) if index == 0 else None
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
-        return None
-    if index == 1 and node.op_type in ("Sub", "Div"):
+    if len(node.inputs) != 2:
         return None
     other = _vector(node.inputs[1 - index], width, axis=axis)
     if other is None:
         return None
     ones, zeros = np.ones(width), np.zeros(width)
-    if node.op_type in ("Add", "Sub"):
-        return ones, other if node.op_type == "Add" else -other
-    if node.op_type == "Div":
-        return (1 / other, zeros) if (other != 0).all() else None
-    return other, zeros
+    match node.op_type:
+        case "Add":
+            return ones, other
+        case "Sub" if index == 0:
+            return ones, -other
+        case "Mul":
+            return other, zeros
+        case "Div" if index == 0 and (other != 0).all():
+            return 1 / other, zeros
+        case _:
+            return None
 
 
 def _batchnorm(node: ir.Node, width: int) -> tuple[Matrix, Matrix] | None:

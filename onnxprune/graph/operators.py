@@ -93,17 +93,19 @@ _enter("Upsample", settings=(1,), passes_units=True)
 _UNARY: _Properties = {"pointwise": "unary", "passes_units": True}
 _BROADCAST: _Properties = {"pointwise": "broadcast", "data": None, "passes_units": True}
 
-_enter("Relu LeakyRelu", homogeneous=True, joins_convolution=True, **_UNARY)
+_enter("Relu", homogeneous=True, cuts_off=True, joins_convolution=True, **_UNARY)
+_enter("LeakyRelu", homogeneous=True, joins_convolution=True, **_UNARY)
 _enter("Neg", homogeneous=True, **_UNARY)
 _enter("Abs", homogeneous=True, passes_integers=True, **_UNARY)
 _enter("Dropout", homogeneous=True, keeps_mean=True, free=True, random=True, settings=(1,), **_UNARY)
 _enter("Sigmoid HardSigmoid Tanh", bounded=True, joins_convolution=True, **_UNARY)
 _enter("Erf Softsign", bounded=True, **_UNARY)
-_enter("Clip", settings=(1, 2), passes_integers=True, joins_convolution=True, **_UNARY)
+_enter("Clip", settings=(1, 2), passes_integers=True, cuts_off=True, joins_convolution=True, **_UNARY)
 _enter("HardSwish", joins_convolution=True, **_UNARY)
 _enter("Log Reciprocal", never_zeroed=(0,), **_UNARY)
-_enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Exp Floor Gelu IsInf IsNaN Mish Not Round "
+_enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Exp Floor Gelu IsInf Mish Not Round "
        "Selu Shrink Sign Sin Sinh Softplus Sqrt Swish Tan ThresholdedRelu", **_UNARY)  # fmt: skip
+_enter("IsNaN", takes_nan=True, **_UNARY)
 _enter("Add Sum", adds=True, **_BROADCAST)
 _enter("Mul", joins_convolution=True, **_BROADCAST)
 _enter("Div Mod", never_zeroed=(1,), **_BROADCAST)
@@ -128,12 +130,13 @@ _enter("MaxRoiPool RoiAlign GridSample", passes_units=True)
 _enter("ReduceMean", within_range=True, homogeneous=True, keeps_mean=True, **_REDUCTIONS)
 _enter("ReduceMax ReduceMin", within_range=True, homogeneous=True, **_REDUCTIONS)
 _enter("ReduceSum ReduceL1 ReduceL2", homogeneous=True, **_REDUCTIONS)
-_enter("ReduceLogSum ReduceLogSumExp ReduceProd ReduceSumSquare ArgMax ArgMin", **_REDUCTIONS)
+_enter("ReduceLogSum ReduceLogSumExp ReduceProd ReduceSumSquare ArgMin", **_REDUCTIONS)
+_enter("ArgMax", classifies=True, **_REDUCTIONS)
 
 # -- normalisation --------------------------------------------------------------------------------------------------
 
-_enter("Softmax", bounded=True, head="softmax")
-_enter("LogSoftmax", head="log-softmax")
+_enter("Softmax", bounded=True, head="softmax", classifies=True)
+_enter("LogSoftmax", head="log-softmax", classifies=True)
 _enter("BatchNormalization", kind="norm", roles={1: "scale", 3: "mean", 4: "variance"}, biases=(2,), passes_units=True,
        joins_convolution=True)  # fmt: skip
 _enter("InstanceNormalization", kind="norm", roles={1: "scale"}, biases=(2,), passes_units=True)
@@ -262,9 +265,10 @@ _enter_contrib("BiasDropout BiasSoftmax BiasSplitGelu BifurcationDetector Bitmas
                "RMSNormRotary Range RelativePositionBias RemovePadding RestorePadding ScaledSiLU SwiGLU "
                "Tokenizer TorchEmbedding Trilu UnfoldTensor Unique VarlenNGramHashMapping "
                "WordConvEmbedding")  # fmt: skip
-_enter("Binarizer ArrayFeatureExtractor CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer LabelEncoder "
-       "Normalizer OneHotEncoder Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap",
+_enter("Binarizer ArrayFeatureExtractor CastMap CategoryMapper DictVectorizer FeatureVectorizer LabelEncoder "
+       "Normalizer OneHotEncoder Scaler ZipMap",
        domain="ai.onnx.ml")  # fmt: skip
+_enter("Imputer TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor", domain="ai.onnx.ml", takes_nan=True)
 _enter_contrib("ConvTransposeWithDynamicPads", kind="conv", multiply_adds=counts.transposed_convolution)
 for _domain in ("com.ms.internal.nhwc", "com.microsoft.nchwc"):
     _enter("AveragePool BatchNormalization DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample "

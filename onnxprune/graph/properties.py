@@ -86,6 +86,9 @@ class Operator:
         has_body: It runs a graph of its own.
         free: ONNX Runtime spends no time on it.
         joins_convolution: ONNX Runtime makes it part of the convolution before it.
+        takes_nan: NaN has a meaning of its own to it.
+        classifies: At the end of a model its results tell classes.
+        cuts_off: Numbers beyond constant limits become these limits.
         head: The function of logits that it is: "softmax" or "log-softmax".
     """
 
@@ -127,6 +130,9 @@ class Operator:
     has_body: bool = False
     free: bool = False
     joins_convolution: bool = False
+    takes_nan: bool = False
+    classifies: bool = False
+    cuts_off: bool = False
     head: Literal["", "softmax", "log-softmax"] = ""
 
     @property

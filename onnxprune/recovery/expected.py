@@ -28,7 +28,7 @@ def expected_inputs(structure: Structure, layer: Linear) -> Matrix | str:
     while (node := value.producer()) is not None and node.domain == "" and node.inputs[0] is not None:
         if node.op_type == "BatchNormalization":
             return _by_input(structure, layer, node, low, high)
-        if node.op_type in ("Relu", "Clip") and not bounded:
+        if operator_of(node).cuts_off and not bounded:
             limits = _limits(node)
             if limits is None:
                 break

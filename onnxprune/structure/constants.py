@@ -60,9 +60,10 @@ def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
     folded, left = 0, []
     edit = Editor(structure.model)
     for node in list(structure.model.graph):
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain != "":
+        sites = contraction_sites(node, set(structure.sources)) if _can_fold(node) else ()
+        if not sites:
             continue
-        data, axis, weight, place = contraction_sites(node, set(structure.sources))[0]
+        data, axis, weight, place = sites[0]
         x, w = node.inputs[data], node.inputs[weight]
         if x is None or w is None or weight != 1 or not _owned(w) or node.attributes.get_int("group", 1) != 1:
             continue
@@ -314,18 +315,25 @@ def _shift(
     return shift if shift.ndim == 1 else np.expand_dims(shift, -2)  # [batch..., 1, outputs] of a batched MatMul
 
 
+def _can_fold(node: ir.Node) -> bool:
+    """Whether a node is a product of real numbers whose sum over constants can be written as a bias."""
+    operator = operator_of(node)
+    return not operator.knows_zero_points and (operator.kind == "fc" or operator.sees_windows)
+
+
 def _add_to_bias(edit: Editor, node: ir.Node, shift: Numbers) -> bool:
     """Add to a node's bias, making one where it has none; say whether that could be done."""
     dtype = _array(node.inputs[1]).dtype
-    if node.op_type == "MatMul":
+    shift = shift * node.attributes.get_float("alpha", 1.0)
+    if not operator_of(node).biases:
         out = node.outputs[0]
         added = edit.after(node, "Add", [out, edit.constant(shift.astype(dtype), f"{out.name}_bias")], ending="bias")
         edit.take_place(out, added)
         return True
-    if node.op_type == "Gemm":
-        if node.attributes.get_float("beta", 1.0) == 0:
-            return False
-        shift = shift * node.attributes.get_float("alpha", 1.0) / node.attributes.get_float("beta", 1.0)
+    beta = node.attributes.get_float("beta", 1.0)
+    if beta == 0:
+        return False
+    shift = shift / beta
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         value = edit.constant(shift.astype(dtype), f"{node.outputs[0].name}_bias")

@@ -21,6 +21,7 @@ from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, 
 from onnxprune.data.readers import Data, saying
 from onnxprune.data.sources import Array, Axes, Batch, first_batch, join, pick
 from onnxprune.errors import DataError, VerificationError
+from onnxprune.graph.operators import operator_of
 
 BATCH = 64
 """Samples run at once by a model that takes any number."""
@@ -193,7 +194,7 @@ def _choose(
 
 def _ends_in_classes(value: ir.Value) -> bool:
     node = value.producer()
-    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "ArgMax")
+    return node is not None and operator_of(node).classifies
 
 
 def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Metric) -> Iterator[Seen]:
