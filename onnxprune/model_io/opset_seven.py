@@ -11,6 +11,7 @@ An operand that must move gets an Unsqueeze; initializers stay as they are.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import onnx
@@ -19,15 +20,6 @@ from onnx import helper
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
 
-_NUMBERS = {"Add", "Sub", "Mul", "Div", "Pow"}
-_TRUTHS = {"And", "Or", "Xor", "Equal", "Greater", "Less"}
-_GONE = {  # attributes that opset 7 no longer has, and that change nothing at inference
-    "Dropout": ("is_test",),
-    "RNN": ("output_sequence",),
-    "GRU": ("output_sequence",),
-    "LSTM": ("output_sequence",),
-    "Gemm": ("broadcast",),  # C is laid along the last axes in both
-}
 _CHANNELS = 1  # the axis of the channels in every ONNX layout
 
 
@@ -63,7 +55,7 @@ def _axes_to_add(node: onnx.NodeProto, ranks: dict[str, int], name: str) -> list
         first = _CHANNELS
         if ranks.get(node.input[1]) != 1:
             return []  # a shape that has been written for numpy's rule, or a single number
-    elif node.op_type in _NUMBERS | _TRUTHS and _integer(node, "broadcast") and _has(node, "axis"):
+    elif _lines_up(node) and _integer(node, "broadcast") and _has(node, "axis"):
         first = _integer(node, "axis")
     else:
         return []
@@ -88,11 +80,8 @@ def _axes_to_add(node: onnx.NodeProto, ranks: dict[str, int], name: str) -> list
 
 def _drop_old_attributes(node: onnx.NodeProto, name: str) -> None:
     """Take away what opset 7 no longer has, and write Upsample's factors as one list."""
-    gone = _GONE.get(node.op_type, ())
-    if node.op_type in _NUMBERS | _TRUTHS:
-        gone = ("broadcast", "axis")
-    elif node.op_type == "BatchNormalization":
-        gone = ("is_test",)
+    gone = _dropped(node.op_type)
+    if node.op_type == "BatchNormalization":
         if not _integer(node, "is_test") and len([output for output in node.output if output]) > 1:
             raise ModelError(
                 f"'{name}': node '{node.name or node.output[0]}' (BatchNormalization) puts out the statistics of "
@@ -100,10 +89,33 @@ def _drop_old_attributes(node: onnx.NodeProto, name: str) -> None:
             )
     elif node.op_type == "Upsample" and _has(node, "height_scale"):
         factors = [1.0, 1.0, _number(node, "height_scale"), _number(node, "width_scale")]
-        gone = ("height_scale", "width_scale")
         node.attribute.append(helper.make_attribute("scales", factors))
     for attribute in [a for a in node.attribute if a.name in gone]:
         node.attribute.remove(attribute)
+
+
+@functools.cache
+def _dropped(op_type: str) -> frozenset[str]:
+    """The attributes that an operator has in opset 6 and no longer in opset 7; they change nothing at inference.
+
+    Gemm's `broadcast` is among them: C is laid along the last axes in both.
+    """
+    try:
+        old, new = (onnx.defs.get_schema(op_type, version, "") for version in (6, 7))
+    except onnx.defs.SchemaError:  # of later opsets, or none of ONNX
+        return frozenset()
+    return frozenset(old.attributes) - frozenset(new.attributes)
+
+
+def _lines_up(node: onnx.NodeProto) -> bool:
+    """Whether attributes say along which axes of the first operand the second one lies."""
+    return {"axis", "broadcast"} <= _dropped(node.op_type)
+
+
+@functools.cache
+def _gives_truths(op_type: str) -> bool:
+    (output,) = onnx.defs.get_schema(op_type, 6, "").outputs
+    return set(output.types) == {"tensor(bool)"}
 
 
 def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
@@ -115,9 +127,9 @@ def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for node in protobuf.nodes(copy):
-        if node.op_type in _TRUTHS:
+        if _lines_up(node) and _gives_truths(node.op_type):
             node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, to=onnx.TensorProto.BOOL))
-        elif node.op_type in _NUMBERS or node.op_type in ("PRelu", "Dropout"):
+        elif _lines_up(node) or node.op_type == "PRelu" or node.op_type == "Dropout":
             node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1]))
         else:
             _drop_old_attributes(node, "")
