@@ -44,10 +44,10 @@ def compare(
         before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis))
         give_inputs(before, inputs, reading)
         data = None if eval_data is None else open_data(before, eval_data, reading)
-        found = verify(before, model_io.load(b), seed=seed, eval_data=data, metric=metric)
+        verdict = verify(before, model_io.load(b), seed=seed, eval_data=data, metric=metric)
     if json:
-        content = found.as_dict()
+        content = verdict.as_dict()
         del content["removed_vs_masked"]
         print_json("compare", {"a": str(a), "b": str(b), **content})
     else:
-        print_comparison(console, str(a), str(b), found)
+        print_comparison(console, str(a), str(b), verdict)

@@ -54,8 +54,11 @@ class EverydayHelp(TyperCommand):
                     parameter.help = EVERYDAY.get(name, parameter.help)
                     parameter.rich_help_panel = None
                     parameter.show_default = False
-                elif parameter.param_type_name == "option" and parameter.rich_help_panel is None:
-                    parameter.rich_help_panel = "Run"
+                elif parameter.param_type_name == "option":
+                    parameter.rich_help_panel = parameter.rich_help_panel or "Run"
+                    if isinstance(parameter.show_default, str):
+                        parameter.help = f"{parameter.help} \\[default: {parameter.show_default}]"
+                        parameter.show_default = False
             super().format_help(ctx, formatter)
 
 

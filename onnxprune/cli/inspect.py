@@ -26,10 +26,10 @@ def inspect(
 
     with stages(str(model)) as tell:
         tell("analyse")
-        found = inspect_model(model, inputs=inputs)
+        inspection = inspect_model(model, inputs=inputs)
     if json:
-        print_json("inspect", found.as_dict())
+        print_json("inspect", inspection.as_dict())
     else:
         from onnxprune.report.inspection import print_inspection
 
-        print_inspection(console, str(model), found)
+        print_inspection(console, str(model), inspection)

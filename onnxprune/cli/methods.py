@@ -14,7 +14,9 @@ from onnxprune.cli.console import console, print_json
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("methods", help="List structures, criteria, allocations, schedules and recovery.")(methods)
+    app.command("methods", help="List structures, criteria, allocations, schedules, recovery methods and metrics.")(
+        methods
+    )
 
 
 def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False) -> None:
@@ -26,11 +28,11 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON alone.
         print_json("methods", {"settings": [asdict(entry) for entry in entries]})
         return
     for setting in dict.fromkeys(entry.setting for entry in entries):
-        own = [entry for entry in entries if entry.setting == setting]
-        columns = ["name", *(c for c in ("fits", "needs") if len({getattr(e, c) for e in own}) > 1), "about"]
+        values = [entry for entry in entries if entry.setting == setting]
+        columns = ["name", *(c for c in ("fits", "needs") if len({getattr(v, c) for v in values}) > 1), "about"]
         table = Table(title=f"--{setting}", title_justify="left", title_style="bold")
         for column in columns:
             table.add_column("" if column == "about" else column, overflow="fold")
-        for entry in own:
+        for entry in values:
             table.add_row(*(escape(getattr(entry, column)) for column in columns))
         console.print(table)

@@ -57,7 +57,7 @@ def sensitivity(
     if plot is not None:
         check_plot(plot, model)
     with stages(str(model)) as tell:
-        found = scan(
+        curves = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
             inputs=inputs,
             reading={"sample_axis": sample_axis}, structure=structure, criterion=criterion, exclude=exclude,
@@ -65,11 +65,11 @@ def sensitivity(
         )  # fmt: skip
         if plot is not None:
             tell("plot")
-            write_plot(found, plot, model.name)
+            write_plot(curves, plot, model.name)
     if json:
-        print_json("sensitivity", {"model": str(model), **found.as_dict()})
+        print_json("sensitivity", {"model": str(model), **curves.as_dict()})
     else:
-        print_scan(console, str(model), found)
+        print_scan(console, str(model), curves)
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:

@@ -32,9 +32,9 @@ def verify(
 
     with stages(f"{original} and {pruned}") as tell:
         tell("verify")
-        found = check(original, pruned, record, seed=seed, inputs=inputs)
+        checked = check(original, pruned, record, seed=seed, inputs=inputs)
     if json:
-        print_json("verify", asdict(found))
+        print_json("verify", asdict(checked))
         return
-    for line in found.lines():
+    for line in checked.lines():
         console.print(line, soft_wrap=True)

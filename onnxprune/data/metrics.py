@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, summary
 
 Array = npt.NDArray[Any]
 Needs = Literal["labels", "targets", "original"]
@@ -40,6 +40,12 @@ class Metric:
     higher_is_better: bool
     update: Update | None = None
     whole: Callable[[tuple[Array, ...], tuple[Array, ...]], float] | None = None
+
+    @property
+    def formula(self) -> str:
+        """The first sentence of the docstring."""
+        function = self.update or self.whole
+        return "" if function is None else summary(function)
 
     def better(self, value: float, than: float | None) -> bool:
         """True where `value` is an improvement (NaN never is)."""

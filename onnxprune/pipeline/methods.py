@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from onnxprune.data.metrics import METRICS
 from onnxprune.plugins import summary
 from onnxprune.recipe.granularity import MIX, STRUCTURES
 from onnxprune.recipe.schedules import SCHEDULES
@@ -23,7 +24,8 @@ class Entry:
         name: The value.
         about: What it does: a formula, where there is one.
         fits: ``weights``, ``units`` or ``weights, units``; empty where the question makes no sense.
-        needs: ``nothing``, ``calibration``, ``labels`` or ``training`` (labelled inputs to train gates on).
+        needs: ``nothing``, ``calibration``, ``labels`` or ``training`` (labelled inputs to train gates on); of a metric
+            ``labels``, ``targets`` or ``original`` (the original model's outputs).
     """
 
     setting: str
@@ -42,6 +44,7 @@ def catalogue() -> list[Entry]:
         *_allocations(),
         *(Entry("schedule", name, summary(function)) for name, function in SCHEDULES.items()),
         *(Entry("recover", name, m.formula, needs=m.needs) for name, m in METHODS.items()),
+        *(Entry("metric", name, m.formula, needs=m.needs) for name, m in METRICS.items()),
     ]
 
 

@@ -164,7 +164,7 @@ def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | 
         if name in ALLOCATIONS and name not in UNIT_ALLOCATIONS:
             raise RecipeError(f"--allocation: {name} is for single weights, not for whole units")
         of_units = UNIT_ALLOCATIONS.find("cost" if name == "auto" else name)
-    if parts.zeros is not None:
+    if parts.zeros is not None and parts.zeros.ranks:
         if name in UNIT_ALLOCATIONS and name not in ALLOCATIONS:
             raise RecipeError(
                 f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"

@@ -141,7 +141,7 @@ def shortfall(recipe: Recipe, sparsity: float, *, untouched: bool = False) -> st
     if untouched:
         return f"{asked}: what was left as it was makes up the rest, and the others give no more for it"
     if not recipe.parts.units:
-        what = "residual blocks" if recipe.parts.depth else "blocks"
+        what = recipe.parts.shape.called
         return f"{asked}: the nearest below that whole {what} allow"
     return (
         f"{asked}: the nearest below that whole units, floors and rounding allow (--round-to none and --allow-inexact "

@@ -74,8 +74,8 @@ def _check_structure(fields: Fields) -> None:
     if not parts.units and (fields.kinds or fields.allow_inexact):
         flag = "kinds" if fields.kinds else "allow-inexact"
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
-    if parts.depth and fields.allocation not in _RANKED:
-        raise ValueError(f"--allocation: {fields.allocation} is by layer, and residual blocks go whole: leave it out")
+    if not parts.shape.ranks and fields.allocation not in _RANKED:
+        raise ValueError(f"--allocation: --structure {parts.text} divides nothing among layers: leave it out")
 
 
 def _check_threshold(fields: Fields) -> None:
@@ -95,8 +95,6 @@ def _check_pattern(fields: Fields, share: float) -> None:
         raise ValueError(f"--sparsity: {text} zeroes {share:g} of the weights by itself: give more")
     if fields.iterations > 1:
         raise ValueError(f"--iterations: {text} zeroes its share in one step")
-    if not units and fields.allocation not in _RANKED:
-        raise ValueError(f"--allocation: {text} takes the same share of every layer: leave it out")
 
 
 # -- how it is stored

@@ -138,19 +138,19 @@ def _check(
     for name, key in written.items():
         if name not in Recipe.model_fields and name not in flags:
             raise RecipeError(f"{_where(path, text, key)}: there is no setting {_shortened(key)}")
-    own = {name: value for name, value in settings.items() if name in Recipe.model_fields}
+    fields = {name: value for name, value in settings.items() if name in Recipe.model_fields}
     try:
-        Recipe.model_validate(own)
+        Recipe.model_validate(fields)
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if name in written:  # one that is missing may still come from a flag or a preset
                 message = str(problem["msg"]).removeprefix("Value error, ")
-                given = f" (not {_shortened(problem['input'])})"
-                inner = _keys(own[name], problem["loc"][1:])
+                value = f" (not {_shortened(problem['input'])})"
+                inner = _keys(fields[name], problem["loc"][1:])
                 where = _where(path, text, inner[-1] if inner else written[name])
                 key = ".".join([written[name], *inner])
-                raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{given}") from None
+                raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{value}") from None
     if "preset" in settings:
         try:
             preset(_text(path, text, settings["preset"], "preset"))
@@ -160,12 +160,12 @@ def _check(
 
 def _keys(value: Any, place: Sequence[int | str]) -> list[str]:
     """The keys on the way to a place inside a value; pydantic's places also name the types that it tried."""
-    found = []
+    keys = []
     for part in place:
         if isinstance(value, Mapping) and part in value:
-            found.append(str(part))
+            keys.append(str(part))
             value = value[part]
-    return found
+    return keys
 
 
 def _shortened(value: Any) -> str:

@@ -33,7 +33,7 @@ class Shape:
         removes: Whether the graph gets smaller; else weights become zero.
         scored: What a criterion has to score: one of `Criterion.scores`.
         called: What goes, in words.
-        ranks: Whether layers compete for the sparsity, so that an allocation has a say.
+        ranks: Whether an allocation divides the sparsity among layers or groups.
     """
 
     removes: ClassVar[bool] = False

@@ -113,7 +113,7 @@ def test_with_packing_quantising_and_limits(folder: Path, capsys: pytest.Capture
         (("-s", 0.5, "--allocation", "erk", "--structure", "channels"), "--allocation: erk is for single weights"),
         (("-s", 0.5, "--recover", "least-squares"), "--recover least-squares needs inputs"),
         (("-s", 0.5, "--recover", "magic"), "--recover: there is no recovery method 'magic'"),
-        (("-s", 0.5, "--calibration", "nowhere.npz"), "does not exist"),
+        (("-s", 0.5, "--calibration", "nowhere.npz"), "there is no such file"),
         (("-s", 0.5, "--unit-share", 0.3), "--unit-share"),
         (("-s", 0.5, "--kinds", "heads"), "--kinds: about whole units"),
         (("-s", 0.5, "--iterations", 0), "--iterations"),
@@ -134,7 +134,7 @@ def test_the_list_of_methods_is_that_of_the_registries(capsys: pytest.CaptureFix
     names = {(entry["setting"], entry["name"]) for entry in entries}
     assert {("criterion", name) for name in criteria()} <= names
     assert {("recover", name) for name in METHODS} <= names
-    assert {s for s, _ in names} == {"structure", "criterion", "allocation", "schedule", "recover"}
+    assert {s for s, _ in names} == {"structure", "criterion", "allocation", "schedule", "recover", "metric"}
     assert all(entry["about"] for entry in entries) and len(entries) == len(catalogue())
     assert run("methods") == 0
     assert "--criterion" in capsys.readouterr().out

@@ -46,6 +46,18 @@ def test_flags_win_over_the_file_and_the_file_over_a_preset(folder: Path, capsys
     assert recipe_used(capsys)["sparsity"] == 0.75
 
 
+def test_tables_of_a_recipe_file_reach_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f"model = '{TRAINED}'\nsparsity = 0.5\ndata = '{TRAINED.with_name('digits_train.npz')}'\n"
+        "[retrain]\nsteps = 2\n[retrain_last]\nsteps = 3\n[reading]\nlayout = 'NHWC'\n"
+    )
+    assert run("run", recipe, "--dry-run", "--json", "--lr", 0.01) == 0
+    used = recipe_used(capsys)
+    assert (used["retrain"]["steps"], used["retrain"]["learning_rate"]) == (2, 0.01)
+    assert used["retrain_last"]["steps"] == 3 and used["reading"]["layout"] == "NHWC"
+
+
 def test_a_target_wins_over_the_sparsity_of_a_preset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder / "net.onnx", "--preset", "fastest", "--target-macs", "0.6x", "--dry-run", "--json") == 0
     answer = json.loads(capsys.readouterr().out)

@@ -19,6 +19,7 @@ class Rows(Shape):
     """All weights of an output go as one."""
 
     called = "rows"
+    ranks = False
 
     @classmethod
     def parse(cls, text: str) -> Rows | None:
