@@ -78,3 +78,39 @@ def test_what_stays(body: str) -> None:
     }  # fmt: skip
     model = graph(text, weights)
     assert not FoldWeights()(model).modified
+
+
+COMPUTED = "d = Sqrt(s) weight = Mul(w, d) "
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "folds"),
+    [
+        (COMPUTED + LATER, "float[N,4] y", True),
+        (COMPUTED + LATER, "float[N,4] y, float[6] d", False),
+        (COMPUTED + "z = Mul(x, d) h = MatMul(z, weight) y = MatMul(h, v) }", "float[N,4] y", False),
+        (COMPUTED + "h = MatMul(x, weight) z = MatMul(h, w) y = MatMul(z, v) }", "float[N,4] y", False),
+        (COMPUTED + LATER, "float[N,4] y, float[6,6] weight", False),
+        (COMPUTED + LATER, "float[N,4] y, float[6,6] w", False),
+        (COMPUTED + "h = MatMul(x, weight) z = MatMul(h, weight) y = MatMul(z, v) }", "float[N,4] y", True),
+        ("d = Sqrt(s) weight = Mul(s, d) a = Mul(x, weight) y = MatMul(a, v) }", "float[N,4] y", False),
+        ("d = RandomNormalLike(w) weight = Mul(w, d) " + LATER, "float[N,4] y", False),
+        ("d = Relu(w) weight = Transpose(d) " + LATER, "float[N,4] y", True),
+    ],
+    ids=["plain", "a part is an output", "a part is read", "the source is read", "an output", "the source is an output",
+         "read twice", "a vector", "drawn at random", "moved afterwards"],
+)  # fmt: skip
+def test_what_is_read_elsewhere_is_not_folded_away(body: str, outputs: str, folds: bool) -> None:
+    weights = {"w": random(6, 6), "s": np.abs(random(6)), "v": random(6, 4, seed=1)}
+    model = graph(f"agraph (float[N,6] x) => ({outputs}) {{ {body}", weights)
+    original = model.clone()
+    assert FoldWeights()(model).modified == folds
+    assert [v.name for v in model.graph.outputs] == [v.name for v in original.graph.outputs]
+    if folds:
+        assert set(model.graph.initializers) - {"s"} == {"weight", "v"}
+        assert "Mul" not in [n.op_type for n in model.graph]
+        assert all(
+            runtime.compare(original, model, f).max_rel < 1e-6 for f in runtime.working_inputs(original, count=2)
+        )
+    else:
+        assert set(model.graph.initializers) == set(original.graph.initializers)

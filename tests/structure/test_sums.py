@@ -32,12 +32,14 @@ CASES = {
         "Mod <fmod = 1> (h, two)",
         "Cast <to = 1> (h)", "Identity(h)", "Dropout(h)", "Gather <axis = 1> (h, places)", "Pad(h, pads)",
         "LeakyRelu(h)", "Elu(h)", "Softsign(h)", "ThresholdedRelu(h)", "Neg(h)", "Ceil(h)", "Round(h)",
+        'Einsum <equation = "bi,i->bi"> (e, row)', "Mul(e, row)", "Mul(e, h)",
         "CumSum(h, zero)",
     ],
     "mixed": [
         "Exp(h)", "Sigmoid(h)", "Cos(h)", "Softplus(h)", "HardSigmoid(h)", "Add(h, one)", "Sub(one, h)", "Max(h, one)",
         "Min(h, minus)", "Clip(h, one)", "Clip(h, , minus)", "Where(flags, h, one)", "Where(flags, one, h)",
         "Softmax(h)", "CumSum(h, last)", "Mean(h, one)", "Div(one, e)", "Pad(h, pads, one)",
+        'Einsum <equation = "bi,bi->bi"> (e, e)', "Mul(e, e)", "Add(h, e)", "Concat <axis = 1> (h, e)",
     ],
     "pinned": [
         "Log(s)", "Reciprocal(h)", "Pow(h, minus)", "Pow(h, signs)", "Pow(h, none)", "Div(row, h)",
@@ -107,4 +109,38 @@ def test_a_hidden_unit_stays_zero_if_its_activations_keep_zero(cell: str, gates:
     weights = {"w": (1, 5 * gates, 4), "r": (1, 5 * gates, 5), "b": (1, 10 * gates), "axes": np.array([3])}
     assert state(analyse(load(text, **weights))) == expected
     verdict = oracle.check(lambda: load(text, **weights), 0.5, 1, exact=False)
+    assert verdict.good and verdict.removed
+
+
+BRANCHES = """agraph (float[n, 4] x, bool flag) => (float[n, k] y) {{
+    h = MatMul(x, w)
+    m = If (flag) <then_branch = a () => (float[n, 6] p) {{ p = {}(h) }},
+                   else_branch = b () => (float[n, 6] q) {{ q = {}(h) }}>
+    y = ReduceSum(m, axes) }}"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("Relu", "Tanh", "exact"), ("Exp", "Tanh", "mixed"), ("Relu", "Exp", "mixed"), ("Exp", "Cos", "mixed")],
+)
+def test_units_are_zero_behind_branches_if_both_leave_them_so(first: str, second: str, expected: str) -> None:
+    weights = {"w": (4, 6), "axes": np.array([1])}
+    assert state(analyse(load(BRANCHES.format(first, second), **weights))) == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [("h", "v", "exact"), ("e", "v", "exact"), ("h", "t", "exact"), ("e", "t", "mixed")],
+)
+def test_a_batch_of_products_is_zero_where_one_side_is(left: str, right: str, expected: str) -> None:
+    """h [6, n, 5] and v [6, 5, 3] are zero for a removed expert, e and t are not."""
+    text = f"""agraph (float[1, n, 4] x) => (float[n, k] y) {{
+        h = MatMul(x, w)  e = Exp(h)  t = Transpose <perm = [0, 2, 1]> (e)  m = MatMul({left}, {right})
+        y = ReduceSum <keepdims = 0> (m, first) }}"""
+    weights = {"w": (6, 4, 5), "v": (6, 5, 3), "first": np.array([0])}
+    structure = analyse(load(text, **weights))
+    w = value(structure, "w")
+    assert structure.removable(w, 0, exact=False).all()
+    assert structure.removable(w, 0).all() == (expected == "exact")
+    verdict = oracle.check(lambda: load(text, **weights), 0.5, 1, exact=expected == "exact")
     assert verdict.good and verdict.removed
