@@ -10,7 +10,6 @@ Not mutated, for no test should see it: the text of messages and reasons, annota
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +66,10 @@ class Mutant:
 
 
 def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Draw some of the mutants without favour; all of them if there are no more, in the order of the files."""
-    drawn = random.Random(seed).sample(range(len(mutants)), min(count, len(mutants)))
-    return [mutants[i] for i in sorted(drawn)]
+    """Draw some of the mutants without favour; a mutant that is drawn stays drawn when other functions change."""
+    lots = sorted(mutants, key=lambda mutant: hashlib.sha256(f"{seed} {mutant.key}".encode()).digest())
+    drawn = {mutant.key for mutant in lots[:count]}
+    return [mutant for mutant in mutants if mutant.key in drawn]
 
 
 def mutants_of(path: Path) -> list[Mutant]:
