@@ -164,7 +164,7 @@ def _watch(pid: int, read: int, seconds: Sequence[float]) -> tuple[int | None, i
         Its exit status, None where it was ended, and its last test.
     """
     os.set_blocking(read, False)
-    last, end = None, PATIENCE
+    last, end, stuck = None, PATIENCE, time.monotonic() + 30 * PATIENCE
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         try:
@@ -173,10 +173,10 @@ def _watch(pid: int, read: int, seconds: Sequence[float]) -> tuple[int | None, i
             begun = b""
         if begun:
             last = int.from_bytes(begun[-4:], "little")
-            end = _spent(pid) + PATIENCE + 5 * seconds[last]
+            end, stuck = _spent(pid) + PATIENCE + 5 * seconds[last], time.monotonic() + 30 * PATIENCE
         if done:
             return status, last
-        if _spent(pid) > end:
+        if _spent(pid) > end or time.monotonic() > stuck:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None, last
