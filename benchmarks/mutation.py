@@ -15,6 +15,7 @@ import argparse
 import collections
 import gc
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -35,9 +36,10 @@ from mutants import Mutant, mutants_of, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("onnxprune/structure", "passes")
-TESTS = ("tests/structure", "tests/passes")
+TESTS = ("tests/structure", "tests/passes", "tests/selection")
 WARM = ("structure.node_cases:cases",)  # slow, and the same for every fault
 PATIENCE = 10  # CPU seconds that a test may take beyond five times what it takes without a fault
+MOST = 20.0  # CPU seconds of tests for one fault; what would be seen later counts as not seen
 MEMORY = 12 << 30  # bytes of address space that a faulty run may ask for beyond what there is
 
 
@@ -49,9 +51,11 @@ class Reach:
     seconds: Sequence[float]
 
     def of(self, mutant: Mutant) -> list[int]:
-        """Return the tests that run the statement of a fault, quickest first."""
+        """Return the tests that run the statement of a fault, quickest first, as many as fit into the time for one."""
         lines = self.tests.get(os.path.realpath(mutant.path), {})
-        return sorted({t for line in mutant.lines for t in lines.get(line, ())}, key=lambda t: self.seconds[t])
+        tests = sorted({t for line in mutant.lines for t in lines.get(line, ())}, key=lambda t: self.seconds[t])
+        spent = itertools.accumulate(self.seconds[t] for t in tests)
+        return [t for t, seconds in zip(tests, spent, strict=True) if seconds <= MOST or t == tests[0]]
 
 
 class Judge:
