@@ -86,6 +86,7 @@ def _apply(view: View, name: str) -> None:
         return
     try:
         rule(view)
+        _require_all_outputs(view)
     except RuleMismatch as error:
         view.opaque(str(error))
         for value in weight_operands(view.node):  # its weights count, though nothing of them can go
@@ -94,6 +95,13 @@ def _apply(view: View, name: str) -> None:
     except Exception as error:  # a form of the operator that its rule does not foresee: pinning is always sound
         view.findings.unruled[view.node] = f"{name} (its rule failed)"
         view.opaque(f"its rule failed on it ({type(error).__name__}: {error})")
+
+
+def _require_all_outputs(view: View) -> None:
+    """Refuse a node with an output that somebody reads and that got no axes: nothing would tie what it holds."""
+    for out in view.node.outputs:
+        if out.name and out not in view.findings.axes and (out.uses() or out.is_graph_output()):
+            raise RuleMismatch(f"the shape of its output {out.name} is not known")
 
 
 def _no_axis_empties(findings: Findings) -> None:

@@ -38,7 +38,7 @@ def _form(
 ) -> None:
     domain, _, op_type = operator.rpartition("::")
     names = [k if v is not None else "" for k, v in inputs.items()]
-    node = helper.make_node(op_type, names, outputs.split(), domain=domain, **attributes)
+    node = helper.make_node(op_type, names, [o.strip("-") for o in outputs.split()], domain=domain, **attributes)
     constants = {k: v for k, v in inputs.items() if v is not None}
     opsets = {"": opset, "com.microsoft": 1}
     CASES.setdefault(operator, []).append(Case(name, node, constants, opsets))
@@ -305,5 +305,71 @@ def _elementwise() -> None:
     _form("indices", "MaxPool", image, "y i", kernel_shape=[2, 2])
 
 
-for _add in (_contractions, _recurrent, _indexing, _shapes, _normalisation, _elementwise):
+def _attention() -> None:
+    """Attention operators in the forms that their rules refuse, and with operands of every rank."""
+    packed = {"x": _reals(2, 3, 16), "w": _reals(16, 96), "b": _reals(96)}
+    _form("its own table", "com.microsoft::Attention", packed, num_heads=4, do_rotary=1)
+    _form("no bias", "com.microsoft::Attention", {"x": packed["x"], "w": packed["w"]}, num_heads=4)
+    scores = {**packed, "m": None, "p": None, "s": _reals(1, 4, 3, 3)}
+    _form("score bias", "com.microsoft::Attention", scores, num_heads=4)
+    _form("present", "com.microsoft::Attention", packed, "y present", num_heads=4)
+    qkv = {"q": _reals(2, 3, 32), "k": _reals(2, 5, 32), "v": _reals(2, 5, 32)}
+    _form("all of one width", "com.microsoft::MultiHeadAttention", qkv, "y k2 v2", num_heads=4)
+    masked = {**qkv, "b": None, "m": _ints(5, 4).astype(np.int32)}
+    _form("lengths", "com.microsoft::MultiHeadAttention", masked, num_heads=4)
+    _form("no heads", "Attention", qkv)
+    flat = {"q_num_heads": 4, "kv_num_heads": 4}
+    for shape in ((3, 5), (1, 5), (2, 4, 3, 5), (1, 1, 3, 5), (2, 1, 3, 5)):
+        _form(f"mask {shape}", "Attention", {**qkv, "m": _reals(*shape)}, **flat)
+    _form("masked by flags", "Attention", {**qkv, "m": _rng.random((3, 5)) > 0.2}, **flat)
+    _form("scaled", "Attention", qkv, scale=0.3, **flat)
+    for mode in range(4):
+        _form(f"scores {mode}", "Attention", qkv, "y - - s", qk_matmul_output_mode=mode, **flat)
+    _form("outputs whose shape onnx does not know", "Attention", qkv, "y k2 v2", **flat)
+    heads = {"q": _reals(2, 4, 3, 8), "k": _reals(2, 4, 5, 8), "v": _reals(2, 4, 5, 6)}
+    _form("by head", "Attention", heads)
+    linear = {"q": _reals(2, 3, 32), "k": _reals(2, 3, 32), "v": _reals(2, 3, 32)}
+    for rule in ("linear", "gated", "delta", "gated_delta"):
+        gates: dict[str, Array | None] = {**linear, "s": _reals(2, 4, 8, 8)}
+        gates |= {"d": -np.abs(_reals(2, 3, 4)) if "gated" in rule else None}
+        gates |= {"r": 0.3 * np.abs(_reals(2, 3, 4)) if "delta" in rule else None}
+        _form(
+            f"{rule}, by head", "com.microsoft::LinearAttention", {**linear, **gates}, "y s2", update_rule=rule, **flat
+        )
+    tables = {"c": _reals(2, 3, 4), "s": _reals(2, 3, 4)}
+    _form("tables by position", "RotaryEmbedding", {"x": _reals(2, 3, 32), **tables}, num_heads=4)
+    _form("neighbours by head", "RotaryEmbedding", {"x": _reals(2, 4, 3, 8), **tables}, interleaved=1)
+    causal = {"x": _reals(2, 6, 5), "w": _reals(6, 1, 3)}
+    _form("no bias", "com.microsoft::CausalConvWithState", causal, "y s")
+    skipped = {"x": _reals(2, 3, 8), "k": _reals(2, 3, 8), "g": _reals(8), "b": _reals(8)}
+    _form("statistics", "com.microsoft::SkipLayerNormalization", skipped, "y m d s")
+    _form("no sum", "com.microsoft::SkipLayerNormalization", skipped)
+
+
+def _quantised() -> None:
+    x, w = _rng.integers(0, 256, (2, 6, 5, 5)).astype(np.uint8), _rng.integers(-99, 99, (8, 6, 3, 3)).astype(np.int8)
+    of_x = {"x": x, "xs": np.array(0.1, np.float32), "xz": np.array(120, np.uint8)}
+    of_y = {"ys": np.array(0.5, np.float32), "yz": np.array(117, np.uint8)}
+    of_w = {"w": w, "ws": np.array(0.1, np.float32), "wz": np.array(3, np.int8)}
+    _form("no bias", "QLinearConv", {**of_x, **of_w, **of_y})
+    _form("no zero points", "ConvInteger", {"x": x, "w": w})
+    last = {**of_x, **of_y, "x": x.transpose(0, 2, 3, 1).copy()}
+    for operator, attributes in (("QLinearAveragePool", {"kernel_shape": [2, 2]}), ("QLinearGlobalAveragePool", {})):
+        _form("channels last", f"com.microsoft::{operator}", last, channels_last=1, **attributes)
+    rows = {"a": x[0, 0], "b": _rng.integers(-99, 99, (5, 4)).astype(np.int8)}
+    _form("no zero points", "MatMulInteger", rows)
+    _form("one zero point", "MatMulInteger", {**rows, "az": np.array(7, np.uint8), "bz": np.array(2, np.int8)})
+    plain = {"x": x[0, 0], "s": np.array(0.1, np.float32)}
+    _form("no zero point", "DequantizeLinear", plain)
+    _form("one zero point", "DequantizeLinear", {**plain, "z": np.array(9, np.uint8)})
+    reals = {"x": _reals(6, 8), "s": np.array(0.1, np.float32)}
+    _form("no zero point", "QuantizeLinear", reals)
+    _form("last axis", "QuantizeLinear", {**reals, "s": np.abs(_reals(8)) + 1, "z": np.zeros(8, np.int8)}, axis=-1)
+    blocks = {"x": _rng.integers(0, 99, (6, 8)).astype(np.uint8), "s": np.abs(_reals(6, 4)) + 1}
+    _form("blocks of the last axis", "DequantizeLinear", blocks, axis=1, block_size=2)
+    _form("blocks", "QuantizeLinear", {**reals, "s": np.abs(_reals(2, 8)) + 1}, axis=0, block_size=3, output_dtype=2)
+    _form("range", "DynamicQuantizeLinear", {"x": _reals(6, 8)}, "y s z")
+
+
+for _add in (_attention, _quantised, _contractions, _recurrent, _indexing, _shapes, _normalisation, _elementwise):
     _add()
