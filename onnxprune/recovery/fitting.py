@@ -17,7 +17,7 @@ from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_f
 from onnxprune.runtime.statistics import Moments
 
 SAMPLE = 64
-"""Outputs of a layer that choose its ridge, where each has zeros of its own."""
+"""Where each output has zeros of its own, so many outputs of a layer choose its ridge and judge its fit."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -62,12 +62,16 @@ class Proposal:
 class Problem:
     """The error of a layer whose outputs have zeros of their own; the last fold is held back.
 
+    Weights are for scaled inputs here. What is tried is fitted and judged on a sample of the outputs; only what is
+    taken is fitted on all of them.
+
     Attributes:
         layer: The layer.
         made_from: The moments that a fit is made from.
-        held: Those that it is judged by.
+        held: Those that it is judged by, of the sample.
         total: Those that the weights are fitted to in the end.
-        error: The error over `made_from`, in scaled inputs.
+        error: The error over `made_from`.
+        sample: Outputs.
     """
 
     layer: Layer
@@ -75,64 +79,63 @@ class Problem:
     held: Moments
     total: Moments
     error: Quadratic
+    sample: Rows
 
     @staticmethod
     def of(layer: Layer, folds: Sequence[Moments]) -> Problem:
         """From a layer and its moments."""
-        made_from = but_last(folds)
+        made_from, outputs = but_last(folds), layer.support.shape[1]
         error = Quadratic.of(made_from, layer.start.bias, with_bias=layer.has_shift)
-        return Problem(layer, made_from, folds[-1], total_of(folds), error)
+        sample = np.unique(np.linspace(0, outputs - 1, min(SAMPLE, outputs)).astype(np.int64))
+        return Problem(layer, made_from, folds[-1].of(sample), total_of(folds), error, sample)
 
     @functools.cached_property
     def spectrum(self) -> Spectrum:
         """Of the Gram matrix: the one decomposition that a layer needs."""
         return Spectrum.of(self.error.gram)
 
+    @functools.cached_property
+    def before(self) -> float:
+        """The relative error of the layer as it is."""
+        return self._held_error(self.layer.start.of(self.sample))
+
     def without_zeros(self) -> Matrix:
-        """The best weights without zeros, for scaled inputs; drawn to the dense ones by the best ridge."""
+        """The best weights without zeros, drawn to the dense ones by the best ridge, or those themselves."""
         dense = self.error.scaled(self.layer.dense)
         gap = self.error.target - dense @ self.error.gram
-        tried = [dense, *(dense + self.spectrum.solve(gap, ridge) for ridge in RIDGES)]
-        return min(tried, key=lambda w: self._held_error(self._affine(self.made_from, w)))
+        change, some = functools.partial(self.spectrum.solve, gap[:, self.sample]), dense[:, self.sample]
+        errors = {ridge: self.error_of(some + change(ridge)) for ridge in RIDGES}
+        best = min(errors, key=lambda ridge: errors[ridge])
+        return dense if self.error_of(some) <= errors[best] else dense + self.spectrum.solve(gap, best)
 
-    def fitted(self, start: Matrix, support: Support) -> Proposal:
-        """Fit the weights inside a support, drawn to ``start`` (for scaled inputs) by the best ridge."""
-        some = self._sample()
-        part = Quadratic(self.error.gram, self.error.target[:, some], self.error.scale)
+    def tried(self, start: Matrix, support: Support) -> tuple[float, float]:
+        """Return the best ridge of a fit inside a support, drawn to ``start``, and the relative error of that fit."""
+        part = Quadratic(self.error.gram, self.error.target[:, self.sample], self.error.scale)
+        start, support = start[:, self.sample], support[:, self.sample]
+        errors = {ridge: self.error_of(fit_within(part, start, support, ridge)) for ridge in RIDGES}
+        best = min(errors, key=lambda ridge: errors[ridge])
+        return best, errors[best]
 
-        def error(ridge: float) -> float:
-            weight = fit_within(part, start[:, some], support[:, some], ridge)
-            made_from = self.made_from.of(some)
-            return float(squared_error(self.held.of(some), self._affine(made_from, weight, some)).sum())
-
-        ridge = min(RIDGES, key=error)
-        weight = fit_within(self.error, start, support, ridge)
-        after = self._held_error(self._affine(self.made_from, weight))
+    def fitted(self, start: Matrix, support: Support, ridge: float) -> Affine:
+        """Fit all outputs to all inputs."""
         whole = Quadratic.of(self.total, self.layer.start.bias, with_bias=self.layer.has_shift)
-        rescaled = whole.scale[:, None, :] / self.error.scale[:, None, :]
-        final = whole.plain(fit_within(whole, start * rescaled, support, ridge, begin=weight * rescaled))
-        bias = best_bias(self.total, final) if self.layer.has_shift else self.layer.start.bias
-        return Proposal(Affine(final, bias), self._before(), after, f"ridge {ridge:g}")
+        rescaled = start * (whole.scale / self.error.scale)[:, None, :]
+        return self._affine(self.total, whole.plain(fit_within(whole, rescaled, support, ridge)), self.layer.start.bias)
 
-    def judged(self, weight: Matrix) -> Proposal:
-        """Weights for scaled inputs as they are, with the best bias."""
-        new = self._affine(self.made_from, weight)
-        return Proposal(new, self._before(), self._held_error(new))
+    def as_it_is(self, weight: Matrix) -> Affine:
+        """All outputs with these weights and the best bias."""
+        return self._affine(self.made_from, self.error.plain(weight), self.layer.start.bias)
 
-    def _affine(self, moments: Moments, weight: Matrix, some: Rows | None = None) -> Affine:
-        plain = self.error.plain(weight)
-        old = self.layer.start.bias if some is None else self.layer.start.bias[:, some]
-        return Affine(plain, best_bias(moments, plain) if self.layer.has_shift else old)
+    def error_of(self, weight: Matrix) -> float:
+        """The relative error of weights of the sample."""
+        bias, moments = self.layer.start.bias[:, self.sample], self.made_from.of(self.sample)
+        return self._held_error(self._affine(moments, self.error.plain(weight), bias))
 
-    def _before(self) -> float:
-        return self._held_error(self.layer.start)
+    def _affine(self, moments: Moments, plain: Matrix, bias: Matrix) -> Affine:
+        return Affine(plain, best_bias(moments, plain) if self.layer.has_shift else bias)
 
     def _held_error(self, affine: Affine) -> float:
         return float(squared_error(self.held, affine).sum()) / size_of([self.held])
-
-    def _sample(self) -> Rows:
-        outputs = self.layer.support.shape[1]
-        return np.unique(np.linspace(0, outputs - 1, min(SAMPLE, outputs)).astype(np.int64))
 
 
 def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Proposal:

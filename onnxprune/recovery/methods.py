@@ -58,11 +58,10 @@ def least_squares(layer: Layer, folds: Sequence[Moments]) -> Proposal:
 
     Where outputs have zeros of their own, one Gram matrix serves them all, by conjugate gradients.
     """
-    anchor = np.where(layer.support, layer.anchor, 0.0)
     if (layer.support == layer.support[:, :1]).all():
+        anchor = np.where(layer.support, layer.anchor, 0.0)
         return shared_fit(layer, folds, Affine(anchor, layer.start.bias))
-    problem = Problem.of(layer, folds)
-    return problem.fitted(problem.error.scaled(anchor), layer.support)
+    return _given(layer, Problem.of(layer, folds))
 
 
 @method("obc", judged_by_outputs=False,
@@ -110,14 +109,22 @@ Choose = Callable[[Layer, Problem, Matrix], tuple[Matrix, Support]]
 
 def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit: bool) -> Proposal:
     """Choose the zeros of a layer anew; with a fit, unless least squares on those that are there is nearer."""
-    fixed = not isinstance(layer.pattern, NM | None) or not (~layer.support & (layer.dense != 0)).any()
-    given = least_squares(layer, folds) if fit or fixed else None
-    if fixed and given is not None:
-        return given
+    if not isinstance(layer.pattern, NM | None) or not (~layer.support & (layer.dense != 0)).any():
+        return least_squares(layer, folds)
     problem = Problem.of(layer, folds)
     weight, support = choose(layer, problem, problem.without_zeros())
-    chosen = problem.fitted(weight, support) if fit else problem.judged(weight)
-    return chosen if given is None or chosen.after < given.after else given
+    if not fit:
+        return Proposal(problem.as_it_is(weight), problem.before, problem.error_of(weight[:, problem.sample]))
+    given = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
+    ways = [(problem.tried(*way), way) for way in ((weight, support), (given, layer.support))]
+    (ridge, after), way = min(ways, key=lambda tried: tried[0][1])
+    return Proposal(problem.fitted(*way, ridge), problem.before, after, f"ridge {ridge:g}")
+
+
+def _given(layer: Layer, problem: Problem) -> Proposal:
+    start = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
+    ridge, after = problem.tried(start, layer.support)
+    return Proposal(problem.fitted(start, layer.support, ridge), problem.before, after, f"ridge {ridge:g}")
 
 
 def _sweep(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:

@@ -64,7 +64,7 @@ class Quadratic:
         return weight / self.scale[:, None, :]
 
 
-def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float, begin: Matrix | None = None) -> Matrix:
+def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float) -> Matrix:
     """Minimise the error plus ridge |W - W0|^2 over the weights inside a support; all in scaled inputs.
 
     Args:
@@ -72,7 +72,6 @@ def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float, begi
         start: W0, shape [g, O, K].
         support: Which weights may be other than 0.
         ridge: Relative to the inputs' mean squares, which are 1.
-        begin: Where to begin; W0 by default.
 
     Returns:
         The weights, zero outside the support.
@@ -81,7 +80,7 @@ def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float, begi
     target = (q.target + ridge * start).astype(np.float32)
     inside = support.astype(np.float32)
     r = np.float32(ridge)
-    w = (start if begin is None else begin).astype(np.float32) * inside
+    w = start.astype(np.float32) * inside
     residual = (target - w @ gram - r * w) * inside
     direction: Floats = residual.copy()
     power = _squares(residual)
