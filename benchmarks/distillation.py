@@ -23,7 +23,7 @@ import torch
 from lenets import LeNet300, Results, Sets, count, data_argument, data_folder, lamp, load_sets, pruner, train_dense
 
 from onnxprune.data.readers import Data
-from onnxprune.data.sources import without_targets
+from onnxprune.data.sources import Arrays
 from onnxprune.training import TrainSettings, apply_masks, retrain
 
 FOLDER = "distillation"
@@ -69,7 +69,8 @@ def compare(seed: int, sets: Sets, work: Path) -> None:
 
 def unlabelled(data: Data) -> Data:
     """The same images without their labels."""
-    return Data(without_targets(data.source), ())
+    assert isinstance(data.source, Arrays)
+    return Data(Arrays(data.source.inputs), ())
 
 
 def recovered(results: Results, ratio: float) -> float:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from exported import exported
 
 from onnxprune import model_io, runtime
@@ -20,8 +22,9 @@ from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
-from onnxprune.selection.units import select_share
+from onnxprune.selection.rounding import RoundTo, kept_counts, step_of
 from onnxprune.structure.groups import Group
+from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
 
 
@@ -41,15 +44,27 @@ def inner_groups(structure: Structure) -> list[Group]:
     return [group for group, depthwise in found if depthwise or not filtered]
 
 
-def halved(path: Path, round_to: str) -> tuple[object, dict[str, object]]:
+def half_of_each(structure: Structure, groups: Sequence[Group], scores: np.ndarray, round_to: RoundTo) -> np.ndarray:
+    """Flags by atom id of the less important half of every group, to the nearest allowed count."""
+    ledger = Ledger(structure, prunable_weights(structure), groups, floor=1)
+    for group in groups:
+        count = len(group)
+        counts = kept_counts(count, step_of(structure, group, round_to), 1)
+        kept = min(counts, key=lambda k: (abs(k - count / 2), k))
+        order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
+        ledger.remove(order[: count - kept], limit=ledger.prunable)
+    return ledger.removed
+
+
+def halved(path: Path, round_to: RoundTo) -> tuple[object, dict[str, object]]:
     """Return the model with half of every inner group removed, and its figures."""
     structure = prepare(model_io.load(path))
     weights = prunable_weights(structure)
     groups = inner_groups(structure)
     scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    chosen = select_share(structure, weights, groups, scores, 0.5, round_to=round_to)  # type: ignore[arg-type]
+    removed = half_of_each(structure, groups, scores, round_to)
     model = structure.model
-    RemoveUnits(structure, chosen.removed)(model)
+    RemoveUnits(structure, removed)(model)
     Tidy()(model)
     return model, {"groups": len(groups)}
 

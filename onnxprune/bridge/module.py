@@ -17,7 +17,7 @@ from onnx_ir.passes.common import InlinePass
 from torch import fx
 
 from onnxprune.bridge.codegen import ANCHOR, Generated, GraphBuilder
-from onnxprune.bridge.parameters import Role, Target, trainable_values
+from onnxprune.bridge.parameters import Target, trainable_values
 from onnxprune.errors import ModelError
 
 ModelLike = str | Path | onnx.ModelProto | ir.Model
@@ -177,8 +177,3 @@ def _reserved_names() -> frozenset[str]:
     """Names a parameter cannot have, because the module has an attribute of that name."""
     blank = fx.GraphModule(torch.nn.Module(), fx.Graph())
     return frozenset(dir(blank)) | frozenset(dir(OnnxModule)) | {"meta", ANCHOR}
-
-
-def is_trainable(target: Target) -> bool:
-    """Whether the numbers behind a target are a Parameter of the module."""
-    return target.role is not Role.BUFFER

@@ -187,35 +187,6 @@ def take(source: Source, chosen: Array) -> Source:
     return Subset(source, chosen)  # type: ignore[arg-type]
 
 
-def without_targets(source: Source) -> Source:
-    """The same inputs with no labels, for distillation."""
-    if isinstance(source, Arrays):
-        return Arrays(source.inputs, axes=source.axes)
-    return Unlabelled(source) if not is_indexed(source) else UnlabelledRows(source)
-
-
-@dataclass(frozen=True)
-class Unlabelled:
-    """A source whose targets are left out."""
-
-    whole: Source
-
-    @property
-    def count(self) -> int | None:
-        return self.whole.count
-
-    def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
-        return (Batch(batch.inputs, axes=batch.axes) for batch in self.whole.epoch(batch_size, order))
-
-
-class UnlabelledRows(Unlabelled):
-    """An indexed source whose targets are left out."""
-
-    def rows(self, indices: Array) -> Batch:
-        batch = self.whole.rows(indices)  # type: ignore[attr-defined]
-        return Batch(batch.inputs, axes=batch.axes)
-
-
 def first_batch(source: Source, size: int) -> Batch:
     """The first `size` samples, to look at; a source with batches of its own sizes gives its first one.
 

@@ -97,14 +97,6 @@ def inverse_factor(hessian: Matrix) -> Matrix:
     raise np.linalg.LinAlgError("the Gram matrix holds numbers that are not finite")
 
 
-def sweep_given(weight: Matrix, factor: Matrix, support: Support) -> Matrix:
-    """Zero the weights [O, K] outside `support`, column by column; returns the weights that make up for it."""
-    w = np.array(weight, np.float64)
-    for j in range(w.shape[1]):
-        _zero_column(w, factor, j, ~support[:, j], w.shape[1])
-    return w
-
-
 def sweep_choosing(weight: Matrix, factor: Matrix, zeros: Sequence[int], block: int = BLOCK) -> tuple[Matrix, Support]:
     """Zero the cheapest weights of each block of columns as the sweep comes to it.
 

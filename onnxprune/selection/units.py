@@ -86,22 +86,6 @@ def select_units(
     return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
 
 
-def select_share(
-    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, share: float,
-    round_to: RoundTo = "none", floor: int = 1,
-) -> UnitSelection:  # fmt: skip
-    """Cut the same share of units from every group: the nearest allowed count to ``(1 - share) n``, at least one."""
-    ledger = Ledger(structure, weights, groups, floor)
-    for group in groups:
-        n = len(group)
-        wanted = (1 - share) * n
-        counts = kept_counts(n, step_of(structure, group, round_to), floor)
-        kept = min(counts, key=lambda k: (abs(k - wanted), k))
-        order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
-        ledger.remove(order[: n - kept], limit=ledger.prunable)
-    return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
-
-
 class _Queue:
     """The units of one group, least important first, in chunks that end at allowed counts."""
 

@@ -16,7 +16,7 @@ from training_models import blobs, convnet, mlp
 
 from onnxprune.data.fit import TargetSpec, fit_target, fit_targets
 from onnxprune.data.readers import read_data
-from onnxprune.data.sources import Arrays, Batch, first_batch, split, without_targets
+from onnxprune.data.sources import Arrays, Batch, first_batch, split
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import DataSettings
 from onnxprune.training.feed import Feed
@@ -345,7 +345,3 @@ def test_nothing_can_be_held_out_of_a_stream() -> None:
 def test_too_few_samples_to_split_are_refused() -> None:
     with pytest.raises(DataError, match="too few to hold out"):
         split(Arrays((X[:3],)), 0.1, seed=0)
-
-
-def test_labels_can_be_left_out() -> None:
-    assert first_batch(without_targets(Arrays((X,), (LABEL,))), 3).targets == ()

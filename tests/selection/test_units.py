@@ -12,7 +12,7 @@ from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.rounding import kept_counts
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
-from onnxprune.selection.units import UnitBudget, UnitSelection, select_share
+from onnxprune.selection.units import UnitBudget, UnitSelection, select_units
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,5 @@ def test_the_least_important_go() -> None:
     weights = prunable_weights(structure)
     scores = np.zeros(structure.terms.count)
     scores[group.atoms] = [5, 1, 4, 0, 7, 2, 6, 3]
-    chosen = select_share(structure, weights, [group], scores, 0.5)
+    chosen = select_units(structure, weights, [group], scores, UnitBudget(0.5, "none"), lambda group, values, a, b: 0.0)
     assert group.atoms[chosen.removed[group.atoms]].tolist() == group.atoms[[1, 3, 5, 7]].tolist()
