@@ -26,7 +26,7 @@ from onnxprune.scoring import Criterion, Evidence, Weight, find_criterion, pruna
 from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, masks_of_shares
 from onnxprune.selection.patterns import pattern_masks
-from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitContext
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.training import Masks, apply_masks
@@ -159,9 +159,9 @@ def removed_units(dense: Dense, method: Method, ratio: int) -> Flags:
     if method.allocation == "magnitude":
         like = removed_units(dense, Method("channels", "magnitude", "cost"), ratio)
         return lowest_alike(dense, scores_of(dense, method.criterion), like)
-    look = UnitLook(dense.structure, dense.weights, dense.groups, scores_of(dense, method.criterion))
+    context = UnitContext(dense.structure, dense.weights, dense.groups, scores_of(dense, method.criterion))
     choose = UNIT_ALLOCATIONS[method.allocation]
-    return nearest(dense, lambda share: choose(look, UnitBudget(share, "none")).removed, ratio)
+    return nearest(dense, lambda share: choose(context, UnitBudget(share, "none")).removed, ratio)
 
 
 def scores_of(dense: Dense, criterion: str) -> npt.NDArray[np.float64]:

@@ -18,6 +18,7 @@ from onnxprune.pipeline.step import State
 from onnxprune.pipeline.trainer import Trainer
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.schedules import sparsities
+from onnxprune.runtime import make_session, run
 from onnxprune.structure.rewrite import Kept
 from onnxprune.training.masks import Masks
 
@@ -117,6 +118,14 @@ def image_data(count: int = 120) -> Data:
 def weights(model: ir.Model) -> dict[str, np.ndarray]:
     """The model's initializers as arrays."""
     return {name: v.const_value.numpy() for name, v in model.graph.initializers.items() if v.const_value is not None}
+
+
+def accuracy(model: ir.Model, data: Data) -> float:
+    """The share of samples that a model classifies rightly, in ONNX Runtime."""
+    source = data.source
+    assert isinstance(source, Arrays)
+    (scores,) = run(make_session(model), {"x": source.inputs[0]}).values()
+    return float((np.asarray(scores).argmax(1) == source.targets[0]).mean())
 
 
 def random_masks(model: ir.Model, share: float = 0.5, seed: int = 0) -> dict[str, np.ndarray]:

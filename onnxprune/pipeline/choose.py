@@ -1,15 +1,15 @@
-"""What goes: a method of pruning, composed. The one place where structure, criterion and allocation meet.
+"""Decide what is removed or zeroed in one step: the one place where granularity, criterion and allocation meet.
 
-A method is structure x criterion x allocation x schedule x fine-tuning x recovery, each found by its name:
+A method of pruning is made of six parts, each found by its name:
 
-    structure     what shape goes                   recipe/granularity.py; a chooser below for each
+    granularity   which shape goes as one           recipe/granularity.py; a chooser below for each
     criterion     what matters least                scoring/
     allocation    how layers compete                selection/allocation.py, selection/unit_allocation.py
     schedule      how much goes at each step        recipe/schedules.py, used by loop.py
-    fine-tuning   training between the steps        training/, used by trainer.py
+    training      training after each step          training/, used by trainer.py
     recovery      bringing outputs back without it  recovery/, used by step.py
 
-A chooser decides on the model as it is at one step; the criterion sees that model's own statistics and gradients.
+A chooser decides on the model as it is at one step: the criterion sees the statistics and gradients of that model.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from onnxprune.graph.size import holders_of_numbers
 from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
+from onnxprune.scoring.cache import ScoreCache, cached
 from onnxprune.scoring.depth import score_blocks
 from onnxprune.scoring.evidence import Evidence
-from onnxprune.scoring.remembered import Memory, remembered
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.selection import UnitBudget, select_weights
-from onnxprune.selection.allocation import Look, allocation_of, masks_of_shares
+from onnxprune.selection.allocation import ALLOCATIONS, Allocation, AllocationContext, allocation_of, masks_of_shares
 from onnxprune.selection.depth import select_blocks
 from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, protected_weights
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
-from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.costs import CostName
@@ -80,7 +80,7 @@ class Plan:
 
 def choose(
     structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, again: bool = False,
-    memory: Memory | None = None,
+    cache: ScoreCache | None = None,
 ) -> Plan:  # fmt: skip
     """Decide what goes in one step.
 
@@ -89,7 +89,7 @@ def choose(
         recipe: How much goes, and by what; its structure is no mix.
         calibration: Samples, where some were given.
         again: The model was pruned before: weights that are zero go first.
-        memory: What was found of this very model under this criterion, for another sparsity.
+        cache: Scores of this very model under this criterion, from a run with another sparsity.
 
     Raises:
         NothingToPrune: There is nothing to decide on.
@@ -98,10 +98,10 @@ def choose(
     weights = eligible_weights(structure, recipe)
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
-    memory = memory or Memory()
-    task = Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, memory), memory)
+    cache = cache or ScoreCache()
+    task = Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, cache), cache)
     if recipe.parts.zeros is not None:
-        task = _able(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
+        task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
     return _chooser_of(recipe.parts.shape)(task)
 
 
@@ -122,18 +122,36 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
     return size
 
 
+def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
+    """Return the allocation of whole units and that of single weights, each None where the structure has no use for it.
+
+    Raises:
+        RecipeError: It is not for this structure, or does not exist.
+    """
+    parts, name = recipe.parts, recipe.allocation
+    of_units = of_weights = None
+    if parts.units:
+        if name in ALLOCATIONS and name not in UNIT_ALLOCATIONS:
+            raise RecipeError(f"--allocation: {name} is for single weights, not for whole units")
+        of_units = UNIT_ALLOCATIONS.find("cost" if name == "auto" else name)
+    if parts.zeros is not None and parts.zeros.ranks:
+        if name in UNIT_ALLOCATIONS and name not in ALLOCATIONS:
+            raise RecipeError(
+                f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
+            )
+        of_weights = allocation_of(name, find_criterion(recipe.criterion))
+    return of_units, of_weights
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a chooser decides on.
 
     Attributes:
-        structure: The analysis of the model as it is.
-        recipe: How much goes, and by what.
-        calibration: Samples, where some were given.
+        structure, recipe, calibration, cache: See `choose`.
         weights: The weights that may go.
-        criterion: What goes first, with the data it looks at.
-        memory: What was found of this very model, for when it is asked for again.
-        unable: Why other weights may not go, by name.
+        criterion: The criterion, with the statistics of this model.
+        unscored: Weights that the criterion cannot score, with the reason; they stay.
     """
 
     structure: Structure
@@ -141,12 +159,16 @@ class Task:
     calibration: Calibration | None
     weights: list[Weight]
     criterion: Criterion
-    memory: Memory
-    unable: Mapping[str, str] = field(default_factory=dict)
+    cache: ScoreCache
+    unscored: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
-        """The share of `weights` that becomes zero: larger where small first and last layers stay, which count."""
+        """The share of `weights` that becomes zero.
+
+        Small first and last layers stay, but count in the sparsity: the other layers make up for them. Weights that
+        the criterion cannot score are left out of both.
+        """
         counted = total_size([*self.weights, *protected_weights(self.structure, self.recipe)])
         return min(1.0, self.recipe.sparsity * counted / total_size(self.weights))
 
@@ -155,10 +177,17 @@ class Task:
         """The parameters that count."""
         return prunable_size(self.structure, self.recipe)
 
-    def look(self) -> Look:
-        """What an allocation of single weights may look at."""
+    @property
+    def allocation(self) -> Allocation:
+        """The allocation of single weights."""
+        _, allocation = allocations_of(self.recipe)
+        assert allocation is not None
+        return allocation
+
+    def context(self) -> AllocationContext:
+        """Return what an allocation of single weights knows beside the weights."""
         inputs = None if self.calibration is None else self.calibration.inputs
-        return Look(self.criterion, inputs, self.recipe.seed, self.memory)
+        return AllocationContext(self.criterion, inputs, self.recipe.seed, self.cache)
 
     def plan(
         self,
@@ -169,7 +198,7 @@ class Task:
         """The plan that these masks make."""
         gone = sum(int(np.count_nonzero(~m)) for m in masks.values())
         none = np.zeros(self.structure.terms.count, bool)
-        return Plan(self.structure, none, masks, self.prunable, gone, {**self.unable, **misfits}, sensitivity)
+        return Plan(self.structure, none, masks, self.prunable, gone, {**self.unscored, **misfits}, sensitivity)
 
 
 Chooser = Callable[[Task], Plan]
@@ -198,13 +227,13 @@ def _single_weights(task: Task) -> Plan:
     recipe = task.recipe
     if recipe.quality is not None:
         return task.plan(_below_threshold(task.weights, recipe.quality))
-    look = task.look()
-    shares = allocation_of(recipe.allocation, task.criterion)(task.weights, task.share, look)
+    context = task.context()
+    shares = task.allocation(task.weights, task.share, context)
     if shares is None:
         masks = select_weights(task.weights, relative_to_layers(task.criterion), task.share, seed=recipe.seed)
     else:
         masks = masks_of_shares(task.weights, task.criterion, shares, seed=recipe.seed)
-    return task.plan(masks, look.table)
+    return task.plan(masks, context.table)
 
 
 def _below_threshold(weights: Sequence[Weight], quality: float) -> Mapping[ir.Value, Bools]:
@@ -220,8 +249,8 @@ def _n_of_m(task: Task) -> Plan:
     """N:M, of every layer that it fits."""
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, NM)
-    found = pattern_masks(task.weights, task.criterion, pattern, pattern.sparsity, seed=task.recipe.seed)
-    return _of_pattern(task, found)
+    masks = pattern_masks(task.weights, task.criterion, pattern, pattern.sparsity, seed=task.recipe.seed)
+    return _of_pattern(task, masks)
 
 
 @chooser(Block)
@@ -229,26 +258,31 @@ def _blocks(task: Task) -> Plan:
     """Blocks, by share."""
     pattern = task.recipe.parts.zeros
     assert isinstance(pattern, Block)
-    look = task.look()
-    shares = allocation_of(task.recipe.allocation, task.criterion)(task.weights, task.share, look)
+    context = task.context()
+    shares = task.allocation(task.weights, task.share, context)
     criterion = relative_to_layers(task.criterion)
-    found = pattern_masks(task.weights, criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
-    return _of_pattern(task, found, look.table)
+    masks = pattern_masks(task.weights, criterion, pattern, task.share, shares=shares, seed=task.recipe.seed)
+    return _of_pattern(task, masks, context.table)
 
 
-def _of_pattern(task: Task, found: PatternMasks, table: Sensitivity | None = None) -> Plan:
+def _of_pattern(task: Task, pattern: PatternMasks, table: Sensitivity | None = None) -> Plan:
+    """The plan that the masks of a pattern make.
+
+    Raises:
+        NothingToPrune: The pattern fits no layer.
+    """
     ends = protected_weights(task.structure, task.recipe)
     small = {w.name: "it is a small first or last layer (--ends prune takes it too)" for w in ends}
-    if not found.masks:
-        why = "; ".join(f"{name}: {reason}" for name, reason in {**small, **found.dense}.items())
+    if not pattern.masks:
+        why = "; ".join(f"{name}: {reason}" for name, reason in {**small, **pattern.dense}.items())
         raise NothingToPrune(f"--structure {task.recipe.structure} fits no layer ({why})")
-    return task.plan(found.masks, table, {**small, **found.dense})
+    return task.plan(pattern.masks, table, {**small, **pattern.dense})
 
 
 _COSTS: Mapping[str, CostName] = {
     "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
 }  # fmt: skip
-"""What units should save where a target is looked for."""
+"""What the removal of units should save, by the target that is looked for."""
 
 
 @chooser(Units)
@@ -258,19 +292,21 @@ def _units(task: Task) -> Plan:
     groups = eligible_groups(structure, task.weights, recipe)
     if not groups:
         raise NothingToPrune(_nothing(structure, recipe))
-    found = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
-    scores, groups = found.values, [g for g in groups if g not in found.unscored]
+    scored = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
+    scores, groups = scored.values, [g for g in groups if g not in scored.unscored]
     if not groups:
-        group, reason = next(iter(found.unscored.items()))
+        group, reason = next(iter(scored.unscored.items()))
         raise RecipeError(f"--criterion {recipe.criterion} can score no units, as those of {group.name}: {reason}")
     counted = prunable_weights(structure)
     inputs = None if task.calibration is None else task.calibration.inputs
     cost = _COSTS.get(recipe.target or "", "balanced")
-    look = UnitLook(structure, counted, groups, scores, inputs, cost, task.memory)
+    context = UnitContext(structure, counted, groups, scores, inputs, cost, task.cache)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
-    chosen = UNIT_ALLOCATIONS.find(_allocation(recipe, "cost"))(look, budget)
-    whole = {f"{group.name} ({group.kind})": reason for group, reason in found.unscored.items()}
-    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, whole, look.table)
+    allocation, _ = allocations_of(recipe)
+    assert allocation is not None
+    chosen = allocation(context, budget)
+    untouched = {f"{group.name} ({group.kind})": reason for group, reason in scored.unscored.items()}
+    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, untouched, context.table)
 
 
 @chooser(Depth)
@@ -282,39 +318,35 @@ def _depth(task: Task) -> Plan:
         raise NothingToPrune(
             "there is nothing to prune by depth: no Add has a side with prunable weights that nothing else reads"
         )
-    task = task if task.criterion.weights is None else _able(task)
+    task = task if task.criterion.weights is None else _scored(task)
     scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
     chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity)
     none = np.zeros(structure.terms.count, bool)
-    return Plan(structure, none, {}, task.prunable, gone, task.unable, blocks=tuple(chosen))
+    return Plan(structure, none, {}, task.prunable, gone, task.unscored, blocks=tuple(chosen))
 
 
-def _allocation(recipe: Recipe, usual: str) -> str:
-    return usual if recipe.allocation == "auto" else recipe.allocation
-
-
-def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None, memory: Memory) -> Criterion:
-    """The criterion with what it may look at of this model.
+def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None, cache: ScoreCache) -> Criterion:
+    """The criterion with the statistics of this model that it may use.
 
     Raises:
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    return remembered(find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed)), memory)
+    return cached(find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed)), cache)
 
 
-def _able(task: Task) -> Task:
-    """The task without the weights that the criterion has no saliency for.
+def _scored(task: Task) -> Task:
+    """The task without the weights that the criterion cannot score.
 
     Raises:
-        RecipeError: It has none for any.
+        RecipeError: It can score none.
     """
-    unable = {w.name: reason for w in task.weights if (reason := task.criterion.obstacle(w))}
-    able = [w for w in task.weights if w.name not in unable]
-    if not able:
-        name, reason = next(iter(unable.items()))
+    unscored = {w.name: reason for w in task.weights if (reason := task.criterion.obstacle(w))}
+    scored = [w for w in task.weights if w.name not in unscored]
+    if not scored:
+        name, reason = next(iter(unscored.items()))
         raise RecipeError(f"--criterion {task.criterion.name} can score no weight, as '{name}': {reason}")
-    return replace(task, weights=able, unable=unable)
+    return replace(task, weights=scored, unscored=unscored)
 
 
 def _of_survivors(criterion: Criterion) -> Criterion:

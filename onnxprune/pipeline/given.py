@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.data.readers import AnyData
-from onnxprune.scoring.remembered import Memory
+from onnxprune.scoring.cache import ScoreCache
 
 AnyModel = str | Path | onnx.ModelProto | ir.Model
 """A model, as `prune` takes it."""
@@ -31,7 +31,7 @@ class RunInputs:
         verification: Whether the result is measured in ONNX Runtime.
         latency: Whether the latency ratio is measured as well.
         inputs: Inputs that the model runs with, which take the place of made-up ones.
-        memory: Scores of the original, which the runs of a search share: they all begin with it.
+        cache: Scores of the original, which the runs of a search share: they all begin with it.
     """
 
     data: AnyData | None = None
@@ -43,5 +43,5 @@ class RunInputs:
     resume: bool = False
     verification: bool = True
     latency: bool = True
-    memory: Memory = field(default_factory=Memory)
+    cache: ScoreCache = field(default_factory=ScoreCache)
     inputs: AnyData | None = None

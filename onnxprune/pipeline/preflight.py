@@ -12,6 +12,7 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData
 from onnxprune.errors import RecipeError
+from onnxprune.pipeline.choose import allocations_of
 from onnxprune.pipeline.given import RunInputs
 from onnxprune.recipe.granularity import NM, Weights
 from onnxprune.recipe.recipe import Recipe
@@ -19,8 +20,6 @@ from onnxprune.recipe.requirements import parse
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import find_criterion
-from onnxprune.selection.allocation import ALLOCATIONS, Allocation, allocation_of
-from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation
 
 DEFAULT_RECOVERY = ("least-squares",)
 """What ``--recover auto`` does where calibration data are given."""
@@ -152,28 +151,8 @@ def _has_metric(recipe: Recipe, inputs: RunInputs) -> bool:
     return inputs.eval_data is not None or recipe.retrain is not None
 
 
-def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
-    """Return the allocation of whole units and that of single weights, each None where the structure has no use for it.
-
-    Raises:
-        RecipeError: It is not for this structure, or does not exist.
-    """
-    parts, name = recipe.parts, recipe.allocation
-    of_units = of_weights = None
-    if parts.units:
-        if name in ALLOCATIONS and name not in UNIT_ALLOCATIONS:
-            raise RecipeError(f"--allocation: {name} is for single weights, not for whole units")
-        of_units = UNIT_ALLOCATIONS.find("cost" if name == "auto" else name)
-    if parts.zeros is not None and parts.zeros.ranks:
-        if name in UNIT_ALLOCATIONS and name not in ALLOCATIONS:
-            raise RecipeError(
-                f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
-            )
-        of_weights = allocation_of(name, find_criterion(recipe.criterion))
-    return of_units, of_weights
-
-
 def _allocation_scans(recipe: Recipe) -> bool:
+    """Whether the allocation runs the model on inputs."""
     return any(a is not None and a.needs == "calibration" for a in allocations_of(recipe))
 
 

@@ -93,18 +93,16 @@ def prune(
     """
     recipe = recipe or make_recipe(**settings)
     folder = None if checkpoint is None else Path(checkpoint)
-    given = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
-    preflight(recipe, given)
+    run_inputs = RunInputs(
+        data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs
+    )
+    preflight(recipe, run_inputs)
     clock = Clock(progress)
     original = clock("load", lambda: model_io.load_any(model))
-    given = _opened(original, recipe, given, clock)
+    run_inputs = _opened(original, recipe, run_inputs, clock)
     if recipe.target is None:
-        return _run(original, recipe, given, clock)
-    trained_in = None if recipe.retrain is None else folder
-    sparsity = None if trained_in is None else begin_search(trained_in, recipe, resume=resume)
-    with forgotten_unless_started(trained_in):
-        run = partial(_try, original, given, clock)
-        return reach(original, recipe, run, given.eval_data, metric, progress, at=sparsity)
+        return _run(original, recipe, run_inputs, clock)
+    return _search(original, recipe, run_inputs, clock)
 
 
 def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:
@@ -140,6 +138,15 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
         if record is not None:
             result.record(output).save(record)
     return output
+
+
+def _search(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
+    """Look for the sparsity that the recipe's target asks for."""
+    folder = None if recipe.retrain is None else inputs.checkpoint
+    sparsity = None if folder is None else begin_search(folder, recipe, resume=inputs.resume)
+    with forgotten_unless_started(folder):
+        run = partial(_try, original, inputs, clock)
+        return reach(original, recipe, run, inputs.eval_data, inputs.metric, clock.progress, at=sparsity)
 
 
 def _try(original: ir.Model, inputs: RunInputs, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
@@ -232,7 +239,7 @@ def _steps(
         verification=inputs.verification,
         eval_data=inputs.eval_data if trainer is None else None,
         progress=progress,
-        memory=inputs.memory,
+        cache=inputs.cache,
     )
 
 

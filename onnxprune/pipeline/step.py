@@ -30,7 +30,7 @@ from onnxprune.recipe.granularity import Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
-from onnxprune.scoring.remembered import Memory
+from onnxprune.scoring.cache import ScoreCache
 from onnxprune.selection.eligible import eligible_weights, protected_weights
 from onnxprune.selection.rounding import CONV_BLOCK, RoundTo
 from onnxprune.structure.rewrite import Kept
@@ -99,7 +99,7 @@ class Steps:
         verification: Whether removed == masked is checked.
         eval_data: An .npz with inputs, for the check where no random inputs work.
         progress: Called with the name of the layer that is being recovered.
-        memory: Scores of the original that another run of the same search found.
+        cache: Scores of the original that another run of the same search found.
     """
 
     recipe: Recipe
@@ -111,7 +111,7 @@ class Steps:
     verification: bool = True
     eval_data: str | Path | None = None
     progress: Callable[[str], None] | None = None
-    memory: Memory = field(default_factory=Memory)
+    cache: ScoreCache = field(default_factory=ScoreCache)
 
     @staticmethod
     def of(structure: Structure, recipe: Recipe, *, methods: tuple[str, ...] = (), **settings: Any) -> Steps:
@@ -145,12 +145,12 @@ class Steps:
         model, structure, masks = state.model, state.structure, dict[str, Bools]()
         trace, scans = replace(state.trace, untouched={}), list[dict[str, Any]]()
         for part in self.recipe.parts.texts:
-            memory = self.memory if structure is not None else None  # it is of the original alone
+            cache = self.cache if structure is not None else None  # it is of the original alone
             structure = structure or prepare(model.clone())
             gone_before = self.prunable - self.left(structure)
             again = number > 1 or self.recipe.alternate
             plan = choose(structure, self._of_part(part, structure, sparsity), self.calibration, again=again,
-                          memory=memory)  # fmt: skip
+                          cache=cache)  # fmt: skip
             applied = apply_plan(plan)
             trace = trace.after_cut(applied.kept, applied.renamed, self._difference(model, plan, applied))
             trace = replace(

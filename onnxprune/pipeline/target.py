@@ -42,7 +42,7 @@ def reach(
     original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
     tell: Callable[[str], None] | None, *, at: float | None = None,
 ) -> Result:  # fmt: skip
-    """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
+    """AllocationContext for the sparsity that gives what the recipe's target asks for; return the result at it.
 
     Args:
         original: The model before.

@@ -1,4 +1,4 @@
-"""How much goes of each layer: a registry of functions from weights, a sparsity and a `Look` to the share of each.
+"""How much goes of each layer: a registry of functions ``(weights, sparsity, context) -> {weight: share that goes}``.
 
 All reach the sparsity asked for over all weights together, as nearly as whole weights allow.
 
@@ -20,9 +20,9 @@ from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.operators import operator_of
 from onnxprune.plugins import Plugins, Registry, summary
+from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.magnitude import sorted_lamp
 from onnxprune.scoring.registry import Compares, Criterion
-from onnxprune.scoring.remembered import Memory
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
 from onnxprune.selection.weights import least_of_each, least_salient
 from onnxprune.structure.terms import Bools
@@ -32,25 +32,25 @@ Shares = dict[ir.Value, float]
 
 
 @dataclass(eq=False)
-class Look:
-    """What an allocation may look at beside the weights.
+class AllocationContext:
+    """What an allocation knows beside the weights.
 
     Attributes:
         criterion: What goes first.
         inputs: Unlabelled samples by input name; None where there are none.
         seed: For criteria that draw at random.
-        memory: Holds a scan, for when one is asked for again.
-        table: What a scan found, once one was made.
+        cache: Keeps a scan for the next time that one is asked for.
+        table: The scan, once one was made.
     """
 
     criterion: Criterion
     inputs: Inputs | None = None
     seed: int = 0
-    memory: Memory = field(default_factory=Memory)
+    cache: ScoreCache = field(default_factory=ScoreCache)
     table: Sensitivity | None = None
 
 
-Divide = Callable[[Sequence[Weight], float, Look | None], Shares | None]
+Divide = Callable[[Sequence[Weight], float, AllocationContext | None], Shares | None]
 """Shares of the weights; None leaves them to the one ranking of all weights together."""
 
 Needs = Literal["nothing", "calibration"]
@@ -68,8 +68,10 @@ class Allocation:
     divide: Divide
     needs: Needs = "nothing"
 
-    def __call__(self, weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares | None:
-        return self.divide(weights, sparsity, look)
+    def __call__(
+        self, weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None
+    ) -> Shares | None:
+        return self.divide(weights, sparsity, context)
 
     @property
     def formula(self) -> str:
@@ -112,7 +114,7 @@ def allocation(name: str, *, needs: Needs = "nothing") -> Callable[[Divide], Div
 
 
 @allocation("global")
-def together(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> None:
+def together(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> None:
     """No shares: the weights of all layers are ranked together, by saliencies that are relative to their layer's mean.
 
     Those that tell the loss of the whole model are ranked as they are.
@@ -120,13 +122,13 @@ def together(weights: Sequence[Weight], sparsity: float, look: Look | None = Non
 
 
 @allocation("uniform")
-def uniform(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+def uniform(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """The same share of every layer."""
     return {w.value: sparsity for w in weights}
 
 
 @allocation("erk")
-def erk(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+def erk(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """Erdos-Renyi kernel: density in proportion to (inputs + outputs + sides of the kernel) / (their product).
 
     Layers whose density would exceed 1 stay dense, and the others share what is left.
@@ -156,7 +158,7 @@ def _erk_factor(weight: Weight) -> float:
 
 
 @allocation("lamp")
-def lamp_shares(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+def lamp_shares(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """The shares that ranking all weights by LAMP gives, whatever criterion then chooses inside a layer.
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning.
@@ -173,7 +175,7 @@ def lamp_shares(weights: Sequence[Weight], sparsity: float, look: Look | None = 
 
 
 @allocation("sensitivity", needs="calibration")
-def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+def by_sensitivity(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """By a scan: each layer is pruned alone to several levels, and errors of the outputs, taken as additive, are least.
 
     Source: Han et al. 2015, Learning both Weights and Connections, section 4.1 and figure 6.
@@ -181,10 +183,10 @@ def by_sensitivity(weights: Sequence[Weight], sparsity: float, look: Look | None
     Raises:
         DataError: There are no inputs to scan on.
     """
-    if look is None or look.inputs is None:
+    if context is None or context.inputs is None:
         raise DataError("the allocation 'sensitivity' scans layers on calibration data, and there are none.")
-    criterion, seed, measure = look.criterion, look.seed, OutputError(weights[0].structure.model, look.inputs)
-    look.table = table = look.memory.recall("scan", lambda: scan(weights, criterion, measure, seed=seed))
+    criterion, seed, measure = context.criterion, context.seed, OutputError(weights[0].structure.model, context.inputs)
+    context.table = table = context.cache.recall("scan", lambda: scan(weights, criterion, measure, seed=seed))
     shares = shares_by_sensitivity(table, sparsity, [zero_share(w) for w in weights])
     return {w.value: shares[w.name] for w in weights}
 

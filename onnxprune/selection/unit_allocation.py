@@ -1,6 +1,6 @@
-"""How groups of units compete for what goes: a registry of functions from a `UnitLook` and a budget to a selection.
+"""How groups of units compete for what goes: a registry of functions from a `UnitContext` and a budget to a selection.
 
-    chosen = UNIT_ALLOCATIONS["cost"](UnitLook(structure, weights, groups, scores), UnitBudget(0.5))
+    chosen = UNIT_ALLOCATIONS["cost"](UnitContext(structure, weights, groups, scores), UnitBudget(0.5))
 
 Inside a group the units of the lowest scores go first, always; an allocation only says which group is next.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.plugins import Registry, summary
-from onnxprune.scoring.remembered import Memory
+from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.units import Scores
 from onnxprune.selection.allocation import PLUGINS, Needs
 from onnxprune.selection.by_cost import select_by_cost
@@ -28,8 +28,8 @@ from onnxprune.structure.weights import Weight
 
 
 @dataclass(eq=False)
-class UnitLook:
-    """What an allocation of units may look at.
+class UnitContext:
+    """What an allocation of units knows.
 
     Attributes:
         structure: The analysis of the model.
@@ -38,8 +38,8 @@ class UnitLook:
         scores: By atom id.
         inputs: Unlabelled samples by input name; None where there are none.
         cost: What is to be saved.
-        memory: Holds a scan, for when one is asked for again.
-        table: What a scan found, once one was made.
+        cache: Keeps a scan for the next time that one is asked for.
+        table: The scan, once one was made.
     """
 
     structure: Structure
@@ -48,7 +48,7 @@ class UnitLook:
     scores: Scores
     inputs: Inputs | None = None
     cost: CostName = "balanced"
-    memory: Memory = field(default_factory=Memory)
+    cache: ScoreCache = field(default_factory=ScoreCache)
     table: Sensitivity | None = None
 
     def cheapest(self, budget: UnitBudget, price: Price) -> UnitSelection:
@@ -56,7 +56,7 @@ class UnitLook:
         return select_units(self.structure, self.weights, self.groups, self.scores, budget, price)
 
 
-SelectUnits = Callable[[UnitLook, UnitBudget], UnitSelection]
+SelectUnits = Callable[[UnitContext, UnitBudget], UnitSelection]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class UnitAllocation:
     select: SelectUnits
     needs: Needs = "nothing"
 
-    def __call__(self, look: UnitLook, budget: UnitBudget) -> UnitSelection:
-        return self.select(look, budget)
+    def __call__(self, context: UnitContext, budget: UnitBudget) -> UnitSelection:
+        return self.select(context, budget)
 
     @property
     def formula(self) -> str:
@@ -99,23 +99,23 @@ def unit_allocation(name: str, *, needs: Needs = "nothing") -> Callable[[SelectU
 
 
 @unit_allocation("cost")
-def by_cost(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+def by_cost(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """By importance lost per cost saved: of parameters and multiply-adds together, or of what a target asks for.
 
     See `select_by_cost`, and `find_cost` for what a cost is.
     """
-    cost = find_cost(look.cost, look.structure)
-    return select_by_cost(look.structure, look.weights, look.groups, look.scores, budget, cost)
+    cost = find_cost(context.cost, context.structure)
+    return select_by_cost(context.structure, context.weights, context.groups, context.scores, budget, cost)
 
 
 @unit_allocation("global")
-def together(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+def together(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """All are ranked together by their scores, which are relative to their group's mean."""
-    return look.cheapest(budget, lambda group, values, start, stop: float(values[start:stop].mean()))
+    return context.cheapest(budget, lambda group, values, start, stop: float(values[start:stop].mean()))
 
 
 @unit_allocation("lamp")
-def by_lamp(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+def by_lamp(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """All are ranked together by s^2 over the sum of the squares of their group's scores that are no smaller.
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning, equation 4, of units.
@@ -125,28 +125,28 @@ def by_lamp(look: UnitLook, budget: UnitBudget) -> UnitSelection:
         left = float(np.square(values[start:]).sum())
         return float(np.square(values[start:stop]).mean()) / left if left else 0.0
 
-    return look.cheapest(budget, price)
+    return context.cheapest(budget, price)
 
 
 @unit_allocation("uniform")
-def uniform(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+def uniform(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """The same share of every group."""
-    return look.cheapest(budget, lambda group, values, start, stop: stop / len(values))
+    return context.cheapest(budget, lambda group, values, start, stop: stop / len(values))
 
 
 @unit_allocation("sensitivity", needs="calibration")
-def by_sensitivity(look: UnitLook, budget: UnitBudget) -> UnitSelection:
+def by_sensitivity(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """By a scan: the units of each group are zeroed alone to several levels; what adds the least error a weight goes.
 
     Raises:
         DataError: There are no inputs to scan on.
     """
-    if look.inputs is None:
+    if context.inputs is None:
         raise DataError("the allocation 'sensitivity' scans groups on calibration data, and there are none.")
-    measure = OutputError(look.structure.model, look.inputs)
-    parts = (look.structure, look.weights, look.groups, look.scores)
-    look.table = table = look.memory.recall("scan", lambda: scan_units(*parts, measure))
-    numbers = {group: i for i, group in enumerate(look.groups)}
+    measure = OutputError(context.structure.model, context.inputs)
+    parts = (context.structure, context.weights, context.groups, context.scores)
+    context.table = table = context.cache.recall("scan", lambda: scan_units(*parts, measure))
+    numbers = {group: i for i, group in enumerate(context.groups)}
 
     def price(group: Group, values: Scores, start: int, stop: int) -> float:
         shares, errors = table.curve(numbers[group])
@@ -154,4 +154,4 @@ def by_sensitivity(look: UnitLook, budget: UnitBudget) -> UnitSelection:
         size = max(1, table.sizes[numbers[group]]) * (stop - start) / len(values)
         return float(after - before) / size if stop / len(values) <= shares[-1] else np.inf
 
-    return look.cheapest(budget, price)
+    return context.cheapest(budget, price)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from onnxprune.recipe.training import DataSettings, TrainSettings
 from onnxprune.training.masks import Masks, apply_masks, masks_of_zeros, sparsity_of
 from onnxprune.training.progress import Event, Progress, display
-from onnxprune.training.retraining import Retrained, measure, retrain
+from onnxprune.training.retraining import Retrained, retrain
 from onnxprune.training.task import EpochResult, TrainResult
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "apply_masks",
     "display",
     "masks_of_zeros",
-    "measure",
     "retrain",
     "sparsity_of",
 ]

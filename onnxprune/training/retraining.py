@@ -6,7 +6,7 @@ the loop, and the way back into the graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -28,11 +28,10 @@ from onnxprune.data.readers import Data
 from onnxprune.data.sources import Batch, Source, first_batch, split
 from onnxprune.errors import DataError
 from onnxprune.recipe.training import TrainSettings
-from onnxprune.training.evaluate import as_tuple, evaluate
-from onnxprune.training.feed import Feed, batch_tensors
+from onnxprune.training.evaluate import as_tuple
+from onnxprune.training.feed import batch_tensors
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.layers import find_layers, matching
-from onnxprune.training.loop import make_accelerator, train
 from onnxprune.training.losses import make_loss, recognise
 from onnxprune.training.masks import Masks
 from onnxprune.training.progress import Progress
@@ -44,7 +43,7 @@ Heads = tuple[Head, ...]
 
 
 @dataclass(frozen=True)
-class Look:
+class FirstRun:
     """What a first run on a few samples shows.
 
     Attributes:
@@ -106,50 +105,51 @@ def retrain(
         RecipeError: A mask, a pattern of names, a loss or metric is wrong.
         ModelError: The bridge does not know an operator of the model.
     """
-    settings = settings or TrainSettings()
-    task = _task(model, data, settings, masks or {}, validation, original or model, frozen, gradual, shrink)
+    settings, masks = settings or TrainSettings(), masks or {}
+    view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks, original or model))
+    module = to_torch(view)
+    first = first_run(module, heads, data, view)
+    task = replace(
+        _task(module, first, data, validation, settings, original or model),
+        masks={name: mask for name, mask in masks.items() if not mask.all()},
+        frozen=frozen | matching(settings.freeze, find_layers(model)),
+        gradual=gradual,
+        export=lambda: write_back(module, model),
+        shrink=shrink,
+    )
     result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
-    return Retrained(write_back(task.module.cpu(), model), result)
+    return Retrained(write_back(module.cpu(), model), result)
 
 
 def _task(
-    model: ir.Model,
+    module: nn.Module,
+    first: FirstRun,
     data: Data,
-    settings: TrainSettings,
-    masks: Masks,
     validation: Data | None,
+    settings: TrainSettings,
     original: ir.Model,
-    frozen: frozenset[str],
-    gradual: Gradual | None,
-    shrink: Shrink | None,
 ) -> Task:
-    """What a training of a model needs; see `retrain`."""
+    """What is trained on what, with the loss and the metric that suit the data.
+
+    Raises:
+        DataError, RecipeError: See `retrain`.
+    """
     source, held = _sources(data, validation, settings)
-    view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks, original))
-    module = to_torch(view)
-    seen = look(module, heads, data, view)
-    check_batch(seen, settings.batch_size, source, held)
-    _, targets = batch_tensors(seen.sample, torch.device("cpu"))
-    loss = make_loss(settings, seen.heads, targets, data.outputs)
-    metric = choose_metric(settings, seen.heads, seen.sample)
-    needed = loss.needs_original or (metric.needs == "original" and held is not None)
-    teacher = frozen_module(original) if needed else None
-    layers = find_layers(model)
+    check_batch(first, settings.batch_size, source, held)
+    _, targets = batch_tensors(first.sample, torch.device("cpu"))
+    loss = make_loss(settings, first.heads, targets, data.outputs)
+    metric = choose_metric(settings, first.heads, first.sample)
+    compares = loss.needs_original or (metric.needs == "original" and held is not None)
     return Task(
-        module,
-        fitted(source, seen),
-        None if held is None else fitted(held, seen),
-        seen.heads,
-        data.outputs,
-        loss,
-        metric,
-        {name: mask for name, mask in masks.items() if not mask.all()},
-        frozen | matching(settings.freeze, layers),
-        teacher,
-        seen.fixed_batch,
-        gradual,
-        lambda: write_back(module, model),
-        shrink,
+        module=module,
+        source=fitted(source, first),
+        validation=None if held is None else fitted(held, first),
+        heads=first.heads,
+        target_outputs=data.outputs,
+        loss=loss,
+        metric=metric,
+        original=frozen_module(original) if compares else None,
+        fixed_batch=first.fixed_batch,
     )
 
 
@@ -160,28 +160,6 @@ def _sources(data: Data, validation: Data | None, settings: TrainSettings) -> tu
     if validation.outputs != data.outputs:
         raise DataError("The evaluation data have targets for other outputs than the training data.")
     return data.source, validation.source
-
-
-def measure(
-    model: ir.Model, data: Data, metric: Metric, original: ir.Model | None = None, batch_size: int = 256
-) -> float:
-    """A metric of `model` on `data`, by the bridge.
-
-    Args:
-        original: What `agreement` compares with.
-    """
-    view, heads = training_view(model)
-    module = to_torch(view)
-    seen = look(module, heads, data, view)
-    accelerator = make_accelerator(TrainSettings())
-    source = fitted(data.source, seen)
-    check_batch(seen, seen.fixed_batch or 0, source)
-    check_metric(metric, seen.sample.targets[0] if seen.sample.targets else None)
-    teacher = frozen_module(original or model).to(accelerator.device) if metric.needs == "original" else None
-    feed = Feed(
-        source, seen.fixed_batch or batch_size, accelerator.device, accelerator.process_index, accelerator.num_processes
-    )
-    return evaluate(module.to(accelerator.device), feed, seen.heads, metric, data.outputs, teacher)
 
 
 def frozen_module(model: ir.Model) -> nn.Module:
@@ -223,12 +201,12 @@ def run_once(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
         raise DataError(f"The model cannot run on a batch of shape {shapes}: {reason}") from error
 
 
-def fitted(source: Source, seen: Look) -> Source:
+def fitted(source: Source, first: FirstRun) -> Source:
     """The source with inputs and targets in the types that the view takes, all checked."""
-    return fit_targets(fit_source(source, seen.inputs), seen.targets)
+    return fit_targets(fit_source(source, first.inputs), first.targets)
 
 
-def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
+def first_run(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> FirstRun:
     """Run a few samples through the view's module, on the CPU, and see what the outputs are.
 
     Raises:
@@ -245,7 +223,7 @@ def look(module: nn.Module, heads: Heads, data: Data, view: ir.Model) -> Look:
     targets = tuple(map(fit_target, sample.targets, shapes, names))
     if fixed is not None and _runs(module, first_batch(source, 2 * fixed)):
         fixed = None
-    return Look(
+    return FirstRun(
         heads,
         Batch(sample.inputs, targets, sample.axes, sample.target_axes),
         specs,
@@ -262,14 +240,14 @@ def _runs(module: nn.Module, batch: Batch) -> bool:
     return True
 
 
-def check_batch(look: Look, batch_size: int, *sources: Source | None) -> None:
+def check_batch(first: FirstRun, batch_size: int, *sources: Source | None) -> None:
     """Raise DataError where the graph runs with one batch size only and the settings or the data have another."""
-    if look.fixed_batch is None:
+    if first.fixed_batch is None:
         return
-    if batch_size != look.fixed_batch:
-        raise DataError(f"The model runs with batches of {look.fixed_batch} only: set the batch size to that, or "
+    if batch_size != first.fixed_batch:
+        raise DataError(f"The model runs with batches of {first.fixed_batch} only: set the batch size to that, or "
                         "export it with a free batch axis.")  # fmt: skip
     for source in sources:
-        if source is not None and source.count is not None and source.count % look.fixed_batch:
-            raise DataError(f"The model runs with batches of {look.fixed_batch} only, and {source.count} samples do "
+        if source is not None and source.count is not None and source.count % first.fixed_batch:
+            raise DataError(f"The model runs with batches of {first.fixed_batch} only, and {source.count} samples do "
                             "not divide into them.")  # fmt: skip

@@ -11,7 +11,7 @@ from small_models import conv_net, two_layers
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
 from onnxprune.selection.rounding import kept_counts
-from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitLook
+from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitContext
 from onnxprune.selection.units import UnitBudget, UnitSelection, select_units
 
 
@@ -37,7 +37,7 @@ def choose(
     structure = prepare(conv_net(64) if convolutional else two_layers(64))
     weights, groups = prunable_weights(structure), structure.groups
     scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    chosen = UNIT_ALLOCATIONS[allocation](UnitLook(structure, weights, groups, scores), budget)
+    chosen = UNIT_ALLOCATIONS[allocation](UnitContext(structure, weights, groups, scores), budget)
     return chosen, {g.name: int((~chosen.removed[g.atoms]).sum()) for g in groups}
 
 
@@ -70,8 +70,8 @@ def lopsided(allocation: str, sparsity: float) -> list[int]:
     scores = np.zeros(structure.terms.count)
     scores[spread.atoms] = np.r_[np.full(20, 0.01), np.full(44, 1.5)]
     scores[level.atoms] = np.linspace(0.99, 1.01, 64)
-    look = UnitLook(structure, weights, structure.groups, scores)
-    chosen = UNIT_ALLOCATIONS[allocation](look, UnitBudget(sparsity, "none"))
+    context = UnitContext(structure, weights, structure.groups, scores)
+    chosen = UNIT_ALLOCATIONS[allocation](context, UnitBudget(sparsity, "none"))
     return [int((~chosen.removed[g.atoms]).sum()) for g in (spread, level)]
 
 
@@ -82,10 +82,10 @@ def test_one_ranking_of_all_units_empties_a_layer_and_what_weighs_the_rest_does_
 
 
 def test_lamp_of_units_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UnitLook, "cheapest", lambda look, budget, price: price)
+    monkeypatch.setattr(UnitContext, "cheapest", lambda context, budget, price: price)
     structure = prepare(conv_net(4))
-    look = UnitLook(structure, prunable_weights(structure), structure.groups, np.zeros(structure.terms.count))
-    price: Any = UNIT_ALLOCATIONS["lamp"](look, UnitBudget(0.5))
+    context = UnitContext(structure, prunable_weights(structure), structure.groups, np.zeros(structure.terms.count))
+    price: Any = UNIT_ALLOCATIONS["lamp"](context, UnitBudget(0.5))
     scores = np.array([0.0, 1.0, 2.0, 3.0])
     prices = [
         price(structure.groups[0], scores, start, stop) for start, stop in [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3)]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from training_models import blob_data, blobs, convnet, image_data, mlp, random_masks, weights
+from training_models import accuracy, blob_data, blobs, convnet, image_data, mlp, random_masks, weights
 
 from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import Data
@@ -21,7 +21,7 @@ from onnxprune.training.losses import make_loss
 from onnxprune.training.masks import apply_masks, masks_of_zeros, sparsity_of
 from onnxprune.training.optim import LEARNING_RATES, learning_rate
 from onnxprune.training.progress import Event, describe, display
-from onnxprune.training.retraining import measure, retrain
+from onnxprune.training.retraining import retrain
 from onnxprune.training.task import Task
 from onnxprune.training.view import Head
 
@@ -39,7 +39,7 @@ def test_training_learns_and_leaves_the_model_passed_in_as_it_is() -> None:
     assert done.result.metric_name == "accuracy"
     assert done.result.start is not None and done.result.best is not None
     assert done.result.start < 0.6 < 0.9 < done.result.best
-    assert measure(done.model, blob_data(seed=5), METRICS["accuracy"]) > 0.9
+    assert accuracy(done.model, blob_data(seed=5)) > 0.9
     assert all(np.array_equal(array, weights(model)[name]) for name, array in before.items())
 
 
@@ -176,7 +176,7 @@ def test_distillation_without_labels_brings_the_accuracy_back() -> None:
     done = retrain(apply_masks(good, masks), unlabelled, FAST, masks=masks, original=good)
     assert done.result.metric_name == "agreement"
     fresh = blob_data(seed=5)
-    broken, healed = (measure(m, fresh, METRICS["accuracy"]) for m in (apply_masks(good, masks), done.model))
+    broken, healed = (accuracy(m, fresh) for m in (apply_masks(good, masks), done.model))
     assert broken < 0.9 < healed
 
 

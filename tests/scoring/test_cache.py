@@ -13,8 +13,8 @@ from small_models import conv_net, random, two_layers
 import onnxprune
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import Context, evidence, find_criterion, prunable_weights
+from onnxprune.scoring.cache import ScoreCache, cached
 from onnxprune.scoring.registry import Criterion
-from onnxprune.scoring.remembered import Memory, remembered
 from onnxprune.selection import allocation, unit_allocation
 
 
@@ -38,7 +38,7 @@ def test_what_was_found_of_one_analysis_holds_for_the_next() -> None:
         asked.append(weight.name)
         return np.abs(weight.numbers())
 
-    memory = Memory()
+    cache = ScoreCache()
     plain = find_criterion("magnitude")
     for looks_at, times in (("weights", 2), ("activations", 1)):
         asked.clear()
@@ -46,7 +46,7 @@ def test_what_was_found_of_one_analysis_holds_for_the_next() -> None:
         for _ in range(2):
             weights = prunable_weights(prepare(two_layers(16)))
             for weight in weights:
-                found = remembered(own, memory).saliency(weight, np.random.default_rng(0))
+                found = cached(own, cache).saliency(weight, np.random.default_rng(0))
                 assert np.array_equal(found, np.sqrt(plain.saliency(weight, np.random.default_rng(0))))
         assert len(asked) == times * len(weights)
 
