@@ -32,6 +32,7 @@ from onnxprune.training.evaluate import as_tuple
 from onnxprune.training.feed import batch_tensors
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.layers import find_layers, matching
+from onnxprune.training.loop import train
 from onnxprune.training.losses import make_loss, recognise
 from onnxprune.training.masks import Masks
 from onnxprune.training.progress import Progress
