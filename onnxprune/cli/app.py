@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Annotated, NoReturn, get_args
 
 import typer
@@ -51,11 +54,29 @@ def register() -> None:
 def _spell_out(arguments: list[str]) -> list[str]:
     """``--pack`` without a form means ``--pack auto``."""
     forms = get_args(Recipe.model_fields["pack"].annotation)
-    following = [*arguments[1:], ""]
+    following = [*arguments[1:], ""][: len(arguments)]
     return [
         "--pack=auto" if argument == "--pack" and after not in forms else argument
         for argument, after in zip(arguments, following, strict=True)
     ]
+
+
+def _unforeseen(error: Exception) -> str:
+    """Say, in a sentence, what happened; where to look at it is told for a fault of onnxprune itself.
+
+    Raises:
+        Exception: The error itself where its traceback is asked for.
+    """
+    if hasattr(error, "format_message"):  # a flag that Typer could not read; without arguments, the help
+        message = str(error.format_message())
+        return f"{message} (onnxprune --help tells more)" if message else "give a model (onnxprune --help tells more)"
+    if os.environ.get("ONNXPRUNE_TRACEBACK"):
+        raise error
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"an error inside onnxprune, {type(error).__name__}: {str(error)[:200]} ({Path(last.filename).name}, line "
+        f"{last.lineno}); please report it with what ONNXPRUNE_TRACEBACK=1 prints"
+    )
 
 
 INTERRUPTED = 130
@@ -85,9 +106,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         complain(f"'{str(error.filename)[:200]}': {error.strerror or error}")
         sys.exit(2)
     except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        complain(f"{error.format_message()} (onnxprune --help tells more)")  # a flag that Typer could not read
+        complain(_unforeseen(error))
         sys.exit(2)
     if status == INTERRUPTED:
         complain("stopped, no model was written; a run that retrains goes on with the same command and --resume")

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from onnxprune.cli.console import console, print_json
+from onnxprune.report.text import shown
 
 
 def register(app: typer.Typer) -> None:
@@ -34,5 +34,5 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON alone.
         for column in columns:
             table.add_column("" if column == "about" else column, overflow="fold")
         for entry in values:
-            table.add_row(*(escape(getattr(entry, column)) for column in columns))
+            table.add_row(*(shown(getattr(entry, column)) for column in columns))
         console.print(table)

@@ -9,44 +9,74 @@ from pathlib import Path
 
 from onnxprune.errors import ModelError, RecipeError
 
+RECIPE_FILE = "onnxprune.recipe_file"
+"""Key, in what a command line's contexts share, of the recipe file that `onnxprune run` reads."""
 
-def check_outputs(model: Path, target: Path | None, beside: Mapping[str, Path | None], *, force: bool) -> None:
+
+def check_model(path: Path) -> None:
+    """Refuse a path that is no file.
+
+    Raises:
+        ModelError: It does not exist, or is a folder or a device.
+    """
+    if not path.is_file():
+        if not path.exists():
+            raise ModelError(f"the model '{path}' does not exist")
+        raise ModelError(f"'{path}' is {'a folder, ' if path.is_dir() else ''}not a file: give an .onnx file")
+
+
+def check_outputs(
+    inputs: Mapping[str, Path | None], target: Path | None, beside: Mapping[str, Path | None], *, force: bool
+) -> None:
     """Refuse an output that exists, cannot be written, or would replace another file of the run.
 
     Args:
-        model: The model that is read.
+        inputs: What is read, by what messages call it: "the model", "--eval-data", ...; None where it is not given.
         target: Where the pruned model goes; None where none is written.
         beside: What else is written, by flag; None where it was not asked for.
-        force: Whether `target` may replace a file.
+        force: Whether an output may replace a file that is none of the inputs.
 
     Raises:
-        ModelError: The model does not exist, or a file cannot be written.
+        ModelError: A file exists, or cannot be written.
         RecipeError: Two files of the run are one.
     """
     from onnxprune import model_io
 
-    if not model.is_file():
-        raise ModelError(f"the model '{model}' does not exist" if not model.exists() else f"'{model}' is not a file")
-    taken = {model.resolve(): "the model"}
-    if target is not None:
-        model_io.check_output(target, force=force, source=model_io.Source(model))
-        taken[target.resolve()] = "the output"
-    for flag, path in beside.items():
-        if path is None:
-            continue
+    given = {what: path for what, path in inputs.items() if path is not None}
+    outputs = {flag: path for flag, path in {"--output": target, **beside}.items() if path is not None}
+    taken: dict[Path, str] = {}
+    for flag, path in outputs.items():
         _check_place(f"{flag} ", path)
+        what = _what_it_is(path, given)
+        if what is not None:
+            raise RecipeError(f"{flag} '{path}' is {what} itself, which is never changed: choose another name")
         if path.resolve() in taken:
             raise RecipeError(f"{flag} '{path}' is {taken[path.resolve()]} itself: choose another name")
-        taken[path.resolve()] = f"the file of {flag}"
+        if path is target:
+            model_io.check_output(path, force=force)
+        elif path.exists() and not force:
+            raise ModelError(f"{flag} '{path}' exists already: use --force to replace it, or choose another name")
+        taken[path.resolve()] = "the output" if path is target else f"the file of {flag}"
     if beside.get("--report") is not None and importlib.util.find_spec("jinja2") is None:
         raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'")
 
 
-def check_folder(path: Path | None) -> Path | None:
-    """Refuse, as the callback of a flag, a file that cannot be written."""
-    if path is not None:
-        _check_place("", path)
-    return path
+def _what_it_is(path: Path, inputs: Mapping[str, Path]) -> str | None:
+    """What a path is of the things that are read, whichever name or link it bears; None where it is none of them."""
+    from onnxprune.model_io.external import data_files_of
+
+    if path.exists():
+        for what, given in inputs.items():
+            if given.exists() and (path.samefile(given) or (given.is_dir() and _is_below(path, given))):
+                return what if path.samefile(given) else f"a file of {what}"
+        for what, given in inputs.items():
+            if what.startswith("the model") and any(path.samefile(file) for file in data_files_of(given)):
+                return f"the external data of {what}"
+    return next((what for what, given in inputs.items() if path.resolve() == given.resolve()), None)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve()) or path.absolute().is_relative_to(folder.absolute())
 
 
 def _check_place(flag: str, path: Path) -> None:

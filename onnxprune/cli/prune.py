@@ -11,7 +11,7 @@ from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import save_settings, with_flags
 from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 from onnxprune.cli.invocation import Invocation
-from onnxprune.cli.outputs import check_outputs
+from onnxprune.cli.outputs import RECIPE_FILE, check_model, check_outputs
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.run_folder import ensure_usable, folder_of, forget, is_main
 from onnxprune.recipe.recipe import Recipe, make_recipe
@@ -31,8 +31,13 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
     from onnxprune.pipeline.run import prune as prune_model
 
     recipe = make_recipe(**settings)
-    beside = {"--record": invocation.record, "--report": invocation.report, "--save-recipe": invocation.save_recipe}
-    check_outputs(invocation.model, invocation.target, beside, force=invocation.force)
+    check_model(invocation.model)
+    check_outputs(
+        _inputs(ctx, invocation),
+        invocation.target,
+        {"--record": invocation.record, "--report": invocation.report, "--save-recipe": invocation.save_recipe},
+        force=invocation.force,
+    )
     folder = _state_folder(recipe, invocation)
     with stages(str(invocation.model)) as tell:
         result = prune_model(
@@ -56,6 +61,18 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
         if folder is not None and invocation.checkpoint is None and not invocation.dry_run:
             forget(folder)
     _tell(result, invocation, written)
+
+
+def _inputs(ctx: typer.Context, invocation: Invocation) -> dict[str, Path | None]:
+    """All files and folders that the run reads, by what messages call them."""
+    return {
+        "the model": invocation.model,
+        "the data of --calibration": invocation.calibration,
+        "the data of --eval-data": invocation.eval_data,
+        "the data of --inputs": invocation.inputs,
+        "the data of --data": invocation.data,
+        "the recipe": ctx.meta.get(RECIPE_FILE),
+    }
 
 
 def _state_folder(recipe: Recipe, invocation: Invocation) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxprune.cli.flags import PATHS, put_tables
+from onnxprune.cli.outputs import RECIPE_FILE
 from onnxprune.recipe.file import read
 
 
@@ -31,6 +32,7 @@ def run(
 ) -> None:
     """Prune as a recipe file says."""
     assert ctx.parent is not None
+    ctx.meta[RECIPE_FILE] = recipe
     group: Any = ctx.parent.command
     command = group.get_command(ctx.parent, "prune")
     options = {p.name: p for p in command.params}

@@ -9,7 +9,7 @@ import typer
 
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.help import InputsFlag, SampleAxisFlag
-from onnxprune.cli.outputs import check_folder
+from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 
 
@@ -46,8 +46,9 @@ def sensitivity(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(callback=check_folder, help="Draw the curves into a .png, .svg or .pdf.", show_default=False),
+        typer.Option(help="Draw the curves into a .png, .svg or .pdf.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Show what each layer can lose."""
@@ -55,7 +56,9 @@ def sensitivity(
     from onnxprune.report.sensitivity import check_plot, print_scan, write_plot
 
     if plot is not None:
-        check_plot(plot, model)
+        check_plot(plot)
+        read = {"the model": model, "the data of --calibration": calibration, "the data of --eval-data": eval_data}
+        check_outputs({**read, "the data of --inputs": inputs}, None, {"--plot": plot}, force=force)
     with stages(str(model)) as tell:
         curves = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from onnxprune.cli.console import console, print_json, stages
+from onnxprune.cli.outputs import check_model, check_outputs
 from onnxprune.errors import ModelError
+from onnxprune.report.text import shown
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +30,9 @@ def unpack(
     from onnxprune import model_io, packing
     from onnxprune.model_io.protobuf import read_proto
 
+    check_model(packed)
     target = output or packed.with_name(f"{packed.stem}.unpacked.onnx")
-    model_io.check_output(target, force=force, source=model_io.Source(packed))
+    check_outputs({"the model": packed}, target, {}, force=force)
     with stages(str(packed)) as tell:
         tell("unpack")
         model = model_io.load(packed)  # sparse initializers are dense from here on
@@ -43,4 +45,4 @@ def unpack(
         sizes = {"before_bytes": before, "after_bytes": saved.size}
         print_json("unpack", {"packed": str(packed), "output": str(target), **sizes})
     else:
-        console.print(f"wrote [b]{escape(str(target))}[/]: {before:,} -> {saved.size:,} bytes", soft_wrap=True)
+        console.print(f"wrote [b]{shown(str(target))}[/]: {before:,} -> {saved.size:,} bytes", soft_wrap=True)

@@ -9,6 +9,7 @@ a file beside the one that the model leads to.
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -42,6 +43,15 @@ def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str,
             sizes[location] = _data_file(tensor.name, location, model)
         _check_extent(tensor, *sizes[location])
     return {location: path for location, (path, _) in sizes.items()}
+
+
+def data_files_of(model: Path) -> tuple[Path, ...]:
+    """The data files, resolved, of the model in a file; none where that is no model that can be loaded."""
+    try:
+        files = check_external_data(protobuf.read_proto(model), Path(os.path.abspath(model)))
+    except ModelError:
+        return ()
+    return tuple(dict.fromkeys(files.values()))
 
 
 def embed_outside_initializers(proto: onnx.ModelProto, files: Mapping[str, Path]) -> None:

@@ -18,9 +18,8 @@ from typing import IO
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model_io import protobuf
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.model_io.external import check_external_data, stored_bytes
+from onnxprune.model_io.external import data_files_of, stored_bytes
 from onnxprune.model_io.hashing import combined, file_hash
 from onnxprune.model_io.serialise import all_initializers, write_data, write_model
 from onnxprune.model_io.source import Source, source_of
@@ -107,7 +106,7 @@ def save(
     else:
         placed = []
     try:
-        stale = _data_files_of(path) if force else ()
+        stale = data_files_of(path) if force else ()
         saved = _write(model, path, placed, replace=force, durable=durable)
     except FileExistsError:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it.") from None
@@ -190,16 +189,6 @@ def _reference(value: ir.Value, location: str, extent: tuple[int, int]) -> ir.Ex
 def _goes_out(value: ir.Value) -> bool:
     tensor = value.const_value
     return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= _INLINE_BYTES
-
-
-def _data_files_of(path: Path) -> tuple[Path, ...]:
-    """The data files of the model that is about to be replaced; none if it is no model."""
-    try:
-        return tuple(
-            dict.fromkeys(check_external_data(protobuf.read_proto(path), Path(os.path.abspath(path))).values())
-        )
-    except ModelError:
-        return ()
 
 
 def _same_file(a: Path, b: Path) -> bool:

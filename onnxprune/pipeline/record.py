@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from onnxprune.errors import DataError, ModelError
+from onnxprune.model_io import strict_json
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 
 FORMAT = "onnxprune-record/1"
@@ -47,6 +49,13 @@ class Record(BaseModel):
     blocks: list[str] = []
     figures: dict[str, Any]
 
+    def as_text(self) -> str:
+        """Return the record as JSON; the path of a file may hold bytes that are no text, which are escaped."""
+        try:
+            return self.model_dump_json(indent=1)
+        except PydanticSerializationError:
+            return strict_json.dumps(self.model_dump())[0]
+
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, whole or not at all.
 
@@ -55,7 +64,7 @@ class Record(BaseModel):
         """
         try:
             with temporary_beside(Path(path)) as (temporary, file):
-                file.write(self.model_dump_json(indent=1).encode() + b"\n")
+                file.write(self.as_text().encode() + b"\n")
                 sync(file)
                 publish(temporary, Path(path), replace=True)
         except OSError as error:

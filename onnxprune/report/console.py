@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from onnxprune.report.text import shown
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -43,24 +44,24 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
             f"{packing.ratio:.3f} of their bytes"
         )
         if packing.obstacle:
-            console.print(f"[yellow]nothing was packed: {escape(packing.obstacle)}[/]")
+            console.print(f"[yellow]nothing was packed: {shown(packing.obstacle)}[/]")
     if result.dead:
         console.print(f"{result.dead:,} dead units went as well")
     if result.recovered is not None:
         console.print(recovery_line(result.recovered))
     for note in result.notes:
-        console.print(f"[yellow]{escape(note)}[/]")
+        console.print(f"[yellow]{shown(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict, changed_by(result)))
     if not parts.removes:
         console.print(f"[yellow]{NO_FASTER}[/]")
-    console.print(f"wrote [b]{escape(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
+    console.print(f"wrote [b]{shown(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
 
 
 def uncounted_line(nodes: Sequence[str]) -> str:
     """Name the nodes whose multiply-adds are not counted, a few of many."""
     more = f" and {len(nodes) - _MOST} more" if len(nodes) > _MOST else ""
-    return f"[yellow]multiply-adds that are not counted:[/] {escape(', '.join(nodes[:_MOST]))}{more}"
+    return f"[yellow]multiply-adds that are not counted:[/] {shown(', '.join(nodes[:_MOST]))}{more}"
 
 
 def _print_figures(console: Console, model: str, verdict: Verdict) -> None:
@@ -71,7 +72,7 @@ def _print_figures(console: Console, model: str, verdict: Verdict) -> None:
 
 
 def _figures(model: str, verdict: Verdict) -> Table:
-    table = Table(title=escape(model), title_justify="left")
+    table = Table(title=shown(model), title_justify="left")
     for name in ("", "before", "after", "after / before"):
         table.add_column(name, justify="left" if not name else "right")
     for name, a, b in _rows(verdict):
@@ -128,4 +129,4 @@ def _verdict(verdict: Verdict, changed: str) -> str:
 def print_comparison(console: Console, a: str, b: str, verdict: Verdict) -> None:
     """Print two models side by side."""
     _print_figures(console, f"{a} and {b}", verdict)
-    console.print(f"outputs differ by {verdict.output_change:.2g} of the largest output of {escape(a)}")
+    console.print(f"outputs differ by {verdict.output_change:.2g} of the largest output of {shown(a)}")

@@ -20,6 +20,7 @@ from onnxprune.pipeline.inspect import Inspection, inspect
 from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
+from onnxprune.report.text import visible
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -66,7 +67,12 @@ def render(original: ir.Model, result: Result, *, model: str, output: str | None
         raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'") from None
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda content: visible(content, keep="\n\t") if type(content) is str else content,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["shape"] = lambda shape: "×".join(map(str, shape)) or "scalar"
@@ -76,7 +82,7 @@ def render(original: ir.Model, result: Result, *, model: str, output: str | None
 def _content(original: ir.Model, result: Result, model: str, output: str | None) -> dict[str, Any]:
     found = inspect(original)
     rows = sorted(layers(original, result), key=lambda layer: -layer.total)
-    record = result.record().model_dump_json(indent=1)
+    record = result.record().as_text()
     recipe = result.recipe.model_dump(mode="json", exclude_defaults=True)
     shown = rows[:_MOST_ROWS]
     plots = [_magnitudes(layer) if i < _MOST_PLOTS else "" for i, layer in enumerate(shown)]

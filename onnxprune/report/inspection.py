@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from onnxprune.pipeline.inspect import Inspection
 from onnxprune.report.console import uncounted_line
+from onnxprune.report.text import shown
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
 
@@ -29,20 +29,20 @@ def print_inspection(console: Console, model: str, found: Inspection) -> None:
         table.add_column("axes", justify="right")
         table.add_column("because of")
         for reason, count in pinned.most_common():
-            table.add_row(str(count), escape(reason))
+            table.add_row(str(count), shown(reason))
         console.print(table)
     if found.uncounted:
         console.print(uncounted_line(found.uncounted))
     if found.unruled:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(found.unruled.items()))
-        console.print(f"[yellow]operators without a rule, all that they touch is pinned:[/] {escape(listed)}")
+        console.print(f"[yellow]operators without a rule, all that they touch is pinned:[/] {shown(listed)}")
 
 
 def _groups(model: str, found: Inspection) -> Table:
-    table = Table(title=escape(model), title_justify="left")
+    table = Table(title=shown(model), title_justify="left")
     for name in ("group", "kind", "units", "cuts", "exact"):
         table.add_column(name, justify="right" if name == "units" else "left", overflow="fold")
     for group in found.groups:
         sites = group.sites[0] if len(group.sites) == 1 else f"{len(group.sites)} axes"
-        table.add_row(escape(group.name), group.kind, str(group.units), escape(sites), escape(group.inexact) or "yes")
+        table.add_row(shown(group.name), group.kind, str(group.units), shown(sites), shown(group.inexact) or "yes")
     return table

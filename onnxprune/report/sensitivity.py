@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.pipeline.scan import OUTPUT_ERROR, Scan
+from onnxprune.report.text import shown, visible
 
 _FORMATS = (".png", ".svg", ".pdf")
 _MOST_NAMED = 20  # curves beyond these, the least sensitive, are drawn without a name
@@ -23,27 +23,25 @@ def print_scan(console: Console, model: str, found: Scan) -> None:
     """Print one row a layer or group: what is measured when a share of it alone goes."""
     what = "layer" if found.structure == "weights" else "group of units"
     title = f"{model}: {found.measured} when a share of one {what} goes (as it is: {found.dense:.4g})"
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=shown(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(what, overflow="fold", min_width=16)
     for name in ("weights", *(f"{level:g}" for level in found.table.levels)):
         table.add_column(name, justify="right", no_wrap=True)
     for name, size, values in zip(found.table.names, found.table.sizes, found.table.errors.tolist(), strict=True):
-        table.add_row(escape(name), f"{size:,}", *(f"{value:.3g}" for value in values))
+        table.add_row(shown(name), f"{size:,}", *(f"{value:.3g}" for value in values))
     console.print(table)
     for name, reason in found.skipped.items():
-        console.print(f"[yellow]{escape(name)} was left out: {escape(reason)}[/]")
+        console.print(f"[yellow]{shown(name)} was left out: {shown(reason)}[/]")
 
 
-def check_plot(path: Path, model: Path) -> None:
+def check_plot(path: Path) -> None:
     """Refuse, before any work is done, a plot that cannot be made.
 
     Raises:
-        RecipeError: It is of an unknown kind, would replace the model, or matplotlib is not installed.
+        RecipeError: It is of an unknown kind, or matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:
         raise RecipeError(f"--plot '{path}': the name has to end in {', '.join(_FORMATS)}")
-    if path.resolve() == model.resolve():
-        raise RecipeError(f"--plot '{path}' is the model itself")
     if importlib.util.find_spec("matplotlib") is None:
         raise RecipeError("--plot needs matplotlib: pip install 'onnxprune[report]'")
 
@@ -64,6 +62,11 @@ def write_plot(found: Scan, path: Path, model: str) -> None:
         raise ModelError(f"the plot '{path}' cannot be written: {error.strerror or error}.") from error
 
 
+def _label(name: str) -> str:
+    """A name as Matplotlib draws it, which takes what stands between dollars for a formula."""
+    return visible(name).replace("$", r"\$")
+
+
 def _drawn(found: Scan, model: str, kind: str) -> bytes:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -76,11 +79,11 @@ def _drawn(found: Scan, model: str, kind: str) -> bytes:
     table, falls = found.table, found.measured not in (OUTPUT_ERROR, "mse")
     order = (table.errors[:, -1] * (1 if falls else -1)).argsort(kind="stable")
     for rank, i in enumerate(order.tolist()):
-        name = table.names[i] if rank < _MOST_NAMED else None
+        name = _label(table.names[i]) if rank < _MOST_NAMED else None
         axes.plot([0.0, *table.levels], [found.dense, *table.errors[i].tolist()], marker="o", markersize=3, label=name)
     axes.set_xlabel("sparsity of one " + ("layer" if found.structure == "weights" else "group of units") + " alone")
     axes.set_ylabel(found.measured)
-    axes.set_title(model)
+    axes.set_title(_label(model))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", loc="best")
     buffer = io.BytesIO()

@@ -1,0 +1,71 @@
+"""No file that a run reads is ever written to, and no file is replaced without --force, whichever flag names it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import refused, run
+from model_io_models import mlp, stored_external
+
+X = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    stored_external(tmp_path, mlp(width=16))
+    for name in ("calibration.npz", "eval.npz"):
+        np.savez(tmp_path / name, x=X, label=np.arange(16) % 4)
+    (tmp_path / "recipe.toml").write_text("sparsity = 0.5\nmodel = 'model.onnx'\n")
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "part.npz", x=X, label=np.arange(16) % 4)
+    os.link(tmp_path / "eval.npz", tmp_path / "hard.npz")
+    (tmp_path / "link.bin").symlink_to("weights.bin")
+    return tmp_path
+
+
+READ = ["model.onnx", "weights.bin", "calibration.npz", "eval.npz", "recipe.toml", "hard.npz", "link.bin"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
+@pytest.mark.parametrize("name", READ)
+def test_what_is_read_stays(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, flag: str, force: bool
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    flags = ["--calibration", "calibration.npz", "--eval-data", "eval.npz", flag, name, *["--force"] * force]
+    sentence = refused(capsys, folder, "run", "recipe.toml", *flags)
+    assert "which is never changed" in sentence and name in sentence
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_of_a_folder_that_is_read_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["model.onnx", "-s", 0.5, "--retrain", "--data", "data", "--record", "data/part.npz", "--force"]
+    assert "a file of the data of --data" in refused(capsys, folder, *flags)
+
+
+@pytest.mark.parametrize("flag", ["--record", "--report", "--save-recipe"])
+def test_no_file_is_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    (folder / "notes.txt").write_text("mine")
+    arguments = ["model.onnx", "-o", "out.onnx", "-s", 0.5, flag, "notes.txt"]
+    assert "use --force" in refused(capsys, folder, *arguments)
+    assert (folder / "notes.txt").read_text() == "mine" and not (folder / "out.onnx").exists()
+    assert run(*arguments, "--force") == 0
+    assert (folder / "notes.txt").read_text() != "mine"
+
+
+def test_a_plot_replaces_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "plot.png").write_bytes(b"mine")
+    arguments = ["sensitivity", "model.onnx", "--calibration", "calibration.npz", "--plot"]
+    assert "use --force" in refused(capsys, folder, *arguments, "plot.png")
+    (folder / "link.png").symlink_to("calibration.npz")
+    assert "never changed" in refused(capsys, folder, *arguments, "link.png", "--force")
+
+
+@pytest.mark.parametrize("arguments", [(".", "-s", 0.5), ("unpack", "data"), ("..", "-s", 0.5), ("/", "-s", 0.5)])
+def test_a_folder_is_no_model(folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...]) -> None:
+    assert "is a folder" in refused(capsys, folder, *arguments)
