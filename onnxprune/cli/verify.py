@@ -10,6 +10,7 @@ import typer
 
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.help import InputsFlag
+from onnxprune.report.text import shown
 
 
 def register(app: typer.Typer) -> None:
@@ -37,4 +38,4 @@ def verify(
         print_json("verify", asdict(checked))
         return
     for line in checked.lines():
-        console.print(line, soft_wrap=True)
+        console.print(shown(line), soft_wrap=True)

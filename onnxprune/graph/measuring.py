@@ -1,4 +1,4 @@
-"""Adds nodes that measure to a graph: small steps that work at every opset from 11 on, in float32."""
+"""Adds nodes that measure to a graph: small steps that work at every opset from 7 on, in float32."""
 
 from __future__ import annotations
 
@@ -107,10 +107,16 @@ class Builder:
         """Turn [N, groups x width, *spatial] into [groups, rows, width], on a grid of every `stride`-th place."""
         value = self.cast(value)
         if stride > 1:
-            axes = np.arange(2, 2 + spatial, dtype=np.int64)
-            starts, ends = np.zeros(spatial, np.int64), np.full(spatial, np.iinfo(np.int64).max)
-            steps = np.full(spatial, stride, np.int64)
-            value = self.node("Slice", [value, *(self.constant(x) for x in (starts, ends, axes, steps))])
+            value = self._every(value, stride, spatial)
         value = self.reshape(value, [0, groups, width, -1])
         value = self.node("Transpose", [value], {"perm": [1, 0, 3, 2]})
         return self.reshape(value, [groups, -1, width])
+
+    def _every(self, value: ir.Value, stride: int, spatial: int) -> ir.Value:
+        """Return every `stride`-th place of the last `spatial` axes, from the first on."""
+        if self.opset < 10:  # where Slice takes no steps, windows of one place do
+            return self.node("MaxPool", [value], {"kernel_shape": [1] * spatial, "strides": [stride] * spatial})
+        axes = np.arange(2, 2 + spatial, dtype=np.int64)
+        starts, ends = np.zeros(spatial, np.int64), np.full(spatial, np.iinfo(np.int64).max)
+        steps = np.full(spatial, stride, np.int64)
+        return self.node("Slice", [value, *(self.constant(x) for x in (starts, ends, axes, steps))])

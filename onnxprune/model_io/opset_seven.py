@@ -159,7 +159,8 @@ def _names(proto: onnx.ModelProto) -> set[str]:
     """Every name that values and nodes have, in all scopes."""
     names: set[str] = set()
     for graph in protobuf.graphs(proto):
-        names.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
+        names.update(value.name for value in (*graph.input, *graph.output))
+        names.update(tensor.name for tensor in graph.initializer)
     for node in protobuf.nodes(proto):
         names.update((node.name, *node.input, *node.output))
     return names
