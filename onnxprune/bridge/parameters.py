@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.dtypes import INTEGER_RANGE, TRAINABLE
 from onnxprune.bridge.registry import Operator, find_operator
+from onnxprune.graph.layers import axes_at_node
 from onnxprune.graph.operators import operator_of
 
 
@@ -111,7 +112,7 @@ def role_of(value: ir.Value, reached: set[ir.Value], opsets: dict[str, int]) -> 
     if any(operator is not None and index in operator.statistics for _, index, operator in uses):
         return buffer
     if tensor.dtype in INTEGER_RANGE:
-        target = _quantized_weight(name, uses)
+        target = _quantized_weight(name, len(tensor.shape), uses)
         return buffer if target is None else target
     if tensor.dtype not in TRAINABLE or tensor.size == 0:
         return buffer
@@ -144,7 +145,7 @@ def _is_weight(
     return any(producer is not None and operator_of(producer).contracts for producer in others)
 
 
-def _quantized_weight(name: str, uses: list[tuple[ir.Node, int, Operator | None]]) -> Target | None:
+def _quantized_weight(name: str, rank: int, uses: list[tuple[ir.Node, int, Operator | None]]) -> Target | None:
     """The target of an integer initializer that is one node's weight, with constant scale and zero point."""
     if len(uses) != 1:
         return None
@@ -157,7 +158,8 @@ def _quantized_weight(name: str, uses: list[tuple[ir.Node, int, Operator | None]
     scale_tensor = constant_of(scale)
     if scale is None or scale_tensor is None or (zero_point is not None and constant_of(zero_point) is None):
         return None
-    axis = 0 if operator.name.endswith("Conv") else 1
+    slot = next((slot for slot in operator_of(node).weights if slot.input == index), None)
+    axis = (None if slot is None else axes_at_node(slot, node, rank)[0]) or 0
     block_size = 0
     if operator.name == "DequantizeLinear":
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1

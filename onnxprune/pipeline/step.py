@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
+from onnxprune.graph.operators import operator_of
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import Plan, choose, prunable_size
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
@@ -224,7 +225,7 @@ class Steps:
         zeros = self.recipe.parts.zeros
         if self.recipe.round_to != "auto" or zeros is None or zeros.multiple == 1:
             return self.recipe.round_to
-        conv = any("Conv" in node.op_type for node in structure.weights.values())
+        conv = any(operator_of(node).kind == "conv" for node in structure.weights.values())
         return math.lcm(zeros.multiple, CONV_BLOCK if conv else 1)
 
     def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:

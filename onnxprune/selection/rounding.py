@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from onnxprune.graph.operators import operator_of
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 
@@ -28,8 +29,8 @@ def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
     if round_to == "none":
         return 1
     if round_to == "auto":
-        conv = any("Conv" in structure.weights[s.value].op_type for s in group.sites if s.value in structure.weights)
-        if not conv:
+        readers = [structure.weights[s.value] for s in group.sites if s.value in structure.weights]
+        if not any(operator_of(node).kind == "conv" for node in readers):
             return 1
         block = CONV_BLOCK
     else:
