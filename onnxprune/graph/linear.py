@@ -188,7 +188,7 @@ def _linear(node: ir.Node) -> Linear | str:
         return f"{node.op_type} is not reconstructed"
     if node.op_type == "FusedConv" and len(node.inputs) > 3 and node.inputs[3] is not None:
         return "another value is added in it"
-    slots = [slot for slot in slots_of(node) if _source(node.inputs[slot.input]) is not None]
+    slots = [slot for slot in slots_of(node) if source_of(node.inputs[slot.input]) is not None]
     if not slots:
         weight = node.inputs[1]
         return (
@@ -198,7 +198,7 @@ def _linear(node: ir.Node) -> Linear | str:
         )
     slot = slots[0]
     data, operand = node.inputs[slot.data], node.inputs[slot.input]
-    weight = _source(operand)
+    weight = source_of(operand)
     if data is None or weight is None or data.const_value is not None or len(slots) > 1:
         return "both of its operands are constants"
     axes = matrix_axes(weight, node)
@@ -212,7 +212,7 @@ def _refusal(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes | Non
     """Why a constant is no weight that statistics and recovery can work on; empty where it is one."""
     if not tensor_of(weight).dtype.is_floating_point():
         return "its weight is not floating point"
-    if not _read_once(weight, node):
+    if not read_once(weight, node):
         return "its weight has other uses"
     is_conv = operator_of(node).kind == "conv"
     if not is_conv and (len(tensor_of(weight).shape) != 2 or axes is None):
@@ -224,16 +224,16 @@ def _refusal(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes | Non
     return ""
 
 
-def _source(operand: ir.Value | None) -> ir.Value | None:
-    """The constant that an operand is, perhaps behind views of it."""
+def source_of(operand: ir.Value | None) -> ir.Value | None:
+    """Return the constant that an operand is, perhaps behind views of it."""
     while operand is not None and operand.const_value is None:
         node = operand.producer()
         operand = node.inputs[0] if node is not None and operator_of(node).view else None
     return operand
 
 
-def _read_once(weight: ir.Value, node: ir.Node) -> bool:
-    """Whether nothing but a node reads a constant, through views that nothing else reads."""
+def read_once(weight: ir.Value, node: ir.Node) -> bool:
+    """Say whether nothing but a node reads a constant, through views that nothing else reads."""
     value = weight
     while len(uses := list(value.uses())) == 1 and not value.is_graph_output():
         reader = uses[0][0]

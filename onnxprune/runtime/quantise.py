@@ -37,6 +37,7 @@ from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.graph.operators import key, operator_named, operators
+from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import parameters
 from onnxprune.runtime import Feeds
 from onnxprune.runtime.session import one_sentence
@@ -69,7 +70,10 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Mo
         folder = Path(name)
         source = folder / "model.onnx"
         large = model_io.serialized_size(model) > _LARGE
-        model_io.save(model, source, external=large, durable=False)
+        plain = model.clone()
+        if form != "fp16":
+            plain_products(plain)
+        model_io.save(plain, source, external=large, durable=False)
         try:
             proto = _CONVERTERS[form](source, folder / "quantised.onnx", batches)
         except Exception as failure:  # the tools raise whatever comes up

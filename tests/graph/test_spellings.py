@@ -12,16 +12,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 import onnxprune
 from onnxprune import model_io, runtime
+from onnxprune.bridge import to_torch
 from onnxprune.graph.layers import channel_axis, fan_in, matrix_axes
-from onnxprune.graph.size import counted_values, figures
+from onnxprune.graph.size import counted_values, figures, parameters
 from onnxprune.packing import pack, unpack
 from onnxprune.passes import Normalise
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery.registry import METHODS
 from onnxprune.runtime import concrete_shapes
+from onnxprune.runtime.quantise import quantise
 from onnxprune.scoring import Evidence, criteria, find_criterion, prunable_weights
 from onnxprune.scoring.units import score_units
 from onnxprune.selection.allocation import ALLOCATIONS, Look
@@ -222,3 +225,25 @@ def test_int8_packing_has_the_same_scales(name: str) -> None:
         found.append([SPELLINGS[each].matrix(a) for a in arrays])
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@every_other
+@pytest.mark.parametrize("form", ["int8", "int8-dynamic"])
+def test_int8_networks(name: str, form: str) -> None:
+    """The scales lie along the outputs in every spelling: else the outputs would differ by a rounding of int8."""
+    found = []
+    for each in (FIRST, name):
+        feeds = [{"x": samples(each)}] if form == "int8" else []
+        quantised = quantise(model_io.load_any(network(each)), form, feeds)
+        assert sum(p.tensor.dtype == ir.DataType.INT8 for p in parameters(quantised)) == len(NAMES)
+        found.append(outputs(quantised, each))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4 * float(np.abs(found[0]).max()))
+
+
+@every_other
+def test_the_bridge(name: str) -> None:
+    module = to_torch(network(name))
+    with torch.no_grad():
+        y = module(torch.from_numpy(samples(name)))
+    y = y if isinstance(y, torch.Tensor) else y[0]
+    np.testing.assert_allclose(y.numpy(), outputs(network(FIRST), FIRST), rtol=1e-4, atol=1e-4)

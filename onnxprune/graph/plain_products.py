@@ -1,0 +1,108 @@
+"""Fused and turned products written as plain ones, for tools that know MatMul(x, W), Gemm and Conv alone.
+
+    FusedGemm, FusedConv             Gemm, Conv and the activation behind it
+    FusedMatMul(x, W, transB)        MatMul(x, W') with the weight stored turned
+    MatMul(x, Transpose(W))          the same
+    MatMul(W, x)                     Transpose(MatMul(Transpose(x), W')), so that its outputs lie on the last axis
+
+The function stays the same, but for the rounding of a FusedMatMul's alpha, which goes into the weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxprune.graph.edit import Editor
+from onnxprune.graph.inference import infer
+from onnxprune.graph.layers import activation_of, axes_at_node, data_axis, matrix_axes, result_axis, slots_of
+from onnxprune.graph.linear import read_once, source_of, tensor_of
+from onnxprune.graph.operators import operator_of
+from onnxprune.graph.properties import Slot
+from onnxprune.graph.shapes import Facts
+
+
+def plain_products(model: ir.Model) -> None:
+    """Rewrite the products of the main graph that have constant weights, in place."""
+    edit, facts = Editor(model), infer(model)
+    for node in list(model.graph):
+        product = _without_activation(edit, node) if activation_of(node) else node
+        operator = operator_of(product)
+        if operator.kind != "fc" or operator.knows_zero_points:
+            continue
+        slot = next((s for s in slots_of(product) if source_of(product.inputs[s.input]) is not None), None)
+        if slot is not None:
+            _store_plainly(edit, facts, product, slot)
+    RemoveUnusedNodesPass()(model)
+
+
+def _without_activation(edit: Editor, node: ir.Node) -> ir.Node:
+    """Put the activation of a fused node behind it; return the product, the node itself where that cannot be done."""
+    activation, plain = activation_of(node), operator_of(node).plain
+    settings: dict[str, Any] = {}
+    if activation == "LeakyRelu":
+        found = node.attributes.get_floats("activation_params", ())
+        settings = {"alpha": float(found[0] if found else node.attributes.get_float("activation_alpha", 0.01))}
+    elif any(name.startswith("activation_") for name in node.attributes):
+        return node
+    if not plain:
+        return node
+    kept = {name: a.value for name, a in node.attributes.items() if not name.startswith("activation")}
+    result = product = edit.before(node, plain, node.inputs[:3], kept)
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        result = edit.before(node, "Add", [result, node.inputs[3]])
+    _replace(edit, node, edit.before(node, activation, [result], settings))
+    maker = product.producer()
+    assert maker is not None
+    return maker
+
+
+def _store_plainly(edit: Editor, facts: Facts, node: ir.Node, slot: Slot) -> None:
+    """Let the operands of a product be data and an initializer that needs no turning."""
+    operand, data = node.inputs[slot.input], node.inputs[slot.data]
+    weight = source_of(operand)
+    axes = None if weight is None else matrix_axes(weight, node)
+    if weight is None or operand is None or data is None or axes is None or not read_once(weight, node):
+        return
+    array = tensor_of(weight).numpy()
+    if array.ndim != 2 or data.const_value is not None:
+        return
+    if operator_of(node).biases:
+        output, _ = axes_at_node(slot, node, 2)
+        if operand is not weight:
+            node.replace_input_with(slot.input, _stored(weight, array if output == axes.output else array.T))
+    elif operand is not weight or node.domain != "" or slot.input != 1:
+        shape = facts.shape(data)
+        turned = array if axes.output == 1 else array.T
+        if shape is None or len(shape) < 2:
+            return
+        scaled = (turned * node.attributes.get_float("alpha", 1.0)).astype(array.dtype)
+        if data_axis(slot, node, None) == -2:
+            data = edit.before(node, "Transpose", [data], {"perm": _swapped(len(shape))})
+        result = edit.before(node, "MatMul", [data, _stored(weight, scaled)])
+        if result_axis(slot, node) == -2:
+            result = edit.before(node, "Transpose", [result], {"perm": _swapped(len(shape))})
+        _replace(edit, node, result)
+
+
+def _stored(weight: ir.Value, array: npt.NDArray[np.generic]) -> ir.Value:
+    """Give a weight that one node reads other content, laid out in another way."""
+    old = tensor_of(weight)
+    weight.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=weight.name)
+    weight.shape = ir.Shape(array.shape)
+    return weight
+
+
+def _swapped(rank: int) -> list[int]:
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _replace(edit: Editor, node: ir.Node, result: ir.Value) -> None:
+    """Let a value take the place of a node's result, and remove the node."""
+    edit.take_place(node.outputs[0], result)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
