@@ -158,13 +158,13 @@ def _scanned(
     weights = eligible_weights(structure, recipe)
     if recipe.parts.units:
         groups = eligible_groups(structure, weights, recipe)
-        found = score_units(structure, weights, groups, criterion, recipe.seed) if groups else None
-        skipped = {} if found is None else {group.name: reason for group, reason in found.unscored.items()}
+        scored = score_units(structure, weights, groups, criterion, recipe.seed) if groups else None
+        skipped = {} if scored is None else {group.name: reason for group, reason in scored.unscored.items()}
         groups = [group for group in groups if group.name not in skipped]
-        if not groups or found is None:
+        if not groups or scored is None:
             raise NothingToPrune("there are no units to scan; onnxprune inspect tells why")
         counted = prunable_weights(structure)
-        return scan_units(structure, counted, groups, found.values, measure, levels=levels, progress=progress), skipped
+        return scan_units(structure, counted, groups, scored.values, measure, levels=levels, progress=progress), skipped
     main = main_constants(structure.model)
     skipped = {weight.name: "it lies in a subgraph" for weight in weights if weight.name not in main}
     weights = [weight for weight in weights if weight.name not in skipped]

@@ -28,7 +28,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Found:
+class Outcome:
     """What a search ended with.
 
     Attributes:
@@ -48,7 +48,7 @@ def nearest_ratio(
     least: float = 0.0,
     whole: float | None = None,
     most_tries: int = 12,
-) -> Found:
+) -> Outcome:
     """Find the sparsity at which a figure that falls with it is what is wanted: by interpolation and by halves.
 
     Args:
@@ -81,9 +81,9 @@ def nearest_ratio(
     if not reached and (last := search.at(MOST)).value <= wanted:
         reached = [last]
     if not reached:
-        return Found(None, search.tries)
+        return Outcome(None, search.tries)
     fits = reached if under else [low, *search.tries]
-    return Found(min(fits, key=lambda t: abs(math.log(max(t.value, _LEAST) / wanted))), search.tries)
+    return Outcome(min(fits, key=lambda t: abs(math.log(max(t.value, _LEAST) / wanted))), search.tries)
 
 
 def _between(low: Try, high: Try | None, wanted: float, halve: bool) -> float:
@@ -102,7 +102,7 @@ def _between(low: Try, high: Try | None, wanted: float, halve: bool) -> float:
     return low.sparsity + min(max(share, 0.1), 0.9) * (end - low.sparsity)
 
 
-def highest_within(measure: Measure, limit: float, *, least: float = 0.0, most_tries: int = 24) -> Found:
+def highest_within(measure: Measure, limit: float, *, least: float = 0.0, most_tries: int = 24) -> Outcome:
     """Find the highest sparsity whose loss is within the limit, and 5 % more of which is not.
 
     Losses need not rise evenly: a search by halves ends at a sparsity that holds, with one just above it that does not;
@@ -133,7 +133,7 @@ def highest_within(measure: Measure, limit: float, *, least: float = 0.0, most_t
             break
         best, low = further, further.sparsity
         high = min((t.sparsity for t in search.tries if t.sparsity > low and not t.value <= limit), default=MOST)
-    return Found(best, search.tries)
+    return Outcome(best, search.tries)
 
 
 def five_percent_more(sparsity: float) -> list[float]:

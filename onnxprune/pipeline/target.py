@@ -20,7 +20,7 @@ from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph import size
 from onnxprune.pipeline.deliver import written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
-from onnxprune.pipeline.search import Found, Try, highest_within, nearest_ratio
+from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
@@ -42,7 +42,7 @@ def reach(
     original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
     tell: Callable[[str], None] | None, *, at: float | None = None,
 ) -> Result:  # fmt: skip
-    """AllocationContext for the sparsity that gives what the recipe's target asks for; return the result at it.
+    """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
 
     Args:
         original: The model before.
@@ -58,15 +58,15 @@ def reach(
         DataError: The data do not fit the model.
     """
     search = _Search.of(original, recipe, run, eval_data, metric, tell)
-    found = search.find() if at is None else Found(Try(at, search.wanted), ())
-    if found.best is None:
-        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
-    result = search.result(found.best.sparsity)
+    outcome = search.find() if at is None else Outcome(Try(at, search.wanted), ())
+    if outcome.best is None:
+        raise VerificationError(_unreachable(search.target, search.wanted, outcome, search.obstacles))
+    result = search.result(outcome.best.sparsity)
     if search.target == "max_drop" and result.gone == 0:
-        raise VerificationError(_unreachable(search.target, search.wanted, found, search.obstacles))
+        raise VerificationError(_unreachable(search.target, search.wanted, outcome, search.obstacles))
     measured = measured_figures(result)
-    value = measured.get(_MEASURED_AS[search.target], found.best.value)
-    reached = Reached(search.target, search.wanted, value, found.best.sparsity, found.tries)
+    value = measured.get(_MEASURED_AS[search.target], outcome.best.value)
+    reached = Reached(search.target, search.wanted, value, outcome.best.sparsity, outcome.tries)
     return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
 
 
@@ -113,7 +113,7 @@ class _Search:
         """Whether a training belongs to each try."""
         return self.target == "max_drop" and self.recipe.retrain is not None
 
-    def find(self) -> Found:
+    def find(self) -> Outcome:
         """Run the search."""
         recipe, least = self.recipe, self.recipe.parts.sets or 0.0
         if self.target == "max_drop":
@@ -150,12 +150,12 @@ class _Search:
         return result
 
 
-def _unreachable(target: str, wanted: float, found: Found, obstacles: set[str]) -> str:
+def _unreachable(target: str, wanted: float, outcome: Outcome, obstacles: set[str]) -> str:
     flag = f"{flag_name(Recipe, target)} {wanted:g}"
     if target == "max_drop":
-        least = min((t for t in found.tries if not t.value <= wanted), key=lambda t: t.sparsity)
+        least = min((t for t in outcome.tries if not t.value <= wanted), key=lambda t: t.sparsity)
         return f"{flag} allows no pruning: a sparsity of {least.sparsity:.2%} costs {least.value:.4g} already"
-    best = min(found.tries, key=lambda t: t.value)
+    best = min(outcome.tries, key=lambda t: t.value)
     why = "".join(f"; nothing could be packed, since {obstacle}" for obstacle in sorted(obstacles))
     return (
         f"{flag} cannot be reached: the least that this recipe gives is {best.value:.3g}, with all gone that can "

@@ -85,8 +85,8 @@ class Trace:
             sparsity: The sparsity that was reached.
         """
         missed = shortfall(recipe, sparsity, untouched=bool(self.untouched))
-        told = (missed, self._untouched(recipe), *self.left, self._not_recovered(), self._starved())
-        return [note for note in told if note]
+        notes = (missed, self._untouched(recipe), *self.left, self._not_recovered(), self._starved())
+        return [note for note in notes if note]
 
     def _starved(self) -> str:
         if not self.starved:

@@ -44,10 +44,10 @@ def find_layers(model: ir.Model) -> dict[str, Layer]:
     """Every initializer and every Constant of the main graph that some node consumes, by name."""
     layers = {}
     for value in _constants(model.graph):
-        found = [_use(value, *use) for use in _final_uses(value)]
-        known = [layer for layer in found if layer.kind != "other"]
-        if found and value.name:
-            layers[value.name] = (known or found)[0]
+        uses = [_use(value, *use) for use in _final_uses(value)]
+        known = [layer for layer in uses if layer.kind != "other"]
+        if uses and value.name:
+            layers[value.name] = (known or uses)[0]
     return layers
 
 
@@ -110,14 +110,14 @@ def matching(patterns: Sequence[str], layers: Mapping[str, Layer]) -> set[str]:
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern in ("conv", "fc"):
-            found = {name for name, layer in layers.items() if layer.kind == pattern}
+            matched = {name for name, layer in layers.items() if layer.kind == pattern}
         else:
-            found = {
+            matched = {
                 name
                 for name, layer in layers.items()
                 if fnmatchcase(name, pattern) or (layer.node and fnmatchcase(layer.node, pattern))
             }
-        if not found:
+        if not matched:
             raise RecipeError(f"'{pattern}' matches no weight of the model; conv, fc or a pattern of names is wanted.")
-        chosen |= found
+        chosen |= matched
     return chosen

@@ -127,7 +127,7 @@ def _drop_before(view: ir.Model, layer: Layer, ratio: float) -> None:
 def fc_after_layers(model: ir.Model) -> dict[str, Layer]:
     """The fully connected weights whose layer reads another layer's output, not the graph's input itself."""
     nodes = {node.name: node for node in model.graph}
-    found = {}
+    later = {}
     for name, layer in find_layers(model).items():
         if layer.kind != "fc" or layer.role != "weight":
             continue
@@ -135,8 +135,8 @@ def fc_after_layers(model: ir.Model) -> dict[str, Layer]:
         while value is not None and (node := value.producer()) is not None and passes_weights(node):
             value = node.inputs[0]
         if value is not None and not value.is_graph_input() and not value.is_initializer():
-            found[name] = layer
-    return found
+            later[name] = layer
+    return later
 
 
 def dropout_ratios(

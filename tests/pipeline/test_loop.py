@@ -12,9 +12,10 @@ from small_models import array
 import onnxprune
 from onnxprune import model_io
 from onnxprune.errors import RecipeError
+from onnxprune.pipeline import step
 from onnxprune.pipeline.step import State, Steps
 from onnxprune.recipe.training import TrainSettings
-from onnxprune.training import Masks
+from onnxprune.training import Masks, loop
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 MLP = MODELS / "digits_mlp.onnx"
@@ -139,3 +140,64 @@ def test_units_shrink_before_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradual_pruning_and_shrinking_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         onnxprune.prune(MLP, **{"sparsity": 0.8, "data": arrays(), "retrain": {"steps": 12}, **settings})
+
+
+# --- a run that goes on
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"structure": "channels", "iterations": 3, "remove_dead": True, "retrain": {"epochs": 1}},
+        {"iterations": 2, "alternate": True, "retrain": {"epochs": 1}},
+        {"prune_every": 4, "initial_sparsity": 0.2, "retrain": {"epochs": 3, "batch_size": 20}},
+    ],
+    ids=["channels", "alternating", "pruned while training"],
+)
+def test_a_resumed_run_ends_with_the_same_record(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS / "digits_resnet.onnx" if "alternate" in settings else MLP
+    common: dict[str, Any] = {"sparsity": 0.6, "data": arrays(100), "latency": False, **settings}
+    whole = onnxprune.prune(model, checkpoint=tmp_path / "whole", **common)
+    train, epochs = loop.Run.one_epoch, 0
+
+    def dies(self: loop.Run) -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            raise Killed
+        train(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Run, "one_epoch", dies)
+        onnxprune.prune(model, checkpoint=tmp_path / "killed", **common)
+    assert any((tmp_path / "killed").glob("*.safetensors"))
+    resumed = onnxprune.prune(model, checkpoint=tmp_path / "killed", resume=True, **common)
+    assert model_io.to_bytes(resumed.model) == model_io.to_bytes(whole.model)
+    assert resumed.record().model_dump_json() == whole.record().model_dump_json()
+    assert len(whole.steps) > 1 and all(step["sparsity"] > 0 for step in whole.steps)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_scores_of_the_original_serve_no_model_that_was_changed_since(
+    trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With training the second pruning here is called the first one too: it is the first within the training."""
+    caches: list[object] = []
+    choose = step.choose
+
+    def spy(*positional: Any, **named: Any) -> Any:
+        caches.append(named["cache"])
+        return choose(*positional, **named)
+
+    monkeypatch.setattr(step, "choose", spy)
+    training: dict[str, Any] = {"prune_every": 5, "data": arrays(100), "retrain": {"epochs": 2, "batch_size": 20}}
+    settings: dict[str, Any] = training if trained else {"iterations": 2}
+    onnxprune.prune(MLP, sparsity=0.6, initial_sparsity=0.3, verification=False, **settings)
+    assert len(caches) == 2
+    assert [cache is None for cache in caches] == [trained, True]
