@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.help import InputsFlag, SampleAxisFlag
+from onnxprune.cli.flags import InputsFlag, SampleAxisFlag, SeedFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def compare(
     ] = None,
     inputs: InputsFlag = None,
     sample_axis: SampleAxisFlag = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Compare two models."""

@@ -199,6 +199,12 @@ def _annotation(setting: Setting) -> Any:
     return Annotated[list[str] | None if value_type is list else value_type | None, option]
 
 
+def option(parameter: str) -> Any:
+    """Return a flag of ``prune`` for a command that has only some of them."""
+    setting = next(setting for setting in SETTINGS if setting.parameter == parameter)
+    return typer.Option(setting.spelling, help=_help(setting.field), show_default=_default(setting) is not False)
+
+
 def _apply_preset(ctx: typer.Context, name: str | None) -> str | None:
     """Make the settings of a preset the defaults; recipe files and flags win over them."""
     ctx.default_map = {**preset(name), **(ctx.default_map or {})}
@@ -232,6 +238,13 @@ def _type(setting: Setting) -> Any:
     if get_origin(value_type) is tuple:
         return str if setting.flag.commas or _is_numbers(setting.field) else list
     return value_type if value_type in (bool, int, float, Path) and not _is_read(setting.field) else str
+
+
+InputsFlag = Annotated[Path | None, option("inputs")]
+SampleAxisFlag = Annotated[list[str], option("sample_axis")]
+ExcludeFlag = Annotated[list[str], option("exclude")]
+OnlyFlag = Annotated[list[str], option("only")]
+SeedFlag = Annotated[int, option("seed")]
 
 
 # -- recipe files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,20 +23,6 @@ def _show_all(ctx: typer.Context, wanted: bool) -> None:
 
 HelpAllFlag = Annotated[
     bool, typer.Option("--help-all", callback=_show_all, is_eager=True, help="Show every flag and exit.")
-]
-
-
-InputsFlag = Annotated[
-    Path | None,
-    typer.Option("--inputs", help="Inputs that the model runs with (.npz, one array for each).", show_default=False),
-]
-SampleAxisFlag = Annotated[
-    list[str],
-    typer.Option(
-        "--sample-axis",
-        help="Which axis of an input counts samples, where it is not the first: state:1, or rate:none.",
-        show_default=False,
-    ),
 ]
 
 

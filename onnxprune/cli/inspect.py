@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.help import InputsFlag
+from onnxprune.cli.flags import InputsFlag
 
 
 def register(app: typer.Typer) -> None:

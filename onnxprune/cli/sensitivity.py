@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.help import InputsFlag, SampleAxisFlag
+from onnxprune.cli.flags import ExcludeFlag, InputsFlag, OnlyFlag, SampleAxisFlag, SeedFlag
 from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 
@@ -41,9 +41,9 @@ def sensitivity(
     structure: Annotated[str, typer.Option(help="weights (by layer) or channels (by group of units).")] = "weights",
     criterion: Annotated[str, typer.Option(help="What goes first.")] = "magnitude",
     levels: Annotated[str, typer.Option(help="Shares to try [0.3,0.5,... to 0.95].", show_default=False)] = "",
-    exclude: Annotated[list[str], typer.Option(help="Leave out weights or nodes by name.", show_default=False)] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="Only weights or nodes of these names.", show_default=False)] = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
+    exclude: ExcludeFlag = [],  # noqa: B006
+    only: OnlyFlag = [],  # noqa: B006
+    seed: SeedFlag = 0,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the curves into a .png, .svg or .pdf.", show_default=False),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.help import InputsFlag
+from onnxprune.cli.flags import InputsFlag, SeedFlag
 from onnxprune.report.text import shown
 
 
@@ -25,7 +25,7 @@ def verify(
         Path | None, typer.Option(help="The record of the run, to prove removed == masked.", show_default=False)
     ] = None,
     inputs: InputsFlag = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Check a pruned model against its original."""
