@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
+from onnxprune.graph.operators import key
 from onnxprune.plugins import Plugins, Registry
 
 INJECTED = frozenset({"training", "updates_statistics", "n_outputs", "device", "input_types", "opset"})
@@ -140,10 +141,10 @@ def op(
                 parameters=tuple(signature),
                 variadic_keywords=any(p.kind is p.VAR_KEYWORD for p in signature.values()),
             )
-            key = key_of(domain, name)
-            versions = [known for known in OPERATORS.entered(key) or () if known.since != since]
+            operator = key(domain, name)
+            versions = [known for known in OPERATORS.entered(operator) or () if known.since != since]
             versions = sorted([*versions, entry], key=lambda known: known.since)
-            OPERATORS.add(key, versions, function, replace=True)
+            OPERATORS.add(operator, versions, function, replace=True)
         return function
 
     return register
@@ -165,15 +166,10 @@ def graph_op(*names: str) -> Callable[[Bind], Bind]:
     return GRAPH_OPERATORS.register(*names)
 
 
-def key_of(domain: str, name: str) -> str:
-    """The name of an operator with its domain, if that is not ai.onnx: `com.microsoft::FusedConv`."""
-    return name if domain in ("", "ai.onnx") else f"{domain}::{name}"
-
-
 def find_operator(domain: str, name: str, opset: int) -> Operator | None:
     """The function for this operator at this opset, or None. The nearest version at or below `opset` wins."""
     found = None
-    for candidate in OPERATORS.get(key_of(domain, name), ()):
+    for candidate in OPERATORS.get(key(domain, name), ()):
         if found is None or candidate.since <= opset:
             found = candidate
     return found
