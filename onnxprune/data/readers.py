@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnxprune.data import npz
 from onnxprune.data.fit import InputSpec, find_axes, fit_source, input_specs, output_specs
 from onnxprune.data.images import ImageFolder, find_images
-from onnxprune.data.sources import Array, Arrays, Batch, Source, first_batch
+from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source, first_batch
 from onnxprune.data.stream import next_within, one_thread
 from onnxprune.errors import DataError
 from onnxprune.graph.hints import hints_of
@@ -173,6 +173,7 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
     chosen = tuple(sorted(named))
     given, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)
     axes = find_axes(given, specs, hints_of(model).sample_axes)
+    _same_counts(given, axes, inputs, where)
     count = len(Batch(given, axes=axes))
     target_axes = list(find_axes(targets, [results[i] for i in chosen], (), count))
     if LABEL in arrays and 0 in chosen:
@@ -183,6 +184,14 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
             raise DataError(f"{where}: the arrays hold different numbers of samples: '{name}' {array.shape[axis]}, "
                             f"the inputs {count}.")  # fmt: skip
     return Batch(given, targets, axes, tuple(target_axes)), chosen
+
+
+def _same_counts(arrays: Sequence[Array], axes: Axes, names: Sequence[str], where: str) -> None:
+    counts = {n: a.shape[i] for n, a, i in zip(names, arrays, axes, strict=True) if i is not None}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        raise DataError(f"{where}: the arrays hold different numbers of samples: {listed}. If another axis than the "
+                        "first counts those of an input, say --sample-axis NAME:AXIS.")  # fmt: skip
 
 
 def _array(arrays: Mapping[str, Any], name: str, where: str) -> Array:

@@ -70,28 +70,43 @@ def sample_axis(value: ir.Value, batch: set[str]) -> int | None:
 
 
 _SIDES = ((64, 96), (8, 12), (16, 24), (5, 7), (32, 48), (224, 256), (320, 416), (1024, 1536), (1, 1))
+_MOST_FACTORS = 6
 _LONG = ((4096, 6144), (16384, 24576))  # samples of sound, points
 
 
 def candidate_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """Yield pairs of settings of the dynamic dimensions, the likeliest first.
 
-    The axis of the samples is taken for a batch, the others for a sequence or an image side. Last come multiples of
-    what constant Reshape targets hold, and the extents of inputs that the user gave.
+    The axis of the samples is taken for a batch, the others for a sequence or an image side.
     """
-    dims = dynamic_dims(model)
-    if not dims:
+    if not dynamic_dims(model):
         yield {}, {}
         return
-    axes = sample_axes(model)
-    batches = frozenset(n for n, (v, axis) in dims.items() if axis == axes[str(v.name)] and len(v.shape or ()) > 1)
-    pairs = [(batch, side) for batch in ((2, 3), (1, 1)) for side in (*_SIDES, *_LONG)]
+    yield from _settings(model, [(batch, side) for batch in ((2, 3), (1, 1)) for side in _SIDES])
+
+
+def rare_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Yield settings for models that the likely ones contradict: what the user gave, long ones, and multiples.
+
+    Multiples are those of numbers in constant targets of Reshape, such as the frames of a clip.
+    """
+    if not dynamic_dims(model):
+        return
+    yield from given_settings(model)
+    yield from _settings(model, [((2, 3), side) for side in _LONG])
     for number in factors(model):
         twice = (number, 2 * number)
-        pairs += [(twice, side) for side in _SIDES[:3]] + [((2, 3), twice)]
+        yield from _settings(model, [*((twice, side) for side in _SIDES[:3]), ((2, 3), twice)])
+
+
+def _settings(
+    model: ir.Model, pairs: Iterable[tuple[tuple[int, int], tuple[int, int]]]
+) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Yield a setting for each two batches and two sides."""
+    dims, axes = dynamic_dims(model), sample_axes(model)
+    batches = frozenset(n for n, (v, axis) in dims.items() if axis == axes[str(v.name)] and len(v.shape or ()) > 1)
     for batch, side in pairs:
-        yield tuple(_setting(dims, batches, batch[i], side[i], i) for i in (0, 1))  # type: ignore[misc]
-    yield from given_settings(model)
+        yield _setting(dims, batches, batch[0], side[0], 0), _setting(dims, batches, batch[1], side[1], 1)
 
 
 def given_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
@@ -117,14 +132,14 @@ def sizes_of(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str
 
 
 def factors(model: ir.Model) -> list[int]:
-    """Return numbers that an extent may have to be a multiple of: those in constant targets of Reshape."""
-    numbers: set[int] = set()
+    """Return numbers that an extent may have to be a multiple of: those that shapes are computed with."""
+    numbers: dict[str, set[int]] = {"Reshape": set(), "Div": set(), "Concat": set(), "Mod": set()}
     for node in model.graph:
-        target = node.inputs[1] if node.op_type == "Reshape" and len(node.inputs) > 1 else None
-        tensor = None if target is None else ir.convenience.get_const_tensor(target)
-        if tensor is not None and -1 in tensor.numpy():
-            numbers.update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
-    return sorted(numbers)[:6]
+        for value in node.inputs if node.op_type in numbers else ():
+            tensor = None if value is None else ir.convenience.get_const_tensor(value)
+            if tensor is not None and tensor.dtype.is_integer() and tensor.size <= 8:
+                numbers[node.op_type].update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
+    return list(dict.fromkeys(n for found in numbers.values() for n in sorted(found)))[:_MOST_FACTORS]
 
 
 def _setting(

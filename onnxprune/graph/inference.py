@@ -8,12 +8,20 @@ is taken as it is; beyond that, sums of two dimensions are tried where the plain
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxprune.graph.dims import Sizes, candidate_settings, dim_name, dynamic_dims, graph_inputs, is_expression
+from onnxprune.graph.dims import (
+    Sizes,
+    candidate_settings,
+    dim_name,
+    dynamic_dims,
+    graph_inputs,
+    is_expression,
+    rare_settings,
+)
 from onnxprune.graph.layers import data_width
 from onnxprune.graph.shapes import Facts, Probe, infer_at, probe_at
 
@@ -74,25 +82,28 @@ def find_extents(model: ir.Model) -> Extents:
 
 def _inferred(model: ir.Model) -> tuple[Facts, Extents]:
     known = known_extents(model)
-    facts = _first_consistent(model, Extents())
+    facts = _first_consistent(model, Extents(), candidate_settings(model))
     if not known.empty and facts.failures:
-        facts = min(facts, _first_consistent(model, known), key=lambda found: found.failures)
+        facts = _first_consistent(model, known, candidate_settings(model), facts)
     demanded = _states(model, facts.first)
     known = replace(known, settled={**known.settled, **demanded})
     sizes = facts.first.sizes
     if any(sizes.get(name, n) != n for name, n in demanded.items()):
-        facts = _first_consistent(model, known)
+        facts = _first_consistent(model, known, candidate_settings(model))
+    if facts.failures:
+        facts = _first_consistent(model, known, rare_settings(model), facts)
     if facts.failures:
         known = _with_sums(model, known, facts)
-        other = _first_consistent(model, known)
-        facts = other if other.failures < facts.failures else facts
+        facts = _first_consistent(model, known, candidate_settings(model), facts)
     return facts, known
 
 
-def _first_consistent(model: ir.Model, known: Extents) -> Facts:
-    best: Facts | None = None
+def _first_consistent(
+    model: ir.Model, known: Extents, pairs: Iterable[tuple[Sizes, Sizes]], best: Facts | None = None
+) -> Facts:
+    """Return the facts of the first setting with the fewest contradictions, `best` where none has fewer."""
     tried: list[tuple[Sizes, Sizes]] = []
-    for pair in candidate_settings(model):
+    for pair in pairs:
         setting = known.applied(pair[0]), known.applied(pair[1])
         if setting in tried:
             continue

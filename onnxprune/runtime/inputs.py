@@ -28,7 +28,7 @@ from onnxprune.runtime.session import make_session, run
 
 # (sequence length or other extent, side of an image, past length), the likeliest first.
 _EXTENTS = ((8, 64, 4), (16, 224, 8), (32, 32, 0), (1, 128, 0), (64, 256, 16), (128, 640, 32), (512, 512, 0))
-_LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0))  # samples of sound, points
+_LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0), (48000, 1024, 0))  # samples of sound, points
 _BATCHES = (2, 1, 3, 4)
 _MASKS = ("ones", "zeros", "mixed")
 _MOST_UNTOLD = 8  # runs that tell nothing (all NaN, empty) before the first of them is taken

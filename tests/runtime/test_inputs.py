@@ -14,6 +14,7 @@ from onnx import helper, parser
 from onnxprune import model_io
 from onnxprune.errors import DataError
 from onnxprune.runtime import candidate_sizes, dynamic_dims, make_session, random_inputs, run, working_inputs
+from onnxprune.runtime.inputs import tells_something
 
 
 def model(text: str, opset: int = 17) -> ir.Model:
@@ -148,3 +149,81 @@ def test_every_real_model_gets_inputs_that_run(shared: Path) -> None:
         network = model_io.load(path)
         assert working_inputs(network, count=2), path.name
         assert onnx.load(path).graph.output[0].name in run(make_session(network), working_inputs(network)[0])
+
+
+# --- what an input must be like to run, or to tell anything
+
+
+def test_a_mask_of_either_sense_lets_something_through() -> None:
+    """In PyTorch's sense True is left out: a mask of ones makes every output NaN."""
+    text = """g (float[N, T, 4] x, bool[N, T] padding_mask) => (float[N, T, 4] y) <int64[1] one = {1}> {
+        t = Transpose<perm = [0, 2, 1]>(x) s = MatMul(x, t) m = Unsqueeze(padding_mask, one)
+        w = Where(m, low, s) p = Softmax(w) y = MatMul(p, x) }"""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["":17]> {text}')
+    proto.graph.initializer.append(helper.make_tensor("low", 1, [], [float("-inf")]))
+    network = model_io.load_any(proto)
+    (feeds,) = working_inputs(network)
+    assert not feeds["padding_mask"].any()
+    assert np.isfinite(run(make_session(network), feeds)["y"]).all()
+    kept = network.clone()  # in the other sense, ones are right as they are
+    where = next(node for node in kept.graph if node.op_type == "Where")
+    low, scores = where.inputs[1], where.inputs[2]
+    where.replace_input_with(1, scores)
+    where.replace_input_with(2, low)
+    assert working_inputs(kept)[0]["padding_mask"].all()
+
+
+def test_outputs_that_are_all_nan_or_empty_tell_nothing() -> None:
+    nan, empty, good = np.full(3, np.nan), np.zeros((0, 4)), np.ones(2)
+    assert not tells_something({"y": nan}) and not tells_something({"y": empty})
+    assert not tells_something({"y": nan, "z": np.ones(2, int)})
+    assert tells_something({"y": good, "z": empty}) and tells_something({"y": np.array([np.nan, 1])})
+
+
+def test_the_first_inputs_are_taken_where_none_tells_anything() -> None:
+    network = model(
+        "g (float[N, 3] x) => (float[N, 3] y) { a = Abs(x) n = Neg(a) m = Sub(n, a) s = Sub(m, m) y = Log(m) }"
+    )
+    assert working_inputs(network)[0]["x"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("factor", [8, 10, 7])
+def test_extents_are_multiples_of_what_a_reshape_says(factor: int) -> None:
+    network = model(f"""g (float[frames, 5] x) => (float[clips, 5] y) <int64[3] of = {{-1, {factor}, 5}}>
+        {{ c = Reshape(x, of) y = ReduceMean<axes = [1], keepdims = 0>(c) }}""")
+    sets = working_inputs(network, count=2)
+    assert [len(feeds["x"]) % factor for feeds in sets] == [0, 0] and len({len(feeds["x"]) for feeds in sets}) == 2
+
+
+@pytest.mark.parametrize("least", [1500, 30000])
+def test_long_extents_are_tried(least: int) -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["":17]> g (float[N, 1, samples] x) => (float[N, 1, out] y)'
+        " { y = Conv<strides = [100]>(x, w) }"
+    )
+    proto.graph.initializer.append(helper.make_tensor("w", 1, [1, 1, least], np.ones(least, np.float32)))
+    (feeds,) = working_inputs(model_io.load_any(proto))
+    assert feeds["x"].shape[2] >= least
+
+
+def test_a_total_length_is_past_and_sequence_together() -> None:
+    network = model("""g (float[N, sequence, 4] x, float[N, past, 4] past_key, float[N, total] attention_mask)
+        => (float[N, total] y) { k = Concat<axis = 1>(past_key, x) r = ReduceMean<axes = [2], keepdims = 0>(k)
+        y = Mul(r, attention_mask) }""")
+    (feeds,) = working_inputs(network)
+    assert feeds["attention_mask"].shape[1] == feeds["x"].shape[1] + feeds["past_key"].shape[1]
+
+
+def test_a_sum_is_found_where_no_name_tells() -> None:
+    network = model("""g (float[N, s1, 4] x, float[N, s2, 4] cache, float[N, s53] bias)
+        => (float[N, 1, 1] y) <int64[1] one = {1}, int64[1] two = {2}> { k = Concat<axis = 1>(cache, x)
+        r = ReduceMean<axes = [2], keepdims = 0>(k) a = Unsqueeze(r, one) b = Unsqueeze(bias, two)
+        y = MatMul(a, b) }""")
+    (feeds,) = working_inputs(network)
+    assert feeds["bias"].shape[1] == feeds["x"].shape[1] + feeds["cache"].shape[1] > feeds["x"].shape[1]
+
+
+def test_a_batch_on_the_second_axis_is_one() -> None:
+    network = model("g (float[time, batch, 4] x) => (float[time, batch, 4] y) { y = Relu(x) }")
+    assert dynamic_dims(network) == {"time": False, "batch": True}
+    assert [feeds["x"].shape[1] for feeds in working_inputs(network, count=2)] == [2, 1]

@@ -1,0 +1,86 @@
+"""Settings of free dimensions that belong together, so that shapes are inferred without contradictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper, parser
+
+from onnxprune import model_io
+from onnxprune.graph.hints import give_hints
+from onnxprune.graph.inference import find_extents, infer
+
+
+def model(text: str, **weights: tuple[int, ...]) -> ir.Model:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["":17, "com.microsoft":1]> {text}')
+    for name, shape in weights.items():
+        proto.graph.initializer.append(helper.make_tensor(name, 1, shape, np.ones(shape, np.float32)))
+    return model_io.load_any(proto)
+
+
+DECODER = """g (float[N, {a}, 4] x, float[N, {b}, 4] cache, float[N, {c}] mask) => (float[N, q] y) {{
+    k = Concat<axis = 1>(cache, x) r = ReduceMean<axes = [2], keepdims = 0>(k) y = Mul(r, mask) }}"""
+
+
+def test_a_mask_as_long_as_two_others_together() -> None:
+    network = model(DECODER.format(a="s1", b="s7", c="s53"))
+    facts = infer(network)
+    assert facts.failures == 0 and find_extents(network).sums == {"s53": ("s1", "s7")}
+    for sizes in (facts.first.sizes, facts.second.sizes):
+        assert sizes["s53"] == sizes["s1"] + sizes["s7"]
+    assert facts.first.sizes != facts.second.sizes
+
+
+def test_dimensions_without_names_are_related_too() -> None:
+    network = model(DECODER.format(a="?", b="?", c="?"))
+    assert find_extents(network).sums == {"mask[1]": ("x[1]", "cache[1]")} and infer(network).failures == 0
+
+
+def test_the_width_of_a_cache_follows_from_the_operator() -> None:
+    network = model(
+        """g (float[N, T, 32] x, float[N, 2, past, width] pk, float[N, 2, past, width] pv, int32[N] lens, int32 total)
+        => (float[N, T, 64] y) { q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+        y, a, b = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q, k, v, pk, pv, lens, total) }""",
+        wq=(32, 64), wk=(32, 32), wv=(32, 32),
+    )  # fmt: skip
+    assert find_extents(network).settled == {"width": 16}
+    assert infer(network).first.sizes["width"] == infer(network).second.sizes["width"] == 16
+
+
+def test_the_state_of_a_recurrent_layer_is_as_wide_as_its_output() -> None:
+    network = model(
+        """g (float[T, N, 8] x, float[one, N, hidden] h) => (float[T, one, N, 5] y)
+        { y, last = GRU<hidden_size = 5>(x, w, r, , , h) }""",
+        w=(1, 15, 8), r=(1, 15, 5),
+    )  # fmt: skip
+    assert find_extents(network).settled == {"one": 1, "hidden": 5}
+
+
+def test_a_kernel_longer_than_what_it_runs_over_is_a_contradiction() -> None:
+    network = model("g (float[N, 1, s] x) => (float[N, 1, o] y) { y = Conv<strides = [100]>(x, w) }", w=(1, 1, 3000))
+    facts = infer(network)
+    assert facts.failures == 0 and min(facts.first.sizes["s"], facts.second.sizes["s"]) >= 3000
+
+
+def test_extents_of_given_inputs_are_tried() -> None:
+    """300 points by 4 are what the last weight takes; the batch stays free."""
+    network = model("g (float[N, points, 4] x) => (float[N, 2] y) { f = Flatten(x) y = MatMul(f, w) }", w=(1200, 2))
+    assert infer(network).failures > 0
+    give_hints(network, samples=[{"x": np.zeros((2, 300, 4), np.float32)}])
+    facts = infer(network)
+    assert facts.failures == 0 and facts.first.sizes["points"] == 300
+    assert facts.first.sizes["N"] != facts.second.sizes["N"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_minus_one_is_a_dimension_of_any_extent(axis: int) -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["":17]> g (float[N, M] x) => (float[N, M] y) { y = Relu(x) }'
+    )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[axis].dim_value = -1
+    for network in (model_io.load_any(proto), model_io.load_any(ir.from_proto(proto))):
+        facts = infer(network)
+        shapes = [probe.shapes[network.graph.outputs[0]][axis] for probe in (facts.first, facts.second)]
+        assert shapes[0] != shapes[1] and all(extent is not None and extent > 0 for extent in shapes)
