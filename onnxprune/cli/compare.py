@@ -47,7 +47,8 @@ def compare(
         verdict = verify(before, model_io.load(b), seed=seed, eval_data=data, metric=metric)
     if json:
         content = verdict.as_dict()
-        del content["removed_vs_masked"]
+        for name in ("removed_vs_masked", "unproved"):
+            del content[name]
         print_json("compare", {"a": str(a), "b": str(b), **content})
     else:
         print_comparison(console, str(a), str(b), verdict)

@@ -50,6 +50,7 @@ class _Verifier:
             self.original,
             model,
             removed_vs_masked=first.removed_vs_masked,
+            unproved=first.unproved,
             seed=self.recipe.seed,
             latency=self.latency,
             eval_data=self.eval_data,
@@ -84,8 +85,23 @@ def deliver(
         result = _packed(result, verifier)
     elif recipe.sparse_initializers:
         result = _sparse(result, verifier)
+    _ensure_proved(result)
     check_requirements(map(parse, recipe.require), measured_figures(result))
     return result
+
+
+def _ensure_proved(result: Result) -> None:
+    """Refuse a result of which nothing was proved.
+
+    Raises:
+        VerificationError: See above.
+    """
+    verdict = result.verdict
+    if verdict is not None and verdict.unproved and not result.recipe.accept_unproved:
+        raise VerificationError(
+            f"nothing was proved, so nothing was written: {verdict.unproved}. Give inputs on which the outputs react "
+            "(--eval-data), or --accept-unproved"
+        )
 
 
 def write(result: Result, path: str | Path, *, force: bool = False) -> str:

@@ -107,7 +107,7 @@ class Result:
             figures["retraining"] = list(self.retraining)
         if self.target is not None:
             figures["target"] = self.target.as_dict()
-        measured = {} if self.verdict is None else self.verdict.as_dict()
+        measured = {} if self.verdict is None else {"proved": not self.verdict.unproved, **self.verdict.as_dict()}
         return figures | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
     def record(self, output: FileId | None = None) -> Record:

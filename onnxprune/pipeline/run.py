@@ -187,7 +187,8 @@ def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     state = run_loop(start, steps, _schedule(recipe), remove_dead=recipe.remove_dead, clock=clock)
     verdict = None
     if inputs.verification:
-        check = partial(verify, original, state.model, removed_vs_masked=state.trace.difference, seed=recipe.seed)
+        check = partial(verify, original, state.model, seed=recipe.seed)
+        check = partial(check, removed_vs_masked=state.trace.difference, unproved=state.trace.unproved)
         check = partial(check, latency=inputs.latency, eval_data=inputs.eval_data, metric=inputs.metric)
         verdict = clock("verify", check)
     return result_of(state, recipe, steps.prunable, state.trace.gone, verdict, clock)

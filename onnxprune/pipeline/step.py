@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
+from onnxprune.data.readers import open_data
 from onnxprune.graph.operators import operator_of
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import Plan, choose, prunable_size
@@ -38,7 +39,8 @@ from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import total_size
-from onnxprune.verify.verdict import compare_with_masked
+from onnxprune.verify.proof import Proof, prove
+from onnxprune.verify.verdict import user_samples
 
 if TYPE_CHECKING:
     from onnxprune.training.task import TrainResult
@@ -153,7 +155,7 @@ class Steps:
             plan = choose(structure, self._of_part(part, structure, sparsity), self.calibration, again=again,
                           cache=cache)  # fmt: skip
             applied = apply_plan(plan)
-            trace = trace.after_cut(applied.kept, applied.renamed, self._difference(model, plan, applied))
+            trace = trace.after_cut(applied.kept, applied.renamed, self._proof_of(model, plan, applied))
             trace = replace(
                 trace,
                 gone=gone_before + plan.gone,
@@ -190,8 +192,8 @@ class Steps:
         """Remove the dead units of a copy of the model; also return what is kept of that copy, by constant and axis."""
         model = state.model.clone()
         done = remove_dead(model)
-        difference = self._checked(model, state.model) if done.kept and self.verification else 0.0
-        trace = state.trace.after_cut(done.kept, done.renamed, difference)
+        proof = self._proof(state.model, state.model, model) if done.kept and self.verification else None
+        trace = state.trace.after_cut(done.kept, done.renamed, proof)
         trace = replace(trace, dead=trace.dead + done.removed, left=tuple(done.left))
         return replace(state, model=model, trace=trace, structure=None), done.kept
 
@@ -245,22 +247,24 @@ class Steps:
         )
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}
 
-    def _difference(self, before: ir.Model, plan: Plan, applied: Applied) -> float:
-        """How far the model without units or blocks is from the one before with these zeroed; 0 where nobody asks."""
-        if not self.verification:
-            return 0.0
+    def _proof_of(self, before: ir.Model, plan: Plan, applied: Applied) -> Proof | None:
+        """Compare the model without units or blocks with the one before with these zeroed; None where nobody asks."""
+        if not self.verification or not (plan.blocks or applied.kept):
+            return None
         if plan.blocks:
             twin = without_contributions(before, {block.name for block in plan.blocks})
-            return self._checked(plan.structure.model, twin)
-        return self._checked(plan.structure.model, masked_twin(before, plan.removed)) if applied.kept else 0.0
+        else:
+            twin = masked_twin(before, plan.removed)
+        return self._proof(before, twin, plan.structure.model)
 
-    def _checked(self, after: ir.Model, masked: ir.Model) -> float:
-        """How far removed and masked are apart.
+    def _proof(self, before: ir.Model, masked: ir.Model, after: ir.Model) -> Proof:
+        """Prove removed == masked.
 
         Raises:
-            VerificationError: Too far.
+            VerificationError: They differ.
         """
-        return compare_with_masked(after, masked, seed=self.recipe.seed, eval_data=self.eval_data)
+        samples = [] if self.eval_data is None else user_samples(masked, open_data(masked, self.eval_data))
+        return prove(before, masked, after, seed=self.recipe.seed, samples=samples)
 
 
 def _masks_now(model: ir.Model, masks: Mapping[str, Bools]) -> Mapping[str, Bools]:

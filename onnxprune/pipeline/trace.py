@@ -12,6 +12,7 @@ import numpy as np
 from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
+from onnxprune.verify.proof import Proof
 
 STARVED = 0.001
 """A layer that keeps a smaller share of its weights is told of."""
@@ -31,6 +32,8 @@ class Trace:
         left: Sentences on dead units that had to stay.
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         difference: Largest difference between removed and masked, relative to the largest output.
+        unproved: Why a comparison of removed and masked proved nothing; "" where all did.
+        proof_notes: What a person should know of these comparisons.
         steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
         blocks: The removed residual blocks, by the names of their sums.
         starved: Weights of which the last step left less than `STARVED`.
@@ -43,23 +46,29 @@ class Trace:
     left: tuple[str, ...] = ()
     untouched: Mapping[str, str] = field(default_factory=dict)
     difference: float = 0.0
+    unproved: str = ""
+    proof_notes: tuple[str, ...] = ()
     steps: tuple[Mapping[str, Any], ...] = ()
     blocks: tuple[str, ...] = ()
     starved: tuple[str, ...] = ()
 
-    def after_cut(self, kept: Kept, names: Mapping[str, str], difference: float) -> Trace:
+    def after_cut(self, kept: Kept, names: Mapping[str, str], proof: Proof | None) -> Trace:
         """This trace after another removal.
 
         Args:
             kept: The indices that the removal kept, of the model before it.
             names: Copies of constants that it made, with the names of their sources.
-            difference: Between removed and masked.
+            proof: Of removed == masked; None where nobody asked for one.
         """
+        proof = proof or Proof()
+        notes = dict.fromkeys((*self.proof_notes, *([proof.note] if proof.note else [])))
         return replace(
             self,
             kept=compose_kept(self.kept, kept),
             names={**self.names, **names},
-            difference=max(self.difference, difference),
+            difference=max(self.difference, proof.difference),
+            unproved=self.unproved or proof.unproved,
+            proof_notes=tuple(notes),
         )
 
     def plain(self) -> dict[str, Any]:
@@ -74,7 +83,7 @@ class Trace:
             name: {int(axis): np.asarray(at, np.int64) for axis, at in axes.items()}
             for name, axes in plain["kept"].items()
         }
-        tuples = {name: tuple(plain[name]) for name in ("left", "steps", "blocks", "starved")}
+        tuples = {name: tuple(plain[name]) for name in ("left", "steps", "blocks", "starved", "proof_notes")}
         return Trace(**{**plain, **tuples, "kept": kept})
 
     def notes(self, recipe: Recipe, sparsity: float) -> list[str]:
@@ -85,8 +94,8 @@ class Trace:
             sparsity: The sparsity that was reached.
         """
         missed = shortfall(recipe, sparsity, untouched=bool(self.untouched))
-        notes = (missed, self._untouched(recipe), *self.left, self._not_recovered(), self._starved())
-        return [note for note in notes if note]
+        cut = (missed, self._untouched(recipe), *self.left, *self.proof_notes)
+        return [note for note in (*cut, self._not_recovered(), self._starved()) if note]
 
     def _starved(self) -> str:
         if not self.starved:

@@ -309,7 +309,12 @@ def verify_trained(original: ir.Model, state: State, trainer: Trainer, *, latenc
     ensure_masks_hold(state.model, state.masks)
     ensure_same_interface(original, state.model)
     verdict = verify(
-        original, state.model, removed_vs_masked=state.trace.difference, seed=trainer.recipe.seed, latency=latency
+        original,
+        state.model,
+        removed_vs_masked=state.trace.difference,
+        unproved=state.trace.unproved,
+        seed=trainer.recipe.seed,
+        latency=latency,
     )
     if trainer.sets.evaluation is None:
         return verdict

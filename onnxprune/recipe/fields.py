@@ -187,6 +187,10 @@ class Fields(BaseModel):
     require: Annotated[tuple[str, ...], Flag("Deploy", "Write only if this holds: latency<=0.6.")] = Field(
         (), description=f"write nothing unless this holds, such as latency<=0.6; of {', '.join(requirements.FIGURES)}"
     )
+    accept_unproved: Annotated[bool, Flag("Deploy")] = Field(
+        False,
+        description="write the model although no inputs were found on which equal outputs prove that the cut is right",
+    )
 
     @property
     def target(self) -> str | None:

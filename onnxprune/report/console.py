@@ -120,6 +120,11 @@ def _verdict(verdict: Verdict, changed: str) -> str:
     equal = "equals the original with " + masked
     if changed:
         equal = f"was equal to the original with {masked} before {changed}, masks held exactly"
+    if verdict.unproved:
+        return (
+            f"[yellow]not proved[/]: the model loads and runs in ONNX Runtime, but {escape(verdict.unproved)}, so "
+            "equal outputs say nothing of the cut"
+        )
     return (
         f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), {equal}; against the "
         f"original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"

@@ -59,6 +59,8 @@ class PruneOutput(BaseModel):
     before: Figures
     after: Figures
     removed_vs_masked: float = Field(description="largest difference to the masked original, relative")
+    proved: bool = Field(description="whether equal outputs of removed and masked prove that the cut is right")
+    unproved: str = Field(description='why nothing was proved; "" where something was')
     output_change: float = Field(description="largest difference to the original, relative to its largest output")
     latency_ratio: float | None = Field(description="after / before")
     metric: MeasuredMetric | None

@@ -10,7 +10,7 @@ import pytest
 from onnxprune import model_io
 from onnxprune.errors import VerificationError
 from onnxprune.graph.bounded import bounded_outputs
-from onnxprune.verify.verdict import compare_with_masked
+from onnxprune.verify.proof import prove
 
 
 def network(shift: float = 0.0) -> ir.Model:
@@ -42,14 +42,14 @@ def test_only_movement_and_means_lie_between() -> None:
 
 def test_rounding_of_a_bounded_output_is_no_difference() -> None:
     twin, other = (without(network(shift), "q") for shift in (0.0, 3e-4))
-    assert compare_with_masked(other, twin) < 1e-6
+    assert prove(twin, twin, other).difference < 1e-6
 
 
 def test_more_than_rounding_is_one() -> None:
     with pytest.raises(VerificationError, match="differs"):
-        compare_with_masked(without(network(0.01), "q"), without(network(), "q"))
+        prove(without(network(), "q"), without(network(), "q"), without(network(0.01), "q"))
 
 
 def test_arithmetic_behind_it_may_scale_the_difference_up() -> None:
     with pytest.raises(VerificationError, match="differs"):
-        compare_with_masked(network(3e-4), network())
+        prove(network(), network(), network(3e-4))

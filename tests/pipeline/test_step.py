@@ -91,11 +91,11 @@ def test_calibration_data_turn_recovery_on(structure: str) -> None:
 
 def test_the_check_comes_before_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    for name in ("compare_with_masked", "recover"):
+    for name in ("prove", "recover"):
         whole = getattr(step, name)
         monkeypatch.setattr(step, name, lambda *a, n=name, w=whole, **k: (order.append(n), w(*a, **k))[1])
     onnxprune.prune(two_layers(64), sparsity=0.5, structure="channels", iterations=2, calibration=DATA, latency=False)
-    assert order == ["compare_with_masked", "recover"] * 2
+    assert order == ["prove", "recover"] * 2
 
 
 def test_steps_with_recovery_beat_one_step_with_it() -> None:

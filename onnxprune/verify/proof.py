@@ -1,0 +1,356 @@
+"""The proof that *removed == masked*, and what it reaches.
+
+A smaller model must compute what its twin with the removed units zeroed computes. Equal outputs prove that only where
+the outputs say something: they must be finite and not empty, and they must react, to the masking or at least to the
+input. NaN equal to NaN is no evidence, nor is a constant equal to itself. Where the first inputs prove nothing, others
+are tried; then both models are compared in front of what hides the difference, such as a threshold or an ArgMax.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import runtime
+from onnxprune.errors import DataError, OnnxPruneError, VerificationError
+from onnxprune.graph.bounded import ROUNDING, bounded_outputs
+from onnxprune.graph.operators import operator_of
+from onnxprune.runtime import Feeds
+
+TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
+"""Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
+
+_LARGEST_LIMIT = 0.05  # where rounding alone moves a model by more than this, equality cannot be judged
+_ROUNDING_FACTOR = 16  # two orders of summation differ by several roundings of each number
+_DRAWS = 3  # of other random numbers, before other kinds of input are tried
+
+Outputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a comparison of removed and masked proved.
+
+    Attributes:
+        difference: The largest difference, relative to the largest output.
+        limit: The largest difference allowed.
+        unproved: Why nothing was proved; "" where something was.
+        silent: For each output that says nothing, why: "is NaN", "is empty", "is the same whatever the input is".
+        compared: The values that were compared; the outputs, or values in front of what hides a difference.
+        outputs: How many outputs the model has.
+    """
+
+    difference: float = 0.0
+    limit: float = 1e-4
+    unproved: str = ""
+    silent: Mapping[str, str] | None = None
+    compared: tuple[str, ...] = ()
+    outputs: int = 0
+
+    @property
+    def note(self) -> str:
+        """What a person should know of the proof; "" where every output says something."""
+        if not self.silent:
+            return ""
+        listed = "; ".join(f"output '{name}' {why}" for name, why in self.silent.items())
+        if self.unproved:
+            return f"nothing was proved: {listed}"
+        if all(name in self.silent for name in self.compared) or len(self.silent) == self.outputs:
+            return f"{listed}: this proves nothing, so the comparison was made in front of it, on {self.compared[0]!r}"
+        return f"{listed}: it was left out of the proof"
+
+
+def tolerance_of(model: ir.Model) -> float:
+    """Return how far removed and masked may be apart: by the least precise float type among the weights."""
+    types = {v.dtype for v in model.graph.initializers.values() if v.dtype is not None}
+    return max((TOLERANCE.get(t, 1e-4) for t in types), default=1e-4)
+
+
+def prove(
+    original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int = 0, samples: Sequence[Feeds] = ()
+) -> Proof:
+    """Compare a model after a removal with its masked twin.
+
+    Args:
+        original: The model before the removal.
+        masked: The same with what was removed zeroed; the model itself where what was removed had no effect.
+        pruned: The model after the removal, all other numbers as they were.
+        seed: Of the random inputs.
+        samples: Inputs of the user's, which are run where random ones do not work or say nothing.
+
+    Raises:
+        VerificationError: The pruned model does not load or run, or differs.
+        DataError: No inputs are found that the masked twin runs with.
+    """
+    original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
+    best: Proof | None = None
+    for feeds in _candidates(masked, seed, samples):
+        proof = _compare(original, masked, pruned, feeds)
+        if not proof.unproved:
+            return proof
+        best = best or proof
+    assert best is not None
+    return _before_the_end(original, masked, pruned, seed, samples, best)
+
+
+def _candidates(masked: ir.Model, seed: int, samples: Sequence[Feeds]) -> Iterator[list[Feeds]]:
+    """Sets of inputs that the twin runs with: random ones, the user's, then other numbers and other kinds of them."""
+    session = runtime.make_session(masked, error=VerificationError)
+    try:
+        first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
+    except DataError:
+        if not samples:
+            raise
+        yield list(samples)
+        return
+    yield first
+    if samples:
+        yield list(samples)
+    for draw in range(1, _DRAWS):
+        yield runtime.working_inputs(masked, seed=seed + draw, count=2, session=session)
+    for change in (_opposite, _positive, _wide):
+        changed = [{name: change(array) for name, array in feeds.items()} for feeds in first]
+        working = [feeds for feeds in changed if _runs(session, feeds)]
+        if working:
+            yield working
+
+
+def telling_inputs(model: ir.Model, *, seed: int = 0, samples: Sequence[Feeds] = ()) -> list[Feeds]:
+    """Return inputs that the model runs with: the first on which an output has finite numbers, else the first.
+
+    Args:
+        model: The model.
+        seed: Of the random inputs.
+        samples: Inputs of the user's, which are taken where random ones do not work or give nothing.
+
+    Raises:
+        DataError: No inputs are found that the model runs with.
+    """
+    model = seeded(model)
+    session = runtime.make_session(model)
+    first: list[Feeds] = []
+    for batches in _candidates(model, seed, samples):
+        first = first or batches
+        outputs = [runtime.run(session, feeds) for feeds in batches]
+        if any(
+            not _says_nothing([np.asarray(o[name]) for o in outputs if not _is_list(o[name])]) for name in outputs[0]
+        ):
+            return batches
+    return first
+
+
+def _opposite(array: Any) -> Any:
+    """Masks the other way round."""
+    if array.dtype == bool:
+        return ~array
+    return 1 - array if array.dtype.kind in "iu" and np.isin(array, (0, 1)).all() else array
+
+
+def _positive(array: Any) -> Any:
+    """Values as of images scaled to 0..1."""
+    return np.abs(array) if array.dtype.kind == "f" else array
+
+
+def _wide(array: Any) -> Any:
+    """Values as of images of bytes, for thresholds that small ones never reach."""
+    return np.abs(array) * array.dtype.type(64) if array.dtype.kind == "f" else array
+
+
+def _runs(session: Any, feeds: Feeds) -> bool:
+    try:
+        runtime.run(session, feeds)
+    except DataError:
+        return False
+    return True
+
+
+def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: list[Feeds]) -> Proof:
+    """Compare on one set of inputs.
+
+    Raises:
+        VerificationError: The pruned model does not load or run, or differs.
+    """
+    twin = _outputs(masked, batches)
+    whole = twin if original is masked else _outputs(original, batches)
+    others = _outputs(masked, [_shaken(feeds) for feeds in batches], tolerant=True)
+    silent = {name: why for name in twin[0] if (why := _silence(name, twin, whole, others))}
+    actual = _outputs(pruned, batches)
+    names = tuple(name for name in twin[0] if name not in silent)
+    difference = difference_to_masked(masked, twin, actual)
+    limit = tolerance_of(masked)
+    if not difference <= limit:
+        limit = max(limit, min(_LARGEST_LIMIT, _ROUNDING_FACTOR * _rounding(masked, batches, twin)))
+    if not difference <= limit:
+        raise VerificationError(
+            f"the pruned model differs from the original with the same weights zeroed by {difference:.2g} of the "
+            f"largest output (allowed: {limit:.0e}); nothing was written, please report this model"
+        )
+    listed = "; ".join(f"output '{name}' {why}" for name, why in silent.items())
+    return Proof(difference, limit, "" if names else listed or "the model has no output", silent, names, len(twin[0]))
+
+
+def _outputs(model: ir.Model, batches: Sequence[Feeds], *, tolerant: bool = False) -> list[Outputs]:
+    """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
+    session = runtime.make_session(model, error=VerificationError)
+    found: list[Outputs] = []
+    for feeds in batches:
+        try:
+            found.append(runtime.run(session, feeds, error=VerificationError))
+        except OnnxPruneError:
+            if not tolerant:
+                raise
+    return found
+
+
+def _shaken(feeds: Feeds) -> Feeds:
+    """Other inputs of the same shapes: floats scaled and shifted, the rest in another order."""
+    return {name: _shaken_array(array) for name, array in feeds.items()}
+
+
+def _shaken_array(array: Any) -> Any:
+    if array.dtype.kind == "f":
+        return (array * array.dtype.type(-0.7) + array.dtype.type(0.3)).astype(array.dtype)
+    return np.flip(array).copy() if array.ndim else array
+
+
+def _silence(name: str, twin: list[Outputs], whole: list[Outputs], others: list[Outputs]) -> str:
+    """Why an output says nothing; "" where it does."""
+    values = [outputs[name] for outputs in twin]
+    if any(map(_is_list, values)):
+        return ""  # a sequence: compared part by part
+    arrays = [np.asarray(value) for value in values]
+    if why := _says_nothing(arrays):
+        return why
+    if any(not _same(array, outputs[name]) for array, outputs in zip(arrays, whole, strict=True)):
+        return ""  # it reacts to the masking
+    if any(not _same(array, outputs[name]) for array, outputs in zip(arrays, others, strict=False)):
+        return ""  # what was removed had no effect here, and the output does react to the input
+    return "is constant: the same whatever the input and whatever is zeroed"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _says_nothing(arrays: Sequence[Any]) -> str:
+    """Why the numbers of an output are no evidence, whatever they are compared with; "" where they are."""
+    if all(array.size == 0 for array in arrays):
+        return "is empty (it has no elements)"
+    if all(array.dtype.kind in "fc" and not np.isfinite(array.astype(np.complex128)).any() for array in arrays):
+        return "is NaN or infinite throughout"
+    return ""
+
+
+def _same(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        return False
+    return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
+
+
+def difference_to_masked(masked: ir.Model, expected: Sequence[Outputs], actual: Sequence[Outputs]) -> float:
+    """Return the largest difference of an output; of bounded ones relative to their range where it is noise."""
+    in_a_range = bounded_outputs(masked)
+    found = [
+        (name, output)
+        for a, b in zip(expected, actual, strict=True)
+        for name, output in runtime.compare_outputs(a, b).outputs.items()
+    ]
+    noise = {n for n in in_a_range if all(o.max_abs <= ROUNDING for name, o in found if name == n)}
+    return max((min(o.max_rel, o.max_abs) if n in noise else o.max_rel for n, o in found), default=0.0)
+
+
+def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs]) -> float:
+    """How far rounding alone moves the outputs: those for inputs that differ in their last place, and for another
+    level of optimisation."""
+    rng = np.random.default_rng(0)
+    nudged = [{name: _nudged(rng, array) for name, array in feeds.items()} for feeds in batches]
+    moved = difference_to_masked(masked, twin, _outputs(masked, nudged))
+    session = runtime.make_session(masked, optimize="off", error=VerificationError)
+    plain = [runtime.run(session, feeds, error=VerificationError) for feeds in batches]
+    return max(moved, difference_to_masked(masked, twin, plain))
+
+
+def _nudged(rng: np.random.Generator, array: Any) -> Any:
+    if array.dtype.kind != "f":
+        return array
+    step = np.finfo(array.dtype).eps
+    return (array * (1 + step * rng.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+
+
+# -- in front of what hides a difference ------------------------------------------------------------------------------
+
+
+def _before_the_end(
+    original: ir.Model, masked: ir.Model, pruned: ir.Model, seed: int, samples: Sequence[Feeds], without: Proof
+) -> Proof:
+    """Compare the values that the hiding end of the graph reads; give back `without` where these prove nothing."""
+    shared = set(_values_by_name(pruned)) & set(_values_by_name(original))
+    names = [name for name in _in_front(masked) if name in shared]
+    if not names:
+        return without
+    models = [_with_outputs(model, names) for model in (original, masked, pruned)]
+    for feeds in _candidates(masked, seed, samples):
+        try:
+            proof = _compare(models[0], models[1], models[2], feeds)
+        except VerificationError:
+            return without  # an inner value that lost units has another shape, and cannot be compared
+        inner = tuple(name for name in proof.compared if name in names)
+        if inner:
+            return Proof(proof.difference, proof.limit, "", without.silent, inner, without.outputs)
+    return without
+
+
+def _in_front(model: ir.Model) -> list[str]:
+    """The nearest values behind which an operator may hide a difference, from the outputs backwards."""
+    found: dict[str, None] = {}
+    seen: set[ir.Value] = set()
+    waiting = list(model.graph.outputs)
+    while waiting:
+        value = waiting.pop(0)
+        node = value.producer()
+        if value in seen or node is None or node.graph is not model.graph:
+            continue
+        seen.add(value)
+        if operator_of(node).weights:
+            found[str(value.name)] = None
+        else:
+            waiting += [v for v in node.inputs if v is not None]
+    return list(found)
+
+
+def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    return {str(value.name): value for node in model.graph for value in node.outputs}
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy in which the named values are outputs too."""
+    copy = model.clone()
+    present = {value.name for value in copy.graph.outputs}
+    by_name = _values_by_name(copy)
+    for name in names:
+        if name not in present:
+            by_name[name].dtype = by_name[name].dtype or ir.DataType.FLOAT
+            copy.graph.outputs.append(by_name[name])
+    return copy
+
+
+def seeded(model: ir.Model) -> ir.Model:
+    """Return a model whose random operators draw the same numbers at every run: itself, or a copy with seeds."""
+    if not any(_draws(node) for node in model.graph.all_nodes()):
+        return model
+    copy = model.clone()
+    for node in copy.graph.all_nodes():
+        if _draws(node):  # by name: two forms of a model have not the same number of nodes
+            number = zlib.crc32(str(node.outputs[0].name).encode()) % (1 << 20)
+            node.attributes["seed"] = ir.AttrFloat32("seed", float(number))
+    return copy
+
+
+def _draws(node: ir.Node) -> bool:
+    return operator_of(node).random and node.op_type != "Dropout"

@@ -1,0 +1,118 @@
+"""What a comparison of removed and masked proves: only outputs that say something count."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_models import graph, random
+
+import onnxprune
+from onnxprune.errors import VerificationError
+from onnxprune.verify.proof import prove, seeded
+from onnxprune.verify.verdict import change_of_output
+
+WEIGHTS = {"w1": random(8, 32), "w2": random(32, 4)}
+
+
+def network(end: str, result: str = "float[N,4] y", **constants: np.ndarray) -> ir.Model:
+    """x -> 32 neurons -> z [N, 4] -> whatever the end makes of it."""
+    text = f"agraph (float[N,8] x) => ({result}) {{ h = MatMul(x, w1) r = Relu(h) z = MatMul(r, w2) {end} }}"
+    return graph(text, {**WEIGHTS, **constants})
+
+
+def zeroed(model: ir.Model, name: str, unit: int) -> ir.Model:
+    copy = model.clone()
+    value = copy.graph.initializers[name]
+    array = value.const_value.numpy().copy()
+    array[:, unit] = 0
+    value.const_value = ir.tensor(array, name=name)
+    return copy
+
+
+LOW, HALF = np.float32(-1e9), np.float32(1e9)
+
+SILENT = {
+    "NaN": (network("m = Sub(z, big) y = Log(m)", big=HALF), "is NaN"),
+    "constant": (network("m = Mul(z, zero) y = Add(m, one)", zero=np.float32(0), one=np.float32(1)), "is constant"),
+    "empty": (network("g = Greater(z, big) y = NonZero(g)", "int64[2,M] y", big=HALF), "is empty"),
+    "a threshold": (network("g = Greater(z, big) y = Cast <to = 1> (g)", big=HALF), "is constant"),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_outputs_that_say_nothing_are_compared_in_front_of_the_end(name: str) -> None:
+    model, why = SILENT[name]
+    masked = zeroed(model, "w1", 3)
+    proof = prove(model, masked, masked.clone())
+    assert not proof.unproved and "y" not in proof.compared
+    assert proof.silent is not None and why in proof.silent["y"] and why in proof.note
+    with pytest.raises(VerificationError, match="differs"):  # another unit, which only the inner values show
+        prove(model, masked, zeroed(model, "w1", 4)).unproved or pytest.fail("not seen")
+
+
+def test_nothing_is_proved_where_nothing_reacts() -> None:
+    model = graph("agraph (float[N,8] x) => (float[N,8] y) { m = Mul(x, zero) y = Log(m) }", {"zero": np.float32(0)})
+    proof = prove(model, model, model)
+    assert "is " in proof.unproved and proof.note.startswith("nothing was proved")
+
+
+def test_an_output_that_reacts_is_enough_and_the_others_are_named() -> None:
+    model = network("m = Sub(z, big) bad = Log(m) y = Identity(z)", "float[N,4] y, float[N,4] bad", big=HALF)
+    proof = prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3))
+    assert proof.compared == ("y",) and not proof.unproved
+    assert proof.note == "output 'bad' is NaN or infinite throughout: it was left out of the proof"
+
+
+def test_a_mask_that_lets_nothing_through_is_turned_round() -> None:
+    """True means left out, as in PyTorch: a mask of ones gives NaN."""
+    text = (
+        "agraph (float[N,8] x, bool[N,8] mask) => (float[N,4] y) <float low = {-inf}> {"
+        " s = Where(mask, low, x) p = Softmax <axis = -1> (s) h = MatMul(p, w1) r = Relu(h) y = MatMul(r, w2) }"
+    )
+    model = graph(text.replace("<float low = {-inf}> ", ""), {**WEIGHTS, "low": np.float32(-np.inf)})
+    result = onnxprune.prune(model, sparsity=0.5, structure="channels", latency=False)
+    assert result.verdict is not None and not result.verdict.unproved and result.verdict.output_change > 1e-3
+
+
+def test_random_operators_are_compared_under_one_seed() -> None:
+    model = network("n = RandomNormalLike(z) y = Add(z, n)")
+    assert prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3)).difference == 0
+    assert seeded(model) is not model and seeded(network("y = Identity(z)")) is not None
+
+
+def test_the_limit_follows_the_models_own_rounding() -> None:
+    steep = network("s = Mul(z, big) y = Sin(s)", big=np.float32(3000))
+    masked = zeroed(steep, "w1", 3)
+    other = masked.clone()
+    value = other.graph.initializers["w2"]
+    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1 + 2e-7), name="w2")
+    proof = prove(steep, masked, other)
+    assert 1e-4 < proof.difference <= proof.limit
+    with pytest.raises(VerificationError):
+        prove(network("y = Identity(z)"), zeroed(network("y = Identity(z)"), "w1", 3), network("y = Identity(z)"))
+
+
+def test_a_model_of_which_nothing_is_proved_is_written_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.verify import proof
+
+    monkeypatch.setattr(proof, "_in_front", lambda model: [])
+    model = SILENT["constant"][0]
+    settings = {"sparsity": 0.5, "structure": "channels", "latency": False}
+    with pytest.raises(VerificationError, match="nothing was proved.*--accept-unproved"):
+        onnxprune.prune(model, **settings)
+    result = onnxprune.prune(model, **settings, accept_unproved=True)
+    assert result.figures["proved"] is False and "is constant" in result.figures["unproved"]
+    assert any("nothing was proved" in note for note in result.notes)
+
+
+def test_each_part_of_an_output_has_its_own_scale() -> None:
+    """Boxes in pixels and scores in one tensor: destroyed scores show beside boxes of 960."""
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.uniform(0, 960, (1, 4, 400)), rng.uniform(0, 1, (1, 3, 400))], axis=1)
+    ruined = output.copy()
+    ruined[:, 4:] = 0.5
+    assert change_of_output(output, ruined) > 0.4
+    assert change_of_output(output.transpose(0, 2, 1), ruined.transpose(0, 2, 1)) > 0.4
+    assert change_of_output(output, output * (1 + 1e-3)) == pytest.approx(1e-3, rel=1e-6)
+    assert change_of_output(np.ones((2, 10)), np.full((2, 10), 1.01)) == pytest.approx(0.01)
