@@ -122,7 +122,7 @@ def _verdict(verdict: Verdict, changed: str) -> str:
         equal = f"was equal to the original with {masked} before {changed}, masks held exactly"
     if verdict.unproved:
         return (
-            f"[yellow]not proved[/]: the model loads and runs in ONNX Runtime, but {escape(verdict.unproved)}, so "
+            f"[yellow]not proved[/]: the model loads and runs in ONNX Runtime, but {shown(verdict.unproved)}, so "
             "equal outputs say nothing of the cut"
         )
     return (
