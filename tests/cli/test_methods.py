@@ -128,6 +128,43 @@ def test_what_contradicts_is_refused_in_one_sentence(
     assert message in refused(capsys, folder, folder / "net.onnx", *placed)
 
 
+OWN = """
+import numpy as np
+
+def root(weight, context):
+    "|w|^(1/2)"
+    return np.sqrt(np.abs(weight.numbers()))
+
+def same(weights, sparsity, look=None):
+    return {weight.value: sparsity for weight in weights}
+
+def as_it_is(layer, folds):
+    from onnxprune.recovery.fitting import Proposal
+    return Proposal(layer.start, 1.0, 1.0)
+
+def at_once(step, steps, initial, final):
+    return final
+
+def first_class(outputs, targets):
+    return float((outputs[0].argmax(1) == 0).mean())
+"""
+
+
+def test_methods_of_a_users_own_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "own_methods.py").write_text(OWN)
+    monkeypatch.chdir(folder)
+    told = answer(
+        capsys, "net.onnx", "-s", 0.5, "--dry-run", "--calibration", "data.npz", "--eval-data", "data.npz",
+        *(part for flag, name in [("criterion", "root"), ("allocation", "same"), ("recover", "as_it_is"),
+                                  ("schedule", "at_once"), ("metric", "first_class")]
+          for part in (f"--{flag}", f"own_methods:{name}")),
+    )  # fmt: skip
+    assert abs(told["sparsity"] - 0.5) < 0.01 and told["metric"]["name"] == "own_methods:first_class"
+    assert [step["applied"] for step in told["steps"][0]["recovery"]["steps"]].count(True) == 0
+
+
 def test_the_list_of_methods_is_that_of_the_registries(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods", "--json") == 0
     entries = json.loads(capsys.readouterr().out)["settings"]
