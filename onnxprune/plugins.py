@@ -20,8 +20,10 @@ would: the current folder counts as a place.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -158,7 +160,7 @@ class Registry(Mapping[str, Entry]):
             raise RecipeError(
                 f"{self._flag}the function '{name}' is no {self.kind}: it lacks the decorator that makes it one"
             )
-        return self._of_function(name, function)
+        return self._of_function(name, guarded(function, name))
 
     def __getitem__(self, name: str) -> Entry:
         self.plugins.load()
@@ -207,9 +209,44 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(f"The {purpose} '{reference}' cannot be imported: {error}.") from error
+    except (Exception, SystemExit) as error:
+        raise RecipeError(f"The {purpose} '{reference}' cannot be imported: {failure(error)}.") from error
     finally:
-        sys.path.remove(here)
+        if here in sys.path:
+            sys.path.remove(here)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise RecipeError(f"The module '{module_name}' has no function '{function_name}' to use as {purpose}.")
     return function
+
+
+def guarded(function: Callable[..., Any], reference: str) -> Callable[..., Any]:
+    """Return the user's function, with its failures as a sentence that names the function and the line.
+
+    What the function carries (`higher_is_better`) stays. Errors of onnxprune pass as they are.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except OnnxPruneError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RecipeError(f"'{reference}' failed with {failure(error)}.") from error
+
+    return call
+
+
+def failure(error: BaseException) -> str:
+    """Say what went wrong in a user's code, and in which file and line of it: the last line before other packages."""
+    said = f": {str(error).splitlines()[0]}" if str(error) else ""
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((own, "<frozen")) and Path(frame.filename).parent.name != "importlib"
+    ]
+    lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+    where = f" ({frames[0].filename}, line {lines[-1]})" if frames else ""
+    return f"{type(error).__name__}{said}{where}"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import queue
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from onnxprune.errors import DataError, OnnxPruneError
+from onnxprune.plugins import failure
 
 T = TypeVar("T")
 
@@ -48,8 +48,10 @@ class _Worker:
                 f"'{self.reference}' gave no batch within {self.timeout:g} seconds: if it needs longer, say so with "
                 "--data-timeout SECONDS."
             ) from None
+        if isinstance(error, OnnxPruneError):
+            raise error
         if error is not None:
-            raise _in_words(error, self.reference) from error
+            raise DataError(f"'{self.reference}' failed with {failure(error)}.") from error
         return result
 
     def stop(self) -> None:
@@ -83,13 +85,3 @@ def one_thread(function: Callable[[], Any], timeout: float, reference: str) -> I
             yield item
     finally:
         worker.stop()
-
-
-def _in_words(error: BaseException, reference: str) -> OnnxPruneError:
-    """The error as a sentence that names the line of the user's code."""
-    if isinstance(error, OnnxPruneError):
-        return error
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/onnxprune/data/" not in f.filename]
-    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    said = f": {str(error).splitlines()[0]}" if str(error) else ""
-    return DataError(f"'{reference}' failed with {type(error).__name__}{said}{where}.")

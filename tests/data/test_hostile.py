@@ -19,11 +19,13 @@ from PIL import Image
 from training_models import blobs, convnet, mlp
 
 from onnxprune import model_io
+from onnxprune.data.metrics import METRICS
 from onnxprune.data.npz import read_npz
 from onnxprune.data.readers import open_data, read_data
 from onnxprune.data.sources import first_batch
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, OnnxPruneError
 from onnxprune.recipe.training import DataSettings
+from onnxprune.verify.evaluate import evaluate
 
 X, LABEL = blobs(20)
 
@@ -177,3 +179,43 @@ def test_a_function_that_misbehaves_ends_in_a_sentence(function: Callable[..., A
         data = read_data(f"{__name__}:{function.__name__}", model, DataSettings(timeout=0.3))
         list(data.source.epoch(4))
     assert time.monotonic() - began < 10
+
+
+# --- metrics of the user
+
+
+def broken(outputs: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...]) -> float:
+    return float(outputs[0].sum() / len(targets[7]))
+
+
+broken.higher_is_better = False  # type: ignore[attr-defined]
+
+
+def leaving(outputs: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...]) -> float:
+    sys.exit(0)
+
+
+def text(outputs: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...]) -> str:
+    return "good"
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("broken", r"broken' failed with IndexError: tuple index out of range \(.*test_hostile.py, line \d+\)"),
+        ("leaving", r"leaving' failed with SystemExit: 0 \(.*test_hostile.py, line \d+\)"),
+        ("text", "gave 'good', which is no number"),
+    ],
+)
+def test_a_metric_that_fails_is_named_with_its_line(function: str, words: str) -> None:
+    model = mlp()
+    with pytest.raises(OnnxPruneError, match=words):
+        evaluate(model, open_data(model, {"x": X, "label": LABEL}), f"{__name__}:{function}")
+    assert METRICS.find(f"{__name__}:broken").higher_is_better is False
+
+
+def test_a_module_that_fails_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_written.py").write_text("def batches():\n    yield 1\n\nraise ValueError('not yet')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OnnxPruneError, match=r"cannot be imported: ValueError: not yet \(.*half_written.py, line 4\)"):
+        read_data("half_written:batches", mlp())
