@@ -31,7 +31,7 @@ from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.result import Result
 from onnxprune.scoring import prunable_weights
-from onnxprune.selection import costs
+from onnxprune.structure import costs
 from onnxprune.selection.rounding import kept_counts, step_of
 from onnxprune.structure.ledger import Ledger
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.scoring import Weight
-from onnxprune.selection.allocation import Look, Shares, allocation
+from onnxprune.selection.allocation import AllocationContext, Shares, allocation
 
 
 @allocation("by-size")
-def by_size(weights: Sequence[Weight], sparsity: float, look: Look | None = None) -> Shares:
+def by_size(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """Shares in proportion to the root of a layer's size, none above 1."""
     sizes = np.array([weight.size for weight in weights], float)
     low, high = 0.0, 1.0 / float(np.sqrt(sizes.min()))
