@@ -31,8 +31,8 @@ from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.result import Result
 from onnxprune.scoring import prunable_weights
-from onnxprune.structure import costs
 from onnxprune.selection.rounding import kept_counts, step_of
+from onnxprune.structure import costs
 from onnxprune.structure.ledger import Ledger
 
 NETWORKS = ("resnet18", "mobilenet_v2", "resnet50")
