@@ -7,6 +7,7 @@ function makes float64 twins of float32 graphs, against which rounding can be to
 from __future__ import annotations
 
 from collections.abc import Container
+from copy import deepcopy
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ def widen(model: ir.Model, narrow: Container[int] = HALF, wide: ir.DataType = ir
     for graph in model.graphs():
         for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
             if value.dtype is not None and value.dtype in narrow:
+                value.type = deepcopy(value.type)  # a clone of a model shares the types with it
                 value.dtype = wide
             if value.const_value is not None and value.const_value.dtype in narrow:
                 value.const_value = _cast(value.const_value, wide)

@@ -112,3 +112,18 @@ def test_new_weights_suit_their_layer_and_respect_the_mask() -> None:
     again = weights(reinitialise(model, {}, seed=1))
     assert np.array_equal(again["fc1.weight"], fresh["fc1.weight"])
     assert not np.array_equal(weights(reinitialise(model, {}, seed=2))["fc1.weight"], fresh["fc1.weight"])
+
+
+@pytest.mark.parametrize("half", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_the_view_leaves_the_types_of_a_half_precision_model(half: ir.DataType) -> None:
+    """Clones share types: widening the view once made the inputs of the file's own model float32."""
+    model = mlp()
+    for value in (*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)):
+        value.type = ir.TensorType(half)
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(value.const_value.numpy().astype(half.numpy()), name=value.name)
+        value.type = ir.TensorType(half)
+    before = ir.to_proto(model).SerializeToString()
+    view, _ = training_view(model)
+    assert ir.to_proto(model).SerializeToString() == before
+    assert {value.dtype for value in (*view.graph.inputs, *view.graph.initializers.values())} == {ir.DataType.FLOAT}

@@ -31,6 +31,11 @@ def flat(value: Host) -> list[Any]:
     return [number for part in value for number in flat(part)]
 
 
+def listed(value: Host) -> list[Any]:
+    """A list of numbers, which ONNX Runtime lets be a single one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def build(numbers: Sequence[Any], shape: Sequence[int]) -> Host:
     """A nested list of the given extents."""
     if not shape:
@@ -289,8 +294,9 @@ def host_slice(
     steps: Host = None,
 ) -> Host:
     """Entries by start, end and step, which may be negative."""
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
+    starts, ends = listed(starts), listed(ends)
+    axes = list(range(len(starts))) if axes is None else listed(axes)
+    steps = [1] * len(starts) if steps is None else listed(steps)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         data = _slice_axis(data, start, end, axis % len(shape_of(data)), step)
     return data
@@ -317,15 +323,17 @@ def slice_indices(length: int, start: int, end: int, step: int) -> range:
 def host_squeeze(data: Host, axes: Host = None) -> Host:
     """Without axes of extent one."""
     shape = shape_of(data)
-    drop = {axis % len(shape) for axis in axes} if axes is not None else {i for i, n in enumerate(shape) if n == 1}
+    ones = [i for i, n in enumerate(shape) if n == 1]
+    drop = set(ones) if axes is None else {axis % len(shape) for axis in listed(axes)}
     return build(flat(data), [n for i, n in enumerate(shape) if i not in drop])
 
 
 @host_op("Unsqueeze")
 def host_unsqueeze(data: Host, axes: Host) -> Host:
     """With axes of extent one put in."""
-    shape = shape_of(data)
-    for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
+    shape, places = shape_of(data), listed(axes)
+    rank = len(shape) + len(places)
+    for axis in sorted(axis % rank for axis in places):
         shape.insert(axis, 1)
     return build(flat(data), shape)
 
@@ -334,7 +342,7 @@ def host_unsqueeze(data: Host, axes: Host) -> Host:
 def host_reshape(data: Host, shape: Host, allowzero: int = 0) -> Host:
     """Other extents, the same numbers."""
     numbers, old = flat(data), shape_of(data)
-    new = [old[i] if n == 0 and not allowzero else n for i, n in enumerate(shape)]
+    new = [old[i] if n == 0 and not allowzero else n for i, n in enumerate(listed(shape))]
     if -1 in new:
         new[new.index(-1)] = len(numbers) // max(1, -math.prod(new))
     return build(numbers, new)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from onnxprune.bridge.convert import held_in
 from onnxprune.bridge.dtypes import torch_dtype
 from onnxprune.bridge.ops.arithmetic import WIDE_UNSIGNED
-from onnxprune.bridge.ops.host import slice_indices
+from onnxprune.bridge.ops.host import listed, slice_indices
 from onnxprune.bridge.registry import EVERY_INPUT, op
 
 
@@ -58,9 +58,9 @@ def squeeze_1(x: torch.Tensor, axes: Sequence[int] | None = None) -> torch.Tenso
 
 
 @op("Squeeze", since=13, host=(1,), carries=(0,))
-def squeeze(x: torch.Tensor, axes: Sequence[int] | None = None) -> torch.Tensor:
+def squeeze(x: torch.Tensor, axes: Sequence[int] | int | None = None) -> torch.Tensor:
     """Without the given axes of extent one, or without all of them."""
-    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+    return x.squeeze() if axes is None else x.squeeze(tuple(listed(axes)))
 
 
 @op("Unsqueeze", since=1, carries=(0,))
@@ -72,9 +72,9 @@ def unsqueeze_1(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
 @op("Unsqueeze", since=13, host=(1,), carries=(0,))
 def unsqueeze(x: torch.Tensor, axes: Sequence[int] | int) -> torch.Tensor:
     """With axes of extent one at the given places of the result."""
-    axes = [axes] if isinstance(axes, int) else axes
-    rank = x.dim() + len(axes)
-    for axis in sorted(axis % rank for axis in axes):
+    places = listed(axes)
+    rank = x.dim() + len(places)
+    for axis in sorted(axis % rank for axis in places):
         x = x.unsqueeze(axis)
     return x
 
@@ -143,8 +143,9 @@ def slice_tensor(
     steps: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Parts of axes by start, end and step; a negative step runs backwards."""
-    axes = range(len(starts)) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
+    starts, ends = listed(starts), listed(ends)
+    axes = range(len(starts)) if axes is None else listed(axes)
+    steps = [1] * len(starts) if steps is None else listed(steps)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         x = _cut(x, start, end, axis % x.dim(), step)
     return x

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from onnxprune.bridge.ops.arithmetic import WIDE_UNSIGNED
+from onnxprune.bridge.ops.host import listed
 from onnxprune.bridge.registry import op
 
 Reduce = Callable[[torch.Tensor, tuple[int, ...], bool], torch.Tensor]
@@ -70,6 +71,7 @@ _REDUCTIONS: dict[str, tuple[Reduce, int]] = {
 
 
 def _reduce(function: Reduce, x: torch.Tensor, axes: Sequence[int] | None, keepdims: int, noop: int) -> torch.Tensor:
+    axes = [] if axes is None else listed(axes)
     chosen = tuple(axes) if axes else () if noop else tuple(range(x.dim()))
     if x.dim() == 0 or not chosen:
         reduced = function(x.unsqueeze(-1), (-1,), False)  # one element each: the operator's own function still applies
