@@ -138,6 +138,12 @@ def nodes_with_times(graph: ir.Graph, shapes: Shapes, times: int = 1) -> Iterato
             yield from nodes_with_times(body, shapes, times * _iterations(node, shapes))
 
 
+def is_parameter(value: ir.Value) -> bool:
+    """Say whether a constant holds numbers that were learnt; settings, indices and scales are none."""
+    tensor = ir.convenience.get_const_tensor(value)
+    return tensor is not None and _is_parameter(value, tensor)
+
+
 def _is_parameter(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     if len(tensor.shape) == 0 or tensor.dtype == ir.DataType.STRING:
         return False

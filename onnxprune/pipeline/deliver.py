@@ -140,11 +140,12 @@ def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None)
     form = result.recipe.quantize
     data = calibration or verifier.eval_data
     batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
-    model = quantise(result.model, form, batches)
-    verdict = verifier.again(model, result.verdict)
+    quantised = quantise(result.model, form, batches)
+    verdict = verifier.again(quantised.model, result.verdict)
     assert result.delivery is not None
     delivery = replace(result.delivery, quantize=form, quantised_from=result.verdict)
-    return replace(result, model=model, verdict=verdict, delivery=delivery)
+    notes = (*result.notes, *quantised.notes)
+    return replace(result, model=quantised.model, verdict=verdict, delivery=delivery, notes=notes)
 
 
 def _packed(result: Result, verifier: _Verifier) -> Result:

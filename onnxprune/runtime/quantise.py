@@ -9,47 +9,47 @@ int8 weights are symmetric (zero point 0), so that a pruned weight is exactly ze
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from onnxprune import model_io
 from onnxprune.data.batches import batches
 from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import AnyData
-from onnxprune.errors import ModelError, RecipeError, VerificationError
-from onnxprune.graph.operators import key, operator_named, operators
+from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
+from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
-from onnxprune.graph.size import parameters
-from onnxprune.runtime import Feeds
+from onnxprune.graph.size import is_parameter, parameters
+from onnxprune.graph.tensors import read
+from onnxprune.runtime import Feeds, int8
 from onnxprune.runtime.session import one_sentence
 
 FORMS = ("int8", "int8-dynamic", "fp16")
 
 _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: their product
-_PER_CHANNEL_OPSET = 13  # from here on DequantizeLinear has an axis
+_NAMED = 5  # weights that stay in float, in a sentence
 _LARGE = 1_900_000_000
 
 
-def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Model:
+@dataclass(frozen=True)
+class QuantisedModel:
+    """A quantised model, and sentences on what became of it: what stayed in float, a newer operator set."""
+
+    model: ir.Model
+    notes: tuple[str, ...] = ()
+
+
+def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> QuantisedModel:
     """Quantise a model.
 
     Args:
@@ -59,7 +59,7 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Mo
 
     Raises:
         RecipeError: There is no such form, or "int8" has nothing to calibrate on.
-        ModelError: ONNX Runtime cannot quantise this model.
+        ModelError: ONNX Runtime cannot quantise this model, or no weight of it.
         VerificationError: A quantised weight does not keep its zeros.
     """
     if form not in FORMS:
@@ -75,13 +75,16 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> ir.Mo
             plain_products(plain)
         model_io.save(plain, source, external=large, durable=False)
         try:
-            proto = _CONVERTERS[form](source, folder / "quantised.onnx", batches)
+            found = _CONVERTERS[form](source, batches)
+        except OnnxPruneError:
+            raise
         except Exception as failure:  # the tools raise whatever comes up
             raise ModelError(f"ONNX Runtime cannot quantise the model to {form}: {one_sentence(failure)}") from failure
-    found = model_io.load_any(proto)
-    found.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
-    _check_zeros(model, found)
-    return found
+    quantised = model_io.load_any(found.model)
+    quantised.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
+    _check_zeros(model_io.load_any(found.float_model), quantised)
+    account = _account(quantised, found.left) if form != "fp16" else []
+    return QuantisedModel(quantised, (*found.notes, *account))
 
 
 def calibration_batches(data: AnyData, model: ir.Model) -> list[Feeds]:
@@ -94,98 +97,72 @@ def calibration_batches(data: AnyData, model: ir.Model) -> list[Feeds]:
     return batches(model, inputs, _BATCH)[:_MAX_BATCHES]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands out batches one by one, as ONNX Runtime's calibration asks for them."""
-
-    def __init__(self, batches: Sequence[Feeds]) -> None:
-        self.batches: Iterator[Feeds] = iter(batches)
-
-    def get_next(self) -> Mapping[str, npt.NDArray[Any]] | None:
-        return next(self.batches, None)
-
-
-def _static(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:
-    prepared = source.with_name("prepared.onnx")
-    # BatchNormalization goes into the convolution before it, where a BatchNormalization of its own would stay float.
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    _untie_biases(prepared)
-    quantize_static(
-        str(prepared),
-        str(target),
-        _Reader(batches),
-        quant_format=QuantFormat.QDQ,
-        per_channel=_opset(prepared) >= _PER_CHANNEL_OPSET,
-        activation_type=QuantType.QUInt8,  # x86 multiplies unsigned by signed: 2.4 times the speed of signed by signed
-        weight_type=QuantType.QInt8,
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-    )
-    return onnx.load(target)
-
-
-def _untie_biases(path: Path) -> None:
-    """Give each node a bias of its own, since its scale follows from the node's input, and of one axis.
-
-    The tools copy shared ones too, under a name with a number behind it, which another tensor may bear already; on a
-    row, shape (1, n), of a Gemm they fail.
-    """
-    model = onnx.load(path)
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    biases = {tensor.name: tensor for tensor in model.graph.initializer}
-    seen: set[str] = set()
-    for node in model.graph.node:
-        operator = operator_named(key(node.domain, node.op_type))
-        if operator.kind not in ("conv", "fc") or operator.biases != (2,):
-            continue
-        if len(node.input) < 3 or node.input[2] not in biases:
-            continue
-        bias = biases[node.input[2]]
-        is_row = len(bias.dims) == 2 and bias.dims[0] == 1
-        if bias.name in seen or is_row:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(bias)
-            copy.name = next(n for i in itertools.count(1) if (n := f"{bias.name}_copy{i}") not in taken)
-            if is_row:
-                del copy.dims[0]
-            taken.add(copy.name)
-            model.graph.initializer.append(copy)
-            node.input[2] = copy.name
-        seen.add(bias.name)
-    onnx.save(model, path)
-
-
-def _dynamic(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:
-    quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8, extra_options={"WeightSymmetric": True})
-    return onnx.load(target)
-
-
-def _half(source: Path, target: Path, batches: Sequence[Feeds]) -> onnx.ModelProto:
+def _half(source: Path, batches: Sequence[Feeds]) -> int8.Quantised:
     quantised = {name.split("::")[-1] for name, operator in operators().items() if operator.knows_zero_points}
     blocked = [*DEFAULT_OP_BLOCK_LIST, *sorted(quantised)]  # scales of a model that is quantised already stay
-    return convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
+    proto = onnx.load(source)
+    converted = convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
+    return int8.Quantised(proto, converted, {})
 
 
-_CONVERTERS: Mapping[str, Callable[[Path, Path, Sequence[Feeds]], onnx.ModelProto]] = {
-    "int8": _static,
-    "int8-dynamic": _dynamic,
+_CONVERTERS: Mapping[str, Callable[[Path, Sequence[Feeds]], int8.Quantised]] = {
+    "int8": int8.static,
+    "int8-dynamic": int8.dynamic,
     "fp16": _half,
 }
 
 
-def _opset(path: Path) -> int:
-    opsets = onnx.load(path, load_external_data=False).opset_import
-    return max((o.version for o in opsets if o.domain in ("", "ai.onnx")), default=0)
+def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
+    """Say which weights are int8 now and which are not; nothing where all are.
+
+    Raises:
+        ModelError: None is.
+    """
+    done, still = 0, []
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or not is_parameter(value) or sum(n > 1 for n in tensor.shape.numpy()) < 2:
+                continue
+            if tensor.dtype.is_floating_point():
+                readers = sorted({node.op_type for node, _ in value.uses()})
+                still.append(f"'{value.name}' ({', '.join(readers) or 'read by nothing'})")
+            else:
+                done += 1
+    if not still:
+        return []
+    listed = ", ".join(still[:_NAMED]) + (f" and {len(still) - _NAMED} more" if len(still) > _NAMED else "")
+    if not done:
+        raise ModelError(
+            f"--quantize: ONNX Runtime's quantiser makes none of the {len(still)} weights int8 ({listed}): leave "
+            "--quantize out, or use fp16"
+        )
+    why = "".join(f"; {node}: {reason}" for node, reason in left.items())
+    return [f"{done} of {done + len(still)} weights are int8; left in float: {listed}{why}"]
 
 
 def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:
-    """No zero may be lost; tensors are counted together, since the tools rename and fold them."""
-    before, after = (weights_that_count(m) for m in (plain, quantised))
-    if after > before:
-        raise VerificationError(f"quantising would turn {after - before:,} zeros of weights into other numbers")
+    """No zero may be lost, weight by weight as far as the tools keep their names, else of all others together.
 
-
-def weights_that_count(model: ir.Model) -> int:
-    """Return how many elements of weights with two or more dimensions are not zero; biases are left out."""
-    return sum(found.nonzero() for found in parameters(model) if len(found.tensor.shape) > 1)
+    Args:
+        plain: The float model that was quantised, after the tools' own preparation, which folds and turns weights.
+        quantised: What came out.
+    """
+    before = {str(p.tensor.name): p for p in parameters(plain) if len(p.tensor.shape) > 1}
+    after = {str(p.tensor.name): p for p in parameters(quantised) if len(p.tensor.shape) > 1}
+    lost, others = 0, [0, 0]
+    for name, parameter in before.items():
+        now = after.pop(f"{name}_quantized", None) or after.pop(name, None)
+        if now is None:
+            others[0] += parameter.nonzero()
+        elif now.tensor.shape.numpy() == parameter.tensor.shape.numpy():
+            lost += int(np.count_nonzero((read(parameter.tensor) == parameter.zero) & (read(now.tensor) != now.zero)))
+        else:  # stored in another layout
+            lost += max(0, now.nonzero() - parameter.nonzero())
+    others[1] = sum(parameter.nonzero() for parameter in after.values())
+    lost += max(0, others[1] - others[0])
+    if lost:
+        raise VerificationError(f"quantising would turn {lost:,} zeros of weights into other numbers")
 
 
 @contextmanager

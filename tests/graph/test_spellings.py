@@ -244,7 +244,7 @@ def test_int8_networks(name: str, form: str) -> None:
     found = []
     for each in (FIRST, name):
         feeds = [{"x": samples(each)}] if form == "int8" else []
-        quantised = quantise(model_io.load_any(network(each)), form, feeds)
+        quantised = quantise(model_io.load_any(network(each)), form, feeds).model
         assert sum(p.tensor.dtype == ir.DataType.INT8 for p in parameters(quantised)) == len(NAMES)
         found.append(outputs(quantised, each))
     np.testing.assert_allclose(found[1], found[0], atol=1e-4 * float(np.abs(found[0]).max()))
