@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.graph.layers import contraction_sites
+from onnxprune.graph.layers import contraction_sites, slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure
@@ -64,7 +64,8 @@ def _readers(structure: Structure, node: ir.Node, leaks: Bools) -> Iterator[tupl
     """Yield, for each constant axis that a node sums over, its ids and where it is not zero; note what leaks."""
     operator = operator_of(node)
     operands = [v for v in node.inputs if v is not None]
-    if operator.weights and operator.kind != "other" and not operator.knows_zero_points:
+    sums = operator.weights and operator.kind in ("conv", "fc", "rnn") and not operator.knows_zero_points
+    if sums and slots_of(node):
         views = {v: view for v in operands[:3] if (view := constant_view(structure, v)) is not None}
         for data, axis, weight, place in contraction_sites(node, set(views)):
             value, x = node.inputs[weight], node.inputs[data]

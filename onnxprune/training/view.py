@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.layers import slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.training.layers import Layer, find_layers, passes_weights
 from onnxprune.training.widen import widen
@@ -105,8 +106,9 @@ def _drop_before(view: ir.Model, layer: Layer, ratio: float) -> None:
     for node in list(graph):
         if node.name != layer.node or node.op_type != layer.operator:
             continue
-        data = node.inputs[1 - layer.slot]
-        if data is None:
+        place = _data_input(node, layer)
+        data = None if place is None else node.inputs[place]
+        if data is None or place is None:
             return
         opset = graph.opset_imports.get("", 13)
         if opset < 12:
@@ -120,8 +122,13 @@ def _drop_before(view: ir.Model, layer: Layer, ratio: float) -> None:
         drop.outputs[0].name = f"{layer.name}.dropped"
         drop.name = f"{layer.name}.dropout"
         node.prepend(drop)
-        node.replace_input_with(1 - layer.slot, drop.outputs[0])
+        node.replace_input_with(place, drop.outputs[0])
         return
+
+
+def _data_input(node: ir.Node, layer: Layer) -> int | None:
+    """Which input of a fully connected layer its weight is multiplied with; None where that is not known."""
+    return next((slot.data for slot in slots_of(node) if slot.input == layer.slot), None)
 
 
 def fc_after_layers(model: ir.Model) -> dict[str, Layer]:
@@ -131,7 +138,8 @@ def fc_after_layers(model: ir.Model) -> dict[str, Layer]:
     for name, layer in find_layers(model).items():
         if layer.kind != "fc" or layer.role != "weight":
             continue
-        value = nodes[layer.node].inputs[1 - layer.slot]
+        place = _data_input(nodes[layer.node], layer)
+        value = None if place is None else nodes[layer.node].inputs[place]
         while value is not None and (node := value.producer()) is not None and passes_weights(node):
             value = node.inputs[0]
         if value is not None and not value.is_graph_input() and not value.is_initializer():
