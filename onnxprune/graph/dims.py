@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.hints import hints_of
+from onnxprune.graph.operators import operator_of
 
 Sizes: TypeAlias = Mapping[str, int]
 
@@ -133,13 +134,15 @@ def sizes_of(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str
 
 def factors(model: ir.Model) -> list[int]:
     """Return numbers that an extent may have to be a multiple of: those that shapes are computed with."""
-    numbers: dict[str, set[int]] = {"Reshape": set(), "Div": set(), "Concat": set(), "Mod": set()}
+    numbers: dict[int, set[int]] = {}
     for node in model.graph:
-        for value in node.inputs if node.op_type in numbers else ():
+        rank = operator_of(node).factor_rank
+        for value in node.inputs if rank else ():
             tensor = None if value is None else ir.convenience.get_const_tensor(value)
             if tensor is not None and tensor.dtype.is_integer() and tensor.size <= 8:
-                numbers[node.op_type].update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
-    return list(dict.fromkeys(n for found in numbers.values() for n in sorted(found)))[:_MOST_FACTORS]
+                found = numbers.setdefault(rank, set())
+                found.update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
+    return list(dict.fromkeys(n for rank in sorted(numbers) for n in sorted(numbers[rank])))[:_MOST_FACTORS]
 
 
 def _setting(

@@ -73,13 +73,14 @@ _VIEWS: _Properties = {**_MOVES, "homogeneous": True, "keeps_mean": True}
 
 _enter("Identity", movement="same", pointwise="unary", free=True, joins_convolution=True, **_VIEWS)
 _enter("Cast CastLike", movement="cast", pointwise="unary", **_MOVES)
-_enter("Reshape Flatten Squeeze Unsqueeze", movement="reshape", free=True, **_VIEWS)
+_enter("Reshape", movement="reshape", free=True, factor_rank=1, **_VIEWS)
+_enter("Flatten Squeeze Unsqueeze", movement="reshape", free=True, **_VIEWS)
 _enter("Transpose", movement="permute", **_VIEWS)
 _enter("DepthToSpace SpaceToDepth", movement="rearrange", **_MOVES)
 _enter("Slice Split", movement="pick", **_MOVES)
 _enter("Gather", movement="pick", kind="embedding", tables=(0,), indices={1: (0, None)}, **_MOVES)
 _enter("Expand Tile", movement="repeat", sized_by_values=True, **_MOVES)
-_enter("Concat", movement="join", data=None, **_MOVES)
+_enter("Concat", movement="join", data=None, factor_rank=3, **_MOVES)
 _enter("Pad", movement="pad", settings=(2,), **_MOVES)
 _enter("GatherElements", indices={1: (0, None)}, passes_units=True)
 _enter("ScatterElements Scatter", indices={1: (0, None)}, passes_units=True)
@@ -108,7 +109,8 @@ _enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Exp F
 _enter("IsNaN", takes_nan=True, **_UNARY)
 _enter("Add Sum", adds=True, **_BROADCAST)
 _enter("Mul", joins_convolution=True, **_BROADCAST)
-_enter("Div Mod", never_zeroed=(1,), **_BROADCAST)
+_enter("Div", never_zeroed=(1,), factor_rank=2, **_BROADCAST)
+_enter("Mod", never_zeroed=(1,), factor_rank=4, **_BROADCAST)
 _enter("Pow", never_zeroed=(0, 1), **_BROADCAST)  # 0 to the power of 0 is 1
 _enter("Max", passes_integers=True, **_BROADCAST)
 _enter("And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Greater GreaterOrEqual Less LessOrEqual Mean Min Or PRelu "

@@ -81,6 +81,7 @@ class Operator:
         passes_units: A unit of an operand reaches only those results that carry it.
         shape_only: It reads the shape of its operand, not the numbers.
         sized_by_values: The extents of its results are numbers that it reads.
+        factor_rank: Its integer constants tell what an extent may have to be a multiple of, the most telling with 1.
         generates: It makes numbers from sizes alone.
         random: Its results are drawn at random.
         has_body: It runs a graph of its own.
@@ -125,6 +126,7 @@ class Operator:
     passes_units: bool = False
     shape_only: bool = False
     sized_by_values: bool = False
+    factor_rank: int = 0
     generates: bool = False
     random: bool = False
     has_body: bool = False
