@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,9 @@ def entries_of(
                 yield entry | {"sparsity": round(result.sparsity, 4)}
 
 
-def layer_errors(path: Path, inputs: Mapping[str, npt.NDArray[Any]], sparsity: float) -> Iterator[dict[str, Any]]:
+def layer_errors(
+    path: Path, inputs: Mapping[str, npt.NDArray[Any]], sparsity: float, done: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield each layer's relative squared error by SparseGPT, by ALPS, and by Wanda's mask before and after swaps.
 
     All see the same Gram matrix of the dense network's activations.
@@ -168,6 +170,8 @@ def layer_errors(path: Path, inputs: Mapping[str, npt.NDArray[Any]], sparsity: f
     Normalise()(model)
     evidence = Evidence(analyse(model), inputs)
     for name, linear in evidence.layers.items():
+        if name in done:
+            continue
         moments = evidence.moments(name)
         weight, q = linear.matrix(), Quadratic.of(moments, linear.bias(), with_bias=linear.shift is not None)
         full, gone = q.scaled(weight), round(sparsity * weight.size)
@@ -242,9 +246,11 @@ def main() -> None:
         for entry in entries_of(name, network, args.draws, entries):
             print(json.dumps(entry), flush=True)
             write([*read(), entry])
-        if isinstance(network, Sentences) and not any("layer" in e for e in read()):
-            model = model_io.load_any(args.minilm)
-            write([*read(), *layer_errors(args.minilm, network.calibration(model, 0), 0.7)])
+        if isinstance(network, Sentences):
+            inputs = network.calibration(model_io.load_any(args.minilm), 0)
+            measured = {e["layer"] for e in entries if "layer" in e}
+            for entry in layer_errors(args.minilm, inputs, 0.7, measured):
+                write([*read(), entry])
     print(summary(read()))
 
 

@@ -54,6 +54,8 @@ class Moments:
 
     def mapped(self, factor: Matrix, offset: Matrix) -> Moments:
         """Those with factor * Z + offset in the place of Z; both of shape [g, O]."""
+        if (factor == 1).all() and not offset.any():
+            return self
         z = factor * self.z + self.rows * offset
         az = self.az * factor[:, None, :] + self.a[:, :, None] * offset[:, None, :]
         zz = factor**2 * self.zz + 2 * factor * offset * self.z + self.rows * offset**2

@@ -74,8 +74,11 @@ def test_saliencies_are_alike(name: str) -> None:
         np.testing.assert_allclose(found[0][weight], found[1][weight], rtol=2e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("recover", ["no", "least-squares", "obc", "sparsegpt", "alps", "sparseswaps"])
-@pytest.mark.parametrize("allocation", ["global", "lamp", "uniform"])
+@pytest.mark.parametrize(
+    ("allocation", "recover"),
+    [("global", "no"), ("lamp", "no"), ("uniform", "no"), ("global", "alps")]
+    + [("lamp", method) for method in ("least-squares", "obc", "sparsegpt", "alps", "sparseswaps")],
+)
 def test_what_is_left_computes_the_same(allocation: str, recover: str) -> None:
     settings = {"structure": "weights", "sparsity": 0.6, "allocation": allocation, "recover": recover, **QUICK}
     one, two = (onnxprune.prune(model, calibration={"x": X}, **settings).model for model in spellings())
