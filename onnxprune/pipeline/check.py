@@ -21,7 +21,7 @@ from onnxprune.pipeline.record import Record, load_record
 from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.verify.proof import difference_to_masked, telling_inputs, tolerance_of
+from onnxprune.verify.proof import difference_to_masked, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
 
 
 def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int) -> tuple[float | None, float]:
-    batches = telling_inputs(before, seed=seed)
+    batches = runtime.working_inputs(before, seed=seed, count=2)
     session = runtime.make_session(before)
     pruned = runtime.make_session(after, error=VerificationError)
     masked = None if twin is None else runtime.make_session(twin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune import model_io
+from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
-from onnxprune.graph.size import graph_macs, macs_of, nodes_with_times
+from onnxprune.errors import DataError, ModelError
+from onnxprune.graph import size
+from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 
 
@@ -51,9 +54,11 @@ class Inspection:
         weight_parameters: Parameters of all weights: what ``--structure weights`` can zero.
         unit_parameters: Those that go with some unit, exactly: what ``--structure channels`` can remove.
         inexact_parameters: The same with ``--allow-inexact``.
-        macs: Multiply-adds of one run.
+        macs: Multiply-adds of one run, at the input shapes given.
         unit_macs: Those of nodes whose weight can be cut.
         uncounted: Nodes whose multiply-adds are not known, each as "Operator name".
+        input_shapes: The inputs that multiply-adds are of: one sample, where the model takes one; empty where no inputs
+            are found that it runs with.
         unruled: Operators that have no rule and pin all that they touch, with how often they occur.
     """
 
@@ -66,6 +71,7 @@ class Inspection:
     unit_macs: int
     uncounted: tuple[str, ...]
     unruled: dict[str, int]
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -87,7 +93,7 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model, *, inputs: AnyData |
     structure = prepare(original.clone())
     weights = prunable_weights(structure)
     infos, cuttable_nodes = [], set()
-    shapes = structure.facts.known_shapes()
+    shapes, input_shapes = _shapes_of_one_sample(structure)
     for weight in weights:
         cuttable = [structure.removable(weight.value, axis) for axis in range(len(weight.shape))]
         stuck = int(
@@ -122,4 +128,15 @@ def inspect(model: str | Path | onnx.ModelProto | ir.Model, *, inputs: AnyData |
         ),
         uncounted=uncounted,
         unruled=dict(structure.unruled),
+        input_shapes=input_shapes,
     )
+
+
+def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple[int, ...]]]:
+    """The shapes of all values where the model runs one sample, and those of its inputs."""
+    try:
+        sample = runtime.one_sample(structure.model)
+        shapes = runtime.concrete_shapes(structure.model, sample, size.counted_values(structure.model))
+    except (DataError, ModelError):
+        return structure.facts.known_shapes(), {}
+    return shapes, {name: np.shape(array) for name, array in sample.items()}

@@ -167,7 +167,7 @@ def _unreachable(target: str, wanted: float, outcome: Outcome, obstacles: set[st
 
 
 def _latency(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
-    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+    feeds = runtime.one_sample(original, seed=recipe.seed, instead=_some_inputs(original, recipe, eval_data))
     session = runtime.make_session(original, optimize="all", threads=1)
 
     def latency(result: Result) -> float:
@@ -177,8 +177,12 @@ def _latency(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metr
     return latency
 
 
+def _some_inputs(original: ir.Model, recipe: Recipe, eval_data: AnyData | None) -> runtime.Feeds:
+    return sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+
+
 def _macs(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
-    feeds = sample_inputs(original, seed=recipe.seed, eval_data=eval_data)[0]
+    feeds = runtime.one_sample(original, seed=recipe.seed, instead=_some_inputs(original, recipe, eval_data))
 
     def macs(model: ir.Model) -> int:
         shapes = runtime.concrete_shapes(model, feeds, size.counted_values(model))

@@ -58,6 +58,15 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
     console.print(f"wrote [b]{shown(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
 
 
+def of_inputs(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Say at which input shapes a figure was taken, a few of many; empty where that is not known."""
+    if not shapes:
+        return ""
+    first = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:2]]
+    more = f", {len(shapes) - 2} more" if len(shapes) > 2 else ""
+    return f" of {shown(', '.join(first))}{more}"
+
+
 def uncounted_line(nodes: Sequence[str]) -> str:
     """Name the nodes whose multiply-adds are not counted, a few of many."""
     more = f" and {len(nodes) - _MOST} more" if len(nodes) > _MOST else ""
@@ -92,7 +101,7 @@ def _rows(verdict: Verdict) -> Iterable[tuple[str, int, int]]:
     yield "parameters", a.parameters, b.parameters
     yield "not zero", a.nonzero_parameters, b.nonzero_parameters
     if a.macs is not None and b.macs is not None:
-        yield "multiply-adds", a.macs, b.macs
+        yield f"multiply-adds{of_inputs(verdict.input_shapes)}", a.macs, b.macs
     yield "file (bytes)", a.file_bytes, b.file_bytes
 
 

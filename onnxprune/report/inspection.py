@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune.pipeline.inspect import Inspection
-from onnxprune.report.console import uncounted_line
+from onnxprune.report.console import of_inputs, uncounted_line
 from onnxprune.report.text import shown
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
@@ -21,6 +21,7 @@ def print_inspection(console: Console, model: str, found: Inspection) -> None:
     console.print(
         f"{found.weight_parameters:,} weights; {exact:.1%} of them go with whole units exactly, {inexact:.1%} with "
         f"--allow-inexact; {found.unit_macs / max(found.macs, 1):.1%} of {found.macs:,} multiply-adds"
+        f"{of_inputs(found.input_shapes)}"
     )
     reasons = [reason.split(": ", 1)[1] for w in found.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))

@@ -65,6 +65,9 @@ class PruneOutput(BaseModel):
     latency_ratio: float | None = Field(description="after / before")
     metric: MeasuredMetric | None
     batches: int = Field(description="sizes of the dynamic dimensions that were run")
+    input_shapes: dict[str, tuple[int, ...]] = Field(
+        {}, description="the inputs that multiply-adds and latency are of: one sample, where the model takes one"
+    )
     before_quantising: Verdict | None = Field(None, description="the figures of the pruned model in float")
     packing: Packing | None = None
     sparse_initializers: int = Field(0, description="how many tensors are written as sparse_initializer")

@@ -177,6 +177,28 @@ def working_inputs(
     )
 
 
+def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) -> Feeds:
+    """Return inputs of one sample, at which multiply-adds and latency are counted and measured.
+
+    Args:
+        model: The model.
+        seed: Of the random numbers.
+        instead: Inputs to take where the model does not run one sample; by default any that it runs.
+
+    Raises:
+        DataError: No inputs are found that the model runs with.
+    """
+    session = make_session(model)
+    sizes = {name: 1 for name, is_batch in dynamic_dims(model).items() if is_batch}
+    try:
+        feeds = working_inputs(model, seed=seed, session=session, sizes=sizes)[0]
+    except DataError:
+        feeds = {}
+    if feeds:
+        return feeds
+    return instead if instead is not None else working_inputs(model, seed=seed, session=session)[0]
+
+
 def tells_something(outputs: Mapping[str, Any]) -> bool:
     """Whether outputs can show a difference: some are not empty, and no float output is NaN or infinite throughout."""
     arrays = [np.asarray(output) for output in outputs.values() if not isinstance(output, list)]

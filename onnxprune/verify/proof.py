@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.graph.bounded import ROUNDING, bounded_outputs
+from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.runtime import Feeds
 
@@ -71,9 +72,7 @@ def tolerance_of(model: ir.Model) -> float:
     return max((TOLERANCE.get(t, 1e-4) for t in types), default=1e-4)
 
 
-def prove(
-    original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int = 0, samples: Sequence[Feeds] = ()
-) -> Proof:
+def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int = 0) -> Proof:
     """Compare a model after a removal with its masked twin.
 
     Args:
@@ -81,7 +80,6 @@ def prove(
         masked: The same with what was removed zeroed; the model itself where what was removed had no effect.
         pruned: The model after the removal, all other numbers as they were.
         seed: Of the random inputs.
-        samples: Inputs of the user's, which are run where random ones do not work or say nothing.
 
     Raises:
         VerificationError: The pruned model does not load or run, or differs.
@@ -89,28 +87,23 @@ def prove(
     """
     original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
     best: Proof | None = None
-    for feeds in _candidates(masked, seed, samples):
+    for feeds in _candidates(masked, seed):
         proof = _compare(original, masked, pruned, feeds)
         if not proof.unproved:
             return proof
         best = best or proof
     assert best is not None
-    return _before_the_end(original, masked, pruned, seed, samples, best)
+    return _before_the_end(original, masked, pruned, seed, best)
 
 
-def _candidates(masked: ir.Model, seed: int, samples: Sequence[Feeds]) -> Iterator[list[Feeds]]:
-    """Sets of inputs that the twin runs with: random ones, the user's, then other numbers and other kinds of them."""
+def _candidates(masked: ir.Model, seed: int) -> Iterator[list[Feeds]]:
+    """Sets of inputs that the twin runs with: the best, then the user's samples, other numbers and other kinds."""
     session = runtime.make_session(masked, error=VerificationError)
-    try:
-        first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
-    except DataError:
-        if not samples:
-            raise
-        yield list(samples)
-        return
+    first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
     yield first
-    if samples:
-        yield list(samples)
+    samples = [dict(feeds) for feeds in hints_of(masked).samples]
+    if samples := [feeds for feeds in samples if _runs(session, feeds)]:
+        yield samples
     for draw in range(1, _DRAWS):
         yield runtime.working_inputs(masked, seed=seed + draw, count=2, session=session)
     for change in (_opposite, _positive, _wide):
@@ -118,30 +111,6 @@ def _candidates(masked: ir.Model, seed: int, samples: Sequence[Feeds]) -> Iterat
         working = [feeds for feeds in changed if _runs(session, feeds)]
         if working:
             yield working
-
-
-def telling_inputs(model: ir.Model, *, seed: int = 0, samples: Sequence[Feeds] = ()) -> list[Feeds]:
-    """Return inputs that the model runs with: the first on which an output has finite numbers, else the first.
-
-    Args:
-        model: The model.
-        seed: Of the random inputs.
-        samples: Inputs of the user's, which are taken where random ones do not work or give nothing.
-
-    Raises:
-        DataError: No inputs are found that the model runs with.
-    """
-    model = seeded(model)
-    session = runtime.make_session(model)
-    first: list[Feeds] = []
-    for batches in _candidates(model, seed, samples):
-        first = first or batches
-        outputs = [runtime.run(session, feeds) for feeds in batches]
-        if any(
-            not _says_nothing([np.asarray(o[name]) for o in outputs if not _is_list(o[name])]) for name in outputs[0]
-        ):
-            return batches
-    return first
 
 
 def _opposite(array: Any) -> Any:
@@ -286,13 +255,11 @@ def _nudged(rng: np.random.Generator, array: Any) -> Any:
 # -- in front of what hides a difference ------------------------------------------------------------------------------
 
 
-def _before_the_end(
-    original: ir.Model, masked: ir.Model, pruned: ir.Model, seed: int, samples: Sequence[Feeds], without: Proof
-) -> Proof:
+def _before_the_end(original: ir.Model, masked: ir.Model, pruned: ir.Model, seed: int, without: Proof) -> Proof:
     """Compare the values that the hiding end of the graph reads; give back `without` where these prove nothing."""
     shared = set(_values_by_name(pruned)) & set(_values_by_name(original))
     names = [name for name in _in_front(masked) if name in shared]
-    for feeds in _candidates(masked, seed, samples):
+    for feeds in _candidates(masked, seed):
         twin, smaller = (_outputs(_with_outputs(model, names), feeds[:1])[0] for model in (masked, pruned))
         names = [name for name in names if np.shape(twin[name]) == np.shape(smaller[name])]  # it lost no unit
         if not names:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
-from onnxprune.data.fit import input_specs
 from onnxprune.data.readers import AnyData, Data, open_data
-from onnxprune.data.sources import first_samples
+from onnxprune.data.working import give_samples
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
+from onnxprune.graph.hints import hints_of
 from onnxprune.verify.evaluate import MeasuredMetric, Meter, result, start
-from onnxprune.verify.proof import seeded, telling_inputs
+from onnxprune.verify.proof import seeded
 
 _ROUNDS = 15
 _PARTS_FROM_RANK = 3  # [samples, classes] has one scale: a class has too few values to tell its own
@@ -39,6 +39,7 @@ class Verdict:
             measured (not asked for, or only zeros in a model over 512 MiB).
         metric: The metric on labelled data, where some were given.
         batches: The sizes of the dynamic dimensions that were run.
+        input_shapes: The inputs that multiply-adds and latency are of: one sample, where the model takes one.
     """
 
     before: size.Figures
@@ -49,6 +50,7 @@ class Verdict:
     latency_ratio: float | None
     metric: MeasuredMetric | None
     batches: int
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -83,10 +85,13 @@ def verify(
         DataError: The data do not fit, or no inputs are found that the original runs with.
     """
     data = None if eval_data is None else open_data(original, eval_data)
+    if data is not None:
+        _know_samples(original, data)
     batches, before = _observe(original, ModelError, seed=seed, measure=_Measure(data, metric))
     _, after = _observe(pruned, VerificationError, batches=batches, measure=_Measure(data, metric, before.meter))
-    shapes = runtime.concrete_shapes(original, batches[0], size.counted_values(original))
-    new_shapes = runtime.concrete_shapes(pruned, batches[0], size.counted_values(pruned))
+    sample = runtime.one_sample(original, seed=seed, instead=batches[0])
+    shapes = runtime.concrete_shapes(original, sample, size.counted_values(original))
+    new_shapes = runtime.concrete_shapes(pruned, sample, size.counted_values(pruned))
     figures = size.figures(original, shapes), size.figures(pruned, new_shapes)
     # Zeros change no graph; two sessions of a large model side by side would need its size twice to tell nothing new.
     same_and_large = figures[0].parameters == figures[1].parameters and model_io.serialized_size(original) > _LARGE
@@ -96,9 +101,10 @@ def verify(
         removed_vs_masked=removed_vs_masked,
         unproved=unproved,
         output_change=_difference(before.outputs, after.outputs),
-        latency_ratio=latency_ratio(original, pruned, batches[0]) if latency and not same_and_large else None,
+        latency_ratio=latency_ratio(original, pruned, sample) if latency and not same_and_large else None,
         metric=_metric(before, after),
         batches=len(batches),
+        input_shapes={name: np.shape(array) for name, array in sample.items()},
     )
 
 
@@ -108,7 +114,9 @@ def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: AnyData | None =
     Raises:
         DataError: No inputs are found that the model runs with.
     """
-    return _batches(model, seed, None if eval_data is None else open_data(model, eval_data))
+    if eval_data is not None:
+        _know_samples(model, open_data(model, eval_data))
+    return runtime.working_inputs(model, seed=seed, count=2)
 
 
 def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
@@ -145,7 +153,7 @@ def _observe(
 ) -> tuple[list[runtime.Feeds], _Observed]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
     if batches is None:
-        batches = _batches(model, seed, measure.data)
+        batches = runtime.working_inputs(model, seed=seed, count=2)
     session = runtime.make_session(seeded(model), error=error)
     outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
     if measure.data is None:
@@ -155,16 +163,10 @@ def _observe(
     return batches, _Observed(outputs, *start(model, session, measure.data, measure.metric))
 
 
-def _batches(model: ir.Model, seed: int, data: Data | None) -> list[runtime.Feeds]:
-    """The inputs that a model is run on."""
-    return telling_inputs(model, seed=seed, samples=[] if data is None else user_samples(model, data))
-
-
-def user_samples(model: ir.Model, data: Data) -> list[runtime.Feeds]:
-    """Return the first sample of the user's data, and the first two, as inputs of the model."""
-    batch, names = first_samples(data.source, 2), [spec.name for spec in input_specs(model)]
-    first = [batch.rows(np.arange(min(count, len(batch)))) for count in (1, 2)]
-    return [dict(zip(names, part.inputs, strict=True)) for part in first]
+def _know_samples(model: ir.Model, data: Data) -> None:
+    """Let the model carry samples of the user's data, for where made-up inputs do not run."""
+    if not hints_of(model).samples:
+        give_samples(model, data)
 
 
 def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
