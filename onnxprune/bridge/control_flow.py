@@ -44,22 +44,22 @@ def _body(
 
 def _free_values(body: ir.Graph) -> list[ir.Value]:
     """Values of enclosing graphs that a body uses, also in its own subgraphs, in the order of first use."""
-    own: set[ir.Value] = set()
+    defined: set[ir.Value] = set()
     free: dict[ir.Value, None] = {}
 
     def walk(graph: ir.Graph) -> None:
-        own.update(graph.inputs)
-        own.update(graph.initializers.values())
+        defined.update(graph.inputs)
+        defined.update(graph.initializers.values())
         for node in graph:
             for value in node.inputs:
-                if value is not None and value not in own:
+                if value is not None and value not in defined:
                     free[value] = None
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     walk(attribute.as_graph())
-            own.update(node.outputs)
+            defined.update(node.outputs)
         for value in graph.outputs:
-            if value not in own:
+            if value not in defined:
                 free[value] = None
 
     walk(body)
