@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,15 @@ def test_each_takes_as_many_files_as_it_says_and_is_in_the_page() -> None:
         assert len(modules) == count
         for module in [*modules, HERE / "field.txt"]:
             assert module.read_text().strip() in page, f"docs/extending.md has another {module.name}"
+
+
+def test_every_registry_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    folders = (Path(onnxprune.__path__[0]), Path(onnxprune.passes.__path__[0]))
+    sources = {path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py")}
+    groups = {group for text in sources for group in re.findall(r'Plugins\(\s*"([^"]+)"', text)}
+    assert len(groups) >= 15
+    assert {group for group in groups if f"`{group}`" not in page} == set()
 
 
 def test_methods_of_all_packages_are_listed(tmp_path: Path) -> None:
