@@ -56,11 +56,11 @@ class Store:
             return
         import torch
 
-        from onnxprune.training import checkpoint as files
+        from onnxprune.training.checkpoint import Checkpoint, save_checkpoint, save_model
 
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"iteration-{state.done}.onnx"
-        files.save_model(self.folder / name, state.model)
+        save_model(self.folder / name, state.model)
         tensors = {f"mask.{n}": torch.from_numpy(np.ascontiguousarray(m)) for n, m in state.masks.items()}
         tensors |= {f"rewind.{n}": torch.from_numpy(np.array(a)) for n, a in state.rewind.items()}
         plain = {
@@ -70,7 +70,7 @@ class Store:
             "trace": state.trace.plain(),
             "history": [asdict(iteration) for iteration in state.history],
         }
-        files.save(self.folder / "state.safetensors", files.Checkpoint(tensors, plain))
+        save_checkpoint(self.folder / "state.safetensors", Checkpoint(tensors, plain))
         for old in self.folder.glob("iteration-*.onnx*"):
             if not old.name.startswith(name):
                 old.unlink(missing_ok=True)
@@ -82,9 +82,9 @@ class Store:
             RecipeError: It is that of another run.
             ModelError, DataError: A file is damaged.
         """
-        from onnxprune.training import checkpoint as files
+        from onnxprune.training.checkpoint import load_checkpoint
 
-        saved = files.load(self.folder / "state.safetensors")
+        saved = load_checkpoint(self.folder / "state.safetensors")
         if saved is None:
             return state
         if saved.state["mark"] != self.mark:

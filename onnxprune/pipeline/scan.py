@@ -38,7 +38,7 @@ from onnxprune.selection.sensitivity import (
     scan_units,
 )
 from onnxprune.structure.structure import Structure
-from onnxprune.verify.evaluate import start
+from onnxprune.verify.evaluate import start_meter
 
 OUTPUT_ERROR = "output error"
 
@@ -178,7 +178,7 @@ class _Metric:
 
     def __init__(self, model: ir.Model, eval_data: AnyData, name: str | None) -> None:
         self._model = model
-        self._meter, self.dense = start(model, runtime.make_session(model), open_data(model, eval_data), name)
+        self._meter, self.dense = start_meter(model, runtime.make_session(model), open_data(model, eval_data), name)
         self.name = self._meter.metric.name
 
     def __call__(self, changed: Mapping[str, Array]) -> float:

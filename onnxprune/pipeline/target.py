@@ -24,8 +24,7 @@ from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_rati
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
-from onnxprune.verify.evaluate import result as measured_metric
-from onnxprune.verify.evaluate import start
+from onnxprune.verify.evaluate import measured_metric, start_meter
 from onnxprune.verify.requirements import check_requirements
 from onnxprune.verify.verdict import sample_inputs
 
@@ -200,7 +199,7 @@ def _size(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric:
 def _drop(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     if eval_data is None:
         raise DataError("--max-drop needs labelled data to measure the metric on: give --eval-data")
-    meter, before = start(original, runtime.make_session(original), open_data(original, eval_data), metric)
+    meter, before = start_meter(original, runtime.make_session(original), open_data(original, eval_data), metric)
 
     def drop(result: Result) -> float:
         after = meter.read(result.model, runtime.make_session(result.model, error=VerificationError))

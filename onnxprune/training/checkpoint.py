@@ -57,14 +57,14 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the one that was there stays until the new one is complete."""
     header = {"format": FORMAT, "state": json.dumps(checkpoint.state)}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     replace_atomically(path, lambda beside: save_file(plain, str(beside), metadata=header))
 
 
-def load(path: Path) -> Checkpoint | None:
+def load_checkpoint(path: Path) -> Checkpoint | None:
     """Read a checkpoint; None where there is none.
 
     Raises:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import TrainSettings
-from onnxprune.training import checkpoint as files
+from onnxprune.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from onnxprune.training.evaluate import as_tuple, evaluate
 from onnxprune.training.feed import Feed, Shard
 from onnxprune.training.masks import BoundMasks, Masks, sparsity_of
@@ -69,13 +69,13 @@ def train(
     """
     run = Run(task, settings, span or Span(), progress, place)
     if checkpoint is not None:
-        run.restore(files.load(checkpoint), tag)
+        run.restore(load_checkpoint(checkpoint), tag)
     if run.epoch == 0:
         run.measure()
     while not run.over:
         run.one_epoch()
         if checkpoint is not None and run.accelerator.is_main_process:
-            files.save(checkpoint, run.state(tag))
+            save_checkpoint(checkpoint, run.state(tag))
     return run.finish()
 
 
@@ -293,7 +293,7 @@ class Run:
 
     # --- checkpoints
 
-    def state(self, tag: str) -> files.Checkpoint:
+    def state(self, tag: str) -> Checkpoint:
         """Everything that the rest of the training depends on."""
         tensors = {f"module.{name}": t for name, t in self.bare.state_dict().items()}
         tensors |= {f"kept.{name}": t for name, t in self.kept.items()}
@@ -316,9 +316,9 @@ class Run:
             "diverged": self.diverged,
             "history": [asdict(result) for result in self.history],
         }
-        return files.Checkpoint(tensors, state)
+        return Checkpoint(tensors, state)
 
-    def restore(self, saved: files.Checkpoint | None, tag: str) -> None:
+    def restore(self, saved: Checkpoint | None, tag: str) -> None:
         """Go on from a checkpoint, if there is one and it is of this training."""
         if saved is None or saved.state["tag"] != tag:
             return

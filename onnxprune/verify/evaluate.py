@@ -1,6 +1,6 @@
 """How good a model is on a data set, measured in ONNX Runtime: one way for every command and every metric.
 
-meter, before = start(original, session, data, "accuracy")     # the metric is chosen and the original measured
+meter, before = start_meter(original, session, data, "accuracy")     # the metric is chosen and the original measured
 after = meter.read(pruned, make_session(pruned))
 """
 
@@ -92,7 +92,7 @@ class Meter:
         return _value(self, _told(_run(session, model, self.data, self.metric), tell))
 
 
-def start(
+def start_meter(
     model: ir.Model, session: ort.InferenceSession, data: Data, name: str | None = None, *, classes: bool | None = None
 ) -> tuple[Meter, float]:
     """Choose the metric and measure the original.
@@ -130,25 +130,25 @@ def measured(
 
     Args:
         original, model: Before and after.
-        data, name, classes: See `start`.
+        data, name, classes: See `start_meter`.
 
     Raises:
         DataError: The data do not fit the metric or the models.
         RecipeError: There is no such metric.
     """
-    meter, before = start(original, runtime.make_session(original), data, name, classes=classes)
+    meter, before = start_meter(original, runtime.make_session(original), data, name, classes=classes)
     after = meter.read(model, runtime.make_session(model, error=VerificationError))
-    return result(meter, before, after)
+    return measured_metric(meter, before, after)
 
 
-def result(meter: Meter, before: float, after: float) -> MeasuredMetric:
+def measured_metric(meter: Meter, before: float, after: float) -> MeasuredMetric:
     """Put both values together with what is known of the metric."""
     return MeasuredMetric(meter.metric.name, before, after, meter.samples, meter.metric.higher_is_better)
 
 
 def evaluate(model: ir.Model, data: Data, name: str | None = None) -> tuple[str, float]:
-    """Measure one model; returns the metric's name and its value. See `start`."""
-    meter, value = start(model, runtime.make_session(model, error=VerificationError), data, name)
+    """Measure one model; returns the metric's name and its value. See `start_meter`."""
+    meter, value = start_meter(model, runtime.make_session(model, error=VerificationError), data, name)
     return meter.metric.name, value
 
 

@@ -16,7 +16,7 @@ from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
-from onnxprune.verify.evaluate import MeasuredMetric, Meter, result, start
+from onnxprune.verify.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
 from onnxprune.verify.proof import seeded
 
 _ROUNDS = 15
@@ -160,7 +160,7 @@ def _observe(
         return batches, _Observed(outputs)
     if measure.meter is not None:
         return batches, _Observed(outputs, measure.meter, measure.meter.read(model, session))
-    return batches, _Observed(outputs, *start(model, session, measure.data, measure.metric))
+    return batches, _Observed(outputs, *start_meter(model, session, measure.data, measure.metric))
 
 
 def _know_samples(model: ir.Model, data: Data) -> None:
@@ -200,7 +200,7 @@ def change_of_output(expected: Any, actual: Any) -> float:
 
 
 def _metric(before: _Observed, after: _Observed) -> MeasuredMetric | None:
-    return None if before.meter is None else result(before.meter, before.value, after.value)
+    return None if before.meter is None else measured_metric(before.meter, before.value, after.value)
 
 
 def ensure_same_interface(original: ir.Model, model: ir.Model) -> None:

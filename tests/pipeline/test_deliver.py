@@ -14,7 +14,7 @@ import onnxprune
 from onnxprune import model_io, packing, runtime
 from onnxprune.data.readers import open_data
 from onnxprune.errors import RecipeError, VerificationError
-from onnxprune.pipeline import deliver as delivery
+from onnxprune.pipeline.deliver import compare_forms
 from onnxprune.verify.evaluate import evaluate
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
@@ -84,9 +84,9 @@ def test_another_model_is_not_taken_for_a_packed_one() -> None:
         for s in (1, 2)
     )
     batch = [{"x": random(3, 8)}]
-    delivery.compare_forms(a, a.clone(), batch, 0.0)
+    compare_forms(a, a.clone(), batch, 0.0)
     with pytest.raises(VerificationError, match="differs from the same model unpacked"):
-        delivery.compare_forms(a, b, batch, 0.0)
+        compare_forms(a, b, batch, 0.0)
 
 
 @pytest.mark.parametrize(

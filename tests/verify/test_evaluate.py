@@ -16,7 +16,7 @@ from onnxprune import model_io, runtime
 from onnxprune.data.metrics import METRICS, drop, hits, same_classes
 from onnxprune.data.readers import Data, open_data
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.verify.evaluate import MeasuredMetric, evaluate, measured, start
+from onnxprune.verify.evaluate import MeasuredMetric, evaluate, measured, start_meter
 
 LOGITS = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6]] * 5 + np.arange(8, dtype=np.float32) / 10
 LABEL = np.array([0, 1, 2, 3, 4, 0, 0])
@@ -174,7 +174,7 @@ def test_outputs_whose_samples_lie_along_another_axis() -> None:
     arrays = {"x": state[0], "s": state, "t": np.maximum(state, 0)}
     data = open_data(model, arrays)
     assert isinstance(data, Data) and data.source.count == 100 and data.outputs == (1,)
-    meter, value = start(model, runtime.make_session(model), data)
+    meter, value = start_meter(model, runtime.make_session(model), data)
     assert (meter.metric.name, value, meter.samples) == ("mse", 0.0, 100)
     assert measure(model, f"{__name__}:second", **arrays)[1] == 0
 
