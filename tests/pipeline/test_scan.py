@@ -71,7 +71,7 @@ def test_the_command_prints_a_table_or_json_and_draws(
     assert all(low < high for low, high in (row["values"] for row in content["rows"]))
     start = plot.read_bytes()[:200]
     assert {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}[kind] in start + plot.read_bytes()[:2000]
-    assert run("sensitivity", *flags) == 0  # replaces the plot
+    assert run("sensitivity", *flags, "--force") == 0  # replaces the plot
     assert "w2" in capsys.readouterr().out
 
 
