@@ -285,13 +285,21 @@ class View:
         if node is None or depth == 0 or operator_of(node).shape_only or operator_of(node).has_body:
             return
         found: list[ir.Value] = []
-        for operand in node.inputs:
+        for operand in node.inputs[:1] if self._picks_matrices(node) else node.inputs:
             if operand is not None:
                 inner = list(self._constant_sources(operand, depth - 1))
                 if not inner:
                     return
                 found.extend(inner)
         yield from found
+
+    def _picks_matrices(self, node: ir.Node) -> bool:
+        """Say whether a node picks whole matrices of a stack, such as the experts that a router has chosen."""
+        data, out = node.inputs[0], node.outputs[0]
+        if operator_of(node).movement != "pick" or data is None:
+            return False
+        before, after = self.facts.dims(data), self.facts.dims(out)
+        return before is not None and len(before) > 2 and after is not None and before[-2:] == after[-2:]
 
     def is_source(self, value: ir.Value) -> bool:
         """Say whether a value is an initializer, or a constant filled at run time with a shape known before."""
