@@ -3,7 +3,9 @@
 Cases:
 1. `RemoveBlocks`: the Add becomes an Identity of what is left of it; the nodes of f have no reader any more, and
    `Tidy` takes them away with their weights.
-2. `MaskBlocks`: the last contribution of f is multiplied by zero where it stands. It is the oracle for the first.
+2. The same where the Add is fused with the norm behind it: the norm of the trunk takes its place. A norm fused with a
+   sum before it that only the block read goes, too: an Add is left.
+3. `MaskBlocks`: the last contribution of f is multiplied by zero where it stands. It is the oracle for the first.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.graph.edit import Editor
-from onnxprune.structure.blocks import ResidualBlock
+from onnxprune.graph.operators import operator_of
+from onnxprune.structure.blocks import ResidualBlock, joined
+
+_SKIP_EPSILON = 1e-12  # where the fused norms of ONNX Runtime say none; LayerNormalization would take 1e-5
 
 
 class RemoveBlocks(ir.passes.InPlacePass):
@@ -31,14 +37,48 @@ class RemoveBlocks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit = Editor(model)
         for block in self.blocks:
-            graph, old = block.add.graph, block.add.outputs[0]
+            graph, total = block.add.graph, joined(block.add)
             assert graph is not None
-            if old.is_graph_output():
-                edit.take_place(old, edit.after(block.add, "Identity", [block.trunk]))
-            else:
-                old.replace_all_uses_with(block.trunk)
+            if operator_of(block.add).sum_output is not None:
+                edit.take_place(block.add.outputs[0], _norm_of_the_trunk(edit, block))
+            if total is not block.add.outputs[0] or operator_of(block.add).sum_output is None:
+                _pass_on(edit, block, total)
             graph.remove(block.add, safe=True)
+        if any(operator_of(block.add).sum_output is not None for block in self.blocks):
+            RemoveUnusedNodesPass()(model)
+            _drop_unread_norms(edit, model)
         return ir.passes.PassResult(model, modified=bool(self.blocks))
+
+
+def _pass_on(edit: Editor, block: ResidualBlock, total: ir.Value) -> None:
+    """Let what is left of a sum take its place."""
+    if total.is_graph_output():
+        edit.take_place(total, edit.after(block.add, "Identity", [block.trunk]))
+    else:
+        total.replace_all_uses_with(block.trunk)
+
+
+def _norm_of_the_trunk(edit: Editor, block: ResidualBlock) -> ir.Value:
+    """The norm that a fused node takes, of the trunk alone."""
+    node, operator = block.add, operator_of(block.add)
+    epsilon = node.attributes.get_float("epsilon", _SKIP_EPSILON)
+    affine = node.inputs[2 : operator.biases[-1]]
+    return edit.after(node, operator.plain, [block.trunk, *affine], {"axis": -1, "epsilon": epsilon})
+
+
+def _drop_unread_norms(edit: Editor, model: ir.Model) -> None:
+    """Where only the sum of a fused node is read, compute no more than the sum."""
+    for node in list(model.graph):
+        operator, norm = operator_of(node), node.outputs[0]
+        if operator.sum_output is None or norm.uses() or norm.is_graph_output() or joined(node) is norm:
+            continue
+        total = edit.before(node, "Add", list(node.inputs[:2]))
+        place = operator.biases[-1]
+        if place < len(node.inputs) and node.inputs[place] is not None:
+            total = edit.before(node, "Add", [total, node.inputs[place]])
+        edit.take_place(joined(node), total)
+        assert isinstance(node.graph, ir.Graph)
+        node.graph.remove(node, safe=True)
 
 
 class MaskBlocks(ir.passes.InPlacePass):
@@ -58,4 +98,7 @@ class MaskBlocks(ir.passes.InPlacePass):
             dtype = value.dtype or ir.DataType.FLOAT
             zero = edit.constant(ir.tensor(np.zeros((), np.float32), dtype=dtype), f"{block.name}_zero")
             block.add.replace_input_with(block.branch, edit.before(block.add, "Mul", [value, zero]))
+            if block.bias is not None:
+                bias = edit.before(block.add, "Mul", [block.add.inputs[block.bias], zero])
+                block.add.replace_input_with(block.bias, bias)
         return ir.passes.PassResult(model, modified=bool(self.blocks))

@@ -147,8 +147,10 @@ _enter("RMSNormalization SimplifiedLayerNormalization", kind="norm", roles={1: "
 _enter("Hardmax LRN LpNormalization MeanVarianceNormalization")
 _enter_contrib("GroupNorm SkipGroupNorm", kind="norm", roles={1: "scale"}, biases=(2,))
 _enter_contrib("SimplifiedLayerNormalization", kind="norm", roles={1: "scale"})
-_enter_contrib("SkipLayerNormalization", kind="norm", roles={2: "scale"}, biases=(3, 4))
-_enter_contrib("SkipSimplifiedLayerNormalization", kind="norm", roles={2: "scale"}, biases=(3,))
+_enter_contrib("SkipLayerNormalization", kind="norm", roles={2: "scale"}, biases=(3, 4), plain="LayerNormalization",
+               sum_output=3)  # fmt: skip
+_enter_contrib("SkipSimplifiedLayerNormalization", kind="norm", roles={2: "scale"}, biases=(3,),
+               plain="SimplifiedLayerNormalization", sum_output=3)  # fmt: skip
 _enter_contrib("EmbedLayerNormalization", kind="norm", tables=(2, 3, 4), roles={5: "scale"}, biases=(6,),
                indices={0: (2, 0), 1: (4, 0)})  # fmt: skip
 

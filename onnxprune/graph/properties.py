@@ -65,7 +65,9 @@ class Operator:
         result_quantised: The inputs of scale and zero point of its quantised results.
         result_zero_point: The output that is the zero point of its quantised results.
         multiply_adds: Counts them; see `multiply_adds`.
-        plain: The operator that it is without the activation that its attribute `activation` names.
+        plain: The operator that it is without the activation that its attribute `activation` names, or without the sum
+            that it takes first.
+        sum_output: The output that holds the sum of its first two inputs and of its last bias, of which it is the norm.
         movement: How it moves numbers without changing any: "same", "cast" (another type), "reshape", "permute",
             "rearrange" (both), "pick", "repeat", "join" and "pad". Empty where it changes them.
         data: The inputs that it moves or acts on; None for all.
@@ -112,6 +114,7 @@ class Operator:
     result_zero_point: int | None = None
     multiply_adds: counts.Formula = counts.not_counted
     plain: str = ""
+    sum_output: int | None = None
     movement: Movement = ""
     data: tuple[int, ...] | None = (0,)
     pointwise: Literal["", "unary", "broadcast"] = ""

@@ -7,6 +7,7 @@ the weights that go with it. Selection ranks blocks by score per parameter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ import onnx_ir as ir
 
 from onnxprune.data.batches import batches
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.operators import operator_of
+from onnxprune.passes.remove_blocks import MaskBlocks
 from onnxprune.runtime.statistics import output_error, row_cosines, shadow
 from onnxprune.scoring.registry import Context, Criterion, block_criterion
 from onnxprune.structure.blocks import ResidualBlock
@@ -71,6 +74,9 @@ def _without(model: ir.Model, block: ResidualBlock) -> ir.Model:
     """A copy in which a block adds the number zero."""
     copy = model.clone()
     (add,) = (node for node in copy.graph if any(out.name == block.name for out in node.outputs))
+    if operator_of(add).sum_output is not None:  # a fused sum takes no single number
+        MaskBlocks([replace(block, add=add)])(copy)
+        return copy
     dtype = block.trunk.dtype or ir.DataType.FLOAT
     zero = Editor(copy).constant(np.zeros((), dtype.numpy()), f"{block.name}_zero")
     add.replace_input_with(block.branch, zero)

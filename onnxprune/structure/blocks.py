@@ -7,6 +7,9 @@ sides read the same x and nothing else, the side with more weights is the block:
 
     residual_blocks(structure) -> [ResidualBlock(add, branch, nodes, weights), ...]     in the order of the graph
 
+ONNX Runtime fuses the sum with the norm behind it (SkipLayerNormalization, SkipSimplifiedLayerNormalization): that node
+is the Add then, and f may read the norm of the trunk that the block before put out. A bias fused into it is part of f.
+
 Blocks may lie in each other: the nodes of an outer one contain those of the inner ones.
 """
 
@@ -27,7 +30,7 @@ class ResidualBlock:
     """One residual block.
 
     Attributes:
-        add: The Add that joins it to the trunk, or a Sum of two.
+        add: The Add that joins it to the trunk, a Sum of two, or the norm of such a sum.
         branch: Which of its inputs is the block's last contribution: 0 or 1.
         nodes: The nodes that are there for the block alone.
         weights: The constants that hold weights (`Structure.weights`) and only these nodes read, with their sizes.
@@ -41,7 +44,7 @@ class ResidualBlock:
     @property
     def name(self) -> str:
         """The name of the value that the Add puts out: it outlives the block."""
-        return str(self.add.outputs[0].name)
+        return str(joined(self.add).name)
 
     @property
     def trunk(self) -> ir.Value:
@@ -58,9 +61,23 @@ class ResidualBlock:
         return value
 
     @property
+    def bias(self) -> int | None:
+        """The input with a bias that the block adds as well, fused into the sum; None where there is none."""
+        operator = operator_of(self.add)
+        place = operator.biases[-1] if operator.sum_output is not None else len(self.add.inputs)
+        return place if place < len(self.add.inputs) and self.add.inputs[place] is not None else None
+
+    @property
     def size(self) -> int:
         """How many weights go with it."""
         return sum(self.weights.values())
+
+
+def joined(add: ir.Node) -> ir.Value:
+    """Return the sum that a node puts out; the norm of it where it puts out nothing else."""
+    place = operator_of(add).sum_output or 0
+    is_there = place < len(add.outputs) and bool(add.outputs[place].name)
+    return add.outputs[place if is_there else 0]
 
 
 def residual_blocks(structure: Structure) -> list[ResidualBlock]:
@@ -68,21 +85,30 @@ def residual_blocks(structure: Structure) -> list[ResidualBlock]:
     order = list(structure.model.graph)
     found = []
     for number, node in enumerate(order):
-        if operator_of(node).adds and len(node.inputs) == 2:
+        if _joins(node):
             block = _block(structure, node, order[:number])
             if block is not None:
                 found.append(block)
     return found
 
 
+def _joins(node: ir.Node) -> bool:
+    """Say whether a node sums two values, and of its statistics, where it has some, nothing is read."""
+    operator = operator_of(node)
+    if operator.sum_output is not None:
+        others = [out for i, out in enumerate(node.outputs) if i not in (0, operator.sum_output)]
+        return not any(out.uses() or out.is_graph_output() for out in others)
+    return operator.adds and len(node.inputs) == 2
+
+
 def _block(structure: Structure, add: ir.Node, before: list[ir.Node]) -> ResidualBlock | None:
-    first, second = add.inputs
+    first, second = add.inputs[:2]
     if first is None or second is None or first is second or first.const_value or second.const_value:
         return None
     sides = [_exclusive(add, i, before) for i in (0, 1)]
     for branch in (0, 1):
         trunk = add.inputs[1 - branch]
-        if trunk in _read_by(sides[branch]):
+        if trunk is not None and any(_carries(value, trunk) for value in _read_by(sides[branch])):
             return _make(structure, add, branch, sides[branch])
     sources = [_read_by(side) for side in sides]
     if len(sources[0]) == 1 and sources[0] == sources[1]:
@@ -90,6 +116,13 @@ def _block(structure: Structure, add: ir.Node, before: list[ir.Node]) -> Residua
         sizes = [0 if block is None else block.size for block in made]
         return made[0] if sizes[0] > sizes[1] else made[1]
     return None
+
+
+def _carries(value: ir.Value, trunk: ir.Value) -> bool:
+    """Say whether a value is the trunk, or the norm of it that the node which made the trunk put out as well."""
+    node = value.producer()
+    fused = node is not None and operator_of(node).sum_output is not None
+    return value is trunk or (fused and node is trunk.producer() and value is node.outputs[0])  # type: ignore[union-attr]
 
 
 def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir.Node]:
