@@ -43,7 +43,7 @@ def dense_to_pruned(dense: Linear, pruned: Linear, rows: npt.NDArray[np.int64] |
         A bias of 0.5 that was written into the constant of a following Add gives the offset -0.5.
     """
     shape = pruned.matrix().shape[:2]
-    before, after = list(_follow(dense)), list(_follow(pruned))
+    before, after = list(follow(dense)), list(follow(pruned))
     theirs = {f.name: f for f in before}
     last = max(i for i, f in enumerate(after) if f.name in theirs)
     target, ours = theirs[after[last].name], _with_new_nodes(after, last, dense)
@@ -61,7 +61,7 @@ def scale_behind(layer: Linear) -> Matrix:
 
     It is what an exporter that folds BatchNormalization multiplies the weights by.
     """
-    *_, last = _follow(layer)
+    *_, last = follow(layer)
     return last.scale.reshape(layer.matrix().shape[:2])
 
 
@@ -86,7 +86,7 @@ def output_scale(output: ir.Value, width: int, *, axis: int) -> Matrix:
     return last.scale
 
 
-def _follow(layer: Linear) -> Iterator[Follow]:
+def follow(layer: Linear) -> Iterator[Follow]:
     """The layer's output, and each value that only scales and shifts it, in order."""
     return _follow_value(layer.output, int(np.prod(layer.matrix().shape[:2])), axis=layer.result_axis)
 

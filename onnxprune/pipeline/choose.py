@@ -25,6 +25,7 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.size import holders_of_numbers
 from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
+from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.cache import ScoreCache, cached
@@ -95,11 +96,14 @@ def choose(
         NothingToPrune: There is nothing to decide on.
         DataError: The criterion or the allocation needs data that are not there.
     """
+    auto = recipe.criterion == "auto"
+    recipe = settled(recipe, calibrated=calibration is not None)
     weights = eligible_weights(structure, recipe)
     if not weights:
         raise NothingToPrune(_nothing(structure, recipe))
     cache = cache or ScoreCache()
-    task = Task(structure, recipe, calibration, weights, _criterion(structure, recipe, calibration, cache), cache)
+    criterion = _criterion(structure, recipe, calibration, cache)
+    task = Task(structure, recipe, calibration, weights, criterion, cache, auto=auto)
     if recipe.parts.zeros is not None:
         task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
     return _chooser_of(recipe.parts.shape)(task)
@@ -139,7 +143,7 @@ def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | 
             raise RecipeError(
                 f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
             )
-        of_weights = allocation_of(name, find_criterion(recipe.criterion))
+        of_weights = allocation_of(name, find_criterion(settled(recipe, calibrated=False).criterion))
     return of_units, of_weights
 
 
@@ -152,6 +156,7 @@ class Task:
         weights: The weights that may go.
         criterion: The criterion, with the statistics of this model.
         unscored: Weights that the criterion cannot score, with the reason; they stay.
+        auto: Whether nobody asked for this criterion.
     """
 
     structure: Structure
@@ -161,6 +166,7 @@ class Task:
     criterion: Criterion
     cache: ScoreCache
     unscored: Mapping[str, str] = field(default_factory=dict)
+    auto: bool = False
 
     @property
     def share(self) -> float:
@@ -293,6 +299,9 @@ def _units(task: Task) -> Plan:
     if not groups:
         raise NothingToPrune(_nothing(structure, recipe))
     scored = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
+    if task.auto and scored.unscored:  # nothing is known of what they put out: by their weights
+        rest, by_weights = list(scored.unscored), find_criterion("magnitude")
+        scored = scored.or_else(score_units(structure, task.weights, rest, by_weights, recipe.seed))
     scores, groups = scored.values, [g for g in groups if g not in scored.unscored]
     if not groups:
         group, reason = next(iter(scored.unscored.items()))
@@ -300,7 +309,8 @@ def _units(task: Task) -> Plan:
     counted = prunable_weights(structure)
     inputs = None if task.calibration is None else task.calibration.inputs
     cost = _COSTS.get(recipe.target or "", "balanced")
-    context = UnitContext(structure, counted, groups, scores, inputs, cost, task.cache)
+    evidence = task.criterion.evidence
+    context = UnitContext(structure, counted, groups, scores, inputs, cost, task.cache, evidence=evidence)
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
     allocation, _ = allocations_of(recipe)
     assert allocation is not None

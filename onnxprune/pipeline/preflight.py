@@ -14,6 +14,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.choose import allocations_of
 from onnxprune.pipeline.given import RunInputs
+from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.granularity import NM, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
@@ -57,7 +58,7 @@ def check_scores(recipe: Recipe, calibration: AnyData | None, *, trains: bool) -
     Raises:
         RecipeError: The sentence names the flag.
     """
-    criterion = find_criterion(recipe.criterion)
+    criterion = find_criterion(settled(recipe, calibrated=calibration is not None).criterion)
     scored = (recipe.parts.zeros or recipe.parts.shape).scored
     if scored not in criterion.scores:
         called = {"weights": "single weights", "units": "whole units", "blocks": "residual blocks"}
@@ -158,12 +159,13 @@ def _allocation_scans(recipe: Recipe) -> bool:
 
 def needs_labels(recipe: Recipe) -> bool:
     """Say whether the criterion looks at labels."""
-    return find_criterion(recipe.criterion).needs in ("labels", "training")
+    return find_criterion(settled(recipe, calibrated=False).criterion).needs in ("labels", "training")
 
 
 def looks_at_data(recipe: Recipe) -> bool:
     """Say whether criterion or allocation cannot do without data."""
-    return find_criterion(recipe.criterion).needs != "nothing" or _allocation_scans(recipe)
+    criterion = find_criterion(settled(recipe, calibrated=False).criterion)
+    return criterion.needs != "nothing" or _allocation_scans(recipe)
 
 
 def recovery_methods(recipe: Recipe, *, calibrated: bool) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
 from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.scoring.evidence import Evidence
@@ -154,6 +155,7 @@ def _scanned(
     progress: Callable[[str], None] | None,
 ) -> tuple[Sensitivity, dict[str, str]]:
     """Scan what the recipe lets go; what is left out, with the reason."""
+    recipe = settled(recipe, calibrated=False)  # units are zeroed and nothing makes up for them
     criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed))
     weights = eligible_weights(structure, recipe)
     if recipe.parts.units:

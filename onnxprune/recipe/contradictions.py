@@ -81,7 +81,7 @@ def _check_structure(fields: Fields) -> None:
 def _check_threshold(fields: Fields) -> None:
     if fields.structure != WEIGHTS:
         raise ValueError(f"--quality: a threshold is for single weights, --structure {fields.structure} is not")
-    for setting, default in (("criterion", "magnitude"), ("allocation", "auto")):
+    for setting, default in (("criterion", "auto"), ("allocation", "auto")):
         if getattr(fields, setting) != default:
             raise ValueError(f"--{setting}: --quality is a threshold on the magnitudes of each layer: leave it out")
 

@@ -86,13 +86,17 @@ class Fields(BaseModel):
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
     criterion: Annotated[str, _WHAT] = Field(
-        "magnitude", description="how much a weight or a unit matters; onnxprune methods lists them"
+        "auto",
+        description="how much a weight or a unit matters; onnxprune methods lists them; auto is obc for units where "
+        "--calibration is given, else magnitude",
     )
     allocation: Annotated[str, _WHAT] = Field(
         "auto",
         description="how layers compete: global (all ranked together), uniform, lamp or sensitivity (scanned on "
-        "--calibration); weights also: erk; units also: cost (importance lost per cost saved); auto is cost for units "
-        "and lamp for weights, but for criteria that are made for global or uniform",
+        "--calibration); weights also: erk; units also: cost (importance lost per cost saved) and measured "
+        "(each group is cut alone on --calibration, made up for, and the outputs compared); auto is measured for units "
+        "where --calibration is given, else cost, and lamp for weights, but for criteria that are made for global or "
+        "uniform",
     )
     recover: Annotated[Names, Flag("Data", commas=True)] = Field(
         ("auto",),

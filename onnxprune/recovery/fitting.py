@@ -19,6 +19,9 @@ from onnxprune.runtime.statistics import Moments
 SAMPLE = 64
 """Where each output has zeros of its own, so many outputs of a layer choose its ridge and judge its fit."""
 
+WIDE = 384
+"""Inputs of a layer from which on its ridge is chosen on one fold."""
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -141,20 +144,21 @@ class Problem:
 def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Proposal:
     """Fit a layer all of whose outputs have the same zeros.
 
-    The ridge is chosen by the error on each fold of what is fitted to the others.
+    The ridge is chosen by the error on each fold of what is fitted to the others; for wide layers on the last alone.
     """
-    total, scale = total_of(folds), size_of(folds)
+    held = folds if layer.support.shape[2] < WIDE else folds[-1:]
+    total, scale = total_of(folds), size_of(held)
 
     def error(ridge: float) -> float:
         found = 0.0
-        for fold in folds:
+        for fold in held:
             fit = ridge_fit(total - fold, anchor, layer.support, ridge, with_bias=layer.has_shift)
             found += float(squared_error(fold, fit).sum())
         return found / scale
 
     errors = {ridge: error(ridge) for ridge in RIDGES}
     best = min(errors, key=lambda ridge: errors[ridge])
-    before = sum(float(squared_error(m, layer.start).sum()) for m in folds) / scale
+    before = sum(float(squared_error(m, layer.start).sum()) for m in held) / scale
     fitted = ridge_fit(total, anchor, layer.support, best, with_bias=layer.has_shift)
     return Proposal(fitted, before, errors[best], f"ridge {best:g}")
 

@@ -18,8 +18,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime as ort
 
-from onnxprune.data.batches import Inputs, batches
+from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.hints import Feeds
@@ -32,12 +33,18 @@ from onnxprune.recovery.merging import merge_units
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
+from onnxprune.recovery.streamed import Pair, streamed_moments
 from onnxprune.runtime.probe import known_facts
-from onnxprune.runtime.statistics import layer_moments, output_error, shadow
+from onnxprune.runtime.session import make_session
+from onnxprune.runtime.session import run as run_session
+from onnxprune.runtime.statistics import layer_moments, shadow
+from onnxprune.runtime.stream.gather import Samples
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 
 FOLDS = 4
+
+_REPORTED = 64  # inputs on which the outputs are compared for the report
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class _Run:
     dense: ir.Model
     pruned: ir.Model
     kept: Kept
-    feeds: Sequence[Feeds]
+    samples: Samples
     windows: int
     pattern: Shape | None
     progress: Callable[[str], None]
@@ -101,12 +108,31 @@ class _Run:
     skipped: dict[str, str] = field(default_factory=dict)
     anchors: dict[str, Matrix] = field(default_factory=dict)
     refused: set[tuple[str, str]] = field(default_factory=set)
+    _outputs: dict[int, dict[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
+    _outputs_session: ort.InferenceSession | None = None
+
+    @property
+    def feeds(self) -> Sequence[Feeds]:
+        """The batches."""
+        return self.samples.feeds
 
     def error(self, feeds: Sequence[Feeds] | None = None) -> float:
         """The model's error, by default on the last fold, which no globally judged proposal is made from."""
-        outputs = [str(v.name) for v in self.pruned.graph.outputs]
         chosen = self.feeds[FOLDS - 1 :: FOLDS] if feeds is None else feeds
-        return output_error(shadow(self.dense, self.pruned), chosen, outputs)
+        session = make_session(self.pruned)
+        if self._outputs_session is None:
+            self._outputs_session = make_session(self.dense)
+        sums: dict[str, Matrix] = {}
+        for feed in chosen:
+            if id(feed) not in self._outputs:
+                self._outputs[id(feed)] = run_session(self._outputs_session, feed)
+            ours = run_session(session, feed)
+            for name, dense in self._outputs[id(feed)].items():
+                if np.asarray(dense).dtype.kind == "f":
+                    gap = np.asarray(ours[name], np.float64) - np.asarray(dense, np.float64)
+                    own = np.array([np.square(gap).sum(), np.square(dense, dtype=np.float64).sum()])
+                    sums[name] = sums.get(name, np.zeros(2)) + own
+        return max((float(a / max(b, np.finfo(np.float64).tiny)) for a, b in sums.values()), default=0.0)
 
     def attempt(self, layer: str, method: str, values: Sequence[ir.Value], write: Callable[[], None]) -> None:
         """Write to some constants, and take it back unless the model's outputs come nearer to the dense model's."""
@@ -155,16 +181,21 @@ def recover(
         DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
     """
     measured = bool(inputs) or any(METHODS.find(name).needs == "calibration" for name in methods)
-    feeds = batches(pruned, inputs, batch, least=2 * FOLDS) if measured else []
+    samples = Samples.of(dense, inputs, batch, least=2 * FOLDS) if measured else Samples((), ())
+    feeds = samples.feeds
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
-    run = _Run(dense, pruned, kept, feeds, windows, pattern, progress or (lambda _: None), trained)
-    before = run.error(feeds) if measured else None
+    run = _Run(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained)
+    some = feeds[: max(1, _REPORTED // max(1, _length(feeds[0])))] if feeds else []
+    before = run.error(some) if measured else None
     for name in methods:
         (METHODS.find(name).run or _recover_layers)(run, name)
-    after = run.error(feeds) if measured and run.steps else before
-    samples = sum(len(next(iter(f.values()))) for f in feeds)
-    return Recovery(tuple(run.steps), run.skipped, before, after, samples)
+    after = run.error(some) if measured and run.steps else before
+    return Recovery(tuple(run.steps), run.skipped, before, after, sum(map(_length, feeds)))
+
+
+def _length(feed: Feeds) -> int:
+    return max((len(array) for array in feed.values() if np.ndim(array)), default=1)
 
 
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
@@ -195,9 +226,26 @@ def _recover_layers(run: _Run, method: str) -> None:
     run.skipped.update(refused)
     missing = [str(x.output.name) for x in affected if str(x.output.name) not in originals]
     run.skipped.update(dict.fromkeys(missing, "it has no counterpart in the dense model"))
-    for stage in stages(run.pruned, [x for x in affected if str(x.output.name) in originals]):
-        run.progress(stage[0].name)
-        _recover_stage(run, stage, originals, method)
+    affected = [x for x in affected if str(x.output.name) in originals]
+    if METHODS.find(method).judged_by_outputs:
+        for stage in stages(run.pruned, affected):
+            run.progress(stage[0].name)
+            _recover_stage(run, stage, originals, method)
+        return
+    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in affected]
+    for found in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
+        run.progress(found[0][0].pruned.name)
+        for pair, moments in found:
+            factor, _ = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
+            layer = _layer(run, pair.pruned, pair.dense, factor)
+            proposal = propose(method, layer, moments)
+            run.steps.append(_step(layer, method, proposal))
+            if proposal.after < proposal.before:
+                _write(layer, proposal.affine)
+
+
+def _rows_left(run: _Run, layer: Linear) -> npt.NDArray[np.int64] | None:
+    return run.kept.get(layer.name, {}).get(layer.output_axis)
 
 
 def _changed(run: _Run) -> set[ir.Value]:
@@ -241,7 +289,7 @@ def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.ND
 
 def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
     rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
-    way, joined = METHODS.find(method), shadow(run.dense, run.pruned)
+    joined = shadow(run.dense, run.pruned)
     found = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
     for linear in stage:
         if (linear.name, method) in run.refused:
@@ -251,13 +299,8 @@ def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, L
         moments = [m.mapped(factor, offset) for m in found[linear.name]]
         layer = _layer(run, linear, original, factor)
         proposal = propose(method, layer, moments)
-        if way.judged_by_outputs:
-            touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
-            run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
-        else:
-            run.steps.append(_step(layer, method, proposal))
-            if proposal.after < proposal.before:
-                _write(layer, proposal.affine)
+        touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
+        run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
 
 
 def _layer(run: _Run, linear: Linear, original: Linear, factor: Matrix) -> Layer:

@@ -58,10 +58,22 @@ def best_bias(moments: Moments, weight: Matrix) -> Matrix:
 def ridge_fit(moments: Moments, start: Affine, support: Support, ridge: float, *, with_bias: bool) -> Affine:
     """Fit the weights inside `support` [g, O, K]; the others stay zero. Without a bias the old one is kept."""
     g, c = normal_equations(moments, start.bias, with_bias)
+    if support.all():
+        return _full_fit(moments, start, g, c, ridge, with_bias=with_bias)
     weight = np.zeros_like(start.weight)
     for i in range(len(g)):
         scale = float(np.mean(np.diag(g[i]))) or 1.0
         weight[i] = _solve(g[i], c[i], start.weight[i], support[i], ridge * scale)
+    return Affine(weight, best_bias(moments, weight) if with_bias else start.bias)
+
+
+def _full_fit(moments: Moments, start: Affine, g: Matrix, c: Matrix, ridge: float, *, with_bias: bool) -> Affine:
+    """The fit where no weight is zero: the groups of a convolution are solved together."""
+    scale = np.mean(np.diagonal(g, axis1=1, axis2=2), axis=1)
+    pull = ridge * np.where(scale == 0, 1.0, scale)[:, None, None]
+    left = g + pull * np.eye(g.shape[1])
+    right = c + pull * start.weight.transpose(0, 2, 1)
+    weight = np.ascontiguousarray(_positive_solve(left, right).transpose(0, 2, 1))
     return Affine(weight, best_bias(moments, weight) if with_bias else start.bias)
 
 
@@ -91,4 +103,4 @@ def _positive_solve(a: Matrix, b: Matrix) -> Matrix:
     try:
         return np.asarray(np.linalg.solve(a, b), np.float64)
     except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0], np.float64)
+        return np.asarray(np.linalg.pinv(a) @ b, np.float64)

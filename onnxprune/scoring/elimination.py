@@ -18,53 +18,72 @@ import numpy.typing as npt
 from onnxprune.graph.linear import Matrix
 
 Columns = npt.NDArray[np.int64]
-ROUNDS = 128
+ROUNDS = 64
 """Largest number of rounds: in groups of more units, several go before the costs are worked out anew."""
+
+_HIGHER = 1 + 1e-9  # later units count for a little more, so that costs tell the order
 
 
 class Consumer:
-    """One layer that reads the units of a group: what each costs it, and how it adapts."""
+    """One layer that reads the units of a group: what each costs it, and how it adapts.
 
-    def __init__(self, weight: Matrix, inverse: Matrix, blocks: Mapping[int, Columns]) -> None:
-        """Take the weights [g, O, K], the inverse Hessian [g, K, K] and the columns of each unit."""
-        self.weight, self.inverse = weight.copy(), inverse.copy()
-        self._blocks = blocks
-        sizes = {len(columns) for columns in blocks.values()}
-        self._by_size = [
-            (
-                np.array([unit for unit, c in blocks.items() if len(c) == size]),
-                np.stack([c for c in blocks.values() if len(c) == size]),
-            )
-            for size in sorted(sizes)
-        ]
+    Columns that are gone leave the matrices, so that a round costs what is left.
+
+    Args:
+        weight: The weights [g, O, K].
+        inverse: The inverse Hessian [g, K, K].
+        blocks: The columns of each unit, by its number.
+        worth: What the error of this layer counts for among other consumers.
+    """
+
+    def __init__(self, weight: Matrix, inverse: Matrix, blocks: Mapping[int, Columns], worth: float = 1.0) -> None:
+        self._weight, self._inverse, self._worth = weight.copy(), inverse.copy(), worth
+        self._blocks = dict(blocks)
+        self._place = np.arange(weight.shape[2])  # of each column in what is left of the matrices
 
     def costs(self, count: int) -> npt.NDArray[np.float64]:
         """Return what each of ``count`` units costs as things stand, shape [count]; 0 for one that is not read."""
         out = np.zeros(count)
-        for w, inverse in zip(self.weight, self.inverse, strict=True):
-            for units, columns in self._by_size:
+        for units, columns in self._by_size():
+            for w, inverse in zip(self._weight, self._inverse, strict=True):
+                if columns.shape[1] == 1:
+                    only = columns[:, 0]
+                    out[units] += np.square(w[:, only]).sum(axis=0) / inverse[only, only]
+                    continue
                 squares = inverse[columns[:, :, None], columns[:, None, :]]
                 read = np.moveaxis(w[:, columns], 0, 2)
                 out[units] += np.einsum("nbo,nbo->n", read, np.linalg.solve(squares, read))
-        return out
+        return out * self._worth
 
     def remove(self, units: Sequence[int]) -> None:
         """Remove units; what is left makes up for them."""
-        found = [self._blocks[unit] for unit in units if unit in self._blocks]
+        found = [self._blocks.pop(unit) for unit in units if unit in self._blocks]
         if not found:
             return
-        gone = np.concatenate(found)
-        for w, inverse in zip(self.weight, self.inverse, strict=True):
-            share = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
-            w -= w[:, gone] @ share
-            inverse -= inverse[:, gone] @ share
-            w[:, gone] = 0.0
-            inverse[gone], inverse[:, gone] = 0.0, 0.0
-            inverse[gone, gone] = 1.0
+        gone = self._place[np.concatenate(found)]
+        left = np.setdiff1d(np.arange(self._weight.shape[2]), gone)
+        weights, inverses = [], []
+        for w, inverse in zip(self._weight, self._inverse, strict=True):
+            share = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, left)])
+            weights.append(w[:, left] - w[:, gone] @ share)
+            inverses.append(inverse[np.ix_(left, left)] - inverse[np.ix_(left, gone)] @ share)
+        self._weight, self._inverse = np.stack(weights), np.stack(inverses)
+        place = np.full(len(self._place), -1)
+        place[np.flatnonzero(np.isin(self._place, left))] = np.arange(len(left))
+        self._place = place
+
+    def _by_size(self) -> list[tuple[npt.NDArray[np.int64], Columns]]:
+        """The units that are left, those with as many columns together, with the places of these."""
+        sizes = sorted({len(columns) for columns in self._blocks.values()})
+        found = []
+        for size in sizes:
+            units = [unit for unit, columns in self._blocks.items() if len(columns) == size]
+            found.append((np.array(units), self._place[np.stack([self._blocks[unit] for unit in units])]))
+        return found
 
 
 def eliminate(consumers: Sequence[Consumer], count: int) -> npt.NDArray[np.float64]:
-    """Remove all of ``count`` units, the cheapest first; return what each cost when it went, never less than before."""
+    """Remove all of ``count`` units, the cheapest first; return what each cost when it went, more than those before."""
     cost, left, level = np.zeros(count), np.ones(count, bool), 0.0
     at_once = -(-count // ROUNDS)
     while left.any():
@@ -72,7 +91,7 @@ def eliminate(consumers: Sequence[Consumer], count: int) -> npt.NDArray[np.float
         alive = np.flatnonzero(left)
         cheapest = alive[np.argsort(now[alive], kind="stable")[:at_once]]
         for unit in cheapest.tolist():
-            level = max(level, float(now[unit]))
+            level = max(level * _HIGHER, float(now[unit]))
             cost[unit] = level
         left[cheapest] = False
         for consumer in consumers:

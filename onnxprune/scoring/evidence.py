@@ -19,7 +19,8 @@ from onnxprune.data.batches import Inputs, batches
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
-from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments, layer_moments
+from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments
+from onnxprune.runtime.stream.gather import Samples, gather
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
+
+HELD = 64
+"""So many inputs are held back at most."""
 
 TOGETHER = 2**27
 """Entries of the Gram matrices that are gathered in one pass over the data: 1 GiB."""
@@ -106,7 +110,8 @@ class Evidence:
         """For each layer, those that are measured in one pass with it: neighbours, as many as `TOGETHER` allows."""
         found: list[list[str]] = [[]]
         room = TOGETHER
-        for name, layer in self.layers.items():
+        whole = {name: layer for name, layer in self.layers.items() if layer.groups == 1}
+        for name, layer in {**whole, **self.layers}.items():
             shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
             entries = layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2
             if entries > room and found[-1]:
@@ -118,10 +123,33 @@ class Evidence:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one object a run, and Gram matrices are large
     def _moments(self, names: tuple[str, ...]) -> Mapping[str, Moments]:
-        feeds = batches(self.structure.model, self.inputs, self.batch)
         layers = [self.layers[name] for name in names]
-        found = layer_moments(self.structure.model, layers, {}, feeds, folds=1, targets=False)
-        return {name: moments for name, (moments,) in found.items()}
+        return {
+            name: moments
+            for part in gather(self.structure.model, layers, self.samples)
+            for name, moments in part.items()
+        }
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """The inputs as a stream reads them, without those held back."""
+        return Samples.of(self.structure.model, self._part(self.held, None), self.batch)
+
+    @property
+    def held(self) -> int:
+        """How many inputs, the first ones, Gram matrices are not made from, so that effects can be measured on them."""
+        count = max((len(a) for a in self.inputs.values() if np.ndim(a)), default=0)
+        inputs = [v for v in self.structure.model.graph.inputs if v.name in self.inputs]
+        first = [v.shape[0] for v in inputs if v.shape is not None and len(v.shape)]
+        batch = max((n for n in first if isinstance(n, int)), default=1)
+        return min(HELD, count // 4) // batch * batch
+
+    def held_inputs(self, most: int) -> Inputs:
+        """Return the inputs that are held back, so many at most; where there are too few to hold any, the first."""
+        return self._part(0, max(1, min(self.held, most)) if self.held else most)
+
+    def _part(self, start: int, stop: int | None) -> Inputs:
+        return {name: array[start:stop] if np.ndim(array) else array for name, array in self.inputs.items()}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
     def inverse_hessian(self, name: str, *, centred: bool = False) -> Matrix:

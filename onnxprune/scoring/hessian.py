@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.errors import RecipeError
 from onnxprune.scoring.acting import acting_numbers
 from onnxprune.scoring.elimination import Consumer, eliminate
 from onnxprune.scoring.registry import Context, criterion, unit_criterion
@@ -49,6 +50,7 @@ def channel_obs(structure: Structure, weights: list[Weight], group: Group, conte
         for weight in weights:
             if any(s.value is weight.value for s in group.sites):
                 context.evidence.layer(weight.name)
+        raise RecipeError("no layer reads these units by weights of its own")
     return np.asarray(np.sqrt(np.maximum(eliminate(consumers, len(group)), 0.0)))
 
 

@@ -44,6 +44,13 @@ class UnitScores:
     values: Scores
     unscored: Mapping[Group, str]
 
+    def or_else(self, other: UnitScores) -> UnitScores:
+        """Take the scores of groups that have none from others of these groups."""
+        values = self.values.copy()
+        for group in self.unscored:
+            values[group.atoms] = other.values[group.atoms]
+        return UnitScores(values, other.unscored)
+
 
 def score_units(
     structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], criterion: Criterion, seed: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,10 +23,13 @@ from onnxprune.structure.ledger import Change, Ledger
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import Weight
 
+Loss = Callable[[int, int], float]
+"""From the units of a group that are left, now and then, to what is lost on the way."""
+
 
 def select_by_cost(
     structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget,
-    cost: Cost,
+    cost: Cost, losses: Mapping[Group, Loss] | None = None,
 ) -> UnitSelection:  # fmt: skip
     """Take units in the order of importance lost per cost saved, until the sparsity is met, or the nearest below it.
 
@@ -37,11 +40,12 @@ def select_by_cost(
         scores: By atom id, not negative; the order in which the units of a group go.
         budget: How much goes, and in which steps.
         cost: What is to be saved.
+        losses: What each group loses; by default what its scores say, as above.
     """
     ledger = Ledger(structure, weights, groups, budget.floor, cost)
     target = budget.sparsity * ledger.prunable
     limit = target + OVERSHOOT * ledger.prunable
-    offers = [_Offer(ledger, group, scores, budget) for group in groups]
+    offers = [_Offer(ledger, group, scores, budget, (losses or {}).get(group)) for group in groups]
     heap = [(0.0, 0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
     while heap and ledger.gone < target:
         _, share, i = heapq.heappop(heap)
@@ -60,7 +64,9 @@ def select_by_cost(
 class _Offer:
     """The units of one group, least important first, in steps to the counts that it may shrink to."""
 
-    def __init__(self, ledger: Ledger, group: Group, scores: Scores, budget: UnitBudget) -> None:
+    def __init__(
+        self, ledger: Ledger, group: Group, scores: Scores, budget: UnitBudget, loss: Loss | None = None
+    ) -> None:
         order = np.argsort(scores[group.atoms], kind="stable")
         self.ledger = ledger
         self.atoms = group.atoms[order]
@@ -68,6 +74,7 @@ class _Offer:
         self.layers = len({s.value for s in group.sites if s.value in ledger.structure.weights})
         step = step_of(ledger.structure, group, budget.round_to)
         self.counts = kept_counts(len(group), step, budget.floor)
+        self.loss = loss or self._loss
 
     def price(self) -> tuple[float, Change] | None:
         """Return the loss per saved cost of the next step, and the step; one that saves nothing joins the one behind.
@@ -81,7 +88,7 @@ class _Offer:
                 return None
             saved = self.ledger.cost - change.cost
             if saved > 0:
-                return self._loss(now, then) / saved, change
+                return self.loss(now, then) / saved, change
         return None
 
     def take(self, change: Change) -> None:

@@ -16,9 +16,11 @@ from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.plugins import Registry, summary
 from onnxprune.scoring.cache import ScoreCache
+from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.units import Scores
 from onnxprune.selection.allocation import PLUGINS, Needs
 from onnxprune.selection.by_cost import select_by_cost
+from onnxprune.selection.measured import measure_effects
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan_units
 from onnxprune.selection.units import Price, UnitBudget, UnitSelection, select_units
 from onnxprune.structure.costs import CostName, find_cost
@@ -40,6 +42,7 @@ class UnitContext:
         cost: What is to be saved.
         cache: Keeps a scan for the next time that one is asked for.
         table: The scan, once one was made.
+        evidence: Statistics of the model on these inputs.
     """
 
     structure: Structure
@@ -50,6 +53,7 @@ class UnitContext:
     cost: CostName = "balanced"
     cache: ScoreCache = field(default_factory=ScoreCache)
     table: Sensitivity | None = None
+    evidence: Evidence | None = None
 
     def cheapest(self, budget: UnitBudget, price: Price) -> UnitSelection:
         """Take the units of the lowest price, until the budget is met."""
@@ -155,3 +159,23 @@ def by_sensitivity(context: UnitContext, budget: UnitBudget) -> UnitSelection:
         return float(after - before) / size if stop / len(values) <= shares[-1] else np.inf
 
     return context.cheapest(budget, price)
+
+
+@unit_allocation("measured", needs="calibration")
+def by_effect(context: UnitContext, budget: UnitBudget) -> UnitSelection:
+    """By the change of the outputs when a group is cut alone and its consumers make up for it, per cost saved.
+
+    See `measure_effects`; the cost is that of ``cost``.
+
+    Raises:
+        DataError: There are no inputs to measure on.
+    """
+    if context.inputs is None or context.evidence is None:
+        raise DataError("the allocation 'measured' runs the model on calibration data, and there are none.")
+    parts = (context.structure, context.groups, context.scores, context.evidence)
+    curves = context.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
+    losses = {group: curve.loss for group, curve in zip(context.groups, curves, strict=True)}
+    cost = find_cost(context.cost, context.structure)
+    return select_by_cost(
+        context.structure, context.weights, context.groups, context.scores, budget, cost, losses
+    )

@@ -1,0 +1,24 @@
+"""What ``auto`` means for a criterion and an allocation: it depends on what there is to look at."""
+
+from __future__ import annotations
+
+from onnxprune.recipe.recipe import Recipe
+
+
+def settled(recipe: Recipe, *, calibrated: bool) -> Recipe:
+    """Return the recipe with methods in the place of ``auto``.
+
+    With calibration data whole units go by the error that they leave after compensation, and are divided among groups
+    by their measured effect on the outputs. A mix of structures is ranked by magnitude, single weights too.
+
+    Args:
+        recipe: The recipe.
+        calibrated: Whether there are calibration data.
+    """
+    measured = calibrated and recipe.parts.units and not recipe.parts.mixed
+    update = {}
+    if recipe.criterion == "auto":
+        update["criterion"] = "obc" if measured else "magnitude"
+    if recipe.allocation == "auto" and measured:
+        update["allocation"] = "measured"
+    return recipe.model_copy(update=update)

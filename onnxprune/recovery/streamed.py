@@ -1,0 +1,196 @@
+"""Moments of the layers of a pruned network against the dense one, layer by layer, in one pass over both.
+
+    for stage in streamed_moments(dense, pruned, layers, kept, samples):
+        for layer, moments in stage: ...      write new weights before the next stage is asked for
+
+Both networks stand at the same cut. The dense block ahead is run once, for the targets of its layers; the pruned one up
+to each layer, with what the layers before it were given meanwhile. So the cost is linear in depth: one run of the dense
+network, about three of the pruned one, and memory for two cuts.
+
+Targets make up for what is upstream. Where a layer's output is added to another value s, as at the end of a residual
+branch, it is fitted to what the sum lacks:
+
+    z = z_dense + s_dense - s_pruned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.graph.following import Follow, dense_to_pruned, follow
+from onnxprune.graph.linear import Linear, Matrix
+from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
+from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
+from onnxprune.runtime.stream.gather import Samples
+from onnxprune.runtime.stream.rows import Grid, moments_of
+
+Array = npt.NDArray[Any]
+Rows = Mapping[str, npt.NDArray[np.int64]]
+"""By weight name, the outputs of the dense layer that the pruned one still has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A layer of the pruned network, the same of the dense one, and what its output is added to.
+
+    Attributes:
+        pruned, dense: The layer.
+        rows: The dense layer's outputs that are left; None for all.
+        shortcut: Name of the other operand of the sum; None where there is none.
+        scale: What the layer's outputs are multiplied by before the sum, shape [outputs].
+    """
+
+    pruned: Linear
+    dense: Linear
+    rows: npt.NDArray[np.int64] | None
+    shortcut: str | None
+    scale: Matrix
+
+    @staticmethod
+    def of(pruned: Linear, dense: Linear, rows: npt.NDArray[np.int64] | None) -> Pair:
+        """Pair two layers."""
+        last, shortcut = _sum_behind(pruned)
+        other = _sum_behind(dense)[1]
+        known = shortcut if shortcut is not None and shortcut == other else None
+        return Pair(pruned, dense, rows, known, last.scale)
+
+    def left(self, output: Array) -> Array:
+        """What is left of a value of the shape of the dense layer's output."""
+        if self.rows is None:
+            return output
+        return np.take(output, self.rows, axis=self.pruned.result_axis)
+
+
+def streamed_moments(
+    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Samples, folds: int
+) -> Iterator[list[tuple[Pair, list[Moments]]]]:
+    """Yield the layers of the pruned network in order, those that lie side by side together, with their moments.
+
+    Args:
+        dense: The model before pruning.
+        pruned: The model after; its layers may be given other numbers whenever a stage was yielded.
+        pairs: Its layers that are looked at.
+        samples: Calibration inputs.
+        folds: Batch i belongs to fold i modulo this.
+    """
+    blocks = common_blocks(dense, pruned, samples.sizes(dense))
+    one, two = Cursor(dense, blocks[0], samples.feeds), Cursor(pruned, blocks[1], samples.feeds)
+    of_node = {pair.pruned.node: pair for pair in pairs}
+    for block in blocks[1]:
+        inside = [of_node[node] for node in block.nodes if node in of_node]
+        if inside:
+            yield from _in_block(block, inside, one, two, samples, folds)
+        else:
+            one.skip()
+        two.skip()
+
+
+def _in_block(
+    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Samples, folds: int
+) -> Iterator[list[tuple[Pair, list[Moments]]]]:
+    targets = _targets(pairs, dense, samples)
+    stages = _stages(block, pairs)
+    done: set[ir.Node] = set()
+    for stage in stages:
+        ready = {pair for pair in stage if pair.shortcut and _settled(block, pair.shortcut, pairs, done)}
+        names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
+        sums: dict[Pair, list[Moments]] = {pair: [] for pair in stage}
+        for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
+            for pair in stage:
+                new = _moments(pair, values, targets[pair][number], samples, number, compensate=pair in ready)
+                found, fold = sums[pair], number % folds
+                if fold < len(found):
+                    found[fold] = found[fold] + new
+                else:
+                    found.append(new)
+        for pair in stage:
+            del targets[pair]
+        yield list(sums.items())
+        done |= {pair.pruned.node for pair in stage}
+
+
+def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Samples) -> dict[Pair, list[tuple[Array, Array | None]]]:
+    """For each layer and batch: rows of what the dense layer gives, and of what it is added to."""
+    made = {str(out.name) for node in dense.block.nodes for out in node.outputs} | set(dense.state[0])
+    names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
+    names += [pair.shortcut for pair in pairs if pair.shortcut in made]
+    found: dict[Pair, list[tuple[Array, Array | None]]] = {pair: [] for pair in pairs}
+    for number, values in enumerate(dense.advance(list(dict.fromkeys(names)))):
+        for pair in pairs:
+            data = values[str(pair.dense.data.name)]
+            grid = samples.grid(pair.pruned, data, number)
+            shortcut = values.get(pair.shortcut or "")
+            s = None if shortcut is None else samples.outputs(pair.pruned, pair.left(shortcut), grid, number)
+            found[pair].append((_dense_rows(pair, data, values, samples, grid, number), s))
+    return found
+
+
+def _dense_rows(pair: Pair, data: Array, values: Values, samples: Samples, grid: Grid, number: int) -> Array:
+    """Z of the dense layer at the outputs that are left, [g, rows, O], before an activation that its node applies."""
+    if not pair.dense.activation:
+        return samples.outputs(pair.pruned, pair.left(values[str(pair.dense.output.name)]), grid, number)
+    weight, bias = (x.astype(np.float32) for x in (pair.dense.matrix(), pair.dense.bias()))
+    z = np.matmul(samples.inputs(pair.dense, data, grid, number), weight.transpose(0, 2, 1)) + bias[:, None]
+    flat = z.transpose(1, 0, 2).reshape(z.shape[1], -1)
+    kept = flat if pair.rows is None else flat[:, pair.rows]
+    return np.ascontiguousarray(kept.reshape(len(kept), pair.pruned.groups, -1).transpose(1, 0, 2))
+
+
+def _moments(
+    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Samples, number: int, *, compensate: bool
+) -> Moments:
+    data = values[str(pair.pruned.data.name)]
+    z, shortcut = target
+    grid = samples.grid(pair.pruned, data, number)
+    factor, offset = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
+    z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)
+    if compensate and shortcut is not None:
+        other = values[str(pair.shortcut)]
+        lack = shortcut - samples.outputs(pair.pruned, other, grid, number)
+        scale = pair.scale.reshape(factor.shape)
+        usable = np.abs(scale) > 1e-3 * np.abs(scale).max()
+        z = z + lack * np.where(usable, 1 / np.where(usable, scale, 1), 0).astype(np.float32)[:, None]
+    return moments_of(samples.inputs(pair.pruned, data, grid, number), z)
+
+
+def _sum_behind(layer: Linear) -> tuple[Follow, str | None]:
+    """The end of what scales and shifts a layer's outputs, and what that is added to; None where it is not."""
+    chain = list(follow(layer))
+    value = layer.output
+    for step in chain[1:]:
+        value = next(out for node, _ in value.uses() for out in node.outputs if out.name == step.name)
+    uses = list(value.uses())
+    if len(uses) != 1 or uses[0][0].op_type not in ("Add", "Sum") or len(uses[0][0].inputs) != 2:
+        return chain[-1], None
+    node, index = uses[0]
+    other = node.inputs[1 - index]
+    if other is None or other is value or other.const_value is not None:
+        return chain[-1], None
+    return chain[-1], str(other.name)
+
+
+def _stages(block: Block, pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Group layers by how many of them lie before each, along the longest path; first stage first."""
+    of_node = {pair.pruned.node: pair for pair in pairs}
+    depth: dict[ir.Value, int] = {}
+    found: dict[int, list[Pair]] = {}
+    for node in block.nodes:
+        level = max((depth.get(v, 0) for v in operands(node)), default=0)
+        if node in of_node:
+            found.setdefault(level, []).append(of_node[node])
+            level += 1
+        depth.update(dict.fromkeys(node.outputs, level))
+    return [found[level] for level in sorted(found)]
+
+
+def _settled(block: Block, shortcut: str, pairs: Sequence[Pair], done: set[ir.Node]) -> bool:
+    """Whether all layers that a value depends on have their final numbers."""
+    behind = set(needed_nodes(block.nodes, {shortcut}))
+    return all(pair.pruned.node in done for pair in pairs if pair.pruned.node in behind)

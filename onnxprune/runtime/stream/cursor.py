@@ -1,0 +1,161 @@
+"""A network is run block by block; only the values at the current cut are kept, batch by batch, on disk where large.
+
+cursor = Cursor(blocks, feeds)
+for values in cursor.run(["conv1_out"]): ...       values of the block ahead, for each batch
+cursor.advance()                                   on to the next cut
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune.runtime.session import make_session, run
+from onnxprune.runtime.stream.cuts import Block, operands
+
+Array = npt.NDArray[Any]
+Values = dict[str, Array]
+
+IN_MEMORY = 1 << 30
+"""Bytes of the values at one cut; more are kept on disk."""
+
+
+class Program:
+    """A block, or a part of it, as a session; some of its constants may be inputs, to be given at each run.
+
+    Args:
+        model: The model that the nodes are of; it stays as it is.
+        nodes: In the order of the graph.
+        outputs: Names of the values wanted.
+        example: Values from outside, for their types.
+        open_constants: Names of constants that are given at each run.
+    """
+
+    def __init__(
+        self, model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[str], example: Mapping[str, Array],
+        open_constants: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        nodes = needed_nodes(nodes, set(outputs))
+        made = {out for node in nodes for out in node.outputs}
+        by_name = {str(v.name): v for v in made if v.name}
+        read = dict.fromkeys(v for node in nodes for v in operands(node) if v not in made)
+        opened = set(open_constants)
+        constants = [v for v in read if v.const_value is not None and v.name not in opened]
+        given = [v for v in read if v.const_value is None or v.name in opened]
+        graph = model.graph
+        view = ir.GraphView(
+            given, [by_name[name] for name in outputs if name in by_name], nodes=nodes,
+            initializers=constants, opset_imports=graph.opset_imports, name=graph.name,
+        ).clone()  # fmt: skip
+        for value, source in zip(view.inputs, given, strict=True):
+            array = source.const_value.numpy() if source.const_value is not None else example[str(source.name)]
+            value.const_value = None
+            dtype = ir.DataType.from_numpy(array.dtype) if array.dtype != object else ir.DataType.STRING
+            value.type = ir.TensorType(dtype)
+            value.shape = ir.Shape([None] * array.ndim)
+        for value in view.outputs:
+            value.shape = None
+        self.reads = [str(v.name) for v in given]
+        self._passed = [name for name in outputs if name not in by_name]
+        self._session: ort.InferenceSession | None = None
+        if nodes:
+            functions = list(model.functions.values())
+            exact = any(
+                "Dequantize" in node.op_type for node in nodes
+            )  # ONNX Runtime rewrites these and is off by 1e-2
+            part = ir.Model(view, ir_version=model.ir_version, functions=functions)
+            self._session = make_session(part, optimize="basic" if exact else "all")
+
+    def __call__(self, values: Mapping[str, Array]) -> Values:
+        """Run on one batch."""
+        found = {name: values[name] for name in self._passed}
+        if self._session is not None:
+            found |= run(self._session, {name: values[name] for name in self.reads})
+        return found
+
+
+def needed_nodes(nodes: Sequence[ir.Node], names: set[str]) -> list[ir.Node]:
+    """Return those of some nodes that values of these names depend on."""
+    kept: list[ir.Node] = []
+    wanted = set(names)
+    for node in reversed(nodes):
+        if any(out.name in wanted for out in node.outputs if out.name):
+            kept.append(node)
+            wanted.update(str(v.name) for v in operands(node))
+    return kept[::-1]
+
+
+class Cursor:
+    """A model's values at a cut.
+
+    Args:
+        model: The model. Its constants are read when a block is run, so that a block may be changed before.
+        blocks: Its blocks, from `cuts`.
+        feeds: Batches.
+
+    Attributes:
+        position: The number of the block ahead.
+        state: For each batch, the values at the cut.
+    """
+
+    def __init__(self, model: ir.Model, blocks: Sequence[Block], feeds: Sequence[Mapping[str, Array]]) -> None:
+        self.model, self.blocks, self.position = model, blocks, 0
+        self.state: list[Values] = [dict(feed) for feed in feeds]
+        self._folder: Path | None = None
+        self._count = 0
+
+    @property
+    def block(self) -> Block:
+        """The block ahead."""
+        return self.blocks[self.position]
+
+    def run(self, names: Sequence[str]) -> Iterator[Values]:
+        """Yield values of the block ahead, or at the cut before it, batch by batch."""
+        program = Program(self.model, self.block.nodes, names, self.state[0])
+        for values in self.state:
+            yield program(values)
+
+    def advance(self, names: Sequence[str] = ()) -> Iterator[Values]:
+        """Run the block ahead and go on to the cut behind it; yields other values of it on the way.
+
+        The generator must be run to its end.
+        """
+        kept = sorted(self.block.live)
+        program = Program(self.model, self.block.nodes, list(dict.fromkeys([*kept, *names])), self.state[0])
+        for number, values in enumerate(self.state):
+            found = program(values)
+            self.state[number] = self._stored({name: found[name] for name in kept})
+            yield {name: found[name] for name in names}
+        self.position += 1
+
+    def skip(self) -> None:
+        """Go on to the next cut."""
+        for _ in self.advance():
+            pass
+
+    def _stored(self, values: Values) -> Values:
+        if sum(array.nbytes for array in values.values()) * len(self.state) <= IN_MEMORY:
+            return values
+        return {name: self._on_disk(array) for name, array in values.items()}
+
+    def _on_disk(self, array: Array) -> Array:
+        if array.nbytes < IN_MEMORY >> 12 or array.dtype == object:
+            return array
+        if self._folder is None:
+            folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
+            self._folder = Path(folder.name)
+            weakref.finalize(self, folder.cleanup)
+        self._count += 1
+        path = self._folder / str(self._count)
+        array.tofile(path)
+        mapped: Array = np.memmap(path, array.dtype, "r", shape=array.shape)
+        path.unlink()  # the mapping keeps it until it goes
+        return mapped

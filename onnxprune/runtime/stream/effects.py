@@ -1,0 +1,115 @@
+"""What a change of a few constants does to a model's outputs: the model is run from the change on, not from its input.
+
+effects = Effects(model, inputs)
+divergence(effects.dense, effects.outputs({"conv1.weight": array}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.runtime.stream.cursor import Cursor, Program, Values
+from onnxprune.runtime.stream.cuts import operands
+from onnxprune.runtime.stream.gather import Samples
+
+Array = npt.NDArray[Any]
+
+
+class Effects:
+    """A model at rest, and what it gives with other constants.
+
+    Args:
+        model: The model, which stays as it is.
+        samples: A few inputs.
+
+    Attributes:
+        dense: The model's outputs, for each batch.
+    """
+
+    def __init__(self, model: ir.Model, samples: Samples) -> None:
+        self._model = model
+        self._blocks = samples.blocks(model)
+        cursor = Cursor(model, self._blocks, samples.feeds)
+        self._states: list[list[Values]] = []
+        for _ in self._blocks:
+            self._states.append([dict(values) for values in cursor.state])
+            cursor.skip()
+        names = [str(v.name) for v in model.graph.outputs]
+        self.dense: list[Values] = [{name: values[name] for name in names} for values in cursor.state]
+        self._readers: dict[str, set[int]] = {}
+        for number, block in enumerate(self._blocks):
+            for value in (v for node in block.nodes for v in operands(node) if v.const_value is not None):
+                self._readers.setdefault(str(value.name), set()).add(number)
+        self._programs: dict[tuple[int, frozenset[str]], Program] = {}
+
+    def outputs(self, changed: Mapping[str, Array]) -> list[Values]:
+        """Return the model's outputs with other numbers in some constants, for each batch."""
+        touched = sorted({number for name in changed for number in self._readers.get(name, ())})
+        if not touched:
+            return self.dense
+        states = self._states[touched[0]]
+        for number in range(touched[0], len(self._blocks)):
+            opened = frozenset(name for name in changed if number in self._readers.get(name, ()))
+            given = {name: changed[name] for name in opened}
+            program = self._program(number, opened)
+            states = [program({**values, **given}) for values in states]
+        return states
+
+    def share_of(self, changed: Sequence[str]) -> float:
+        """Return which share of the blocks is run where these constants change."""
+        touched = [number for name in changed for number in self._readers.get(name, ())]
+        return 1 - min(touched) / len(self._blocks) if touched else 0.0
+
+    def _program(self, number: int, opened: frozenset[str]) -> Program:
+        key = (number, opened)
+        if key not in self._programs:
+            block = self._blocks[number]
+            example = self._states[number][0]
+            self._programs[key] = Program(self._model, block.nodes, sorted(block.live), example, sorted(opened))
+        return self._programs[key]
+
+
+def divergence(dense: Sequence[Values], changed: Sequence[Values]) -> float:
+    """How far outputs are from the dense ones: KL for classes, relative squared error for others, added up."""
+    total = 0.0
+    for name in dense[0]:
+        p, q = (np.concatenate([np.atleast_1d(np.asarray(v[name])) for v in side]) for side in (dense, changed))
+        if p.dtype.kind != "f" or p.shape != q.shape:
+            continue
+        p, q = p.astype(np.float64), q.astype(np.float64)
+        kind = kind_of(p)
+        if kind == "values":
+            total += float(np.square(p - q).sum() / max(np.square(p - p.mean(axis=0)).sum(), 1e-30))
+            continue
+        p, q = (log_probabilities(x, kind) for x in (p, q))
+        total += float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    return total
+
+
+def kind_of(output: Array) -> str:
+    """Say what an output is: ``probabilities`` (rows of which sum to 1), ``logits`` of classes, or ``values``.
+
+    Logits are rows of which few entries stand out, not always the same: their softmax has less than .7 of the entropy
+    of a uniform one, and its largest entry changes from sample to sample.
+    """
+    if output.ndim != 2 or output.shape[1] < 2:
+        return "values"
+    if (output >= 0).all() and np.allclose(output.sum(axis=1), 1, atol=1e-3):
+        return "probabilities"
+    log = log_probabilities(output, "logits")
+    entropy = float(-(np.exp(log) * log).sum(axis=1).mean()) / np.log(output.shape[1])
+    return "logits" if entropy < 0.7 and len(np.unique(output.argmax(axis=1))) > 1 else "values"
+
+
+def log_probabilities(output: Array, kind: str) -> Array:
+    """Return log p of rows of probabilities or logits."""
+    if kind == "probabilities":
+        logs: Array = np.log(np.maximum(output, 1e-12))
+        return logs
+    shifted = output - output.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

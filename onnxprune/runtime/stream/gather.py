@@ -1,0 +1,100 @@
+"""Gram matrices of all layers of a model from one pass over its blocks.
+
+for moments in gather(model, layers, samples): ...      by weight name, block by block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.data.batches import Inputs, batches
+from onnxprune.graph.hints import Feeds
+from onnxprune.graph.linear import Linear
+from onnxprune.runtime.probe import concrete_shapes
+from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.stream.cursor import Cursor
+from onnxprune.runtime.stream.cuts import Block, cut_into_blocks
+from onnxprune.runtime.stream.padding import padding_mask, without_padding
+from onnxprune.runtime.stream.rows import Grid, Tokens, grid_of, input_rows, moments_of, output_rows, windows_of
+
+Array = npt.NDArray[Any]
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Calibration inputs as a stream reads them.
+
+    Attributes:
+        feeds: Batches.
+        tokens: For each batch, which tokens count, shape [samples, tokens]; None where all do.
+    """
+
+    feeds: Sequence[Feeds]
+    tokens: Sequence[Tokens | None]
+
+    @staticmethod
+    def of(model: ir.Model, inputs: Inputs, batch: int = BATCH, *, least: int = 1) -> Samples:
+        """Cut inputs into batches; padded sequences are sorted by length and cut to that of their batch."""
+        feeds = batches(model, inputs, batch, least=least)
+        mask = padding_mask(model, feeds)
+        if mask is not None:
+            feeds = without_padding(model, inputs, mask, feeds, len(feeds[0][mask]))
+        return Samples(feeds, [None if mask is None else np.asarray(feed[mask]) != 0 for feed in feeds])
+
+    @property
+    def count(self) -> int:
+        """How many samples."""
+        return sum(max((len(a) for a in feed.values() if a.ndim), default=1) for feed in self.feeds)
+
+    def sizes(self, model: ir.Model) -> dict[str, int]:
+        """Elements of the values of a model for the first batch."""
+        shapes = concrete_shapes(model, self.feeds[0], [])
+        return {str(v.name): int(np.prod(shape)) for v, shape in shapes.items()}
+
+    def blocks(self, model: ir.Model) -> list[Block]:
+        """The blocks of a model."""
+        return cut_into_blocks(model, self.sizes(model))
+
+    def grid(self, layer: Linear, data: Array, number: int) -> Grid:
+        """Which windows of a batch are looked at."""
+        return grid_of(layer, data, windows_of(layer, self.count), number)
+
+    def outputs(self, layer: Linear, output: Array, grid: Grid, number: int) -> Array:
+        """The rows [g, rows, O] of a value of the shape of a layer's output, for batch `number`."""
+        return output_rows(layer, output, grid, self.tokens[number])
+
+    def inputs(self, layer: Linear, data: Array, grid: Grid, number: int) -> Array:
+        """The rows [g, rows, K] that a layer's weights see of batch `number`."""
+        return input_rows(layer, data, grid, self.tokens[number])
+
+
+def gather(
+    model: ir.Model, layers: Sequence[Linear], samples: Samples, blocks: Sequence[Block] | None = None
+) -> Iterator[dict[str, Moments]]:
+    """Yield, block by block, sums over what its layers read, by weight name; there are no targets in them.
+
+    Args:
+        model: A normalised model.
+        layers: Those that are looked at.
+        samples: Calibration inputs.
+        blocks: Of the model, where they are known.
+    """
+    blocks = samples.blocks(model) if blocks is None else blocks
+    cursor = Cursor(model, blocks, samples.feeds)
+    of_node = {layer.node: layer for layer in layers}
+    for block in blocks:
+        inside = [of_node[node] for node in block.nodes if node in of_node]
+        sums: dict[str, Moments] = {}
+        for number, values in enumerate(cursor.advance([str(layer.data.name) for layer in inside])):
+            for layer in inside:
+                data = values[str(layer.data.name)]
+                new = moments_of(samples.inputs(layer, data, samples.grid(layer, data, number), number), None)
+                sums[layer.name] = sums[layer.name] + new if layer.name in sums else new
+        yield sums
