@@ -232,7 +232,10 @@ def _recover_layers(run: _Run, method: str) -> None:
             run.progress(stage[0].name)
             _recover_stage(run, stage, originals, method)
         return
-    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in affected]
+    moved = {str(value.name) for value in changed}
+    known = [x for x in layers if str(x.output.name) in originals]
+    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in known]
+    pairs = [pair for pair in pairs if moved & {str(pair.pruned.output.name), pair.shortcut}]
     for found in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
         run.progress(found[0][0].pruned.name)
         for pair, moments in found:

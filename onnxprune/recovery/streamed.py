@@ -98,8 +98,9 @@ def _in_block(
     targets = _targets(pairs, dense, samples)
     stages = _stages(block, pairs)
     done: set[ir.Node] = set()
+    here = {str(out.name) for node in block.nodes for out in node.outputs} | set(pruned.state[0])
     for stage in stages:
-        ready = {pair for pair in stage if pair.shortcut and _settled(block, pair.shortcut, pairs, done)}
+        ready = {p for p in stage if p.shortcut in here and _settled(block, str(p.shortcut), pairs, done)}
         names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
         sums: dict[Pair, list[Moments]] = {pair: [] for pair in stage}
         for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from onnxprune.structure.groups import Group
 from onnxprune.structure.ledger import Change, Ledger
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import Weight
+
+_SHORT, _TRIES = 0.01, 8  # a result this share below the target is tried again without one of the last steps
+
+_Step = tuple[int, int]  # the number of a group, and how many of its units are left
 
 Loss = Callable[[int, int], float]
 """From the units of a group that are left, now and then, to what is lost on the way."""
@@ -42,23 +47,41 @@ def select_by_cost(
         cost: What is to be saved.
         losses: What each group loses; by default what its scores say, as above.
     """
+    walk = partial(_walk, structure, weights, groups, scores, budget, cost, losses or {})
+    ledger, steps = walk(frozenset())
+    for refused in reversed(steps[-_TRIES:]):
+        if ledger.gone >= (budget.sparsity - _SHORT) * ledger.prunable:
+            break
+        other, _ = walk(frozenset([refused]))  # a large step may leave no room for what fits the rest
+        ledger = other if other.gone > ledger.gone else ledger
+    return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
+
+
+def _walk(
+    structure: Structure, weights: Sequence[Weight], groups: Sequence[Group], scores: Scores, budget: UnitBudget,
+    cost: Cost, losses: Mapping[Group, Loss], refused: frozenset[_Step],
+) -> tuple[Ledger, list[_Step]]:  # fmt: skip
+    """Take the cheapest steps but for those that are refused; returns what is left and the steps."""
     ledger = Ledger(structure, weights, groups, budget.floor, cost)
     target = budget.sparsity * ledger.prunable
     limit = target + OVERSHOOT * ledger.prunable
-    offers = [_Offer(ledger, group, scores, budget, (losses or {}).get(group)) for group in groups]
+    offers = [_Offer(ledger, group, scores, budget, losses.get(group)) for group in groups]
     heap = [(0.0, 0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
+    steps: list[_Step] = []
     while heap and ledger.gone < target:
         _, share, i = heapq.heappop(heap)
         found = offers[i].price()
         if found is None:
             continue
         price, change = found
+        step = (i, offers[i].counts[0] - len(change.atoms))
         if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
             heapq.heappush(heap, (price, share, i))
-        elif change.gone <= limit:
+        elif change.gone <= limit and step not in refused:
             offers[i].take(change)
+            steps.append(step)
             heapq.heappush(heap, (price, offers[i].share_gone, i))  # of equal prices, the group cut least comes first
-    return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
+    return ledger, steps
 
 
 class _Offer:

@@ -1,0 +1,142 @@
+"""The streaming pass: where networks are cut, that the rows are those the weights see, and what padding is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune import runtime
+from onnxprune.graph.linear import linear_layers
+from onnxprune.recovery.solve import Affine, ridge_fit
+from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.stream.cursor import Cursor
+from onnxprune.runtime.stream.effects import Effects, divergence, kind_of
+from onnxprune.runtime.stream.gather import Samples, gather
+from onnxprune.runtime.stream.padding import padding_mask
+from onnxprune.runtime.stream.rows import moments_of
+
+from .models_to_recover import CONVOLUTION_SHAPES, CONVOLUTIONS, MLP, MLP_SHAPES, PRODUCT_SHAPES, PRODUCTS, network
+
+CASES = [
+    (MLP, MLP_SHAPES, (6,)),
+    (PRODUCTS, PRODUCT_SHAPES, (5, 6)),
+    (CONVOLUTIONS, CONVOLUTION_SHAPES, (4, 9, 9)),
+]
+RESIDUAL = """<ir_version: 8, opset_import: ["": 13]>
+residual (float[N, 6] x) => (float[N, 3] y) {
+  s = MatMul(x, w0)
+  a1 = MatMul(s, w1) b1 = Relu(a1) c1 = MatMul(b1, w2) s1 = Add(s, c1)
+  a2 = MatMul(s1, w3) b2 = Relu(a2) c2 = MatMul(b2, w4) s2 = Add(s1, c2)
+  y = MatMul(s2, w5)
+}"""
+RESIDUAL_SHAPES = {"w0": (6, 8), "w1": (8, 9), "w2": (9, 8), "w3": (8, 9), "w4": (9, 8), "w5": (8, 3)}
+POOLED = """<ir_version: 8, opset_import: ["": 13]>
+pooled (int64[N, T] ids, int64[N, T] mask, int64[N, T] kind) => (float[N, 4] y) {
+  e = Gather(table, ids) k = Gather(kinds, kind) x = Add(e, k) h = MatMul(x, w)
+  m = Cast<to = 1>(mask) axis = Constant<value_ints = [2]>() u = Unsqueeze(m, axis) z = Mul(h, u)
+  one = Constant<value_ints = [1]>() y = ReduceSum<keepdims = 0>(z, one)
+}"""
+POOLED_SHAPES = {"table": (20, 5), "kinds": (2, 5), "w": (5, 4)}
+
+
+def test_a_network_is_cut_at_the_sums_of_its_residual_blocks() -> None:
+    model = network(RESIDUAL, RESIDUAL_SHAPES)
+    samples = Samples.of(model, {"x": np.ones((4, 6), np.float32)})
+    assert [sorted(block.live) for block in samples.blocks(model)] == [["s"], ["s1"], ["s2"], ["y"]]
+
+
+def test_a_cursor_gives_what_the_whole_model_gives() -> None:
+    model = network(RESIDUAL, RESIDUAL_SHAPES)
+    x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    samples = Samples.of(model, {"x": x}, 4)
+    cursor = Cursor(model, samples.blocks(model), samples.feeds)
+    for _ in cursor.blocks:
+        cursor.skip()
+    found = np.concatenate([values["y"] for values in cursor.state])
+    np.testing.assert_allclose(found, runtime.run(runtime.make_session(model), {"x": x})["y"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "shapes", "shape"), CASES, ids=["gemm", "matmul", "conv"])
+def test_regression_on_the_rows_finds_the_weights_again(text: str, shapes: dict, shape: tuple[int, ...]) -> None:
+    """Padding, strides, dilations, groups and transposes are right only if W comes out element by element."""
+    model = network(text, shapes)
+    x = np.random.default_rng(2).standard_normal((40, *shape)).astype(np.float32)
+    samples = Samples.of(model, {"x": x}, 10)
+    cursor = Cursor(model, samples.blocks(model), samples.feeds)
+    for block in cursor.blocks:
+        inside = [layer for layer in linear_layers(model)[0] if layer.node in block.nodes]
+        sums: dict[str, Moments] = {}
+        names = [str(v.name) for layer in inside for v in (layer.data, layer.output)]
+        for number, values in enumerate(cursor.advance(names)):
+            for layer in inside:
+                data = values[str(layer.data.name)]
+                grid = samples.grid(layer, data, number)
+                z = samples.outputs(layer, values[str(layer.output.name)], grid, number)
+                new = moments_of(samples.inputs(layer, data, grid, number), z)
+                sums[layer.name] = sums[layer.name] + new if layer.name in sums else new
+        for layer in inside:
+            start = Affine(np.zeros_like(layer.matrix()), np.zeros_like(layer.bias()))
+            fit = ridge_fit(sums[layer.name], start, layer.matrix() == layer.matrix(), 1e-9, with_bias=True)
+            np.testing.assert_allclose(fit.weight, layer.matrix(), atol=2e-2)
+            np.testing.assert_allclose(fit.bias, layer.bias(), atol=2e-2)
+
+
+def test_gram_matrices_are_those_of_what_layers_read() -> None:
+    model = network(RESIDUAL, RESIDUAL_SHAPES)
+    x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    found = {
+        name: m
+        for part in gather(model, linear_layers(model)[0], Samples.of(model, {"x": x}))
+        for name, m in part.items()
+    }
+    assert list(found) == ["w0", "w1", "w2", "w3", "w4", "w5"]
+    np.testing.assert_allclose(found["w0"].aa[0], x.T @ x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["w0"].a[0], x.sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def padded() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 6, 12)
+    mask = (np.arange(9) < lengths[:, None]).astype(np.int64)
+    return {"ids": rng.integers(1, 20, (12, 9)) * mask, "mask": mask, "kind": rng.integers(0, 2, (12, 9))}
+
+
+def test_padding_is_found_by_what_does_not_move_the_outputs() -> None:
+    """`kind` holds zeros and ones as well, and what lies under its zeros counts."""
+    model = network(POOLED, POOLED_SHAPES)
+    assert padding_mask(model, [padded()]) == "mask"
+    assert padding_mask(model, [{**padded(), "mask": np.ones((12, 9), np.int64)}]) is None
+
+
+def test_padding_is_cut_off_and_left_out_of_the_rows() -> None:
+    model = network(POOLED, POOLED_SHAPES)
+    inputs = padded()
+    samples = Samples.of(model, inputs, 4)
+    assert [feed["ids"].shape[1] for feed in samples.feeds] == sorted(feed["ids"].shape[1] for feed in samples.feeds)
+    assert samples.feeds[0]["ids"].shape[1] < 9
+    ((_, found),) = next(iter(gather(model, linear_layers(model)[0], samples))).items()
+    assert found.rows == inputs["mask"].sum()
+
+
+def test_effects_are_those_of_the_whole_model_with_other_constants() -> None:
+    model = network(RESIDUAL, RESIDUAL_SHAPES)
+    x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    effects = Effects(model, Samples.of(model, {"x": x}))
+    other = np.zeros((9, 8), np.float32)
+    changed = model.clone()
+    changed.graph.initializers["w4"].const_value = ir.Tensor(other, name="w4")
+    expected = runtime.run(runtime.make_session(changed), {"x": x})["y"]
+    np.testing.assert_allclose(effects.outputs({"w4": other})[0]["y"], expected, rtol=1e-5)
+    assert effects.outputs({}) is effects.dense
+
+
+def test_classes_are_compared_by_kl_and_values_by_relative_squares() -> None:
+    """KL of (.9, .1) and (.5, .5) is .9 log 1.8 + .1 log .2; of values 1 / (1 + 1)."""
+    p, q = np.array([[0.9, 0.1], [0.1, 0.9]]), np.full((2, 2), 0.5)
+    expected = 0.9 * np.log(1.8) + 0.1 * np.log(0.2)
+    assert kind_of(p) == "probabilities" and kind_of(8 * p) == "logits" and kind_of(p[..., None]) == "values"
+    assert divergence([{"y": p}], [{"y": q}]) == pytest.approx(expected)
+    assert divergence([{"y": np.log(p)}], [{"y": np.log(q)}]) == pytest.approx(expected)
+    a, b = np.array([[[0.0]], [[2.0]]]), np.array([[[1.0]], [[2.0]]])
+    assert divergence([{"y": a}], [{"y": b}]) == pytest.approx(0.5)

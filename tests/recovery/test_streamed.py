@@ -1,0 +1,71 @@
+"""Recovery in one pass: targets make up for what is upstream, and the cost is linear in depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune import runtime
+from onnxprune.recovery import recover
+from onnxprune.runtime.stream import cursor
+
+from .models_to_recover import constant, network
+
+SUM = """<ir_version: 8, opset_import: ["": 13]>
+sum (float[N, 6] x) => (float[N, 4] y) {
+  s = MatMul(x, w0)
+  a = MatMul(x, w1) r = Relu(a) b = MatMul(r, w2) y = Add(b, s)
+}"""
+SHAPES = {"w0": (6, 4), "w1": (6, 64), "w2": (64, 4)}
+
+
+def changed(model: ir.Model, name: str, array: np.ndarray) -> ir.Model:
+    """The model with other numbers in one constant."""
+    model.graph.initializers[name].const_value = ir.Tensor(array.astype(np.float32), name=name)
+    return model
+
+
+def test_the_end_of_a_branch_makes_up_for_its_shortcut() -> None:
+    """The shortcut lost what it had; without a shift of the target the branch, which is whole, would stay as it is."""
+    dense = network(SUM, SHAPES)
+    pruned = changed(dense.clone(), "w0", np.zeros((6, 4)))
+    x = np.random.default_rng(0).standard_normal((512, 6)).astype(np.float32)
+    run = recover(dense, pruned, {}, {"x": x})
+    found = runtime.run(runtime.make_session(pruned), {"x": x})["y"]
+    wanted = runtime.run(runtime.make_session(dense), {"x": x})["y"]
+    lost = x @ constant(dense, "w0")
+    assert np.square(found - wanted).sum() < 0.05 * np.square(lost).sum()
+    assert run.after is not None and run.before is not None and run.after < run.before
+
+
+def deep(blocks: int) -> ir.Model:
+    """A stack of residual blocks."""
+    body = "".join(
+        f"a{i} = MatMul(s{i}, u{i}) r{i} = Relu(a{i}) c{i} = MatMul(r{i}, v{i}) s{i + 1} = Add(s{i}, c{i})\n"
+        for i in range(blocks)
+    )
+    text = f"""<ir_version: 8, opset_import: ["": 13]>
+    deep (float[N, 6] x) => (float[N, 3] y) {{ s0 = MatMul(x, w)\n{body} y = MatMul(s{blocks}, out) }}"""
+    shapes: dict[str, tuple[int, ...]] = {"w": (6, 8), "out": (8, 3)}
+    for i in range(blocks):
+        shapes |= {f"u{i}": (8, 9), f"v{i}": (9, 8)}
+    return network(text, shapes)
+
+
+@pytest.mark.parametrize("blocks", [3, 12])
+def test_the_cost_is_linear_in_depth(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that are run, in all programs together: so many times those of the model, however deep it is."""
+    counted: list[int] = []
+    real = cursor.Program.__init__
+
+    def counting(self: cursor.Program, model: ir.Model, nodes: list[ir.Node], *args: object, **named: object) -> None:
+        counted.append(len(cursor.needed_nodes(nodes, set(args[0]))))  # type: ignore[call-overload]
+        real(self, model, nodes, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cursor.Program, "__init__", counting)
+    dense = deep(blocks)
+    pruned = changed(dense.clone(), "w", 0.9 * constant(dense, "w"))
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    recover(dense, pruned, {}, {"x": x})
+    assert sum(counted) <= 4 * len(list(dense.graph))
