@@ -49,7 +49,7 @@ def select_by_cost(
     """
     walk = partial(_walk, structure, weights, groups, scores, budget, cost, losses or {})
     ledger, steps = walk(frozenset())
-    for refused in reversed(steps[-_TRIES:]):
+    for refused in reversed(steps[-_TRIES:]) if losses else ():
         if ledger.gone >= (budget.sparsity - _SHORT) * ledger.prunable:
             break
         other, _ = walk(frozenset([refused]))  # a large step may leave no room for what fits the rest

@@ -39,7 +39,7 @@ LEVELS = (0.875, 0.75, 0.6, 0.45, 0.3, 0.15)
 """Shares of a group's units that are left where its effect is measured."""
 
 SAMPLES = 48
-RUNS = 1500
+RUNS = 1000
 """So many runs of one sample through the whole network are spent on all groups: deep networks get fewer samples."""
 
 _LEAST_SAMPLES = 8
