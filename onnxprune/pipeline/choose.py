@@ -24,8 +24,8 @@ import onnx_ir as ir
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.size import holders_of_numbers
-from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
 from onnxprune.recipe.defaults import settled
+from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.cache import ScoreCache, cached

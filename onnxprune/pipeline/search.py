@@ -13,6 +13,7 @@ MOST = 0.999
 """The sparsity at which everything goes that can."""
 
 _CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
+_CLOSE_UNDER = 0.005  # the same of a budget that must not be exceeded
 _FINEST = 1 / 2048  # no two sparsities closer than this are tried
 _LEAST = 1e-9  # in the place of 0, where a logarithm is taken
 
@@ -71,7 +72,7 @@ def nearest_ratio(
         if end - low.sparsity <= _FINEST:
             break
         new = search.at(_between(low, high, wanted, halve=abs(same_side) > 1))
-        if (new.value <= wanted or not under) and abs(new.value / wanted - 1) <= _CLOSE:
+        if (new.value <= wanted or not under) and abs(new.value / wanted - 1) <= (_CLOSE_UNDER if under else _CLOSE):
             break
         if new.value > wanted:
             low, same_side = new, max(same_side, 0) + 1

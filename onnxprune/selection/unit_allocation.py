@@ -176,6 +176,4 @@ def by_effect(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     curves = context.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
     losses = {group: curve.loss for group, curve in zip(context.groups, curves, strict=True)}
     cost = find_cost(context.cost, context.structure)
-    return select_by_cost(
-        context.structure, context.weights, context.groups, context.scores, budget, cost, losses
-    )
+    return select_by_cost(context.structure, context.weights, context.groups, context.scores, budget, cost, losses)
