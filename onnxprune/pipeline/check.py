@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,16 +13,12 @@ import onnx_ir as ir
 from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
-from onnxprune.errors import DataError, VerificationError
-from onnxprune.graph.linear import set_numbers
-from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
-from onnxprune.passes.normalise import COPY_OF, one_name_each
-from onnxprune.pipeline.prepare import prepare
+from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
+from onnxprune.passes import Normalise
+from onnxprune.passes.normalise import one_name_each
+from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recovered_cut, take_numbers
 from onnxprune.pipeline.record import Record, load_record
-from onnxprune.structure.blocks import residual_blocks
-from onnxprune.structure.structure import Structure
-from onnxprune.structure.terms import Bools
-from onnxprune.verify.proof import difference_to_masked, tolerance_of
+from onnxprune.verify.proof import difference_to_masked, other_inputs, seeded, tolerance_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,11 @@ class Check:
         ]
         if self.removed_vs_masked is not None:
             out.append(f"removed == masked: largest relative difference {self.removed_vs_masked:.1e}")
-        elif self.cut:
-            out.append("give --record to compare cut weights and to prove removed == masked")
+        else:
+            out.append(
+                "nothing was proved of the cut: only inputs, outputs and weights of equal shape were compared. Give "
+                "--record to prove removed == masked"
+            )
         return out
 
 
@@ -79,27 +79,33 @@ def check(
     before, after = model_io.load(original), model_io.load(pruned)
     give_inputs(before, inputs)
     _same_interface(before, after)
-    kept: dict[str, dict[str, list[int]]] = {}
-    sources: dict[str, str] = {}
-    twin = None
-    trained = False
-    if record is not None:
-        known = load_record(record)
-        _same_files(known, original, pruned)
-        kept, sources = known.kept, known.renamed
-        if kept or known.blocks:
-            twin = _masked(before, kept, known.blocks)
-    counts = _compare_constants(before, after, kept, sources)
-    trained = counts["changed"] > 0
-    if twin is not None and counts["zeroed"]:
-        _zero_likewise(twin, after, kept)
-    difference, change = _compare_outputs(before, after, None if trained else twin, seed)
+    kept, sources, twin = _twin(before, after, original, pruned, record)
+    counts = _compare_constants(before, after, kept or {}, sources)
+    if twin is not None and (counts["zeroed"] or counts["changed"]):
+        take_numbers(twin, after, kept or {}, sources)
+    difference, change = _compare_outputs(before, after, twin, seed)
     if difference is not None and not difference <= tolerance_of(before):
+        cut = "the recorded units" if record is not None else "the units that it lacks"
         raise VerificationError(
-            f"'{pruned}' differs from '{original}' with the recorded units zeroed by {difference:.2g} of the "
-            "largest output"
+            f"'{pruned}' differs from '{original}' with {cut} zeroed by {difference:.2g} of the largest output"
         )
     return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change)
+
+
+def _twin(
+    before: ir.Model, after: ir.Model, original: Path, pruned: Path, record: Path | None
+) -> tuple[RecordedCut | None, Mapping[str, str], ir.Model | None]:
+    """What was kept, which constants are copies, and the masked twin; no twin where nothing tells what was cut.
+
+    Raises:
+        DataError: The record cannot be read or belongs to other models.
+    """
+    if record is None:
+        kept = recovered_cut(before, after)
+        return kept, {}, None if kept is None else masked_twin_of(before, kept, [])
+    known = load_record(record)
+    _same_files(known, original, pruned)
+    return known.kept, known.renamed, masked_twin_of(before, known.kept, known.blocks)
 
 
 def _same_interface(before: ir.Model, after: ir.Model) -> None:
@@ -121,43 +127,8 @@ def _same_files(record: Record, original: Path, pruned: Path) -> None:
             raise DataError(f"the record is of another file than '{path}': their hashes differ")
 
 
-def _masked(before: ir.Model, kept: dict[str, dict[str, list[int]]], blocks: list[str]) -> ir.Model:
-    """The original with recorded units zeroed, and what recorded blocks contribute.
-
-    Raises:
-        DataError: The record does not fit the model.
-    """
-    structure = prepare(before.clone())
-    found = [b for b in residual_blocks(structure) if b.name in blocks]
-    if missing := set(blocks) - {b.name for b in found}:
-        raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
-    if not kept:
-        MaskBlocks(found)(structure.model)
-        return structure.model
-    if found:  # dead units that went as well are those of the model without the blocks
-        RemoveBlocks(found)(structure.model)
-        Tidy()(structure.model)
-        structure = prepare(structure.model)
-    MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
-    return structure.model
-
-
-def _zero_likewise(twin: ir.Model, after: ir.Model, kept: dict[str, dict[str, list[int]]]) -> None:
-    """Zero in the masked twin, in place, what a mix zeroed beside its units."""
-    for name, value in twin.graph.initializers.items():
-        left = after.graph.initializers.get(name)
-        if left is None or left.const_value is None or value.const_value is None or not value.uses():
-            continue
-        array, found = value.const_value.numpy().copy(), left.const_value.numpy()
-        axes = {int(axis): indices for axis, indices in kept.get(name, {}).items()}
-        place = np.ix_(*(axes.get(axis, range(extent)) for axis, extent in enumerate(array.shape)))
-        if array.ndim and array[place].shape == found.shape and array.dtype.kind == "f":
-            array[place] = np.where(found == 0, 0, array[place])
-            set_numbers(value, array)
-
-
 def _compare_constants(
-    before: ir.Model, after: ir.Model, kept: dict[str, dict[str, list[int]]], sources: dict[str, str]
+    before: ir.Model, after: ir.Model, kept: RecordedCut, sources: Mapping[str, str]
 ) -> dict[str, int]:
     counts = {"identical": 0, "zeroed": 0, "changed": 0, "cut": 0}
     normal = before.clone()
@@ -198,54 +169,31 @@ def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
 
 
 def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int) -> tuple[float | None, float]:
-    batches = runtime.working_inputs(before, seed=seed, count=2)
-    session = runtime.make_session(before)
-    pruned = runtime.make_session(after, error=VerificationError)
-    masked = None if twin is None else runtime.make_session(twin)
-    got = [runtime.run(pruned, feeds, error=VerificationError) for feeds in batches]
-    change = max(runtime.compare_outputs(runtime.run(session, x), y).max_rel for x, y in zip(batches, got, strict=True))
-    if twin is None or masked is None:
-        return None, change
-    return difference_to_masked(twin, [runtime.run(masked, feeds) for feeds in batches], got), change
-
-
-def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int]]]) -> Bools:
-    """Return which atoms must go so that exactly the recorded indices are kept. Shape (number of ids,).
+    """How far the pruned model is from its twin, and from the original.
 
     Raises:
-        DataError: The record does not fit the model.
+        VerificationError: It does not run, or its outputs do not depend on the input though those of the original do.
     """
-    by_name = {str(v.name): v for v in structure.sources}
-    gone = np.zeros(structure.terms.count, bool)
-    stays = np.zeros(structure.terms.count, bool)
-    for value in structure.sources:
-        axes = kept.get(str(value.name), {})
-        if not axes and COPY_OF in value.metadata_props:
-            continue  # a copy that was joined with its source again, and says nothing of its own
-        for axis in range(len(structure.axes[value])):
-            ids = structure.ids(value, axis)
-            if ids is None:
-                continue
-            rows, atoms = structure.terms.members(ids)
-            flags = np.ones(len(ids), bool)
-            if str(axis) in axes:
-                flags[:] = False
-                flags[_indices(axes[str(axis)], len(ids), str(value.name))] = True
-            gone[atoms[~flags[rows]]] = True
-            stays[atoms[flags[rows]]] = True
-    removed: Bools = gone & ~stays
-    found = structure.keep(removed).lost()
-    for name, recorded in kept.items():
-        if name not in by_name:
-            raise DataError(f"the record names the weight {name!r}, which the model does not have")
-        for place, indices in recorded.items():
-            cut = found.get(by_name[name], {}).get(int(place))
-            if cut is None or not np.array_equal(np.flatnonzero(cut), indices):
-                raise DataError(f"the record keeps indices of {name!r} that this model cannot be cut to")
-    return removed
+    before, after = seeded(before), seeded(after)
+    batches = runtime.working_inputs(before, seed=seed, count=2)
+    expected, actual = _outputs(before, batches, ModelError), _outputs(after, batches, VerificationError)
+    change = max(runtime.compare_outputs(a, b).max_rel for a, b in zip(expected, actual, strict=True))
+    others = [_outputs(model, [other_inputs(f) for f in batches], VerificationError) for model in (before, after)]
+    if _reacts(expected, others[0]) and not _reacts(actual, others[1]):
+        raise VerificationError(
+            "the outputs of the pruned model are constant: they do not depend on the input, as those of the original do"
+        )
+    if twin is None:
+        return None, change
+    return difference_to_masked(twin, _outputs(seeded(twin), batches, ModelError), actual), change
 
 
-def _indices(indices: list[int], extent: int, name: str) -> list[int]:
-    if any(not 0 <= i < extent for i in indices):
-        raise DataError(f"the record keeps indices of {name!r} beyond its extent {extent}")
-    return indices
+def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:
+    session = runtime.make_session(model, error=error)
+    return [runtime.run(session, feeds, error=error) for feeds in batches]
+
+
+def _reacts(outputs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any output differs for other inputs."""
+    pairs = zip(outputs, others, strict=True)
+    return any(runtime.relative_difference(a[name], b[name]) > 0 for a, b in pairs for name in a)

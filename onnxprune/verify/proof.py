@@ -146,7 +146,7 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
     """
     twin = _outputs(masked, batches)
     whole = twin if original is masked else _outputs(original, batches)
-    others = _outputs(masked, [_shaken(feeds) for feeds in batches], tolerant=True)
+    others = _outputs(masked, [other_inputs(feeds) for feeds in batches], tolerant=True)
     silent = {name: why for name in twin[0] if (why := _silence(name, twin, whole, others))}
     actual = _outputs(pruned, batches)
     names = tuple(name for name in twin[0] if name not in silent)
@@ -176,8 +176,8 @@ def _outputs(model: ir.Model, batches: Sequence[Feeds], *, tolerant: bool = Fals
     return found
 
 
-def _shaken(feeds: Feeds) -> Feeds:
-    """Other inputs of the same shapes: floats scaled and shifted, the rest in another order."""
+def other_inputs(feeds: Feeds) -> Feeds:
+    """Return other inputs of the same shapes: floats scaled and shifted, the rest in another order."""
     return {name: _shaken_array(array) for name, array in feeds.items()}
 
 

@@ -1,0 +1,98 @@
+"""``verify ORIGINAL PRUNED``: what two files, or files and a record, prove; tampered files do not pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_models import conv_net, two_layers
+
+import onnxprune
+from onnxprune import model_io
+from onnxprune.errors import VerificationError
+from onnxprune.pipeline.check import check
+
+
+def files(folder: Path, *, structure: str = "channels", kind: str = "layers") -> tuple[Path, Path, Path]:
+    """An original, what pruning made of it, and the record."""
+    model = two_layers(64) if kind == "layers" else conv_net(64)
+    original, pruned, record = folder / "original.onnx", folder / "pruned.onnx", folder / "record.json"
+    model_io.save(model, original)
+    result = onnxprune.prune(original, sparsity=0.5, structure=structure, latency=False)
+    onnxprune.save(result, pruned, record=record)
+    text = record.read_text()
+    record.write_text(text.replace(f'"sha256": "{model_io.sha256(pruned)}"', '"sha256": null'))
+    return original, pruned, record
+
+
+def numbers(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+
+
+def other_operator(proto: onnx.ModelProto) -> None:
+    next(node for node in proto.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
+
+
+def one_weight_too(proto: onnx.ModelProto) -> None:
+    other_operator(proto)
+    array = numpy_helper.to_array(numbers(proto, "w2")).copy()
+    array.flat[0] = np.nextafter(array.flat[0], np.float32(9))
+    numbers(proto, "w2").CopyFrom(numpy_helper.from_array(array, "w2"))
+
+
+def permuted(proto: onnx.ModelProto) -> None:
+    array = numpy_helper.to_array(numbers(proto, "w2"))[::-1].copy()
+    numbers(proto, "w2").CopyFrom(numpy_helper.from_array(array, "w2"))
+
+
+def all_zero(proto: onnx.ModelProto) -> None:
+    for tensor in proto.graph.initializer:
+        array = np.zeros_like(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+@pytest.mark.parametrize("kind", ["layers", "convolutions"])
+def test_two_files_alone_tell_the_cut(kind: str, tmp_path: Path) -> None:
+    original, pruned, _ = files(tmp_path, kind=kind)
+    found = check(original, pruned)
+    assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
+    assert found.cut == 0 and found.identical > 3 and found.changed == 0
+
+
+@pytest.mark.parametrize("tamper", [other_operator, one_weight_too, all_zero])
+@pytest.mark.parametrize("with_record", [True, False])
+def test_a_tampered_file_does_not_pass(
+    tamper: Callable[[onnx.ModelProto], None], with_record: bool, tmp_path: Path
+) -> None:
+    original, pruned, record = files(tmp_path)
+    proto = onnx.load(pruned)
+    tamper(proto)
+    onnx.save(proto, pruned)
+    with pytest.raises(VerificationError):
+        check(original, pruned, record if with_record else None)
+
+
+def test_a_permuted_file_passes_as_nothing_proved_at_most(tmp_path: Path) -> None:
+    original, pruned, record = files(tmp_path)
+    proto = onnx.load(pruned)
+    permuted(proto)
+    onnx.save(proto, pruned)
+    assert check(original, pruned, record).changed == 1
+    found = check(original, pruned)
+    assert found.removed_vs_masked is None or found.changed
+    if found.removed_vs_masked is None:
+        assert any("nothing was proved" in line for line in found.lines())
+
+
+def test_zeros_alone_are_checked_too(tmp_path: Path) -> None:
+    original, pruned, record = files(tmp_path, structure="weights")
+    assert check(original, pruned).removed_vs_masked == 0
+    proto = onnx.load(pruned)
+    other_operator(proto)
+    onnx.save(proto, pruned)
+    with pytest.raises(VerificationError, match="differs"):
+        check(original, pruned)
