@@ -78,7 +78,7 @@ def test_names_keep_blocks(model: Path) -> None:
     [
         ({"structure": "blocks", "criterion": "bn-scale"}, "scores whole units, not residual blocks"),
         ({"structure": "channels", "criterion": "block-output"}, "scores residual blocks, not whole units"),
-        ({"structure": "blocks", "allocation": "uniform"}, "residual blocks go whole"),
+        ({"structure": "blocks", "allocation": "uniform"}, "divides nothing among layers"),
         ({"structure": "blocks", "criterion": "block-influence"}, "give --calibration"),
     ],
 )
