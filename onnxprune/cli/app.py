@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
-from pathlib import Path
 from typing import Annotated, NoReturn, get_args
 
 import typer
 
 from onnxprune.cli.console import complain
+from onnxprune.cli.failures import sentence_of
 from onnxprune.errors import OnnxPruneError
 from onnxprune.recipe.recipe import Recipe
 
@@ -61,24 +59,6 @@ def _spell_out(arguments: list[str]) -> list[str]:
     ]
 
 
-def _unforeseen(error: Exception) -> str:
-    """Say, in a sentence, what happened; where to look at it is told for a fault of onnxprune itself.
-
-    Raises:
-        Exception: The error itself where its traceback is asked for.
-    """
-    if hasattr(error, "format_message"):  # a flag that Typer could not read; without arguments, the help
-        message = str(error.format_message())
-        return f"{message} (onnxprune --help tells more)" if message else "give a model (onnxprune --help tells more)"
-    if os.environ.get("ONNXPRUNE_TRACEBACK"):
-        raise error
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"an error inside onnxprune, {type(error).__name__}: {str(error)[:200]} ({Path(last.filename).name}, line "
-        f"{last.lineno}); please report it with what ONNXPRUNE_TRACEBACK=1 prints"
-    )
-
-
 INTERRUPTED = 130
 """What Typer returns after Ctrl-C, as a shell does: 128 + SIGINT."""
 
@@ -99,14 +79,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OnnxPruneError as error:
         complain(str(error))
         sys.exit(error.exit_status)
-    except MemoryError as error:
-        complain(f"there is not enough memory for this run: {error}")
-        sys.exit(2)
-    except OSError as error:  # of a name that the file system refuses; whatever reads and writes has its own sentences
-        complain(f"'{str(error.filename)[:200]}': {error.strerror or error}")
-        sys.exit(2)
-    except Exception as error:
-        complain(_unforeseen(error))
+    except (Exception, SystemExit) as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        complain(sentence)
         sys.exit(2)
     if status == INTERRUPTED:
         complain("stopped, no model was written; a run that retrains goes on with the same command and --resume")
