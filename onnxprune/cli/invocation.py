@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.recipe.file import PRESETS
-from onnxprune.recipe.flag import Flag
+from onnxprune.recipe.flag import Flag, flag_name
 
 _DATA, _RETRAIN, _RUN = Flag("Data"), Flag("Retrain"), Flag("Run")
 
@@ -76,3 +76,15 @@ class Invocation(BaseModel):
     def named_target(self) -> Path:
         """Where the pruned model goes, or would go."""
         return self.output or self.model.with_name(f"{self.model.stem}.pruned.onnx")
+
+    @property
+    def reads(self) -> dict[str, Path | None]:
+        """The files and folders that the run reads, by what messages call them."""
+        data = ("calibration", "eval_data", "inputs", "data")
+        names = {f"the data of {flag_name(Invocation, name)}": getattr(self, name) for name in data}
+        return {"the model": self.model, **names}
+
+    @property
+    def writes_beside(self) -> dict[str, Path | None]:
+        """What is written beside the model, by flag."""
+        return {"--record": self.record, "--report": self.report, "--save-recipe": self.save_recipe}

@@ -32,12 +32,8 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
 
     recipe = make_recipe(**settings)
     check_model(invocation.model)
-    check_outputs(
-        _inputs(ctx, invocation),
-        invocation.target,
-        {"--record": invocation.record, "--report": invocation.report, "--save-recipe": invocation.save_recipe},
-        force=invocation.force,
-    )
+    reads = {**invocation.reads, "the recipe": ctx.meta.get(RECIPE_FILE)}
+    check_outputs(reads, invocation.target, invocation.writes_beside, force=invocation.force)
     folder = _state_folder(recipe, invocation)
     with stages(str(invocation.model)) as tell:
         result = prune_model(
@@ -61,18 +57,6 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
         if folder is not None and invocation.checkpoint is None and not invocation.dry_run:
             forget(folder)
     _tell(result, invocation, written)
-
-
-def _inputs(ctx: typer.Context, invocation: Invocation) -> dict[str, Path | None]:
-    """All files and folders that the run reads, by what messages call them."""
-    return {
-        "the model": invocation.model,
-        "the data of --calibration": invocation.calibration,
-        "the data of --eval-data": invocation.eval_data,
-        "the data of --inputs": invocation.inputs,
-        "the data of --data": invocation.data,
-        "the recipe": ctx.meta.get(RECIPE_FILE),
-    }
 
 
 def _state_folder(recipe: Recipe, invocation: Invocation) -> Path | None:

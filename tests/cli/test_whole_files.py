@@ -45,7 +45,7 @@ def once(function, key):
 
 def before_the_fork(order):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main([*order["arguments"][:3], "--report", order["out"] + ".html", "--dry-run"])
+        main([*order["arguments"][:3], "--report", order["out"] + ".html", "--dry-run", "--force"])
 
 def die_at(step, folder):
     # Python tells of each file opened for writing, each rename, link and removal, before it happens.
@@ -259,7 +259,8 @@ def test_two_runs_into_one_file(place: Place) -> None:
 
 
 def test_of_two_runs_without_force_one_writes(place: Place) -> None:
-    (place.folder / "out.onnx").unlink()
+    for name in Place.NAMES:
+        (place.folder / name).unlink()
     commands = [[part for part in place.command(share) if part != "--force"] for share in (0.25, 0.75)]
     assert sorted(place.runs(*commands, folder=place.folder)) == [0, 2]
     place.check()
