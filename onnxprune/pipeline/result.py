@@ -20,6 +20,9 @@ from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verify.verdict import Verdict
 
+RUINED = 0.5
+"""A change of the outputs, relative to their largest value, from which a model that nothing made up for is warned of."""
+
 
 def measured_figures(result: Result) -> dict[str, float]:
     """What a run measured, by the names of `FIGURES`; a figure that was not measured is left out."""
@@ -149,12 +152,23 @@ def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: V
         renamed={copy: source for copy, source in names.items() if copy in kept or copy in copies},
         verdict=verdict,
         dead=trace.dead,
-        notes=tuple(trace.notes(recipe, gone / prunable)),
+        notes=(*trace.notes(recipe, gone / prunable), *_ruined(recipe, state, verdict)),
         seconds=clock.seconds,
         steps=trace.steps,
         untouched=trace.untouched,
         blocks=trace.blocks,
         retraining=tuple(asdict(iteration) for iteration in state.history),
+    )
+
+
+def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str, ...]:
+    """Warn of outputs that changed beyond recognition where nothing made up for what went."""
+    made_up = recipe.retrain is not None or any("recovery" in step for step in state.trace.steps)
+    if verdict is None or made_up or verdict.output_change < RUINED:
+        return ()
+    return (
+        f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little use "
+        "as it is: give --calibration with some of its inputs (no labels needed), or --retrain with --data",
     )
 
 

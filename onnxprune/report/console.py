@@ -135,8 +135,8 @@ def _verdict(verdict: Verdict, changed: str) -> str:
             "equal outputs say nothing of the cut"
         )
     return (
-        f"[green]verified in ONNX Runtime[/]: loads and runs ({verdict.batches} batch sizes), {equal}; against the "
-        f"original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"
+        f"[green]the cut is verified in ONNX Runtime[/]: it loads and runs ({verdict.batches} batch sizes), {equal}; "
+        f"against the original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"
     )
 
 
