@@ -21,7 +21,7 @@ from onnxprune.structure.rewrite import Kept
 from onnxprune.verify.verdict import Verdict
 
 RUINED = 0.5
-"""A change of the outputs, relative to their largest value, from which a model that nothing made up for is warned of."""
+"""From this change of the outputs, relative to their largest value, a person is warned where nothing made up for it."""
 
 
 def measured_figures(result: Result) -> dict[str, float]:
@@ -167,8 +167,8 @@ def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str,
     if verdict is None or made_up or verdict.output_change < RUINED:
         return ()
     return (
-        f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little use "
-        "as it is: give --calibration with some of its inputs (no labels needed), or --retrain with --data",
+        f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little "
+        "use as it is: give --calibration with some of its inputs (no labels needed), or --retrain with --data",
     )
 
 
