@@ -238,9 +238,8 @@ def _moved(node: ir.Node, axes: Axes | None, shape: tuple[int, ...]) -> tuple[tu
     operator = operator_of(node)
     if operator.tables:
         axis, picked = node.attributes.get_int("axis", 0) % len(shape), node.inputs[1]
-        rank = None if picked is None or picked.shape is None else len(picked.shape)
-        if rank is None:
-            return shape, None
+        # Where the rank of the indices is not known, 1 stands for it: a product counts its axes from the end.
+        rank = 1 if picked is None or picked.shape is None else len(picked.shape)
         new: Axes = (*axes[:axis], *[None] * rank, *axes[axis + 1 :])
         return (*shape[:axis], *[1] * rank, *shape[axis + 1 :]), new
     if operator.movement == "permute":

@@ -270,12 +270,21 @@ class View:
         """
         if value is None:
             return False
-        sources = list(self._constant_sources(value))
+        sources = list(self._constant_sources(value)) or list(self._stack_of_matrices(value))
         if not sources:
             return False
         largest = max(sources, key=_size)
         self.findings.weights.setdefault(largest, self.node)
         return True
+
+    def _stack_of_matrices(self, value: ir.Value) -> Iterator[ir.Value]:
+        """Yield the constant of which an operand picks matrices, as a router picks experts."""
+        node = value.producer()
+        while node is not None and operator_of(node).view and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        table = node.inputs[0] if node is not None and operator_of(node).tables == (0,) else None
+        if table is not None and self.is_source(table) and self.rank(table) > 2:
+            yield table
 
     def _constant_sources(self, value: ir.Value, depth: int = 16) -> Iterator[ir.Value]:
         if self.is_source(value):
