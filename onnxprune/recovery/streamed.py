@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.following import Follow, dense_to_pruned, follow
 from onnxprune.graph.linear import Linear, Matrix
+from onnxprune.graph.operators import operator_of
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
@@ -168,7 +169,7 @@ def _sum_behind(layer: Linear) -> tuple[Follow, str | None]:
     for step in chain[1:]:
         value = next(out for node, _ in value.uses() for out in node.outputs if out.name == step.name)
     uses = list(value.uses())
-    if len(uses) != 1 or uses[0][0].op_type not in ("Add", "Sum") or len(uses[0][0].inputs) != 2:
+    if len(uses) != 1 or not operator_of(uses[0][0]).adds or len(uses[0][0].inputs) != 2:
         return chain[-1], None
     node, index = uses[0]
     other = node.inputs[1 - index]

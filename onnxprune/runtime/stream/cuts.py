@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxprune.graph.operators import operator_of
+
 _NEAR = 4  # layers: of the cuts this near the smallest is taken
 _LONGEST = 12  # layers: a block that has more and no cut of one value is cut where the fewest elements cross
-_EXTENTS = {"Shape", "Size"}
 
 Sizes = Mapping[str, int]
 """Elements of values, by name."""
@@ -97,7 +98,7 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
     for position, node in enumerate(nodes[:-1]):
         weighted = _has_weights(node)
         layers += weighted
-        if node.op_type not in _EXTENTS and (weighted or any(v in carried for v in operands(node))):
+        if not operator_of(node).shape_only and (weighted or any(v in carried for v in operands(node))):
             carried.update(node.outputs)
         live.update(out for out in node.outputs if out.name and (out in last_use or out in outputs))
         live = {v for v in live if v in outputs or last_use.get(v, -1) > position}
