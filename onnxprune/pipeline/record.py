@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticSerializationError
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.model_io import strict_json
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.text_files import read_text
 
 FORMAT = "onnxprune-record/1"
 
@@ -49,6 +51,20 @@ class Record(BaseModel):
     blocks: list[str] = []
     figures: dict[str, Any]
 
+    @field_validator("kept")
+    @classmethod
+    def _are_indices(cls, kept: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+        for axes in kept.values():
+            for axis, indices in axes.items():
+                rising = all(a < b for a, b in itertools.pairwise(indices))
+                if (
+                    not (axis.isascii() and axis.isdecimal() and len(axis) < 3)
+                    or not rising
+                    or min(indices, default=0) < 0
+                ):
+                    raise ValueError("an axis counts from 0, and its indices rise from 0 on")
+        return kept
+
     def as_text(self) -> str:
         """Return the record as JSON; the path of a file may hold bytes that are no text, which are escaped."""
         try:
@@ -78,10 +94,10 @@ def load_record(path: str | Path) -> Record:
         DataError: The file is missing, no JSON, or no record of a version that is known here.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(Path(path)))
     except OSError as error:
         raise DataError(f"the record '{path}' cannot be read: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested deeper than any record
         raise DataError(f"the record '{path}' is not JSON") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"'{path}' is not a record of format {FORMAT}")

@@ -131,8 +131,10 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     """Write the pruned model, and its record where a path for it is given; each appears whole or not at all.
 
     Raises:
-        ModelError: The output is the input, exists (without ``force``), or one of both cannot be written.
+        ModelError: One of both is the input, exists (without ``force``), or cannot be written.
     """
+    if record is not None:
+        model_io.check_output(record, force=force, source=model_io.source_of(result.model))
     with together():
         output = FileId(file=str(path), sha256=write(result, path, force=force))
         if record is not None:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.text_files import read_text
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
 if sys.version_info >= (3, 11):
@@ -86,7 +87,7 @@ def read(path: str | Path, *, flags: Collection[str] = (), paths: Collection[str
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise RecipeError(f"the recipe '{path}' cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:

@@ -133,3 +133,33 @@ def test_patterns_are_read_as_written() -> None:
 def test_what_is_no_pattern_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="no pattern"):
         parse_pattern(text)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("pattern", ["2:4", "block:1x8"])
+def test_no_pattern_crosses_the_groups_of_a_convolution(operator: str, groups: int, pattern: str) -> None:
+    """What one output sums over are the channels of its group: a pattern that needs more leaves the weight dense."""
+    shape = (16, 16 // groups, 2, 2)  # of 16 channels to 16, in both layouts
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    text = f"""<ir_version: 8, opset_import: ["": 13]> net (float[N, 16, 6, 6] x) => (float[N, 16, a, b] y) {{
+        y = {operator}<group = {groups}>(x, w) }}"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "w"))
+    model = ir.from_proto(proto)
+    Normalise()(model)
+    found = pattern_masks(prunable_weights(analyse(model)), find_criterion("magnitude"), parse_pattern(pattern), 0.5)
+    length, inputs = (4 if pattern == "2:4" else 8), 16 // groups
+    if operator == "Conv" and pattern != "2:4" and inputs < length:
+        return  # axis 1 holds one group: its last block is a shorter one, as at the end of any axis
+    if inputs % length:
+        assert list(found.dense) == ["w"] and not found.masks
+        return
+    (mask,) = found.masks.values()
+    for group, output, y, x in itertools.product(range(groups), range(inputs), range(2), range(2)):
+        if operator == "Conv":
+            summed = mask[group * inputs + output, :, y, x]
+        else:
+            summed = mask[group * inputs : (group + 1) * inputs, output, y, x]
+        runs = summed.reshape(-1, length).sum(axis=1)
+        assert set(runs) <= ({2} if pattern == "2:4" else {0, 8})
