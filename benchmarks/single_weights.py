@@ -13,6 +13,7 @@ Results are benchmarks/results/single_weights.json: what is there already is not
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -141,22 +142,21 @@ def entries_of(
     name: str, network: Images | Sentences, draws: Sequence[int], done: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Yield what is missing of the results, measured."""
-    for label, path in network.paths.items():
-        model = model_io.load_any(path)
+    models = {label: model_io.load_any(path) for label, path in network.paths.items()}
+    for label, model in models.items():
         if not any(e["network"] == label and e["case"] == "dense" for e in done):
             yield {"network": label, "case": "dense", "draw": 0, "score": round(network.score(model), 4)}
-        for settings in CASES[name]:
-            case = ", ".join(f"{key} {value}" for key, value in settings.items())
-            for draw in draws:
-                if any((e["network"], e["case"], e["draw"]) == (label, case, draw) for e in done):
-                    continue
-                calibration = network.calibration(model, draw)
-                started = time.process_time()
-                result = prune(path, calibration=calibration, verification=False, **settings)
-                seconds = round(time.process_time() - started, 1)
-                score = round(network.score(result.model), 4)
-                entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}
-                yield entry | {"sparsity": round(result.sparsity, 4)}
+    for settings, draw, label in itertools.product(CASES[name], draws, models):
+        case = ", ".join(f"{key} {value}" for key, value in settings.items())
+        if any((e["network"], e["case"], e["draw"]) == (label, case, draw) for e in done):
+            continue
+        calibration = network.calibration(models[label], draw)
+        started = time.process_time()
+        result = prune(network.paths[label], calibration=calibration, verification=False, **settings)
+        seconds = round(time.process_time() - started, 1)
+        score = round(network.score(result.model), 4)
+        entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}
+        yield entry | {"sparsity": round(result.sparsity, 4)}
 
 
 def layer_errors(
@@ -208,6 +208,7 @@ def write(entries: Sequence[Mapping[str, Any]]) -> None:
 
 def summary(entries: Sequence[Mapping[str, Any]]) -> str:
     """Means and deviations over draws, one line a case."""
+    entries = sorted(entries, key=lambda e: str(e["network"]))
     lines = []
     layers = [e for e in entries if "layer" in e]
     for title, a, b in (("ALPS under SparseGPT", "alps", "sparsegpt"), ("swaps no worse", "swapped", "wanda")):
