@@ -141,3 +141,10 @@ def test_a_shuffle_inside_a_branch_is_found() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)
     for flag in (True, False):
         assert runtime.compare(model, made, {"x": x, "flag": np.array(flag)}).max_rel == 0
+
+
+def test_a_gather_in_front_of_a_shuffle_joins_it() -> None:
+    moves = f"i = Gather <axis = 1> (a, turned) b = Reshape(i, s24) {TURN} d = Reshape(c, s8)"
+    made = normalised(image(moves, turned=np.arange(8)[::-1].copy(), **SHAPES))
+    assert [n.op_type for n in made.graph].count("Gather") == 1
+    assert indices(made) == [7, 3, 6, 2, 5, 1, 4, 0]

@@ -211,3 +211,16 @@ def test_weights_are_masked_where_they_are_told_to_be() -> None:
     assert not MaskWeights(structure, {value: np.ones((8, 4), bool)})(model).modified
     assert MaskWeights(structure, {value: keep})(model).modified
     assert np.array_equal(array(model, "w1"), np.where(keep, before, 0))
+
+
+def test_weights_that_are_filled_at_run_time_are_masked_in_a_constant_of_their_own() -> None:
+    model = graph(
+        "agraph (float[N,4] x) => (float[N,6] y) { w = ConstantOfShape <value = float[1] {0.5}> (s) y = MatMul(x, w) }",
+        {"s": np.array([4, 6])},
+    )
+    structure = analyse(model)
+    keep = random(4, 6) > 0
+    (value,) = structure.weights
+    assert MaskWeights(structure, {value: keep})(model).modified
+    (masked,) = [a for n in model.graph.initializers if (a := array(model, n)).shape == (4, 6)]
+    assert np.array_equal(masked, np.where(keep, np.float32(0.5), 0))

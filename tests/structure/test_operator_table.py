@@ -28,6 +28,11 @@ def test_every_rule_and_reason_says_something() -> None:
     assert all(registry.REASONS.values())
 
 
+def test_an_operator_without_a_rule_has_nothing_to_say() -> None:
+    assert registry.find_rule("NoSuchOperator") is None and registry.find_rewriter("NoSuchOperator") is None
+    assert registry.summary("NoSuchOperator") == ""
+
+
 def test_the_table_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("generate_operators", DOCS / "generate_operators.py")
     assert spec is not None and spec.loader is not None

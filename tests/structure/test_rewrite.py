@@ -274,6 +274,13 @@ def test_groups_of_a_convolution_are_counted_anew() -> None:
     assert value_shape(model, "g")[1] in (1, 2)
 
 
+def test_attributes_that_count_nothing_are_not_written() -> None:
+    text = """agraph (float[n, 4, 5, 5] x) => (float[n, 2, 5, 5] y) { a = Conv(x, w)  b = Relu(a)  y = Conv(b, v) }"""
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype(np.float32)}
+    model = both(text, {("w", 0): [1, 2]}, feeds, w=(6, 4, 1, 1), v=(2, 6, 1, 1))
+    assert not any(node.attributes for node in model.graph)
+
+
 def test_hidden_size_of_a_recurrent_cell_is_written() -> None:
     text = """agraph (float[t, n, 4] x) => (float[t, 1, n, 2] y) {
         h, a, b = LSTM <hidden_size = 6> (x, w, r, c)  y = MatMul(h, v) }"""

@@ -113,6 +113,17 @@ def test_an_operator_without_a_rule_pins_and_is_counted() -> None:
     assert "no rule" in structure.why_pinned(value(structure, "w"))[1]
 
 
+def test_an_operator_without_a_rule_pins_all_that_it_reads_and_makes() -> None:
+    """Its first operand has no known shape, its second is read in a body too."""
+    text = """agraph (float[n, 4] x, float[n, 4] z) => (float[n, 2] y, float[n, k] o) {
+        a = MatMul(x, w)  b = MatMul(x, u)  c = com.microsoft.Unheard(z)  d = com.microsoft.Unheard(c, a)
+        e = MatMul(b, v)  y = Relu(e)  o = Identity(d) }"""
+    structure = analyse(load(text, w=(4, 6), u=(4, 6), v=(6, 2)))
+    assert not structure.removable(value(structure, "w"), 1, exact=False).any()
+    assert structure.removable(value(structure, "u"), 1).all()
+    assert structure.unruled == {"com.microsoft::Unheard": 2}
+
+
 def test_an_atom_that_is_all_of_an_axis_is_pinned() -> None:
     """Reading two halves as one leaves one unit for each half of a pair; a unit that is everything never goes."""
     text = """agraph (float[n, 4] x) => (float[n, 2] y)
