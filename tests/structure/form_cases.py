@@ -64,6 +64,8 @@ def _contractions() -> None:
     _form("no bias", "com.microsoft::FusedConv", {k: v for k, v in image.items() if k != "b"}, activation="Relu")
     _form("no bias", "Conv", {"x": _reals(2, 4, 5, 5), "w": _reals(6, 4, 3, 3)})
     _form("one axis", "Conv", {"x": _reals(2, 4, 9), "w": _reals(6, 2, 3), "b": _reals(6)}, group=2)
+    offsets = {"x": _reals(2, 4, 4, 4), "w": _reals(6, 4, 2, 2), "o": 0.3 * _reals(2, 16, 3, 3)}
+    _form("offsets of two groups", "DeformConv", offsets, offset_group=2)
     _form("no bias", "ConvTranspose", {"x": _reals(2, 4, 5, 5), "w": _reals(4, 6, 3, 3)})
     for a, b in (((6,), (6, 5)), ((4, 6), (6,)), ((6,), (6,)), ((6,), (3, 6, 5)), ((3, 4, 6), (6,))):
         _form(f"{len(a)} by {len(b)} axes", "MatMul", {"a": _reals(*a), "b": _reals(*b)})
