@@ -61,6 +61,20 @@ def check_outputs(
         raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'")
 
 
+def check_folder_of_state(folder: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse a folder for the state of a run in which a file lies that the run reads: the state is removed at its end.
+
+    Raises:
+        RecipeError: Names the file.
+    """
+    for what, path in inputs.items():
+        if path is not None and path.exists() and _is_below(path, folder):
+            raise RecipeError(
+                f"'{path}', {what}, lies in the folder '{folder}' for the state of the run: name another with "
+                "--checkpoint, or move the file"
+            )
+
+
 def _what_it_is(path: Path, inputs: Mapping[str, Path]) -> str | None:
     """What a path is of the things that are read, whichever name or link it bears; None where it is none of them."""
     from onnxprune.model_io.external import data_files_of

@@ -11,7 +11,7 @@ from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import save_settings, with_flags
 from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 from onnxprune.cli.invocation import Invocation
-from onnxprune.cli.outputs import RECIPE_FILE, check_model, check_outputs
+from onnxprune.cli.outputs import RECIPE_FILE, check_folder_of_state, check_model, check_outputs
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.run_folder import ensure_usable, folder_of, forget, is_main
 from onnxprune.recipe.recipe import Recipe, make_recipe
@@ -35,6 +35,8 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
     reads = {**invocation.reads, "the recipe": ctx.meta.get(RECIPE_FILE)}
     check_outputs(reads, invocation.target, invocation.writes_beside, force=invocation.force)
     folder = _state_folder(recipe, invocation)
+    if folder is not None:
+        check_folder_of_state(folder, reads)
     with stages(str(invocation.model)) as tell:
         result = prune_model(
             invocation.model,

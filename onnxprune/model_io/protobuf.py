@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -94,9 +94,12 @@ def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of a model, in subgraphs and local functions too. Works on a stack: nesting may be deep."""
-    stack = list(proto.graph.node)
-    for function in proto.functions:
-        stack.extend(function.node)
+    yield from nodes_below([*proto.graph.node, *(node for function in proto.functions for node in function.node)])
+
+
+def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes, and all in their subgraphs."""
+    stack = list(nodes)
     while stack:
         node = stack.pop()
         yield node

@@ -8,6 +8,7 @@ gives a main-graph value the name of a value in a subgraph (onnx-ir 1.1), which 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import onnx
@@ -19,6 +20,7 @@ from onnxprune.model_io import protobuf
 from onnxprune.model_io.opset_seven import lift_to_seven
 
 _BEFORE_BROADCASTING = 6
+_MOST_NODES = 1_000_000
 _LARGE = 4096  # elements; the converter reads only small constants: shapes, axes, scales
 _FIRST_STAND_IN = 100_003  # extents given to symbolic dimensions while converting; no real extent looks like these
 
@@ -27,10 +29,12 @@ def inline_functions(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The same model without local functions. Bodies written for another opset are converted to the model's.
 
     Raises:
-        ModelError: The functions call each other in a circle, or a body cannot be converted.
+        ModelError: The functions call each other in a circle, would become more nodes than any model has, or a body
+            cannot be converted.
     """
     if not proto.functions:
         return proto
+    _refuse_bombs(proto, name)
     weights = _LargeWeights(proto)
     try:
         proto = onnx.inliner.inline_local_functions(proto, convert_version=_mixed_opsets(proto))
@@ -80,6 +84,30 @@ def _converted(proto: onnx.ModelProto, to: int, opset: int, name: str) -> onnx.M
         ) from error
     dimensions.restore(proto)
     return proto
+
+
+def _refuse_bombs(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse functions that call functions that call functions: thirty of two calls each become a billion nodes.
+
+    Raises:
+        ModelError: They would. (A circle is left to the inliner, which refuses it.)
+    """
+    calls = {
+        (f.domain, f.name): Counter((node.domain, node.op_type) for node in protobuf.nodes_below(f.node))
+        for f in proto.functions
+    }
+    sizes = dict.fromkeys(calls, 0)
+    for _ in range(len(calls)):  # after as many rounds as there are functions every chain of calls is counted
+        before = dict(sizes)
+        for function, called in calls.items():
+            sizes[function] = sum(count * max(1, before.get(other, 1)) for other, count in called.items())
+            if sizes[function] > _MOST_NODES:
+                raise ModelError(
+                    f"the local functions of '{name}' cannot be inlined: '{function[1]}' would become more than "
+                    f"{_MOST_NODES:,} nodes (do they call themselves?)."
+                )
+        if sizes == before:
+            break
 
 
 def _mixed_opsets(proto: onnx.ModelProto) -> bool:

@@ -49,7 +49,7 @@ def ensure_usable(folder: Path, *, resume: bool, restart: bool) -> None:
 
     Raises:
         RecipeError: It holds a run and neither ``resume`` nor ``restart`` says what to do with it, there is nothing
-            to resume, or it is no folder.
+            to resume, it is no folder, or it holds files that are no run's but have names of a run's.
     """
     if not is_main():
         return
@@ -58,6 +58,11 @@ def ensure_usable(folder: Path, *, resume: bool, restart: bool) -> None:
         raise RecipeError(f"--checkpoint '{folder}' is not a folder")
     if resume and not held:
         raise RecipeError(f"--resume: there is no run to go on with in '{folder}'")
+    if not held and (others := sorted(path.name for pattern in _STATE for path in folder.glob(pattern))):
+        raise RecipeError(
+            f"--checkpoint '{folder}' holds no run, but a file '{others[0]}', which a run would replace: name another "
+            "folder"
+        )
     if held and not resume and not restart:
         raise RecipeError(f"'{folder}' holds a run that was interrupted: --resume goes on with it, --force starts anew")
 

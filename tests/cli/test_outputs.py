@@ -69,3 +69,16 @@ def test_a_plot_replaces_no_data(folder: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("arguments", [(".", "-s", 0.5), ("unpack", "data"), ("..", "-s", 0.5), ("/", "-s", 0.5)])
 def test_a_folder_is_no_model(folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...]) -> None:
     assert "is a folder" in refused(capsys, folder, *arguments)
+
+
+def test_the_state_of_a_run_removes_no_file_of_the_user(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = ["-s", 0.5, "--retrain", "--data", "data", "--steps", 1, "--checkpoint"]
+    (folder / "state").mkdir()
+    for name in ("best.onnx", "iteration-3.onnx"):
+        (folder / "state" / name).write_bytes((folder / "model.onnx").read_bytes())
+        assert "name another folder" in refused(capsys, folder, "model.onnx", *training, "state", "--force")
+        (folder / "state" / name).unlink()
+    (folder / "state" / "run.json").write_text("{}")
+    (folder / "state" / "best.onnx").write_bytes(mlp(width=16).SerializeToString())
+    sentence = refused(capsys, folder, "state/best.onnx", *training, "state", "--force", "-o", "o.onnx")
+    assert "lies in the folder 'state'" in sentence

@@ -346,52 +346,27 @@ def test_names_that_are_no_text(tmp_path: Path, place: str) -> None:
     assert "not UTF-8 text" in refusal(path)
 
 
-def hub_cache(folder: Path, *, model_is_a_link: bool = True, data_lie: str = "blobs") -> Path:
-    """The layout of the Hugging Face cache: snapshots/<revision>/onnx/model.onnx -> ../../../blobs/<hash>."""
-    snapshot = folder / "snapshots" / "5f1a" / "onnx"
-    for made in (snapshot, folder / "blobs", folder / data_lie):
-        made.mkdir(parents=True, exist_ok=True)
-    path = stored_external(folder)
-    (folder / "weights.bin").rename(folder / data_lie / "d1f0")
-    (snapshot / "weights.bin").symlink_to(Path("../../..") / data_lie / "d1f0")
-    if model_is_a_link:
-        path.rename(folder / "blobs" / "a9e2")
-        (snapshot / "model.onnx").symlink_to("../../../blobs/a9e2")
-    else:
-        path.rename(snapshot / "model.onnx")
-    return snapshot / "model.onnx"
+def functions_of(depth: int, calls: int) -> onnx.ModelProto:
+    """Functions of which each calls the next so many times."""
+    proto = mlp()
+    proto.opset_import.add(domain="local", version=1)
+    for i in range(depth):
+        last = i == depth - 1
+        nodes, name = [], "a"
+        for j in range(calls):
+            node = helper.make_node("Relu" if last else f"f{i + 1}", [name], [f"t{j}"], domain="" if last else "local")
+            nodes, name = [*nodes, node], f"t{j}"
+        nodes.append(helper.make_node("Identity", [name], ["b"]))
+        proto.functions.append(helper.make_function("local", f"f{i}", ["a"], ["b"], nodes, proto.opset_import))
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "f0", "local"
+    return proto
 
 
-def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
-    path = hub_cache(tmp_path)
-    model = model_io.load(path)
-    for tensor in mlp().graph.initializer:
-        np.testing.assert_array_equal(
-            model.graph.initializers[tensor.name].const_value.numpy(), numpy_helper.to_array(tensor)
-        )
-    assert len(model_io.sha256(path)) == 64
-    source = model_io.source_of(model)
-    assert source is not None and source.data_files == (tmp_path / "blobs" / "d1f0",)
-    with pytest.raises(ModelError, match="never changed"):
-        model_io.save(model, tmp_path / "blobs" / "d1f0", force=True)
-    saved = model_io.save(model, tmp_path / "out.onnx")
-    assert saved.data_file is not None and model_io.load(saved.path).graph.initializers["w1"].const_value.numpy().any()
+@pytest.mark.parametrize(("depth", "calls"), [(30, 2), (7, 12), (3, 200)])
+def test_functions_that_become_too_many_nodes(depth: int, calls: int) -> None:
+    assert "more than 1,000,000 nodes" in refusal(functions_of(depth, calls))
 
 
-def test_constants_of_nodes_are_read_through_the_links_too(tmp_path: Path) -> None:
-    path = hub_cache(tmp_path)
-    blob = tmp_path / "blobs" / "a9e2"
-    proto = onnx.load(blob, load_external_data=False)
-    node = helper.make_node("Constant", [], ["w1"], value=proto.graph.initializer[0])
-    proto.graph.node.insert(0, node)
-    del proto.graph.initializer[0]
-    blob.write_bytes(proto.SerializeToString())
-    loaded = model_io.load(path).graph.node(0).attributes["value"].as_tensor().numpy()
-    np.testing.assert_array_equal(loaded, numpy_helper.to_array(mlp().graph.initializer[0]))
-
-
-@pytest.mark.parametrize(
-    ("model_is_a_link", "data_lie"), [(False, "blobs"), (True, "elsewhere"), (True, "blobs/deeper")]
-)
-def test_other_links_still_lead_out(tmp_path: Path, model_is_a_link: bool, data_lie: str) -> None:
-    assert "leads out" in refusal(hub_cache(tmp_path, model_is_a_link=model_is_a_link, data_lie=data_lie))
+def test_functions_that_become_some_nodes_are_fine() -> None:
+    model = model_io.load_any(functions_of(4, 3))
+    assert sum(node.op_type == "Relu" for node in model.graph) == 81
