@@ -38,7 +38,7 @@ Array = npt.NDArray[Any]
 LEVELS = (0.875, 0.75, 0.6, 0.45, 0.3, 0.15)
 """Shares of a group's units that are left where its effect is measured."""
 
-SAMPLES = 48
+SAMPLES = 64
 RUNS = 1000
 """So many runs of one sample through the whole network are spent on all groups: deep networks get fewer samples."""
 
@@ -79,14 +79,17 @@ def measure_effects(
     """
     wanted = RUNS / max(1.0, len(groups) * len(LEVELS) / 2)
     few = int(min(SAMPLES, max(_LEAST_SAMPLES, wanted)))
+    levels = LEVELS if wanted >= _LEAST_SAMPLES else LEVELS[::2]
     effects = Effects(structure.model, Samples.of(structure.model, evidence.held_inputs(few), few))
-    return {group: _curve(structure, group, scores, evidence, effects) for group in groups}
+    return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
 
 
-def _curve(structure: Structure, group: Group, scores: Scores, evidence: Evidence, effects: Effects) -> Curve:
+def _curve(
+    structure: Structure, group: Group, scores: Scores, evidence: Evidence, effects: Effects, levels: Sequence[float]
+) -> Curve:
     atoms = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
     total = len(atoms)
-    kept = sorted({max(1, round(level * total)) for level in LEVELS} - {total}, reverse=True)
+    kept = sorted({max(1, round(level * total)) for level in levels} - {total}, reverse=True)
     consumers = [
         c for c in (consumer_of(structure, group, name, evidence) for name in evidence.layers) if c is not None
     ]

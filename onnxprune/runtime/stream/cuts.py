@@ -52,11 +52,13 @@ def operands(node: ir.Node) -> list[ir.Value]:
     """Return what a node reads, in its subgraphs too."""
     read = [v for v in node.inputs if v is not None]
     for attribute in node.attributes.values():
+        graphs: list[ir.Graph] = []
         if attribute.type == ir.AttributeType.GRAPH:
-            graph = attribute.as_graph()
-            inner = list(graph.all_nodes())
-            made = {out for n in inner for out in n.outputs} | set(graph.inputs) | set(graph.initializers.values())
-            read += [v for n in inner for v in n.inputs if v is not None and v not in made]
+            graphs = [attribute.as_graph(), *attribute.as_graph().subgraphs()]
+        made = {v for g in graphs for v in (*g.inputs, *g.initializers.values())}
+        made |= {out for g in graphs for n in g for out in n.outputs}
+        inner = [v for g in graphs for v in (*(v for n in g for v in n.inputs), *g.outputs)]
+        read += [v for v in inner if v is not None and v not in made]
     return read
 
 

@@ -1,0 +1,127 @@
+"""Whole units without labels: MobileNetV2 on ImageNet pictures, MiniLM on STS, a ResNet on Fashion-MNIST.
+
+MobileNetV2 is calibrated on the 334 pictures whose index is a multiple of 3 and measured on the other 666 (top-1 in
+percent); none of the measured classes is seen. MiniLM gets 512 sentences, its score is Spearman's rank correlation on
+the test set. The ResNet is that of `recovery_mnist.py`, trained on first use; its score is test accuracy in percent
+with 1,024 training images, at three quarters of its parameters gone, which is half of its units. CPU seconds are those
+of the whole run.
+
+    python benchmarks/units.py --data-root DATA --mobilenet mobilenet_v2_imagenet.onnx --minilm minilm_l6.onnx
+
+Results are benchmarks/results/units.json: what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from PIL import Image
+from single_weights import Images, Sentences
+
+from onnxprune import model_io
+from onnxprune.pipeline.run import prune
+from onnxprune.runtime import make_session
+
+RESULTS = Path(__file__).parent / "results" / "units.json"
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+
+CASES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "mobilenet": [{"target_macs": share} for share in (0.8, 0.7, 0.6, 0.5)],
+    "minilm": [{"sparsity": share} for share in (0.3, 0.5)],
+    "fashion": [{"sparsity": 0.748, "round_to": "none"}],
+}
+
+
+class Pictures:
+    """MobileNetV2 and the pictures of ImageNet."""
+
+    def __init__(self, root: Path, path: Path) -> None:
+        """Take the folder with imagenet_1000/ and the model's file."""
+        self.paths = {"mobilenet-v2": path}
+        self._folder = root / "imagenet_1000"
+
+    def calibration(self, model: ir.Model, draw: int) -> dict[str, npt.NDArray[Any]]:
+        """The pictures whose index is a multiple of 3; other draws leave out a tenth of them."""
+        chosen = np.arange(0, 1000, 3)
+        if draw:
+            chosen = np.sort(np.random.default_rng(draw).permutation(chosen)[:300])
+        return {str(model.graph.inputs[0].name): self._pictures(chosen)}
+
+    def score(self, model: ir.Model) -> float:
+        """Top-1 in percent on the other pictures."""
+        session, right = make_session(model, optimize="all"), 0
+        others = np.array([i for i in range(1000) if i % 3])
+        for start in range(0, len(others), 37):
+            chosen = others[start : start + 37]
+            (scores,) = session.run(None, {session.get_inputs()[0].name: self._pictures(chosen)})
+            right += int((scores.argmax(1) == chosen).sum())
+        return 100 * right / len(others)
+
+    def _pictures(self, chosen: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        read = [np.asarray(Image.open(self._folder / f"{i:03d}.jpg").convert("RGB")) for i in chosen.tolist()]
+        return (np.stack(read).transpose(0, 3, 1, 2).astype(np.float32) / 255 - _MEAN) / _DEVIATION
+
+
+Network = Pictures | Sentences | Images
+
+
+def entries_of(
+    name: str, network: Network, draws: Sequence[int], done: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what is missing of the results, measured."""
+    for label, path in network.paths.items():
+        model = model_io.load_any(path)
+        if not any((e["network"], e["case"]) == (label, "dense") for e in done):
+            yield {"network": label, "case": "dense", "draw": 0, "score": round(network.score(model), 4)}
+        for settings in CASES[name]:
+            case = ", ".join(f"{key} {value}" for key, value in settings.items())
+            for draw in draws:
+                if any((e["network"], e["case"], e["draw"]) == (label, case, draw) for e in done):
+                    continue
+                calibration = network.calibration(model, draw)
+                started = time.process_time()
+                result = prune(path, structure="channels", calibration=calibration, latency=False, **settings)
+                seconds = round(time.process_time() - started, 1)
+                score = round(network.score(result.model), 4)
+                entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}
+                yield entry | {"sparsity": round(result.sparsity, 4), "difference": _difference(result)}
+
+
+def _difference(result: Any) -> float | None:
+    """How far removed is from masked, before anything was fitted."""
+    return None if result.verdict is None else result.verdict.removed_vs_masked
+
+
+def main() -> None:
+    """Measure what is missing and write it after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of imagenet_1000/, stsb/, fashion_mnist/")
+    parser.add_argument("--mobilenet", type=Path, help="MobileNetV2, BatchNorm folded")
+    parser.add_argument("--minilm", type=Path, help="all-MiniLM-L6-v2")
+    parser.add_argument("--work", type=Path, help="folder of the trained ResNets; without it they are left out")
+    parser.add_argument("--draws", type=int, nargs="+", default=[0], help="of the calibration data")
+    given = parser.parse_args()
+    networks: dict[str, Callable[[], Network] | None] = {
+        "mobilenet": given.mobilenet and (lambda: Pictures(given.data_root, given.mobilenet)),
+        "minilm": given.minilm and (lambda: Sentences(given.data_root, given.minilm)),
+        "fashion": given.work and (lambda: Images(given.data_root, given.work)),
+    }
+    entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
+    for name, make in networks.items():
+        for entry in entries_of(name, make(), given.draws, list(entries)) if make else ():
+            entries.append(entry)
+            RESULTS.write_text(json.dumps({"entries": entries}, indent=1) + "\n")
+            print(entry, flush=True)
+
+
+if __name__ == "__main__":
+    main()
