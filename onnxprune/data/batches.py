@@ -38,6 +38,11 @@ class Samples(Mapping[str, Array]):
         """How many samples there are."""
         return next((self.arrays[n].shape[axis] for n, axis in self.axes.items() if axis is not None), 1)
 
+    def part(self, start: int, stop: int) -> Samples:
+        """Those from one number to another."""
+        chosen = np.arange(start, min(stop, self.count))
+        return Samples({name: pick(array, chosen, self.axes[name]) for name, array in self.arrays.items()}, self.axes)
+
     def take(self, indices: Array) -> Feeds:
         """Those samples."""
         return {name: pick(array, indices, self.axes[name]) for name, array in self.arrays.items()}

@@ -38,7 +38,7 @@ from onnxprune.runtime.probe import known_facts
 from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
 from onnxprune.runtime.statistics import layer_moments, shadow
-from onnxprune.runtime.stream.gather import Samples
+from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 
@@ -99,7 +99,7 @@ class _Run:
     dense: ir.Model
     pruned: ir.Model
     kept: Kept
-    samples: Samples
+    samples: Batches
     windows: int
     pattern: Shape | None
     progress: Callable[[str], None]
@@ -172,7 +172,7 @@ def recover(
         methods: Names of `METHODS` or `module:function`, each run over the whole network in this order.
         pattern: What zeros keep to where a method chooses them anew.
         trained: Whether the pruned model was trained: fits are then drawn to its weights, else to the dense model's.
-        batch: Samples run at once.
+        batch: Batches run at once.
         windows: Largest number of places of one feature map that statistics are taken from.
         progress: Called with the name of each layer.
 
@@ -181,21 +181,17 @@ def recover(
         DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
     """
     measured = bool(inputs) or any(METHODS.find(name).needs == "calibration" for name in methods)
-    samples = Samples.of(dense, inputs, batch, least=2 * FOLDS) if measured else Samples((), ())
+    samples = Batches.of(dense, inputs, batch, least=2 * FOLDS) if measured else Batches((), (), 0)
     feeds = samples.feeds
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = _Run(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained)
-    some = feeds[: max(1, _REPORTED // max(1, _length(feeds[0])))] if feeds else []
+    some = feeds[: max(1, _REPORTED * len(feeds) // max(1, samples.count))] if feeds else []
     before = run.error(some) if measured else None
     for name in methods:
         (METHODS.find(name).run or _recover_layers)(run, name)
     after = run.error(some) if measured and run.steps else before
-    return Recovery(tuple(run.steps), run.skipped, before, after, sum(map(_length, feeds)))
-
-
-def _length(feed: Feeds) -> int:
-    return max((len(array) for array in feed.values() if np.ndim(array)), default=1)
+    return Recovery(tuple(run.steps), run.skipped, before, after, samples.count)
 
 
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:

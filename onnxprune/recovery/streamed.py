@@ -29,7 +29,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
-from onnxprune.runtime.stream.gather import Samples
+from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.rows import Grid, moments_of
 
 Array = npt.NDArray[Any]
@@ -70,7 +70,7 @@ class Pair:
 
 
 def streamed_moments(
-    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Samples, folds: int
+    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Batches, folds: int
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
     """Yield the layers of the pruned network in order, those that lie side by side together, with their moments.
 
@@ -94,7 +94,7 @@ def streamed_moments(
 
 
 def _in_block(
-    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Samples, folds: int
+    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Batches, folds: int
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
     targets = _targets(pairs, dense, samples)
     stages = _stages(block, pairs)
@@ -118,7 +118,7 @@ def _in_block(
         done |= {pair.pruned.node for pair in stage}
 
 
-def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Samples) -> dict[Pair, list[tuple[Array, Array | None]]]:
+def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches) -> dict[Pair, list[tuple[Array, Array | None]]]:
     """For each layer and batch: rows of what the dense layer gives, and of what it is added to."""
     made = {str(out.name) for node in dense.block.nodes for out in node.outputs} | set(dense.state[0])
     names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
@@ -134,7 +134,7 @@ def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Samples) -> dict[Pai
     return found
 
 
-def _dense_rows(pair: Pair, data: Array, values: Values, samples: Samples, grid: Grid, number: int) -> Array:
+def _dense_rows(pair: Pair, data: Array, values: Values, samples: Batches, grid: Grid, number: int) -> Array:
     """Z of the dense layer at the outputs that are left, [g, rows, O], before an activation that its node applies."""
     if not pair.dense.activation:
         return samples.outputs(pair.pruned, pair.left(values[str(pair.dense.output.name)]), grid, number)
@@ -146,7 +146,7 @@ def _dense_rows(pair: Pair, data: Array, values: Values, samples: Samples, grid:
 
 
 def _moments(
-    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Samples, number: int, *, compensate: bool
+    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Batches, number: int, *, compensate: bool
 ) -> Moments:
     data = values[str(pair.pruned.data.name)]
     z, shortcut = target

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.data.batches import Inputs, batches
+from onnxprune.data.batches import Inputs, batches, samples_by_name
 from onnxprune.data.calibration import Calibration
+from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments
-from onnxprune.runtime.stream.gather import Samples, gather
+from onnxprune.runtime.stream.gather import Batches, gather
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class Evidence:
 
     Attributes:
         structure: The analysis of the model.
-        inputs: Samples by input name; may be empty for criteria that need none.
+        inputs: Batches by input name; may be empty for criteria that need none.
         labels: Class numbers or targets, one for each sample; None where there are none.
         seed: Of what is drawn at random: sampled labels, probes.
-        batch: Samples run at once.
+        batch: Batches run at once.
         steps: Optimiser steps of criteria that train.
     """
 
@@ -131,25 +132,27 @@ class Evidence:
         }
 
     @functools.cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> Batches:
         """The inputs as a stream reads them, without those held back."""
-        return Samples.of(self.structure.model, self._part(self.held, None), self.batch)
+        return Batches.of(self.structure.model, self._part(self.held, None), self.batch)
 
     @property
     def held(self) -> int:
         """How many inputs, the first ones, Gram matrices are not made from, so that effects can be measured on them."""
-        count = max((len(a) for a in self.inputs.values() if np.ndim(a)), default=0)
-        inputs = [v for v in self.structure.model.graph.inputs if v.name in self.inputs]
-        first = [v.shape[0] for v in inputs if v.shape is not None and len(v.shape)]
-        batch = max((n for n in first if isinstance(n, int)), default=1)
-        return min(HELD, count // 4) // batch * batch
+        samples = samples_by_name(self.structure.model, self.inputs)
+        batch = fixed_batch(self.structure.model, tuple(samples.axes.values())) or 1
+        return min(HELD, samples.count // 4) // batch * batch
 
     def held_inputs(self, most: int) -> Inputs:
         """Return the inputs that are held back, so many at most; where there are too few to hold any, the first."""
-        return self._part(0, max(1, min(self.held, most)) if self.held else most)
+        samples = samples_by_name(self.structure.model, self.inputs)
+        batch = fixed_batch(self.structure.model, tuple(samples.axes.values())) or 1
+        count = min(self.held or samples.count, max(most, batch))
+        return samples.part(0, count)
 
     def _part(self, start: int, stop: int | None) -> Inputs:
-        return {name: array[start:stop] if np.ndim(array) else array for name, array in self.inputs.items()}
+        samples = samples_by_name(self.structure.model, self.inputs)
+        return samples.part(start, samples.count if stop is None else stop)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
     def inverse_hessian(self, name: str, *, centred: bool = False) -> Matrix:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from onnxprune.graph.linear import Linear, tensor_of
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.effects import Effects, divergence
-from onnxprune.runtime.stream.gather import Samples
+from onnxprune.runtime.stream.gather import Batches
 from onnxprune.scoring.evidence import DAMPING, Evidence
 from onnxprune.scoring.units import Scores
 from onnxprune.structure.axes import Dynamic
@@ -80,7 +80,7 @@ def measure_effects(
     wanted = RUNS / max(1.0, len(groups) * len(LEVELS) / 2)
     few = int(min(SAMPLES, max(_LEAST_SAMPLES, wanted)))
     levels = LEVELS if wanted >= _LEAST_SAMPLES else LEVELS[::2]
-    effects = Effects(structure.model, Samples.of(structure.model, evidence.held_inputs(few), few))
+    effects = Effects(structure.model, Batches.of(structure.model, evidence.held_inputs(few), few))
     return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
 
 

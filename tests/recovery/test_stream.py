@@ -12,7 +12,7 @@ from onnxprune.recovery.solve import Affine, ridge_fit
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.effects import Effects, divergence, kind_of
-from onnxprune.runtime.stream.gather import Samples, gather
+from onnxprune.runtime.stream.gather import Batches, gather
 from onnxprune.runtime.stream.padding import padding_mask
 from onnxprune.runtime.stream.rows import moments_of
 
@@ -42,14 +42,14 @@ POOLED_SHAPES = {"table": (20, 5), "kinds": (2, 5), "w": (5, 4)}
 
 def test_a_network_is_cut_at_the_sums_of_its_residual_blocks() -> None:
     model = network(RESIDUAL, RESIDUAL_SHAPES)
-    samples = Samples.of(model, {"x": np.ones((4, 6), np.float32)})
+    samples = Batches.of(model, {"x": np.ones((4, 6), np.float32)})
     assert [sorted(block.live) for block in samples.blocks(model)] == [["s"], ["s1"], ["s2"], ["y"]]
 
 
 def test_a_cursor_gives_what_the_whole_model_gives() -> None:
     model = network(RESIDUAL, RESIDUAL_SHAPES)
     x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
-    samples = Samples.of(model, {"x": x}, 4)
+    samples = Batches.of(model, {"x": x}, 4)
     cursor = Cursor(model, samples.blocks(model), samples.feeds)
     for _ in cursor.blocks:
         cursor.skip()
@@ -62,7 +62,7 @@ def test_regression_on_the_rows_finds_the_weights_again(text: str, shapes: dict,
     """Padding, strides, dilations, groups and transposes are right only if W comes out element by element."""
     model = network(text, shapes)
     x = np.random.default_rng(2).standard_normal((40, *shape)).astype(np.float32)
-    samples = Samples.of(model, {"x": x}, 10)
+    samples = Batches.of(model, {"x": x}, 10)
     cursor = Cursor(model, samples.blocks(model), samples.feeds)
     for block in cursor.blocks:
         inside = [layer for layer in linear_layers(model)[0] if layer.node in block.nodes]
@@ -87,7 +87,7 @@ def test_gram_matrices_are_those_of_what_layers_read() -> None:
     x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
     found = {
         name: m
-        for part in gather(model, linear_layers(model)[0], Samples.of(model, {"x": x}))
+        for part in gather(model, linear_layers(model)[0], Batches.of(model, {"x": x}))
         for name, m in part.items()
     }
     assert list(found) == ["w0", "w1", "w2", "w3", "w4", "w5"]
@@ -112,7 +112,7 @@ def test_padding_is_found_by_what_does_not_move_the_outputs() -> None:
 def test_padding_is_cut_off_and_left_out_of_the_rows() -> None:
     model = network(POOLED, POOLED_SHAPES)
     inputs = padded()
-    samples = Samples.of(model, inputs, 4)
+    samples = Batches.of(model, inputs, 4)
     assert [feed["ids"].shape[1] for feed in samples.feeds] == sorted(feed["ids"].shape[1] for feed in samples.feeds)
     assert samples.feeds[0]["ids"].shape[1] < 9
     ((_, found),) = next(iter(gather(model, linear_layers(model)[0], samples))).items()
@@ -122,7 +122,7 @@ def test_padding_is_cut_off_and_left_out_of_the_rows() -> None:
 def test_effects_are_those_of_the_whole_model_with_other_constants() -> None:
     model = network(RESIDUAL, RESIDUAL_SHAPES)
     x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
-    effects = Effects(model, Samples.of(model, {"x": x}))
+    effects = Effects(model, Batches.of(model, {"x": x}))
     other = np.zeros((9, 8), np.float32)
     changed = model.clone()
     changed.graph.initializers["w4"].const_value = ir.Tensor(other, name="w4")

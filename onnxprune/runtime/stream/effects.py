@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.runtime.stream.cursor import Cursor, Program, Values
 from onnxprune.runtime.stream.cuts import operands
-from onnxprune.runtime.stream.gather import Samples
+from onnxprune.runtime.stream.gather import Batches
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ class Effects:
         dense: The model's outputs, for each batch.
     """
 
-    def __init__(self, model: ir.Model, samples: Samples) -> None:
+    def __init__(self, model: ir.Model, samples: Batches) -> None:
         self._model = model
         self._blocks = samples.blocks(model)
         cursor = Cursor(model, self._blocks, samples.feeds)

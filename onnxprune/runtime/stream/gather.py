@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.data.batches import Inputs, batches
+from onnxprune.data.batches import Inputs, batches, samples_by_name
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear
 from onnxprune.runtime.probe import concrete_shapes
@@ -28,30 +28,30 @@ BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class Batches:
     """Calibration inputs as a stream reads them.
 
     Attributes:
         feeds: Batches.
         tokens: For each batch, which tokens count, shape [samples, tokens]; None where all do.
+        count: How many samples there are.
     """
 
     feeds: Sequence[Feeds]
     tokens: Sequence[Tokens | None]
+    count: int
 
     @staticmethod
-    def of(model: ir.Model, inputs: Inputs, batch: int = BATCH, *, least: int = 1) -> Samples:
+    def of(model: ir.Model, inputs: Inputs, batch: int = BATCH, *, least: int = 1) -> Batches:
         """Cut inputs into batches; padded sequences are sorted by length and cut to that of their batch."""
-        feeds = batches(model, inputs, batch, least=least)
-        mask = padding_mask(model, feeds)
+        samples = samples_by_name(model, inputs)
+        feeds = batches(model, samples, batch, least=least)
+        first = all(axis in (0, None) for axis in samples.axes.values())
+        mask = padding_mask(model, feeds) if first else None
         if mask is not None:
-            feeds = without_padding(model, inputs, mask, feeds, len(feeds[0][mask]))
-        return Samples(feeds, [None if mask is None else np.asarray(feed[mask]) != 0 for feed in feeds])
-
-    @property
-    def count(self) -> int:
-        """How many samples."""
-        return sum(max((len(a) for a in feed.values() if a.ndim), default=1) for feed in self.feeds)
+            feeds = without_padding(model, samples, mask, feeds, len(feeds[0][mask]))
+        tokens = [None if mask is None else np.asarray(feed[mask]) != 0 for feed in feeds]
+        return Batches(feeds, tokens, samples.count)
 
     def sizes(self, model: ir.Model) -> dict[str, int]:
         """Elements of the values of a model for the first batch."""
@@ -76,7 +76,7 @@ class Samples:
 
 
 def gather(
-    model: ir.Model, layers: Sequence[Linear], samples: Samples, blocks: Sequence[Block] | None = None
+    model: ir.Model, layers: Sequence[Linear], samples: Batches, blocks: Sequence[Block] | None = None
 ) -> Iterator[dict[str, Moments]]:
     """Yield, block by block, sums over what its layers read, by weight name; there are no targets in them.
 

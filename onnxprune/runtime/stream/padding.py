@@ -62,7 +62,7 @@ def without_padding(
         inputs: All samples.
         mask: The input that masks padding.
         feeds: The batches so far.
-        size: Samples in a batch.
+        size: Batches in a batch.
     """
     found = np.asarray(inputs[mask]) != 0
     lengths = found.shape[1] - np.argmax(found[:, ::-1], axis=1)
