@@ -16,6 +16,8 @@ from onnxprune import model_io
 from onnxprune.errors import VerificationError
 from onnxprune.pipeline.check import check
 
+MLP_FILE = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
+
 
 def files(folder: Path, *, structure: str = "channels", kind: str = "layers") -> tuple[Path, Path, Path]:
     """An original, what pruning made of it, and the record."""
@@ -96,3 +98,11 @@ def test_zeros_alone_are_checked_too(tmp_path: Path) -> None:
     onnx.save(proto, pruned)
     with pytest.raises(VerificationError, match="differs"):
         check(original, pruned)
+
+
+def test_a_packed_model_is_checked_by_the_weights_that_it_unpacks_to(tmp_path: Path) -> None:
+    result = onnxprune.prune(MLP_FILE, sparsity=0.6, pack="auto", latency=False)
+    onnxprune.save(result, tmp_path / "packed.onnx", record=tmp_path / "record.json")
+    found = check(MLP_FILE, tmp_path / "packed.onnx", tmp_path / "record.json")
+    assert found.zeroed >= 2 and found.changed == 0
+    assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
