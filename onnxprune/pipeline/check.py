@@ -107,6 +107,8 @@ def _twin(
         return kept, {}, None if kept is None else masked_twin_of(before, kept, [])
     known = load_record(record)
     _same_files(known, original, pruned)
+    if known.recipe.get("quantize", "no") != "no":  # rounded numbers are no longer those of any masked twin
+        return known.kept, known.renamed, None
     return known.kept, known.renamed, masked_twin_of(before, known.kept, known.blocks)
 
 

@@ -106,3 +106,10 @@ def test_a_packed_model_is_checked_by_the_weights_that_it_unpacks_to(tmp_path: P
     found = check(MLP_FILE, tmp_path / "packed.onnx", tmp_path / "record.json")
     assert found.zeroed >= 2 and found.changed == 0
     assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
+
+
+@pytest.mark.parametrize("form", ["int8-dynamic", "fp16"])
+def test_a_quantised_model_is_not_held_against_a_twin_of_other_numbers(form: str, tmp_path: Path) -> None:
+    result = onnxprune.prune(MLP_FILE, sparsity=0.5, quantize=form, latency=False)
+    onnxprune.save(result, tmp_path / "small.onnx", record=tmp_path / "record.json")
+    assert check(MLP_FILE, tmp_path / "small.onnx", tmp_path / "record.json").removed_vs_masked is None
