@@ -133,6 +133,8 @@ def _indexing() -> None:
     }.items():  # fmt: skip
         bounds = {"a": _ints(start), "b": _ints(end), "c": _ints(axis), "d": _ints(step)}
         _form(name, "Slice", {**x, **bounds})
+    front = {"a": _ints(0), "b": _ints(-(1 << 40)), "c": _ints(1)}
+    _form("up to before the front", "Slice", {"x": _reals(7, 8), **front})
     _form("no axes", "Slice", {**x, "a": _ints(1, 2), "b": _ints(4, 7)})
     _form("both axes", "Slice", {**x, "a": _ints(1, 2), "b": _ints(4, 7), "c": _ints(1, 0), "d": _ints(2, 1)})
     _form("attributes", "Slice", x, opset=9, starts=[1], ends=[6], axes=[1])
@@ -317,6 +319,11 @@ def _attention() -> None:
     _form("present", "com.microsoft::Attention", packed, "y present", num_heads=4)
     qkv = {"q": _reals(2, 3, 32), "k": _reals(2, 5, 32), "v": _reals(2, 5, 32)}
     _form("all of one width", "com.microsoft::MultiHeadAttention", qkv, "y k2 v2", num_heads=4)
+    _form("scores", "com.microsoft::MultiHeadAttention", qkv, "y - - s", num_heads=4)
+    grouped = {"q": _reals(2, 3, 96), "k": _reals(2, 3, 32), "v": _reals(2, 3, 32), "pk": None, "pv": None}
+    grouped |= {"last": np.array([2, 2], np.int32), "total": np.array(3, np.int32)}
+    grouped |= {"cos": None, "sin": None, "at": None, "bias": None, "sink": _reals(6)}
+    _form("sinks", "com.microsoft::GroupQueryAttention", grouped, "y pk2 pv2", num_heads=6, kv_num_heads=2)
     masked = {**qkv, "b": None, "m": _ints(5, 4).astype(np.int32)}
     _form("lengths", "com.microsoft::MultiHeadAttention", masked, num_heads=4)
     _form("no heads", "Attention", qkv)
@@ -343,6 +350,7 @@ def _attention() -> None:
     _form("neighbours by head", "RotaryEmbedding", {"x": _reals(2, 4, 3, 8), **tables}, interleaved=1)
     causal = {"x": _reals(2, 6, 5), "w": _reals(6, 1, 3)}
     _form("no bias", "com.microsoft::CausalConvWithState", causal, "y s")
+    _form("a window of states", "com.microsoft::CausalConvWithState", causal, "y s", state_window=2)
     skipped = {"x": _reals(2, 3, 8), "k": _reals(2, 3, 8), "g": _reals(8), "b": _reals(8)}
     _form("statistics", "com.microsoft::SkipLayerNormalization", skipped, "y m d s")
     _form("no sum", "com.microsoft::SkipLayerNormalization", skipped)
@@ -360,6 +368,9 @@ def _quantised() -> None:
         _form("channels last", f"com.microsoft::{operator}", last, channels_last=1, **attributes)
     rows = {"a": x[0, 0], "b": _rng.integers(-99, 99, (5, 4)).astype(np.int8)}
     _form("no zero points", "MatMulInteger", rows)
+    by_row = {"a": x[0, 0], "as": np.abs(_reals(5)) + 1, "az": np.arange(5).astype(np.uint8)}
+    by_column = {"b": rows["b"], "bs": np.abs(_reals(4)) + 1, "bz": np.arange(4).astype(np.int8)}
+    _form("scales of rows and columns", "QLinearMatMul", {**by_row, **by_column, **of_y})
     _form("one zero point", "MatMulInteger", {**rows, "az": np.array(7, np.uint8), "bz": np.array(2, np.int8)})
     plain = {"x": x[0, 0], "s": np.array(0.1, np.float32)}
     _form("no zero point", "DequantizeLinear", plain)

@@ -51,11 +51,24 @@ def table() -> dict[str, str]:
 
 def of_case(case: Case) -> str:
     """Describe one case of one operator."""
-    structure = analyse_open(normalised(case.model))
-    node = next(iter(structure.model.graph))
+    model = normalised(case.model)
+    node, bystander = next(iter(model.graph)), _bystander(model)
+    structure = analyse_open(model)
+    assert structure.removable(bystander, 0).all(), "a rule pins what its node does not touch"
     ins = " ".join(f"{v.name}:{_axes(structure, v)}" for v in node.inputs if v is not None)
     outs = " ".join(f"{v.name}:{_axes(structure, v)}" for v in node.outputs if v.name)
     return f"{ins} -> {outs} | {_summary(structure)}"
+
+
+def _bystander(model: ir.Model) -> ir.Value:
+    """Put a node that has nothing to do with the others in front of them, and return the constant it reads."""
+    value = ir.Value(name="bystander", shape=ir.Shape([3]), type=ir.TensorType(ir.DataType.FLOAT))
+    value.const_value = ir.Tensor(np.ones(3, np.float32), name="bystander")
+    model.graph.register_initializer(value)
+    node = ir.node("Relu", [value])
+    node.outputs[0].name = "bystander_relu"
+    model.graph.insert_before(next(iter(model.graph)), node)
+    return value
 
 
 def of_graph(kind: str, seed: int) -> str:
@@ -81,6 +94,7 @@ def _summary(structure: Structure) -> str:
     atoms = {
         int(a)
         for value in structure.axes
+        if not str(value.name).startswith("bystander")
         for i in range(len(structure.axes[value]))
         if (ids := structure.ids(value, i)) is not None
         for a in structure.terms.members(ids)[1]

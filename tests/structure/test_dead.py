@@ -97,6 +97,7 @@ def test_a_unit_that_every_reader_multiplies_by_zero_is_dead(reader: str, weight
     "reader",
     [
         "k = MatMul(h, v)  s = ReduceMax <keepdims = 1> (h, one)  y = Add(k, s)",
+        "k = MatMul(h, v)  s = ReduceSum <keepdims = 1> (h, one)  y = Add(k, s)",
         "k = MatMul(h, v)  s = Softmax(h)  o = MatMul(s, v2)  y = Add(k, o)",
         "k = MatMul(h, v)  o = MatMul(h, v2)  y = Add(k, o)",
         "k = MatMul(h, v)  t = Transpose(h)  q = MatMul(h, t)  r = ReduceMax <keepdims = 1> (q, one)  y = Add(k, r)",

@@ -19,6 +19,7 @@ INPUTS = """float[n, 4] x, int64[1] r, int64[2] pair, int64[4] four, int64 one_r
     int64[2] whole"""
 CONSTANTS = {
     "w": (4, 6), "zero": np.array([0]), "one": np.array([1]), "five": np.array([5]), "six": np.array([6]),
+    "zero_pads": np.array([0, 1]),
     "none": np.array(0.0, np.float32), "ratio": np.array(0.5, np.float32),}  # fmt: skip
 FEEDS: dict[str, Array] = {
     "x": np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32), "r": np.array([1]),
@@ -42,6 +43,7 @@ PINNED = {
     "Slice(h, zero, five, one, r)": "bounds",
     "Gather <axis = 1> (h, r)": "indices",
     "Pad(h, four)": "padded",
+    "Pad(h, zero_pads, , r)": "Pad",
     "Reshape(h, pair)": "Reshape",
     "Tile(h, pair)": "Tile",
     "Unsqueeze(h, r)": "axes",
