@@ -78,13 +78,13 @@ def check(
         VerificationError: The pruned model does not run, has other inputs or outputs, or is not what the record says.
     """
     before, after = model_io.load(original), model_io.load(pruned)
+    after = unpack(after) if is_packed(after) else after
     give_inputs(before, inputs)
     _same_interface(before, after)
     kept, sources, twin = _twin(before, after, original, pruned, record)
-    plain = unpack(after) if is_packed(after) else after  # whose constants have their names
-    counts = _compare_constants(before, plain, kept or {}, sources)
+    counts = _compare_constants(before, after, kept or {}, sources)
     if twin is not None and (counts["zeroed"] or counts["changed"]):
-        take_numbers(twin, plain, kept or {}, sources)
+        take_numbers(twin, after, kept or {}, sources)
     difference, change = _compare_outputs(before, after, twin, seed)
     if difference is not None and not difference <= tolerance_of(before):
         cut = "the recorded units" if record is not None else "the units that it lacks"

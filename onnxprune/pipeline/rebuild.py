@@ -82,6 +82,10 @@ def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
     structure, pruned = prepare(before.clone()), after.clone()
     Normalise()(pruned)
     written = {str(v.name): v.const_value.numpy() for v in model_io.all_initializers(pruned) if v.const_value}
+    for value in structure.weights:
+        array = written.get(str(value.name))
+        if array is None or value.const_value is None or array.dtype != value.const_value.numpy().dtype:
+            return None  # gone with its layer, or stored otherwise (quantised)
     matched: dict[tuple[ir.Value, int], Bools] = {}
     while True:
         lost = structure.keep(_removed(structure, matched, written)).lost()
@@ -97,9 +101,6 @@ def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
         shape = tuple(int(cut[i].sum()) if i in cut else n for i, n in enumerate(value.const_value.shape.numpy()))
         if shape != array.shape:
             return None
-    known = {str(value.name) for value in structure.sources}
-    if not known & set(written):
-        return None
     return {
         str(value.name): {str(axis): np.flatnonzero(flags).tolist() for axis, flags in axes.items()}
         for value, axes in lost.items()
