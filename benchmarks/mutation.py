@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=1, help="how many faults are tried at once")
     parser.add_argument("--only", default="", help="files whose path holds this text")
-    parser.add_argument("--again", action="store_true", help="run those that survived once more, and nothing else")
+    parser.add_argument("--again", action="store_true", help="run those that survived once more")
     parser.add_argument("--survivors", action="store_true", help="print what survived, run nothing")
     parser.add_argument("--summary", type=Path, help="write the counts and what survived, run nothing")
     options = parser.parse_args()
@@ -330,9 +330,9 @@ def main() -> None:
         files = sorted(f for s in SOURCES for f in (ROOT / s).rglob("*.py") if options.only in str(f))
         everything = [m for f in files for m in mutants_of(f)]
         drawn = sample(everything, options.sample, options.seed)
-        results = {k: r for k, r in results.items() if k in {m.key for m in everything}}
+        results = {m.key: results[m.key] for m in drawn if m.key in results}
         left = {k for k, r in results.items() if r["verdict"] in ("survived", "not reached")}
-        todo = [m for m in drawn if (m.key in left if options.again else m.key not in results)]
+        todo = [m for m in drawn if m.key not in results or (options.again and m.key in left)]
         print(f"{len(everything)} faults in {len(files)} files, {len(drawn)} drawn, {len(todo)} to run", flush=True)
         sys.path[:0] = [str(ROOT)]
         tests = [str(ROOT / t) for t in TESTS]

@@ -81,7 +81,7 @@ def _contractions() -> None:
         "ij->ji": ((4, 6),), "ij->": ((4, 6),), "ij,jk,kl->il": ((4, 6), (6, 5), (5, 3)),
         "bij,bj->b": ((3, 4, 6), (3, 6)),
         "i...,i...->...": ((4, 3), (4, 3)), "ij,ik->ijk": ((4, 6), (4, 5)), "bij,jk->bik": ((1, 4, 6), (6, 5)),
-        "...i,...i->...": ((1, 4, 6), (3, 1, 6)), "ba": ((4, 6),),
+        "...ij,...jk": ((1, 4, 6), (1, 6, 5)), "...i,...i->...": ((1, 4, 6), (3, 1, 6)), "ba": ((4, 6),),
     }.items():  # fmt: skip
         _form(equation, "Einsum", {chr(97 + i): _reals(*s) for i, s in enumerate(shapes)}, equation=equation)
 
@@ -134,6 +134,8 @@ def _indexing() -> None:
         bounds = {"a": _ints(start), "b": _ints(end), "c": _ints(axis), "d": _ints(step)}
         _form(name, "Slice", {**x, **bounds})
     front = {"a": _ints(0), "b": _ints(-(1 << 40)), "c": _ints(1)}
+    far = {"a": _ints(-(1 << 40)), "b": _ints(4), "c": _ints(1)}
+    _form("from far before the front", "Slice", {"x": _reals(9, 8), **far})
     _form("up to before the front", "Slice", {"x": _reals(7, 8), **front})
     _form("no axes", "Slice", {**x, "a": _ints(1, 2), "b": _ints(4, 7)})
     _form("both axes", "Slice", {**x, "a": _ints(1, 2), "b": _ints(4, 7), "c": _ints(1, 0), "d": _ints(2, 1)})
@@ -161,9 +163,11 @@ def _indexing() -> None:
     for axis in (0, 1, -1):
         _form(f"axis {axis}", "CumSum", {**deep, "a": np.array(axis)})
     _form("attribute", "TopK", deep, "y i", opset=9, k=3, axis=1)
+    _form("no axis", "TopK", {**deep, "k": _ints(2)}, "y i")
     _form("first axis", "TopK", {**deep, "k": _ints(2)}, "y i", axis=0)
     _form("inside", "Compress", {**deep, "c": np.array([True, False, True, True, False])}, axis=1)
     _form("upper", "Trilu", {"x": _reals(3, 4, 5)})
+    _form("no axes", "ReverseSequence", {"x": _reals(4, 2, 7), "n": _ints(3, 4)})
     _form("turned round", "ReverseSequence", {"x": _reals(2, 4, 5), "n": _ints(3, 4)}, time_axis=1, batch_axis=0)
     pads = {"p": _ints(0, 1, 0, 2)}
     _form("zeros", "Pad", {**x, **pads})

@@ -154,6 +154,7 @@ def test_constants_follow_moves() -> None:
         ("ReduceMin <keepdims = 0> (h, batch)", 0),
         ("ReduceMean <keepdims = 0> (h, last)", 1),
         ("ReduceMean <keepdims = 1> (h, batch)", 1),
+        ("ReduceMean (h, batch)", 1),
         ("ReduceMean <keepdims = 0> (h, channels)", None),
         ("ReduceMean (h)", None),
         ("ReduceSum <keepdims = 0> (h, sides)", None),

@@ -138,8 +138,10 @@ def test_units_of_both_branches_are_the_same(first: str, second: str, expected: 
 
 
 def test_branches_of_unequal_shapes_pin_what_they_read() -> None:
-    text = IF.format("Relu(h)", "Unsqueeze(h, zero)", "s = Shape(m)  y = Cast <to = 1> (s)")
-    text = text.replace("float[n, l] q", "float[1, n, l] q").replace("float[a, b] y", "float[k] y")
-    structure = analyse(load(text, w=(4, 6), zero=np.array([0])))
+    text = IF.format("Relu(h)", "Unsqueeze(h, zero)", "s = Shape(m)  y = Cast <to = 1> (s)  z = MatMul(g, v)")
+    text = text.replace("float[n, l] q", "float[1, n, l] q").replace("float[a, b] y", "float[k] y, float[n, 2] z")
+    text = text.replace("m = If", "g = MatMul(x, u)  m = If")
+    structure = analyse(load(text, w=(4, 6), zero=np.array([0]), u=(4, 6), v=(6, 2)))
+    assert structure.removable(value(structure, "u"), 1).all()
     reason = structure.why_pinned(value(structure, "w"))
     assert any("branches" in r for r in reason) and not structure.unruled

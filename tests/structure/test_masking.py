@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.structure.analysis import analyse
-from onnxprune.structure.masking import zero_of, zero_units
+from onnxprune.structure.masking import zero_of, zero_units, zeroed_units
 from onnxprune.structure.structure import Fill
 
 from .graphs import constants, load, without
@@ -106,3 +106,16 @@ def test_zero_is_the_zero_point_of_each_element(points: np.ndarray, axis: int, e
 def test_without_a_zero_point_zero_is_0() -> None:
     assert not zero_of(Fill(None, 0), np.ones((2, 2), np.int8)).any()
     assert not zero_of(None, np.ones((2, 2), np.float32)).any()
+
+
+def test_what_would_be_zeroed_is_told_and_the_model_stays() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 3] y) { a = MatMul(x, w)  h = Div(a, d)  y = MatMul(h, v) }"""
+    model, twin = (load(text, w=(4, 6), d=(6,), v=(6, 3)) for _ in range(2))
+    structure, other = analyse(model), analyse(twin)
+    removed = without(structure, {("w", 1): [0, 4]})
+    before = constants(model)
+    told = {str(v.name): content for v, content in zeroed_units(structure, removed)}
+    assert all(np.array_equal(content, before[name]) for name, content in constants(model).items())
+    zero_units(other, removed)
+    assert told.keys() == {"w", "v"}
+    assert all(np.array_equal(content, constants(twin)[name]) for name, content in told.items())

@@ -124,6 +124,13 @@ def test_an_operator_without_a_rule_pins_all_that_it_reads_and_makes() -> None:
     assert structure.unruled == {"com.microsoft::Unheard": 2}
 
 
+def test_weights_are_found_behind_what_moves_and_casts_them() -> None:
+    text = """agraph (float[n, 4] x) => (float[n, 2] y) {
+        h = MatMul(x, w)  a = Cast <to = 1> (v)  b = Transpose(a)  c = Reshape(b, s)  y = MatMul(h, c) }"""
+    structure = analyse(load(text, w=(4, 6), v=np.ones((2, 6), np.float16), s=np.array([6, 2])))
+    assert {v.name for v in structure.weights} == {"w", "v"}
+
+
 def test_an_atom_that_is_all_of_an_axis_is_pinned() -> None:
     """Reading two halves as one leaves one unit for each half of a pair; a unit that is everything never goes."""
     text = """agraph (float[n, 4] x) => (float[n, 2] y)
