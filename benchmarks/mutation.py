@@ -42,7 +42,6 @@ SOURCES = ("onnxprune/structure", "passes")
 TESTS = ("tests/structure", "tests/passes", "tests/selection")
 WARM = ("structure.node_cases:cases",)  # slow, and the same for every fault
 PATIENCE = 10  # CPU seconds that a test may take beyond five times what it takes without a fault
-MOST = 20.0  # CPU seconds of tests for one fault; what would be seen later counts as not seen
 MEMORY = 12 << 30  # bytes of address space that a faulty run may ask for beyond what there is
 
 
@@ -53,12 +52,12 @@ class Reach:
     tests: Mapping[str, Mapping[int, Sequence[int]]]
     seconds: Sequence[float]
 
-    def of(self, mutant: Mutant) -> list[int]:
+    def of(self, mutant: Mutant, most: float) -> list[int]:
         """Return the tests that run the statement of a fault, quickest first, as many as fit into the time for one."""
         lines = self.tests.get(os.path.realpath(mutant.path), {})
         tests = sorted({t for line in mutant.lines for t in lines.get(line, ())}, key=lambda t: self.seconds[t])
         spent = itertools.accumulate(self.seconds[t] for t in tests)
-        return [t for t, seconds in zip(tests, spent, strict=True) if seconds <= MOST or t == tests[0]]
+        return [t for t, seconds in zip(tests, spent, strict=True) if seconds <= most or t == tests[0]]
 
 
 @dataclass
@@ -76,11 +75,14 @@ class Trial:
 class Judge:
     """A pytest plugin whose test loop runs the tests once for each fault."""
 
-    def __init__(self, mutants: Sequence[Mutant], results: dict[str, Any], output: Path, workers: int) -> None:
+    def __init__(
+        self, mutants: Sequence[Mutant], results: dict[str, Any], output: Path, workers: int, most: float
+    ) -> None:
         self.mutants = mutants
         self.results = results
         self.output = output
         self.workers = workers
+        self.most = most
         self.child = False
         self.killers: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
 
@@ -169,7 +171,7 @@ class Judge:
         functions: Mapping[tuple[str, str], list[FunctionType]],
     ) -> Trial | None:
         """Fork a child for a fault, None where no test runs it; what saw others of its function goes first."""
-        tests = reach.of(mutant)
+        tests = reach.of(mutant, self.most)
         if not tests:
             return None
         tests = [t for t, _ in self.killers[_place(mutant)].most_common(3) if t in tests] + tests
@@ -317,6 +319,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=10**9, help="how many faults to draw (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=1, help="how many faults are tried at once")
+    parser.add_argument("--most", type=float, default=60, help="CPU seconds of tests for one fault (default: 60)")
     parser.add_argument("--only", default="", help="files whose path holds this text")
     parser.add_argument("--again", action="store_true", help="run those that survived once more")
     parser.add_argument("--survivors", action="store_true", help="print what survived, run nothing")
@@ -338,7 +341,7 @@ def main() -> None:
         tests = [str(ROOT / t) for t in TESTS]
         pytest.main(
             ["-q", "-p", "no:cacheprovider", "--no-header", *tests],
-            plugins=[Judge(todo, results, options.output, options.workers)],
+            plugins=[Judge(todo, results, options.output, options.workers, options.most)],
         )
         _write(options.output, results)
     print("\n".join(survivors(results)))
