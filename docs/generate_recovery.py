@@ -70,8 +70,8 @@ _SINGLE_READING = """
 
 _LAYERS = """
 On the {count} layers of MiniLM at 70 %, from the same Gram matrices, the error of ALPS is below that of SparseGPT on
-{alps} and {ratio:.2f} of it in the mean; SparseSwaps lowers that of Wanda's mask on {swaps}, to {swapped:.2f} of it, and
-raises it on {raised}.
+{alps} and {ratio:.2f} of it in the mean; SparseSwaps lowers that of Wanda's mask on {swaps}, to {swapped:.2f} of it,
+and raises it on {raised}.
 """
 
 
