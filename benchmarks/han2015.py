@@ -228,14 +228,14 @@ def figure5(place: Place) -> None:
 
 def thresholded(model: ir.Model, share: float) -> Masks:
     """Han's masks: q times each layer's deviation, q such that `share` of the weights is kept (by bisection)."""
-    found = {name: array for name, array in parameters(model).items() if array.ndim > 1}
-    total = sum(array.size for array in found.values())
+    matrices = {name: array for name, array in parameters(model).items() if array.ndim > 1}
+    total = sum(array.size for array in matrices.values())
     low, high = 0.0, 20.0
     for _ in range(40):
         middle = (low + high) / 2
-        kept = sum(int(mask.sum()) for mask in threshold_masks(found, middle).values()) / total
+        kept = sum(int(mask.sum()) for mask in threshold_masks(matrices, middle).values()) / total
         low, high = (middle, high) if kept > share else (low, middle)
-    return threshold_masks(found, high)
+    return threshold_masks(matrices, high)
 
 
 def trained(place: Place, model: ir.Model, masks: Masks, settings: TrainSettings) -> ir.Model:

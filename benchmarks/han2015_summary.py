@@ -19,12 +19,14 @@ GUO = {"lenet-300-100": (56, 1.99), "lenet-5": (108, 0.91)}
 
 def summarise(folder: str) -> None:
     """Write summary.md and the plots beside the results."""
-    found: dict[str, dict[str, dict[float, list[Entry]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    entries_of: dict[str, dict[str, dict[float, list[Entry]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for path in sorted((RESULTS / folder).glob("*-seed*.json")):
         for entry in json.loads(path.read_text()):
-            found[entry["network"]][entry["method"]][entry["target"]].append(entry)
+            entries_of[entry["network"]][entry["method"]][entry["target"]].append(entry)
     lines = ["# Han et al. 2015, reproduced", ""]
-    for network, methods in found.items():
+    for network, methods in entries_of.items():
         ordered = sorted(methods.items(), key=lambda item: not item[0].startswith("dense"))
         curves = {method: sorted(targets.items()) for method, targets in ordered}
         lines += [f"## {network}", "", *table(curves), ""]

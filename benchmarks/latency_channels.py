@@ -33,15 +33,15 @@ def inner_groups(structure: Structure) -> list[Group]:
 
     Where a network filters by depth, only what is filtered: its expansions.
     """
-    found = []
+    candidates = []
     for group in structure.groups:
         sites = [s for s in group.sites if s.value in structure.weights]
         depthwise = [s for s in sites if s.value.shape is not None and s.value.shape[1] == 1]
         makers = [s for s in sites if s.axis == 0 and s not in depthwise]
         if len(makers) == 1 and all(structure.weights[s.value].op_type == "Conv" for s in sites):
-            found.append((group, bool(depthwise)))
-    filtered = any(depthwise for _, depthwise in found)
-    return [group for group, depthwise in found if depthwise or not filtered]
+            candidates.append((group, bool(depthwise)))
+    filtered = any(depthwise for _, depthwise in candidates)
+    return [group for group, depthwise in candidates if depthwise or not filtered]
 
 
 def half_of_each(structure: Structure, groups: Sequence[Group], scores: np.ndarray, round_to: RoundTo) -> np.ndarray:

@@ -177,10 +177,10 @@ def pruner(score: Score, total: int) -> Prune:
     """Keep the weights of the highest scores, so many that with the biases `1 - sparsity` of `total` is left."""
 
     def prune(model: ir.Model, sparsity: float, step: int) -> tuple[ir.Model, Masks]:
-        found = parameters(model)
-        biases = sum(array.size for array in found.values() if array.ndim == 1)
+        named = parameters(model)
+        biases = sum(array.size for array in named.values() if array.ndim == 1)
         keep = round((1 - sparsity) * total) - biases
-        return model, highest({n: array for n, array in found.items() if array.ndim > 1}, score, keep)
+        return model, highest({n: array for n, array in named.items() if array.ndim > 1}, score, keep)
 
     return prune
 

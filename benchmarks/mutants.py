@@ -59,10 +59,10 @@ class Mutant:
         """Return the compiled function, with the fault."""
         changed = cst.ensure_type(self.function.deep_replace(self.old, self.new), cst.FunctionDef)
         source = _FUTURE + _source(changed, self.owner)
-        found = _find(compile(source, str(self.path), "exec", dont_inherit=True), self.qualname)
-        if found is None:
+        match = _find(compile(source, str(self.path), "exec", dont_inherit=True), self.qualname)
+        if match is None:
             raise LookupError(f"{self.path} has no function {self.qualname}")
-        return found
+        return match
 
 
 def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
@@ -167,7 +167,7 @@ def _short(code: str) -> str:
 def _find(code: CodeType, qualname: str) -> CodeType | None:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            found = inner if inner.co_qualname == qualname else _find(inner, qualname)
-            if found is not None:
-                return found
+            match = inner if inner.co_qualname == qualname else _find(inner, qualname)
+            if match is not None:
+                return match
     return None

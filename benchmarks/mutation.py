@@ -157,7 +157,9 @@ class Judge:
         watch.stop()
         data = watch.get_data()
         tests = {
-            os.path.realpath(f): {n: [int(c) for c in found if c] for n, found in data.contexts_by_lineno(f).items()}
+            os.path.realpath(f): {
+                n: [int(c) for c in contexts if c] for n, contexts in data.contexts_by_lineno(f).items()
+            }
             for f in data.measured_files()
         }
         result.write_bytes(pickle.dumps(Reach(tests, seconds)))
@@ -248,14 +250,14 @@ def _warm() -> None:
 
 def _functions() -> dict[tuple[str, str], list[FunctionType]]:
     """Return every function of the package that is alive, by file and qualified name."""
-    found: dict[tuple[str, str], list[FunctionType]] = collections.defaultdict(list)
+    functions: dict[tuple[str, str], list[FunctionType]] = collections.defaultdict(list)
     folders = tuple(str((ROOT / s).resolve()) for s in SOURCES)
     for thing in gc.get_objects():
         if isinstance(thing, FunctionType):
             path = os.path.realpath(thing.__code__.co_filename)
             if path.startswith(folders):
-                found[path, thing.__code__.co_qualname].append(thing)
-    return found
+                functions[path, thing.__code__.co_qualname].append(thing)
+    return functions
 
 
 def _entry(mutant: Mutant, verdict: str, test: str | None) -> dict[str, Any]:

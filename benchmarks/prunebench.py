@@ -223,7 +223,7 @@ class Place:
     def measure(self, job: Job, path: Path, held: tuple[float, float], steps: int, started: float) -> Measured:
         """Everything about a finished file."""
         model, whole = ir.load(path), self.counts
-        own = count(model, self.feeds(1))
+        remaining = count(model, self.feeds(1))
         kind = {"none": "dense", "narrow": "dense", "channels": "shrunk"}.get(job.method.structure, "zeros")
         timed = kind == "shrunk" or job == Job(MAGNITUDE, max(RATIOS))
         packed = 0
@@ -233,11 +233,11 @@ class Place:
         return Measured(
             kind=kind,
             parameters=whole.parameters,
-            nonzero=own.nonzero,
-            ratio=whole.parameters / own.nonzero,
+            nonzero=remaining.nonzero,
+            ratio=whole.parameters / remaining.nonzero,
             macs=whole.macs,
-            nonzero_macs=own.nonzero_macs,
-            speedup=whole.macs / own.nonzero_macs,
+            nonzero_macs=remaining.nonzero_macs,
+            speedup=whole.macs / remaining.nonzero_macs,
             top1=100 - error(path, self.sets.test),
             validation_pruned=held[0],
             validation=held[1],

@@ -227,7 +227,7 @@ def section(number: int, finding: Finding, rows: Sequence[Row]) -> str:
 
 def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
     """All comparisons that there are results for."""
-    found = {row.key: row.measured for row in rows}
+    measured = {row.key: row.measured for row in rows}
     settings = dict.fromkeys(Setting(row.key.network, row.key.data) for row in rows)
     shown = (2,) if finding.level_counts else (2, 4, 8, 16, 32)
     for setting in settings:
@@ -235,8 +235,8 @@ def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
             for ratio in shown:
                 pairs = [
                     tuple(getattr(m, comparison.field) for m in pair)
-                    for seed in sorted({key.seed for key in found})
-                    if (pair := _pair(found, setting, seed, comparison, ratio))
+                    for seed in sorted({key.seed for key in measured})
+                    if (pair := _pair(measured, setting, seed, comparison, ratio))
                 ]
                 if pairs:
                     better, worse = map(list, zip(*pairs, strict=True))
@@ -244,11 +244,11 @@ def compare(finding: Finding, rows: Sequence[Row]) -> Iterator[Line]:
 
 
 def _pair(
-    found: Mapping[tuple, Measured], setting: Setting, seed: int, comparison: Comparison, ratio: int
+    measured: Mapping[tuple, Measured], setting: Setting, seed: int, comparison: Comparison, ratio: int
 ) -> tuple[Measured, Measured] | None:
     """Both sides of a comparison, if there are both."""
     keys = [(*setting, seed, *way[:5], way.target or ratio) for way in (comparison.better, comparison.worse)]
-    return (found[keys[0]], found[keys[1]]) if all(key in found for key in keys) else None
+    return (measured[keys[0]], measured[keys[1]]) if all(key in measured for key in keys) else None
 
 
 def conclusion(finding: Finding, lines: Sequence[Line]) -> str:

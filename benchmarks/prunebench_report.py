@@ -45,12 +45,12 @@ def report(rows: Sequence[Row], folder: Path) -> None:
     """Write summary.md and one picture for each network and data set."""
     lines = ["# prunebench", "", *_INTRODUCTION]
     for setting in dict.fromkeys(Setting(row.key.network, row.key.data) for row in rows):
-        own = [row for row in rows if (row.key.network, row.key.data) == setting]
-        methods = of_methods(own)
-        lines += ["", f"## {setting.network}, {setting.data}", "", *_dense_lines(own)]
+        rows_of_setting = [row for row in rows if (row.key.network, row.key.data) == setting]
+        methods = of_methods(rows_of_setting)
+        lines += ["", f"## {setting.network}, {setting.data}", "", *_dense_lines(rows_of_setting)]
         for kind, title in (("zeros", "Zeros in the graph as it was"), ("shrunk", "Units cut out of the graph")):
-            lines += ["", f"### {title}", "", *_table(methods[kind], _unpruned(own)["trained"])]
-        plot(setting, methods, _unpruned(own), folder / f"{setting.network}-{setting.data}.png")
+            lines += ["", f"### {title}", "", *_table(methods[kind], _unpruned(rows_of_setting)["trained"])]
+        plot(setting, methods, _unpruned(rows_of_setting), folder / f"{setting.network}-{setting.data}.png")
     (folder / "summary.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -84,12 +84,12 @@ def text(values: Sequence[float]) -> str:
 
 def of_methods(rows: Sequence[Row]) -> dict[str, dict[Name, Series]]:
     """The curves of the methods that were fine-tuned without penalty, by kind."""
-    found: dict[str, dict[Name, dict[int, list[Measured]]]] = {"zeros": {}, "shrunk": {}}
+    grouped: dict[str, dict[Name, dict[int, list[Measured]]]] = {"zeros": {}, "shrunk": {}}
     for key, measured in rows:
-        if key.start == "finetune" and key.penalty == "none" and measured.kind in found:
-            series = found[measured.kind].setdefault(Name(*key[3:6]), defaultdict(list))
+        if key.start == "finetune" and key.penalty == "none" and measured.kind in grouped:
+            series = grouped[measured.kind].setdefault(Name(*key[3:6]), defaultdict(list))
             series[key.target].append(measured)
-    return found  # type: ignore[return-value]
+    return grouped  # type: ignore[return-value]
 
 
 def _unpruned(rows: Sequence[Row]) -> dict[str, list[Measured]]:
@@ -116,18 +116,18 @@ def _table(methods: Mapping[Name, Series], dense: Sequence[Measured]) -> list[st
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, series in methods.items():
-        for target, found in sorted(series.items()):
-            latency = [m.latency for m in found if not np.isnan(m.latency)]
-            size = spread([(m.packed_bytes or m.file_bytes) / dense[0].file_bytes for m in found])[0]
+        for target, repeats in sorted(series.items()):
+            latency = [m.latency for m in repeats if not np.isnan(m.latency)]
+            size = spread([(m.packed_bytes or m.file_bytes) / dense[0].file_bytes for m in repeats])[0]
             cells = [
                 str(name),
                 f"{target}x",
-                f"{spread([m.ratio for m in found])[0]:.1f}",
-                f"{spread([m.speedup for m in found])[0]:.1f}",
-                *(text([getattr(m, field) for m in found]) for field in ("validation_pruned", "validation", "top1")),
+                f"{spread([m.ratio for m in repeats])[0]:.1f}",
+                f"{spread([m.speedup for m in repeats])[0]:.1f}",
+                *(text([getattr(m, field) for m in repeats]) for field in ("validation_pruned", "validation", "top1")),
                 f"{size:.3f}",
                 f"{spread(latency)[0]:.2f}" if latency else "",
-                str(len(found)),
+                str(len(repeats)),
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -173,7 +173,7 @@ def _curves(axes: object, methods: Mapping[Name, Series], unpruned: Mapping[str,
     axes.set_prop_cycle(color=COLOURS)  # type: ignore[attr-defined]
     for name, series in methods.items():
         points = ([(1.0, *spread(_errors(on)))] if on else []) + [
-            (spread([where(m) for m in found])[0], *spread(_errors(found))) for _, found in sorted(series.items())
+            (spread([where(m) for m in repeats])[0], *spread(_errors(repeats))) for _, repeats in sorted(series.items())
         ]
         style = "--" if name.criterion == "random" else "-"
         x, y, deviation = map(list, zip(*sorted(points), strict=True))
@@ -182,5 +182,5 @@ def _curves(axes: object, methods: Mapping[Name, Series], unpruned: Mapping[str,
         )
 
 
-def _errors(found: Sequence[Measured]) -> list[float]:
-    return [100 - m.top1 for m in found]
+def _errors(repeats: Sequence[Measured]) -> list[float]:
+    return [100 - m.top1 for m in repeats]

@@ -321,10 +321,10 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> str:
     """Means over seeds, one line a cut."""
     lines = []
     for key in dict.fromkeys((e["network"], e["cut"], e["chosen"]) for e in entries):
-        own = [e for e in entries if (e["network"], e["cut"], e["chosen"]) == key]
-        columns = [k for k in ("dense", "plain", *METHODS, "in steps") if all(k in e for e in own)]
-        means = "  ".join(f"{k} {np.mean([e[k] for e in own]):5.2f}" for k in columns)
-        lines.append(f"{key[0]:26} {key[1]:18} {key[2]:9} {means}  n={len(own)}")
+        group = [e for e in entries if (e["network"], e["cut"], e["chosen"]) == key]
+        columns = [k for k in ("dense", "plain", *METHODS, "in steps") if all(k in e for e in group)]
+        means = "  ".join(f"{k} {np.mean([e[k] for e in group]):5.2f}" for k in columns)
+        lines.append(f"{key[0]:26} {key[1]:18} {key[2]:9} {means}  n={len(group)}")
     return "\n".join(lines)
 
 

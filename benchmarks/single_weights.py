@@ -120,12 +120,12 @@ def tokens(ids: npt.NDArray[Any], mask: npt.NDArray[Any]) -> dict[str, npt.NDArr
 
 def embeddings(session: Any, ids: npt.NDArray[Any], mask: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """One row a sentence."""
-    found = []
+    batches = []
     for start in range(0, len(ids), 64):
         part = slice(start, start + 64)
         length = int(mask[part].sum(1).max())  # what is padded in all of a batch changes nothing
-        found.append(session.run(None, tokens(ids[part, :length], mask[part, :length]))[0])
-    return np.concatenate(found)
+        batches.append(session.run(None, tokens(ids[part, :length], mask[part, :length]))[0])
+    return np.concatenate(batches)
 
 
 def ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -176,11 +176,11 @@ def layer_errors(
         weight, q = linear.matrix(), Quadratic.of(moments, linear.bias(), with_bias=linear.shift is not None)
         full, gone = q.scaled(weight), round(sparsity * weight.size)
         swept, _ = choose_support(weight, damped_hessian(moments, centred=linear.shift is not None), gone)
-        found, support = alps(full, Spectrum.of(q.gram), keep_largest(weight.size - gone))
-        found = fit_within(Quadratic(q.gram, full @ q.gram, q.scale), found, support, 1e-4)
+        fitted, support = alps(full, Spectrum.of(q.gram), keep_largest(weight.size - gone))
+        fitted = fit_within(Quadratic(q.gram, full @ q.gram, q.scale), fitted, support, 1e-4)
         mask = least_of_each(np.square(full[0]).astype(np.float32), gone, 0)[None] if linear.groups == 1 else support
         swapped = refine(full, q.gram, mask)
-        weights = {"sparsegpt": q.scaled(swept), "alps": found}
+        weights = {"sparsegpt": q.scaled(swept), "alps": fitted}
         weights |= {"wanda": np.where(mask, full, 0.0), "swapped": np.where(swapped, full, 0.0)}
         errors = {way: round(relative_error(q.gram, full, w), 6) for way, w in weights.items()}
         yield {"network": path.stem, "case": f"layer at {sparsity:.0%}", "layer": name, "draw": 0, **errors}
@@ -215,11 +215,11 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"{title}: {sum(e[a] <= e[b] for e in layers)} of {len(layers)} layers")
     entries = [e for e in entries if "layer" not in e]
     for key in dict.fromkeys((e["network"], e["case"]) for e in entries):
-        own = [e for e in entries if (e["network"], e["case"]) == key]
-        scores = [e["score"] for e in own]
-        seconds = np.mean([e.get("seconds", 0.0) for e in own])
+        group = [e for e in entries if (e["network"], e["case"]) == key]
+        scores = [e["score"] for e in group]
+        seconds = np.mean([e.get("seconds", 0.0) for e in group])
         lines.append(
-            f"{key[0]:30} {key[1]:60} {np.mean(scores):8.4f} +- {np.std(scores):.4f} {seconds:6.1f} s  n={len(own)}"
+            f"{key[0]:30} {key[1]:60} {np.mean(scores):8.4f} +- {np.std(scores):.4f} {seconds:6.1f} s  n={len(group)}"
         )
     return "\n".join(lines)
 

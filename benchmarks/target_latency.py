@@ -45,18 +45,18 @@ def ratio(original: ir.Model, model: ir.Model, rounds: int) -> runtime.Latency:
     return runtime.alternate(sessions[0], sessions[1], feeds, rounds=rounds)
 
 
-def row(original: ir.Model, found: Result, rounds: int) -> dict[str, Any]:
+def row(original: ir.Model, result: Result, rounds: int) -> dict[str, Any]:
     """What came out of a run."""
-    assert found.verdict is not None and found.target is not None
-    before, after = found.verdict.before, found.verdict.after
-    measured = ratio(original, found.model, rounds)
+    assert result.verdict is not None and result.target is not None
+    before, after = result.verdict.before, result.verdict.after
+    measured = ratio(original, result.model, rounds)
     return {
         "latency": measured.ratio,
         "latency of the fastest rounds": measured.least_ratio,
         "macs": (after.macs or 0) / (before.macs or 1),
         "parameters": after.parameters / before.parameters,
-        "sparsity": found.sparsity,
-        "tries": len(found.target.tries),
+        "sparsity": result.sparsity,
+        "tries": len(result.target.tries),
     }
 
 
@@ -103,7 +103,7 @@ def estimates(path: Path, cuts: int, rounds: int) -> dict[str, Any]:
         measured = ratio(original, structure.model, rounds).least_ratio
         for name, value in estimated.items():
             pairs[name].append((value, measured))
-    return {name: quality(found) for name, found in pairs.items()}
+    return {name: quality(pair) for name, pair in pairs.items()}
 
 
 def quality(pairs: list[tuple[float, float]]) -> dict[str, float]:

@@ -109,15 +109,15 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="all-MiniLM-L6-v2")
     parser.add_argument("--work", type=Path, help="folder of the trained ResNets; without it they are left out")
     parser.add_argument("--draws", type=int, nargs="+", default=[0], help="of the calibration data")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     networks: dict[str, Callable[[], Network] | None] = {
-        "mobilenet": given.mobilenet and (lambda: Pictures(given.data_root, given.mobilenet)),
-        "minilm": given.minilm and (lambda: Sentences(given.data_root, given.minilm)),
-        "fashion": given.work and (lambda: Images(given.data_root, given.work)),
+        "mobilenet": arguments.mobilenet and (lambda: Pictures(arguments.data_root, arguments.mobilenet)),
+        "minilm": arguments.minilm and (lambda: Sentences(arguments.data_root, arguments.minilm)),
+        "fashion": arguments.work and (lambda: Images(arguments.data_root, arguments.work)),
     }
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for name, make in networks.items():
-        for entry in entries_of(name, make(), given.draws, list(entries)) if make else ():
+        for entry in entries_of(name, make(), arguments.draws, list(entries)) if make else ():
             entries.append(entry)
             RESULTS.write_text(json.dumps({"entries": entries}, indent=1) + "\n")
             print(entry, flush=True)

@@ -241,11 +241,12 @@ def guarded(function: Callable[..., Any], reference: str) -> Callable[..., Any]:
 def failure(error: BaseException) -> str:
     """Say what went wrong in a user's code, and in which file and line of it: the last line before other packages."""
     said = f": {str(error).splitlines()[0]}" if str(error) else ""
-    own = str(Path(__file__).parent)
+    package_folder = str(Path(__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((own, "<frozen")) and Path(frame.filename).parent.name != "importlib"
+        if not frame.filename.startswith((package_folder, "<frozen"))
+        and Path(frame.filename).parent.name != "importlib"
     ]
     lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
     where = f" ({frames[0].filename}, line {lines[-1]})" if frames else ""

@@ -46,12 +46,12 @@ def _candidates(graph: ir.Graph) -> list[ir.Value]:
         if not inputs or node.domain != "" or _stays(operator_of(node)):
             continue
         if all(v in calculated or _is_constant(v) for v in inputs):
-            found = not _only_moves(operator_of(node)) or any(calculated.get(v, False) for v in inputs)
-            calculated.update((out, found) for out in node.outputs)
+            calculates = not _only_moves(operator_of(node)) or any(calculated.get(v, False) for v in inputs)
+            calculated.update((out, calculates) for out in node.outputs)
     return [
         value
-        for value, found in calculated.items()
-        if found
+        for value, calculates in calculated.items()
+        if calculates
         and not value.is_graph_output()
         and any(user.outputs[0] not in calculated for user in value.consumers())
     ]
@@ -74,11 +74,11 @@ def _is_constant(value: ir.Value) -> bool:
 def _fold(edit: Editor, value: ir.Value) -> bool:
     model = edit.model
     nodes, leaves = _origin(value)
-    own = [leaf for leaf in leaves if nodes.issuperset(leaf.consumers()) and not leaf.is_graph_output()]
+    exclusive = [leaf for leaf in leaves if nodes.issuperset(leaf.consumers()) and not leaf.is_graph_output()]
     results = {out for node in nodes for out in node.outputs}
     if any(out.is_graph_output() or not nodes.issuperset(out.consumers()) for out in results - {value}):
         return False
-    spent = [leaf.const_value for leaf in own if leaf.const_value is not None]
+    spent = [leaf.const_value for leaf in exclusive if leaf.const_value is not None]
     if not any(_is_matrix(tensor.shape.numpy()) for tensor in spent):
         return False
     array = _computed(model, value)
@@ -86,7 +86,7 @@ def _fold(edit: Editor, value: ir.Value) -> bool:
         return False
     edit.computed(value, array)
     model.graph.remove(nodes, safe=True)
-    for leaf in own:
+    for leaf in exclusive:
         del model.graph.initializers[str(leaf.name)]
     return True
 
@@ -101,10 +101,10 @@ def _origin(value: ir.Value) -> tuple[set[ir.Node], set[ir.Value]]:
     leaves: set[ir.Value] = set()
     waiting = [value]
     while waiting:
-        found = waiting.pop()
-        node = found.producer()
+        current = waiting.pop()
+        node = current.producer()
         if node is None:
-            leaves.add(found)
+            leaves.add(current)
         elif node not in nodes:
             nodes.add(node)
             waiting.extend(v for v in node.inputs if v is not None)

@@ -117,12 +117,12 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _read_constants_directly(model: ir.Model) -> bool:
-    found = [node for node in model.graph.all_nodes() if _is_identity_of_constant(node)]
-    for node in found:
+    identities = [node for node in model.graph.all_nodes() if _is_identity_of_constant(node)]
+    for node in identities:
         assert node.inputs[0] is not None and node.graph is not None
         node.outputs[0].replace_all_uses_with(node.inputs[0])
         node.graph.remove(node, safe=True)
-    return bool(found)
+    return bool(identities)
 
 
 def _is_identity_of_constant(node: ir.Node) -> bool:
@@ -223,7 +223,7 @@ def _moves_channels(node: ir.Node) -> bool:
 
 def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.int64]] | None:
     """Return (axis, indices) if a run of moves picks indices of one axis and does nothing else, at both settings."""
-    found: tuple[int, npt.NDArray[np.int64]] | None = None
+    axis_and_order: tuple[int, npt.NDArray[np.int64]] | None = None
     source, out = run[0].inputs[0], run[-1].outputs[0]
     if source is None:
         return None
@@ -238,13 +238,16 @@ def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.in
         moved = _move(labels, run, facts, probe.shapes)
         picked = None if moved is None else _picked(labels, moved)
         if picked is None or (
-            found is not None and not (found[0] == picked[0] and np.array_equal(found[1], picked[1]))
+            axis_and_order is not None
+            and not (axis_and_order[0] == picked[0] and np.array_equal(axis_and_order[1], picked[1]))
         ):
             return None
-        found = picked
-    if found is None or np.array_equal(found[1], np.arange((facts.shape(source) or ())[found[0]] or 0)):
+        axis_and_order = picked
+    if axis_and_order is None or np.array_equal(
+        axis_and_order[1], np.arange((facts.shape(source) or ())[axis_and_order[0]] or 0)
+    ):
         return None
-    return found if facts.static(source, found[0]) else None
+    return axis_and_order if facts.static(source, axis_and_order[0]) else None
 
 
 def _move(

@@ -260,24 +260,24 @@ class GraphBuilder:
         self, node: ir.Node, operator: Operator, types: list[Any], opset: int, inputs: list[Bound | None]
     ) -> dict[str, Any]:
         wanted = operator.injected
-        given: dict[str, Any] = {}
+        injected: dict[str, Any] = {}
         if "training" in wanted:
-            given["training"] = self._fetch("training")
+            injected["training"] = self._fetch("training")
         if "updates_statistics" in wanted:
             owned = all(
                 bound is not None and bound.source is not None and bound.source.is_initializer()
                 for bound in (inputs[index] for index in operator.statistics)
             )
-            given["updates_statistics"] = self._fetch("updates_statistics") if owned else False
+            injected["updates_statistics"] = self._fetch("updates_statistics") if owned else False
         if "n_outputs" in wanted:
-            given["n_outputs"] = len(node.outputs)
+            injected["n_outputs"] = len(node.outputs)
         if "device" in wanted:
-            given["device"] = self._call(convert.device_of, self._anchor())
+            injected["device"] = self._call(convert.device_of, self._anchor())
         if "input_types" in wanted:
-            given["input_types"] = tuple(None if t is None else t.name for t in types)
+            injected["input_types"] = tuple(None if t is None else t.name for t in types)
         if "opset" in wanted:
-            given["opset"] = opset
-        return given
+            injected["opset"] = opset
+        return injected
 
     # ---- conversions
 

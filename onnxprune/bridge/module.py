@@ -57,12 +57,12 @@ class OnnxModule(fx.GraphModule):
     @property
     def targets(self) -> dict[str, Target]:
         """Parameter or buffer name (dotted inside If, Loop and Scan bodies) -> where it lives in the model."""
-        found: dict[str, Target] = {}
+        targets_by_name: dict[str, Target] = {}
         for path, child in self.named_modules():
             if isinstance(child, OnnxModule):
                 prefix = path + "." if path else ""
-                found.update({prefix + name: target for name, target in child.meta["targets"].items()})
-        return found
+                targets_by_name.update({prefix + name: target for name, target in child.meta["targets"].items()})
+        return targets_by_name
 
     @property
     def onnx_names(self) -> dict[str, str]:

@@ -168,11 +168,11 @@ def graph_op(*names: str) -> Callable[[Bind], Bind]:
 
 def find_operator(domain: str, name: str, opset: int) -> Operator | None:
     """The function for this operator at this opset, or None. The nearest version at or below `opset` wins."""
-    found = None
+    newest = None
     for candidate in OPERATORS.get(key(domain, name), ()):
-        if found is None or candidate.since <= opset:
-            found = candidate
-    return found
+        if newest is None or candidate.since <= opset:
+            newest = candidate
+    return newest
 
 
 def find_host_operator(domain: str, name: str) -> HostOperator | None:

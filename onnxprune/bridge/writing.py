@@ -39,12 +39,12 @@ def write_back(module: torch.nn.Module, model: ModelLike) -> ir.Model:
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     for name, target in module.targets.items():
-        found = places.get(target.name, [])
-        if not found and target.role is Role.BUFFER:
+        holders = places.get(target.name, [])
+        if not holders and target.role is Role.BUFFER:
             continue  # a constant of an inlined local function: it does not train
-        if not found or name not in state:
+        if not holders or name not in state:
             raise ModelError(f"The model has no initializer {target.name!r} to write the trained numbers to.")
-        _write(found.pop(0) if len(found) > 1 else found[0], state[name], target, places)
+        _write(holders.pop(0) if len(holders) > 1 else holders[0], state[name], target, places)
     return result
 
 

@@ -49,14 +49,14 @@ def _users_place(error: BaseException) -> traceback.FrameSummary | None:
     if not frames or Path(frames[-1].filename).resolve() == Path(atomic.__file__).resolve():
         return None  # a signal, which may come at any line
     called = False
-    found = None
+    place = None
     for frame in frames:
         path = Path(frame.filename)
         ours = _is_below(path, (_OURS, _PASSES))
         if called and not ours and path.is_file() and not _is_below(path, _LIBRARIES):
-            found = frame
+            place = frame
         called = called or ours
-    return found
+    return place
 
 
 def _is_below(path: Path, folders: tuple[Path, ...]) -> bool:

@@ -42,12 +42,12 @@ def check_outputs(
     """
     from onnxprune import model_io
 
-    given = {what: path for what, path in inputs.items() if path is not None}
+    input_paths = {what: path for what, path in inputs.items() if path is not None}
     outputs = {flag: path for flag, path in {"--output": target, **beside}.items() if path is not None}
     taken: dict[Path, str] = {}
     for flag, path in outputs.items():
         _check_place(f"{flag} ", path)
-        what = _what_it_is(path, given)
+        what = _what_it_is(path, input_paths)
         if what is not None:
             raise RecipeError(f"{flag} '{path}' is {what} itself, which is never changed: choose another name")
         if path.resolve() in taken:
@@ -80,13 +80,13 @@ def _what_it_is(path: Path, inputs: Mapping[str, Path]) -> str | None:
     from onnxprune.model_io.external import data_files_of
 
     if path.exists():
-        for what, given in inputs.items():
-            if given.exists() and (path.samefile(given) or (given.is_dir() and _is_below(path, given))):
-                return what if path.samefile(given) else f"a file of {what}"
-        for what, given in inputs.items():
-            if what.startswith("the model") and any(path.samefile(file) for file in data_files_of(given)):
+        for what, source in inputs.items():
+            if source.exists() and (path.samefile(source) or (source.is_dir() and _is_below(path, source))):
+                return what if path.samefile(source) else f"a file of {what}"
+        for what, source in inputs.items():
+            if what.startswith("the model") and any(path.samefile(file) for file in data_files_of(source)):
                 return f"the external data of {what}"
-    return next((what for what, given in inputs.items() if path.resolve() == given.resolve()), None)
+    return next((what for what, source in inputs.items() if path.resolve() == source.resolve()), None)
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -27,14 +27,14 @@ def find_images(folder: Path) -> tuple[list[Path], Array | None]:
     """
     loose = _images(folder)
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = [(path, number) for number, entry in enumerate(classes) for path in _images(entry)]
-    if loose and found:
+    numbered = [(path, number) for number, entry in enumerate(classes) for path in _images(entry)]
+    if loose and numbered:
         raise DataError(f"'{folder}' holds images both inside and outside of class folders ('{loose[0].name}').")
-    if not loose and not found:
+    if not loose and not numbered:
         raise DataError(f"'{folder}' holds no images ({', '.join(sorted(SUFFIXES))}); the data set is empty.")
     if loose:
         return loose, None
-    return [path for path, _ in found], np.array([number for _, number in found], dtype=np.int64)
+    return [path for path, _ in numbered], np.array([number for _, number in numbered], dtype=np.int64)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -171,10 +171,10 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
     if LABEL in arrays and LABEL not in inputs and LABEL not in outputs:
         named = {0: _array(arrays, LABEL, where), **named}
     chosen = tuple(sorted(named))
-    given, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)
-    axes = find_axes(given, specs, hints_of(model).sample_axes)
-    _same_counts(given, axes, inputs, where)
-    count = len(Batch(given, axes=axes))
+    inputs_read, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)
+    axes = find_axes(inputs_read, specs, hints_of(model).sample_axes)
+    _same_counts(inputs_read, axes, inputs, where)
+    count = len(Batch(inputs_read, axes=axes))
     target_axes = list(find_axes(targets, [results[i] for i in chosen], (), count))
     if LABEL in arrays and 0 in chosen:
         target_axes[0] = 0 if targets[0].ndim else None
@@ -183,7 +183,7 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
             name = LABEL if number == 0 and LABEL in arrays else outputs[number]
             raise DataError(f"{where}: the arrays hold different numbers of samples: '{name}' {array.shape[axis]}, "
                             f"the inputs {count}.")  # fmt: skip
-    return Batch(given, targets, axes, tuple(target_axes)), chosen
+    return Batch(inputs_read, targets, axes, tuple(target_axes)), chosen
 
 
 def _same_counts(arrays: Sequence[Array], axes: Axes, names: Sequence[str], where: str) -> None:
@@ -335,8 +335,8 @@ class Stream:
             if isinstance(item, Mapping):
                 yield by_name(item, self.model, where)
                 continue
-            given, wanted = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
-            inputs, targets = _tuple(given, where), _tuple(wanted, where)
+            fed, wanted = item if isinstance(item, tuple) and len(item) == 2 else (item, ())
+            inputs, targets = _tuple(fed, where), _tuple(wanted, where)
             if len(inputs) != len(specs):
                 names = ", ".join(f"'{spec.name}'" for spec in specs)
                 raise DataError(f"{where} has {len(inputs)} inputs, but the model takes {len(specs)}: {names}.")

@@ -106,9 +106,9 @@ class Arrays:
 
     def __post_init__(self) -> None:
         whole = self.whole
-        found = lengths(self.inputs, whole.sample_axes) | lengths(self.targets, whole.target_sample_axes)
-        if len(found) > 1:
-            raise DataError(f"The arrays of the data hold different numbers of samples: {sorted(found)}.")
+        counts = lengths(self.inputs, whole.sample_axes) | lengths(self.targets, whole.target_sample_axes)
+        if len(counts) > 1:
+            raise DataError(f"The arrays of the data hold different numbers of samples: {sorted(counts)}.")
 
     @property
     def whole(self) -> Batch:

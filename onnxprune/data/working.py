@@ -85,7 +85,7 @@ def _named_arrays(inputs: AnyData, model: ir.Model) -> dict[str, Any] | None:
 
 def _whole_set(model: ir.Model, arrays: Mapping[str, Any]) -> Feeds | None:
     """The arrays as one set of inputs, where they have the declared shapes and no more samples than run at once."""
-    found: Feeds = {}
+    joined: Feeds = {}
     for spec in input_specs(model):
         if spec.name not in arrays:
             raise DataError(f"--inputs has no array '{spec.name}', which the model takes as input; it has "
@@ -100,8 +100,8 @@ def _whole_set(model: ir.Model, arrays: Mapping[str, Any]) -> Feeds | None:
         kinds = (array.dtype.kind, "" if spec.dtype is None else spec.dtype.kind)
         if spec.dtype is not None and kinds[0] != kinds[1] and not set(kinds) <= set("iu") and kinds[1] != "O":
             raise DataError(f"--inputs, '{spec.name}': it holds {array.dtype}, and the model takes {spec.dtype}.")
-        found[spec.name] = array if spec.dtype is None else array.astype(spec.dtype, copy=False)
-    return found
+        joined[spec.name] = array if spec.dtype is None else array.astype(spec.dtype, copy=False)
+    return joined
 
 
 def _cuts_of_set(model: ir.Model, whole: Feeds) -> list[Feeds]:

@@ -88,10 +88,10 @@ def _stand_in(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
         types[f"i{i}"] = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shapes[i])
     proto.attribute.extend(ir.to_proto(a) for a in node.attributes.values() if a.name in _STAND_IN_ATTRIBUTES)
     schema = onnx.defs.get_schema(op_type, 20)
-    found = onnx.shape_inference.infer_node_outputs(
+    inferred = onnx.shape_inference.infer_node_outputs(
         schema, proto, types, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
     )
-    dims = found["o"].tensor_type.shape.dim
+    dims = inferred["o"].tensor_type.shape.dim
     return [tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)]
 
 

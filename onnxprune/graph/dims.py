@@ -22,12 +22,12 @@ _NAMED_BATCH = re.compile("n|b|bs|.*batch.*", re.IGNORECASE)
 
 def dynamic_dims(model: ir.Model) -> dict[str, tuple[ir.Value, int]]:
     """Return the name of every dynamic input dimension, with the first (input, axis) that has it."""
-    found: dict[str, tuple[ir.Value, int]] = {}
+    places: dict[str, tuple[ir.Value, int]] = {}
     for value in graph_inputs(model):
         for axis, dim in enumerate(value.shape or ()):
             if not isinstance(dim, int):
-                found.setdefault(dim_name(value, axis), (value, axis))
-    return found
+                places.setdefault(dim_name(value, axis), (value, axis))
+    return places
 
 
 def dim_name(value: ir.Value, axis: int) -> str:
@@ -140,8 +140,8 @@ def factors(model: ir.Model) -> list[int]:
         for value in node.inputs if rank else ():
             tensor = None if value is None else ir.convenience.get_const_tensor(value)
             if tensor is not None and tensor.dtype.is_integer() and tensor.size <= 8:
-                found = numbers.setdefault(rank, set())
-                found.update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
+                divisors = numbers.setdefault(rank, set())
+                divisors.update(int(n) for n in tensor.numpy().reshape(-1) if 2 <= n <= 512)
     return list(dict.fromkeys(n for rank in sorted(numbers) for n in sorted(numbers[rank])))[:_MOST_FACTORS]
 
 

@@ -151,9 +151,13 @@ def _widths(model: ir.Model) -> dict[str, int]:
     widths: dict[str, int] = {}
     for value in graph_inputs(model):
         for node, index in value.uses():
-            found = data_width(node, index, len(value.shape)) if value.shape is not None else None
-            if found is not None and value.shape is not None and not isinstance(value.shape[found[0]], int):
-                widths[dim_name(value, found[0])] = found[1]
+            axis_and_width = data_width(node, index, len(value.shape)) if value.shape is not None else None
+            if (
+                axis_and_width is not None
+                and value.shape is not None
+                and not isinstance(value.shape[axis_and_width[0]], int)
+            ):
+                widths[dim_name(value, axis_and_width[0])] = axis_and_width[1]
     return widths
 
 
@@ -169,7 +173,7 @@ def _named_sums(model: ir.Model) -> dict[str, tuple[str, ...]]:
 def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
     """Extents of states among the inputs: heads and widths are those of the next state."""
     inputs = set(graph_inputs(model))
-    found: dict[str, int] = {}
+    widths: dict[str, int] = {}
     for node in model.graph:
         for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
             state = node.inputs[place] if place < len(node.inputs) else None
@@ -181,5 +185,5 @@ def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
             for axis, (dim, extent) in enumerate(zip(state.shape, shape, strict=True)):
                 name = None if isinstance(dim, int) else dim_name(state, axis)
                 if name is not None and axis in axes and extent is not None and extent > 0:
-                    found.setdefault(name, extent)
-    return found
+                    widths.setdefault(name, extent)
+    return widths

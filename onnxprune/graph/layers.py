@@ -132,15 +132,15 @@ def contraction_sites(node: ir.Node, constant: set[ir.Value]) -> list[tuple[int,
     slots = slots_of(node)
     if len(slots) == 2 and slots[0].data == slots[1].input:
         slots = slots[:1] if node.inputs[slots[0].input] in constant else slots[1:]
-    found = []
+    sites = []
     for slot in slots:
         rank = len(_shape(node.inputs[slot.input]) or (0, 0, 0))
         data = _shape(_input(node, slot.data))
         axis = data_axis(slot, node, None if data is None else len(data))
         _, reduction = axes_at_node(slot, node, rank)
         place = reduction if rank == 1 or slot.reduction >= 0 else reduction - rank
-        found.append((slot.data, axis, slot.input, place))
-    return found
+        sites.append((slot.data, axis, slot.input, place))
+    return sites
 
 
 def data_width(node: ir.Node, index: int, rank: int) -> tuple[int, int] | None:
@@ -169,8 +169,8 @@ def channel_axis(value: ir.Value) -> int | None:
     shape = _shape(value)
     if shape is None or value.is_graph_output():
         return None
-    found = [_channel(node, index, axes) for node, index, axes in _readers(value, shape)]
-    return found[0] if found and None not in found else None
+    channel_axes = [_channel(node, index, axes) for node, index, axes in _readers(value, shape)]
+    return channel_axes[0] if channel_axes and None not in channel_axes else None
 
 
 def _channel(node: ir.Node, index: int, axes: Axes | None) -> int | None:
@@ -292,7 +292,7 @@ def _einsum_slots(node: ir.Node) -> tuple[Slot, ...]:
     terms = left.split(",")
     if not arrow:
         right = "".join(c for c in sorted(set(left)) if c.isalpha() and left.count(c) == 1)
-    found = []
+    slots = []
     for i, term in enumerate(terms):
         others = [(j, other) for j, other in enumerate(terms) if j != i]
         outputs = [c for c in term if c.isalpha() and c in right and not any(c in other for _, other in others)]
@@ -300,8 +300,8 @@ def _einsum_slots(node: ir.Node) -> tuple[Slot, ...]:
         if len(outputs) == 1 and len(summed) == 1 and len(set(term)) == len(term) - 2 * ("..." in term):
             data, other = next((j, other) for j, other in others if summed[0] in other)
             places = (_letter(term, outputs[0]), _letter(term, summed[0]), data, _letter(other, summed[0]))
-            found.append(Slot(i, places[0], places[1], data=places[2], data_axis=places[3]))
-    return tuple(found)
+            slots.append(Slot(i, places[0], places[1], data=places[2], data_axis=places[3]))
+    return tuple(slots)
 
 
 def _letter(term: str, letter: str) -> int:

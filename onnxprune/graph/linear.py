@@ -154,11 +154,11 @@ def linear_layers(model: ir.Model) -> tuple[list[Linear], dict[str, str]]:
         operator = operator_of(node)
         if operator.knows_zero_points or not operator.contracts:
             continue
-        found = _linear(node) if operator.weights and operator.kind in ("conv", "fc") else _not_followed(node)
-        if isinstance(found, Linear):
-            layers.append(found)
-        elif found:
-            refused[str(node.outputs[0].name)] = found
+        layer = _linear(node) if operator.weights and operator.kind in ("conv", "fc") else _not_followed(node)
+        if isinstance(layer, Linear):
+            layers.append(layer)
+        elif layer:
+            refused[str(node.outputs[0].name)] = layer
     return layers, refused
 
 

@@ -45,8 +45,10 @@ def _without_activation(edit: Editor, node: ir.Node) -> ir.Node:
     activation, plain = activation_of(node), operator_of(node).plain
     settings: dict[str, Any] = {}
     if activation == "LeakyRelu":
-        found = node.attributes.get_floats("activation_params", ())
-        settings = {"alpha": float(found[0] if found else node.attributes.get_float("activation_alpha", 0.01))}
+        parameters = node.attributes.get_floats("activation_params", ())
+        settings = {
+            "alpha": float(parameters[0] if parameters else node.attributes.get_float("activation_alpha", 0.01))
+        }
     elif any(name.startswith("activation_") for name in node.attributes):
         return node
     if not plain:

@@ -241,12 +241,12 @@ class _Walk:
             types[f"i{i}"] = onnx.helper.make_tensor_type_proto(dtype, self.probe.shapes.get(value))
             if value in self.probe.data and (array := self.probe.data[value]).ndim <= 1 and array.size <= 1024:
                 data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"i{i}")
-        found = self._infer_outputs(node, types, data)
-        if found is None:
+        types_by_name = self._infer_outputs(node, types, data)
+        if types_by_name is None:
             self.probe.failures += 1
             return
         for i, value in enumerate(node.outputs):
-            inferred = found.get(f"o{i}")
+            inferred = types_by_name.get(f"o{i}")
             if inferred is not None and inferred.HasField("tensor_type"):
                 tensor = inferred.tensor_type
                 shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
@@ -261,13 +261,13 @@ class _Walk:
         shapes = [None if v is None else self.probe.shapes.get(v) for v in node.inputs]
         dtypes = [0 if v is None else self.probe.dtypes.get(v, 0) for v in node.inputs]
         if node.op_type in (_SAME_SHAPE if node.domain else _SAME_SHAPE_IN_ONNX):
-            found: list[Shape | None] | None = shapes[:1]
+            inferred: list[Shape | None] | None = shapes[:1]
         else:
-            found = contrib_shapes.output_shapes(node, shapes)
-        for i, (out, shape) in enumerate(zip(node.outputs, found or [], strict=False)):
+            inferred = contrib_shapes.output_shapes(node, shapes)
+        for i, (out, shape) in enumerate(zip(node.outputs, inferred or [], strict=False)):
             if shape is not None:
                 self._set(out, shape, contrib_shapes.output_dtype(node, i, dtypes))
-        return found is not None
+        return inferred is not None
 
     def _infer_outputs(
         self, node: ir.Node, types: dict[str, onnx.TypeProto], data: dict[str, onnx.TensorProto]
@@ -279,10 +279,10 @@ class _Walk:
             return {}
         proto = bare_node(node)
         try:
-            found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            types_by_name: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)
             )
-            return found
+            return types_by_name
         except (
             onnx.shape_inference.InferenceError,
             onnx.checker.ValidationError,

@@ -54,11 +54,11 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
         shapes: Concrete shapes of values, such as from `concrete_shapes`; where one is missing, or for all by default,
             the static shape written in the model is taken.
     """
-    found = list(parameters(model))
+    counted = list(parameters(model))
     macs, uncounted = graph_macs(model, shapes or {})
     return Figures(
-        parameters=sum(parameter.tensor.size for parameter in found),
-        nonzero_parameters=sum(parameter.nonzero() for parameter in found),
+        parameters=sum(parameter.tensor.size for parameter in counted),
+        nonzero_parameters=sum(parameter.nonzero() for parameter in counted),
         macs=None if uncounted and not macs else macs,
         file_bytes=model_io.serialized_size(model),
         uncounted=uncounted,
@@ -103,15 +103,15 @@ def parameters(model: ir.Model) -> Iterator[Parameter]:
 def holders_of_numbers(model: ir.Model) -> list[str]:
     """The operators that hold numbers which may have been learnt: in constants that they read, or in attributes."""
     held = (ir.AttributeType.FLOATS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-    found: set[str] = set()
+    holders: set[str] = set()
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None and _is_parameter(value, value.const_value):
-                found.update(key(node.domain, node.op_type) for node, _ in _final_uses(value))
+                holders.update(key(node.domain, node.op_type) for node, _ in _final_uses(value))
         for node in graph:
             if not operator_of(node).movement and any(attribute.type in held for attribute in node.attributes.values()):
-                found.add(key(node.domain, node.op_type))
-    return sorted(name for name in found if operator_named(name).data != ())
+                holders.add(key(node.domain, node.op_type))
+    return sorted(name for name in holders if operator_named(name).data != ())
 
 
 def counted_values(model: ir.Model) -> set[ir.Value]:

@@ -26,9 +26,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
         ModelError: A file cannot be read, or the external data is refused.
     """
     path = Path(path)
-    own, may_be_external = file_hash(path)
+    model_hash, may_be_external = file_hash(path)
     if not may_be_external:
-        return own
+        return model_hash
     model = Path(os.path.abspath(path))
     data_files = check_external_data(protobuf.read_proto(path), model)
     root = model.parent.resolve()
@@ -36,27 +36,27 @@ def sha256(path: str | os.PathLike[str]) -> str:
         file: file.relative_to(root).as_posix() if file.is_relative_to(root) else location
         for location, file in data_files.items()
     }
-    return combined({name: file_hash(file)[0] for file, name in names.items()}, own)
+    return combined({name: file_hash(file)[0] for file, name in names.items()}, model_hash)
 
 
-def combined(data_files: Mapping[str, str], own: str) -> str:
+def combined(data_files: Mapping[str, str], model_hash: str) -> str:
     """The hash of a model from those of its data files, by name relative to its folder, and that of its own file."""
     if not data_files:
-        return own
+        return model_hash
     lines = sorted(f"{digest} {name}\n" for name, digest in data_files.items())
-    return hashlib.sha256("".join([f"{own} \n", *lines]).encode()).hexdigest()
+    return hashlib.sha256("".join([f"{model_hash} \n", *lines]).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> tuple[str, bool]:
     """The hash of one file, and whether `location` occurs in it, the key that every external tensor has."""
     digest = hashlib.sha256()
-    found, end = False, b""
+    mentions_data, end = False, b""
     try:
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                found = found or _KEY in end + chunk[: len(_KEY)] or _KEY in chunk
+                mentions_data = mentions_data or _KEY in end + chunk[: len(_KEY)] or _KEY in chunk
                 end = chunk[-len(_KEY) :]
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
-    return digest.hexdigest(), found
+    return digest.hexdigest(), mentions_data

@@ -145,10 +145,10 @@ def _declare_initializers(proto: onnx.ModelProto, model: ir.Model) -> None:
     """Before IR version 4 every initializer had to be an input as well; passes add some that are not."""
     if proto.ir_version >= 4:
         return
-    given = {value.name for value in proto.graph.input}
+    graph_inputs = {value.name for value in proto.graph.input}
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if value.name and value.name not in given and tensor is not None:
+        if value.name and value.name not in graph_inputs and tensor is not None:
             shape = list(tensor.shape.numpy())
             proto.graph.input.append(onnx.helper.make_tensor_value_info(value.name, tensor.dtype.value, shape))
 

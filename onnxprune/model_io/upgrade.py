@@ -128,11 +128,11 @@ class _LargeWeights:
     """The large initializers of the main graph, taken out of a model and replaced by inputs until put back."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        given = {value.name for value in proto.graph.input}
+        graph_inputs = {value.name for value in proto.graph.input}
         self.order = [tensor.name for tensor in proto.graph.initializer]
         self.large = [_copied(t) for t in proto.graph.initializer if _elements(t) > _LARGE]
         small = [t for t in proto.graph.initializer if _elements(t) <= _LARGE]
-        self.added = {t.name for t in self.large if t.name not in given}
+        self.added = {t.name for t in self.large if t.name not in graph_inputs}
         for tensor in self.large:
             if tensor.name not in self.added:
                 continue

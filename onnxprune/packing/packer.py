@@ -66,9 +66,9 @@ def pack(model: ir.Model, *, values: Values = "fp32", mode: Mode = "auto") -> tu
     Raises:
         RecipeError: `values` or `mode` is not one of the above.
     """
-    for name, given, known in (("values", values, get_args(Values)), ("mode", mode, get_args(Mode))):
-        if given not in known:
-            raise RecipeError(f"pack: {name} is {given!r}; choose one of {', '.join(known)}.")
+    for name, setting, known in (("values", values, get_args(Values)), ("mode", mode, get_args(Mode))):
+        if setting not in known:
+            raise RecipeError(f"pack: {name} is {setting!r}; choose one of {', '.join(known)}.")
     packed = model.clone()
     packer = _Packer(values, mode, packed.opset_imports.get("", 0), packed.ir_version, _free_prefix(packed))
     reports = [report for graph in packed.graphs() for report in packer.pack_graph(graph)]

@@ -144,20 +144,20 @@ def _compare_constants(
         source = old.get(name, old.get(sources.get(name, "")))
         if source is None:
             continue
-        expected, found = source.numpy(), tensor.numpy()
+        expected, actual = source.numpy(), tensor.numpy()
         for axis, indices in kept.get(name, {}).items():
             if int(axis) < expected.ndim and max(indices, default=0) < expected.shape[int(axis)]:
                 expected = np.take(expected, indices, axis=int(axis))
-        counts[_verdict_on(expected, found)] += 1
+        counts[_verdict_on(expected, actual)] += 1
     return counts
 
 
-def _verdict_on(expected: np.ndarray, found: np.ndarray) -> str:
-    if expected.shape != found.shape or expected.dtype != found.dtype:
+def _verdict_on(expected: np.ndarray, actual: np.ndarray) -> str:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return "cut"
-    if expected.tobytes() == found.tobytes():
+    if expected.tobytes() == actual.tobytes():
         return "identical"
-    return "zeroed" if bool(((expected == found) | (found == np.zeros((), found.dtype))).all()) else "changed"
+    return "zeroed" if bool(((expected == actual) | (actual == np.zeros((), actual.dtype))).all()) else "changed"
 
 
 def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:

@@ -29,14 +29,14 @@ def masked_twin_of(before: ir.Model, kept: RecordedCut, blocks: list[str]) -> ir
         DataError: The record does not fit the model.
     """
     structure = prepare(before.clone())
-    found = [b for b in residual_blocks(structure) if b.name in blocks]
-    if missing := set(blocks) - {b.name for b in found}:
+    removed_blocks = [b for b in residual_blocks(structure) if b.name in blocks]
+    if missing := set(blocks) - {b.name for b in removed_blocks}:
         raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
     if not kept:
-        MaskBlocks(found)(structure.model)
+        MaskBlocks(removed_blocks)(structure.model)
         return structure.model
-    if found:  # dead units that went as well are those of the model without the blocks
-        RemoveBlocks(found)(structure.model)
+    if removed_blocks:  # dead units that went as well are those of the model without the blocks
+        RemoveBlocks(removed_blocks)(structure.model)
         Tidy()(structure.model)
         structure = prepare(structure.model)
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
@@ -89,10 +89,10 @@ def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
     matched: dict[tuple[ir.Value, int], Bools] = {}
     while True:
         lost = structure.keep(_removed(structure, matched, written)).lost()
-        found = _matches(structure, written, lost, matched)
-        if not found:
+        newly_matched = _matches(structure, written, lost, matched)
+        if not newly_matched:
             break
-        matched.update(found)
+        matched.update(newly_matched)
     for value in structure.sources:
         array = written.get(str(value.name))
         if array is None or value.const_value is None:
@@ -137,7 +137,7 @@ def _matches(
     matched: Mapping[tuple[ir.Value, int], Bools],
 ) -> dict[tuple[ir.Value, int], Bools]:
     """Axes that can be matched now: those of constants of which one cut axis is still open."""
-    found: dict[tuple[ir.Value, int], Bools] = {}
+    kept_by_axis: dict[tuple[ir.Value, int], Bools] = {}
     for value in structure.sources:
         new = written.get(str(value.name))
         if new is None or value.const_value is None or len(value.const_value.shape) != new.ndim:
@@ -150,8 +150,8 @@ def _matches(
         if len(open_axes) == 1 and (value, open_axes[0]) not in matched:
             flags_of = _subsequence(old, new, open_axes[0])
             if flags_of is not None:
-                found[value, open_axes[0]] = flags_of
-    return found
+                kept_by_axis[value, open_axes[0]] = flags_of
+    return kept_by_axis
 
 
 def _subsequence(old: npt.NDArray[np.generic], new: npt.NDArray[np.generic], axis: int) -> Bools | None:
@@ -193,12 +193,12 @@ def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int
             gone[atoms[~flags[rows]]] = True
             stays[atoms[flags[rows]]] = True
     removed: Bools = gone & ~stays
-    found = structure.keep(removed).lost()
+    lost_by_value = structure.keep(removed).lost()
     for name, recorded in kept.items():
         if name not in by_name:
             raise DataError(f"the record names the weight {name!r}, which the model does not have")
         for place, indices in recorded.items():
-            cut = found.get(by_name[name], {}).get(int(place))
+            cut = lost_by_value.get(by_name[name], {}).get(int(place))
             if cut is None or not np.array_equal(np.flatnonzero(cut), indices):
                 raise DataError(f"the record keeps indices of {name!r} that this model cannot be cut to")
     return removed

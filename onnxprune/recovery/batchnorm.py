@@ -34,8 +34,8 @@ def normalisations(model: ir.Model, changed: Collection[ir.Value]) -> list[ir.No
 def statistics(model: ir.Model, node: ir.Node, feeds: Sequence[Feeds]) -> tuple[Matrix, Matrix] | None:
     """Return mean and variance of what a BatchNormalization reads, by channel; None where it cannot be measured."""
     place = (str(node.inputs[0].name if node.inputs[0] is not None else ""), 1)
-    found = channel_moments(model, [place], feeds).get(place)
-    return None if found is None else (found.total / found.count, found.variance)
+    moments = channel_moments(model, [place], feeds).get(place)
+    return None if moments is None else (moments.total / moments.count, moments.variance)
 
 
 def _owned(value: ir.Value | None) -> bool:

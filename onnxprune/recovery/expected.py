@@ -53,15 +53,15 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
     """What an activation cuts off; None where it is not a constant."""
     if node.op_type == "Relu":
         return 0.0, np.inf
-    found = [
+    limits = [
         float(node.attributes.get_float(name, limit) or 0.0) for name, limit in (("min", -np.inf), ("max", np.inf))
     ]
     for i, value in enumerate(node.inputs[1:3]):
         if value is not None:
             if value.const_value is None:
                 return None
-            found[i] = float(value.const_value.numpy())
-    return found[0], found[1]
+            limits[i] = float(value.const_value.numpy())
+    return limits[0], limits[1]
 
 
 def _by_input(structure: Structure, layer: Linear, node: ir.Node, low: float, high: float) -> Matrix | str:

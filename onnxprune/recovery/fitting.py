@@ -150,11 +150,11 @@ def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Propos
     total, scale = total_of(folds), size_of(held)
 
     def error(ridge: float) -> float:
-        found = 0.0
+        squares = 0.0
         for fold in held:
             fit = ridge_fit(total - fold, anchor, layer.support, ridge, with_bias=layer.has_shift)
-            found += float(squared_error(fold, fit).sum())
-        return found / scale
+            squares += float(squared_error(fold, fit).sum())
+        return squares / scale
 
     errors = {ridge: error(ridge) for ridge in RIDGES}
     best = min(errors, key=lambda ridge: errors[ridge])

@@ -44,8 +44,8 @@ def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
     acting = replace(layer, start=start, dense=layer.dense * by, anchor=layer.anchor * by)
     function = METHODS.find(name).propose
     assert function is not None
-    found = function(acting, [m.mapped(gain, zero) for m in folds])
-    return replace(found, affine=Affine(found.affine.weight / by, found.affine.bias / gain))
+    proposal = function(acting, [m.mapped(gain, zero) for m in folds])
+    return replace(proposal, affine=Affine(proposal.affine.weight / by, proposal.affine.bias / gain))
 
 
 @method(
@@ -115,8 +115,8 @@ def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit:
     weight, support = choose(layer, problem, problem.without_zeros())
     if not fit:
         return Proposal(problem.as_it_is(weight), problem.before, problem.error_of(weight[:, problem.sample]))
-    given = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
-    ways = [(problem.tried(*way), way) for way in ((weight, support), (given, layer.support))]
+    current = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
+    ways = [(problem.tried(*way), way) for way in ((weight, support), (current, layer.support))]
     (ridge, after), way = min(ways, key=lambda tried: tried[0][1])
     return Proposal(problem.fitted(*way, ridge), problem.before, after, f"ridge {ridge:g}")
 

@@ -39,10 +39,10 @@ def units_read_by(structure: Structure, consumer: Linear) -> Units | str:
     """Return the units that a layer of the structure's model reads, or why they cannot stand in for each other."""
     if consumer.groups != 1:
         return "it is a grouped convolution"
-    found = _way_to_producer(structure, consumer.data)
-    if isinstance(found, str):
-        return found
-    producer, between = found
+    way = _way_to_producer(structure, consumer.data)
+    if isinstance(way, str):
+        return way
+    producer, between = way
     affine = _fold(producer, between)
     if isinstance(affine, str):
         return affine
@@ -104,10 +104,10 @@ def _columns(
         return None
     rows, row_atoms = structure.terms.members(outputs)
     places, place_atoms = structure.terms.members(inputs)
-    found = []
+    chosen = []
     for row, atom in zip(rows.tolist(), row_atoms.tolist(), strict=True):
         if np.count_nonzero(row_atoms == atom) == 1:
-            found.append((row, np.sort(places[place_atoms == atom])))
-    found = [(row, columns) for row, columns in found if len(columns)]
-    alike = len({len(columns) for _, columns in found}) == 1
-    return found if alike else None
+            chosen.append((row, np.sort(places[place_atoms == atom])))
+    chosen = [(row, columns) for row, columns in chosen if len(columns)]
+    alike = len({len(columns) for _, columns in chosen}) == 1
+    return chosen if alike else None

@@ -130,8 +130,8 @@ class _Run:
             for name, dense in self._outputs[id(feed)].items():
                 if np.asarray(dense).dtype.kind == "f":
                     gap = np.asarray(ours[name], np.float64) - np.asarray(dense, np.float64)
-                    own = np.array([np.square(gap).sum(), np.square(dense, dtype=np.float64).sum()])
-                    sums[name] = sums.get(name, np.zeros(2)) + own
+                    batch_sums = np.array([np.square(gap).sum(), np.square(dense, dtype=np.float64).sum()])
+                    sums[name] = sums.get(name, np.zeros(2)) + batch_sums
         return max((float(a / max(b, np.finfo(np.float64).tiny)) for a, b in sums.values()), default=0.0)
 
     def attempt(self, layer: str, method: str, values: Sequence[ir.Value], write: Callable[[], None]) -> None:
@@ -198,7 +198,7 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
     """Group layers by how many of them lie before each, along the longest path; first stage first."""
     depth: dict[ir.Value, int] = {}
     of_node = {layer.node: layer for layer in layers}
-    found: dict[int, list[Linear]] = {}
+    by_level: dict[int, list[Linear]] = {}
     for node in model.graph:
         read = [v for v in node.inputs if v is not None]
         for attribute in node.attributes.values():
@@ -206,10 +206,10 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
                 read += [v for n in attribute.as_graph().all_nodes() for v in n.inputs if v is not None]
         level = max((depth.get(v, 0) for v in read), default=0)
         if node in of_node:
-            found.setdefault(level, []).append(of_node[node])
+            by_level.setdefault(level, []).append(of_node[node])
             level += 1
         depth.update(dict.fromkeys(node.outputs, level))
-    return [found[level] for level in sorted(found)]
+    return [by_level[level] for level in sorted(by_level)]
 
 
 # -- the methods ----------------------------------------------------------------------------------------------------
@@ -232,9 +232,9 @@ def _recover_layers(run: _Run, method: str) -> None:
     known = [x for x in layers if str(x.output.name) in originals]
     pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in known]
     pairs = [pair for pair in pairs if moved & {str(pair.pruned.output.name), pair.shortcut}]
-    for found in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
-        run.progress(found[0][0].pruned.name)
-        for pair, moments in found:
+    for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
+        run.progress(stage_moments[0][0].pruned.name)
+        for pair, moments in stage_moments:
             factor, _ = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
             layer = _layer(run, pair.pruned, pair.dense, factor)
             proposal = propose(method, layer, moments)
@@ -289,13 +289,13 @@ def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.ND
 def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
     rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
     joined = shadow(run.dense, run.pruned)
-    found = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
+    moments_by_layer = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
     for linear in stage:
         if (linear.name, method) in run.refused:
             continue
         original = originals[str(linear.output.name)]
         factor, offset = dense_to_pruned(original, linear, rows.get(linear.name))
-        moments = [m.mapped(factor, offset) for m in found[linear.name]]
+        moments = [m.mapped(factor, offset) for m in moments_by_layer[linear.name]]
         layer = _layer(run, linear, original, factor)
         proposal = propose(method, layer, moments)
         touched = [linear.weight, *([linear.shift[0]] if linear.shift else [])]
@@ -332,10 +332,10 @@ def _reestimate(run: _Run, method: str) -> None:
     used = [feed for i, feed in enumerate(run.feeds) if i % FOLDS != FOLDS - 1] or run.feeds
     for node in batchnorm.normalisations(run.pruned, _changed(run)):
         values = [v for v in node.inputs[3:5] if v is not None]
-        found = batchnorm.statistics(run.pruned, node, used)
+        statistics = batchnorm.statistics(run.pruned, node, used)
         run.progress(str(values[0].name))
-        if found is not None:
-            run.attempt(str(values[0].name), method, values, partial(_set_all, values, found))
+        if statistics is not None:
+            run.attempt(str(values[0].name), method, values, partial(_set_all, values, statistics))
 
 
 def _set_all(values: Sequence[ir.Value], arrays: Sequence[Matrix]) -> None:

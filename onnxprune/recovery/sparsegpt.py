@@ -61,11 +61,11 @@ def choose_pattern(
     """Choose the N of every M consecutive input channels that stay, for each of `places` kernel positions."""
     order = np.arange(weight.shape[2]).reshape(-1, places).T.reshape(-1)
     back = np.argsort(order)
-    found = [
+    swept = [
         sweep_pattern(w[:, order], inverse_factor(h[np.ix_(order, order)]), *pattern)
         for w, h in zip(weight, hessian, strict=True)
     ]
-    return np.stack([w[:, back] for w, _ in found]), np.stack([s[:, back] for _, s in found])
+    return np.stack([w[:, back] for w, _ in swept]), np.stack([s[:, back] for _, s in swept])
 
 
 def damped_hessian(moments: Moments, *, centred: bool) -> Matrix:

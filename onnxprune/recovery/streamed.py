@@ -107,11 +107,11 @@ def _in_block(
         for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
             for pair in stage:
                 new = _moments(pair, values, targets[pair][number], samples, number, compensate=pair in ready)
-                found, fold = sums[pair], number % folds
-                if fold < len(found):
-                    found[fold] = found[fold] + new
+                pair_sums, fold = sums[pair], number % folds
+                if fold < len(pair_sums):
+                    pair_sums[fold] = pair_sums[fold] + new
                 else:
-                    found.append(new)
+                    pair_sums.append(new)
         for pair in stage:
             del targets[pair]
         yield list(sums.items())
@@ -123,15 +123,15 @@ def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches) -> dict[Pai
     made = {str(out.name) for node in dense.block.nodes for out in node.outputs} | set(dense.state[0])
     names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
     names += [pair.shortcut for pair in pairs if pair.shortcut in made]
-    found: dict[Pair, list[tuple[Array, Array | None]]] = {pair: [] for pair in pairs}
+    targets: dict[Pair, list[tuple[Array, Array | None]]] = {pair: [] for pair in pairs}
     for number, values in enumerate(dense.advance(list(dict.fromkeys(names)))):
         for pair in pairs:
             data = values[str(pair.dense.data.name)]
             grid = samples.grid(pair.pruned, data, number)
             shortcut = values.get(pair.shortcut or "")
             s = None if shortcut is None else samples.outputs(pair.pruned, pair.left(shortcut), grid, number)
-            found[pair].append((_dense_rows(pair, data, values, samples, grid, number), s))
-    return found
+            targets[pair].append((_dense_rows(pair, data, values, samples, grid, number), s))
+    return targets
 
 
 def _dense_rows(pair: Pair, data: Array, values: Values, samples: Batches, grid: Grid, number: int) -> Array:
@@ -182,14 +182,14 @@ def _stages(block: Block, pairs: Sequence[Pair]) -> list[list[Pair]]:
     """Group layers by how many of them lie before each, along the longest path; first stage first."""
     of_node = {pair.pruned.node: pair for pair in pairs}
     depth: dict[ir.Value, int] = {}
-    found: dict[int, list[Pair]] = {}
+    by_level: dict[int, list[Pair]] = {}
     for node in block.nodes:
         level = max((depth.get(v, 0) for v in operands(node)), default=0)
         if node in of_node:
-            found.setdefault(level, []).append(of_node[node])
+            by_level.setdefault(level, []).append(of_node[node])
             level += 1
         depth.update(dict.fromkeys(node.outputs, level))
-    return [found[level] for level in sorted(found)]
+    return [by_level[level] for level in sorted(by_level)]
 
 
 def _settled(block: Block, shortcut: str, pairs: Sequence[Pair], done: set[ir.Node]) -> bool:

@@ -80,7 +80,7 @@ def render(original: ir.Model, result: Result, *, model: str, output: str | None
 
 
 def _content(original: ir.Model, result: Result, model: str, output: str | None) -> dict[str, Any]:
-    found = inspect(original)
+    inspection = inspect(original)
     rows = sorted(layers(original, result), key=lambda layer: -layer.total)
     record = result.record().as_text()
     recipe = result.recipe.model_dump(mode="json", exclude_defaults=True)
@@ -102,10 +102,10 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "layers": list(zip(shown, plots, strict=True)),
         "more_layers": len(rows) - len(shown),
         "packed": any(layer.form != "dense" for layer in rows),
-        "groups": found.groups[:_MOST_ROWS],
-        "more_groups": max(0, len(found.groups) - _MOST_ROWS),
-        "pinned": _pinned(found),
-        "unruled": sorted(found.unruled.items()),
+        "groups": inspection.groups[:_MOST_ROWS],
+        "more_groups": max(0, len(inspection.groups) - _MOST_ROWS),
+        "pinned": _pinned(inspection),
+        "unruled": sorted(inspection.unruled.items()),
         "no_faster": "" if result.recipe.parts.removes else NO_FASTER,
         "recipe": json.dumps(recipe, indent=1),
         "record": record if len(record) <= _MOST_RECORD else "",
@@ -189,11 +189,11 @@ def _figures(verdict: Verdict | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _pinned(found: Inspection) -> list[tuple[str, int, list[str]]]:
+def _pinned(inspection: Inspection) -> list[tuple[str, int, list[str]]]:
     """Reasons, how many axes each holds, and weights as examples."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
-    for weight in found.weights:
+    for weight in inspection.weights:
         for text in weight.pinned:
             reason = text.split(": ", 1)[-1]
             counts[reason] += 1

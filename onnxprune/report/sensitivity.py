@@ -19,18 +19,18 @@ _FORMATS = (".png", ".svg", ".pdf")
 _MOST_NAMED = 20  # curves beyond these, the least sensitive, are drawn without a name
 
 
-def print_scan(console: Console, model: str, found: Scan) -> None:
+def print_scan(console: Console, model: str, scan: Scan) -> None:
     """Print one row a layer or group: what is measured when a share of it alone goes."""
-    what = "layer" if found.structure == "weights" else "group of units"
-    title = f"{model}: {found.measured} when a share of one {what} goes (as it is: {found.dense:.4g})"
+    what = "layer" if scan.structure == "weights" else "group of units"
+    title = f"{model}: {scan.measured} when a share of one {what} goes (as it is: {scan.dense:.4g})"
     table = Table(title=shown(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(what, overflow="fold", min_width=16)
-    for name in ("weights", *(f"{level:g}" for level in found.table.levels)):
+    for name in ("weights", *(f"{level:g}" for level in scan.table.levels)):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, size, values in zip(found.table.names, found.table.sizes, found.table.errors.tolist(), strict=True):
+    for name, size, values in zip(scan.table.names, scan.table.sizes, scan.table.errors.tolist(), strict=True):
         table.add_row(shown(name), f"{size:,}", *(f"{value:.3g}" for value in values))
     console.print(table)
-    for name, reason in found.skipped.items():
+    for name, reason in scan.skipped.items():
         console.print(f"[yellow]{shown(name)} was left out: {shown(reason)}[/]")
 
 
@@ -46,13 +46,13 @@ def check_plot(path: Path) -> None:
         raise RecipeError("--plot needs matplotlib: pip install 'onnxprune[report]'")
 
 
-def write_plot(found: Scan, path: Path, model: str) -> None:
+def write_plot(scan: Scan, path: Path, model: str) -> None:
     """Draw one curve a layer or group against the share that goes; an older file is replaced.
 
     Raises:
         ModelError: The file cannot be written.
     """
-    content = _drawn(found, model, path.suffix.lower().removeprefix("."))
+    content = _drawn(scan, model, path.suffix.lower().removeprefix("."))
     try:
         with temporary_beside(path) as (temporary, file):
             file.write(content)
@@ -67,7 +67,7 @@ def _label(name: str) -> str:
     return visible(name).replace("$", r"\$")
 
 
-def _drawn(found: Scan, model: str, kind: str) -> bytes:
+def _drawn(scan: Scan, model: str, kind: str) -> bytes:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,13 +76,13 @@ def _drawn(found: Scan, model: str, kind: str) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(_MOST_NAMED)])
-    table, falls = found.table, found.measured not in (OUTPUT_ERROR, "mse")
+    table, falls = scan.table, scan.measured not in (OUTPUT_ERROR, "mse")
     order = (table.errors[:, -1] * (1 if falls else -1)).argsort(kind="stable")
     for rank, i in enumerate(order.tolist()):
         name = _label(table.names[i]) if rank < _MOST_NAMED else None
-        axes.plot([0.0, *table.levels], [found.dense, *table.errors[i].tolist()], marker="o", markersize=3, label=name)
-    axes.set_xlabel("sparsity of one " + ("layer" if found.structure == "weights" else "group of units") + " alone")
-    axes.set_ylabel(found.measured)
+        axes.plot([0.0, *table.levels], [scan.dense, *table.errors[i].tolist()], marker="o", markersize=3, label=name)
+    axes.set_xlabel("sparsity of one " + ("layer" if scan.structure == "weights" else "group of units") + " alone")
+    axes.set_ylabel(scan.measured)
     axes.set_title(_label(model))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", loc="best")

@@ -58,10 +58,10 @@ def candidate_sizes(model: ir.Model) -> Iterator[dict[str, int]]:
     for number in factors(model):
         yield from _sizes(model, known, [(number, 64, number), (8, number, 4)])
         yield from _sizes(model, known, _EXTENTS[:3], (number, 2 * number))
-    found = find_extents(model)
-    if found != known:
-        yield from _sizes(model, found, _EXTENTS)
-    yield from _sizes(model, found, _LONG)
+    extents = find_extents(model)
+    if extents != known:
+        yield from _sizes(model, extents, _EXTENTS)
+    yield from _sizes(model, extents, _LONG)
 
 
 def _sizes(

@@ -154,21 +154,21 @@ def _all_but_the_bad(path: Path, quantise: _Quantise, batches: Sequence[Feeds]) 
     bad = _bad_ones(list(nodes), works) if works([]) else []
     if not bad:
         raise first
-    found = _that_runs(quantise, bad, batches)
-    for graph in (model.graph, found.graph):
+    quantised = _that_runs(quantise, bad, batches)
+    for graph in (model.graph, quantised.graph):
         for node in graph.node:
             if node.name.startswith(_NAMELESS):
                 node.name = ""
     left = {nodes[name]: f"ONNX Runtime cannot quantise it ({reasons[name]})" for name in bad}
-    return Quantised(model, found, left)
+    return Quantised(model, quantised, left)
 
 
 def _that_runs(quantise: _Quantise, excluded: Sequence[str], batches: Sequence[Feeds]) -> onnx.ModelProto:
-    found = quantise(excluded)
-    session = make_session(found.SerializeToString(), optimize="all")
+    quantised = quantise(excluded)
+    session = make_session(quantised.SerializeToString(), optimize="all")
     for feeds in batches[:1]:
         run(session, feeds)
-    return found
+    return quantised
 
 
 def _bad_ones(names: list[str], works: Callable[[Sequence[str]], bool]) -> list[str]:
@@ -186,13 +186,13 @@ def _name_nodes_with_weights(model: onnx.ModelProto) -> dict[str, str]:
     constants = {tensor.name for tensor in model.graph.initializer}
     taken = {node.name for node in model.graph.node}
     fresh = (name for i in itertools.count() if (name := f"{_NAMELESS}_{i}") not in taken)
-    found = {}
+    named = {}
     for node in model.graph.node:
         if any(name in constants for name in node.input):
             called = f"{node.op_type} '{node.name or node.output[0]}'"
             node.name = node.name or next(fresh)
-            found[node.name] = called
-    return found
+            named[node.name] = called
+    return named
 
 
 def _untie_biases(path: Path) -> None:

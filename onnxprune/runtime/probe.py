@@ -121,8 +121,8 @@ def _probing_session(model: ir.Model, values: Iterable[ir.Value]) -> ort.Inferen
 def _measure(session: ort.InferenceSession, values: Iterable[ir.Value], feeds: Mapping[str, Array]) -> Shapes:
     """Run once; tensors only, a sequence has no shape."""
     by_name = {str(value.name): value for value in values}
-    found = run(session, feeds, by_name)
-    return {by_name[name]: array.shape for name, array in found.items() if isinstance(array, np.ndarray)}
+    arrays = run(session, feeds, by_name)
+    return {by_name[name]: array.shape for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def _known_shapes(model: ir.Model, feeds: Mapping[str, Array]) -> Shapes:

@@ -75,16 +75,16 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> Quant
             plain_products(plain)
         model_io.save(plain, source, external=large, durable=False)
         try:
-            found = _CONVERTERS[form](source, batches)
+            converted = _CONVERTERS[form](source, batches)
         except OnnxPruneError:
             raise
         except Exception as failure:  # the tools raise whatever comes up
             raise ModelError(f"ONNX Runtime cannot quantise the model to {form}: {one_sentence(failure)}") from failure
-    quantised = model_io.load_any(found.model)
+    quantised = model_io.load_any(converted.model)
     quantised.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
-    _check_zeros(model_io.load_any(found.float_model), quantised)
-    account = _account(quantised, found.left) if form != "fp16" else []
-    return QuantisedModel(quantised, (*found.notes, *account))
+    _check_zeros(model_io.load_any(converted.float_model), quantised)
+    account = _account(quantised, converted.left) if form != "fp16" else []
+    return QuantisedModel(quantised, (*converted.notes, *account))
 
 
 def calibration_batches(data: AnyData, model: ir.Model) -> list[Feeds]:
@@ -118,7 +118,7 @@ def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
     Raises:
         ModelError: None is.
     """
-    done, still = 0, []
+    done, left_in_float = 0, []
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -126,19 +126,21 @@ def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
                 continue
             if tensor.dtype.is_floating_point():
                 readers = sorted({node.op_type for node, _ in value.uses()})
-                still.append(f"'{value.name}' ({', '.join(readers) or 'read by nothing'})")
+                left_in_float.append(f"'{value.name}' ({', '.join(readers) or 'read by nothing'})")
             else:
                 done += 1
-    if not still:
+    if not left_in_float:
         return []
-    listed = ", ".join(still[:_NAMED]) + (f" and {len(still) - _NAMED} more" if len(still) > _NAMED else "")
+    listed = ", ".join(left_in_float[:_NAMED]) + (
+        f" and {len(left_in_float) - _NAMED} more" if len(left_in_float) > _NAMED else ""
+    )
     if not done:
         raise ModelError(
-            f"--quantize: ONNX Runtime's quantiser makes none of the {len(still)} weights int8 ({listed}): leave "
-            "--quantize out, or use fp16"
+            f"--quantize: ONNX Runtime's quantiser makes none of the {len(left_in_float)} weights int8 ({listed}): "
+            "leave --quantize out, or use fp16"
         )
     why = "".join(f"; {node}: {reason}" for node, reason in left.items())
-    return [f"{done} of {done + len(still)} weights are int8; left in float: {listed}{why}"]
+    return [f"{done} of {done + len(left_in_float)} weights are int8; left in float: {listed}{why}"]
 
 
 def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:

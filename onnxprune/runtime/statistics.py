@@ -141,9 +141,9 @@ def layer_moments(
     session = make_session(model)
     sums: dict[str, list[Moments | None]] = {x.name: [None] * min(folds, len(feeds)) for x in layers}
     for i, feed in enumerate(feeds):
-        found = run(session, feed)
+        outputs = run(session, feed)
         for number, layer in enumerate(layers):
-            new = _read(found, number)
+            new = _read(outputs, number)
             old = sums[layer.name][i % folds]
             sums[layer.name][i % folds] = new if old is None else old + new
     return {name: [m for m in parts if m is not None] for name, parts in sums.items()}
@@ -171,8 +171,8 @@ def output_error(joined: ir.Model, feeds: Sequence[Feeds], outputs: Sequence[str
     session = make_session(model)
     sums = np.zeros((2, len(used)))
     for feed in feeds:
-        found = run(session, feed)
-        sums += [[float(np.asarray(found[f"{part}{n}"]).sum()) for n in used] for part in ("gap", "size")]
+        results = run(session, feed)
+        sums += [[float(np.asarray(results[f"{part}{n}"]).sum()) for n in used] for part in ("gap", "size")]
     return float(np.max(sums[0] / np.maximum(sums[1], np.finfo(np.float64).tiny)))
 
 
@@ -242,11 +242,11 @@ def channel_moments(
     session = make_session(copy)
     sums: dict[tuple[str, int], dict[str, Matrix]] = {}
     for feed in feeds:
-        found = run(session, feed)
+        outputs = run(session, feed)
         for number, place in enumerate(usable):
-            own = sums.setdefault(place, {})
+            totals = sums.setdefault(place, {})
             for part in ("count", "total", "squares", "magnitudes", "zeros"):
-                own[part] = own.get(part, np.zeros(())) + np.asarray(found[f"{part}{number}"], np.float64)
+                totals[part] = totals.get(part, np.zeros(())) + np.asarray(outputs[f"{part}{number}"], np.float64)
     return {
         p: ChannelMoments(float(s["count"].reshape(-1)[0]), s["total"], s["squares"], s["magnitudes"], s["zeros"])
         for p, s in sums.items()
@@ -271,9 +271,9 @@ def row_cosines(model: ir.Model, pairs: Sequence[tuple[str, str]], feeds: Sequen
     session = make_session(copy)
     sums, count = np.zeros(len(pairs)), 0
     for feed in feeds:
-        found = {name: np.asarray(array, np.float64) for name, array in run(session, feed).items()}
+        outputs = {name: np.asarray(array, np.float64) for name, array in run(session, feed).items()}
         for number in range(len(pairs)):
-            ab, aa, bb = (found[f"{part}{number}"] for part in ("ab", "aa", "bb"))
+            ab, aa, bb = (outputs[f"{part}{number}"] for part in ("ab", "aa", "bb"))
             size = np.sqrt(aa * bb)
             cosine = np.divide(ab, size, out=(aa == bb).astype(np.float64), where=size > 0)
             sums[number] += cosine.sum()
@@ -337,6 +337,6 @@ def _add_moments(
     build.output(build.node("Shape", [z]), f"rows{number}", ir.DataType.INT64)
 
 
-def _read(found: Mapping[str, npt.NDArray[np.generic]], number: int) -> Moments:
-    a, z, aa, az, zz = (np.asarray(found[f"{part}{number}"], np.float64) for part in ("a", "z", "aa", "az", "zz"))
-    return Moments(float(np.asarray(found[f"rows{number}"])[1]), a, z, aa, az, zz)
+def _read(outputs: Mapping[str, npt.NDArray[np.generic]], number: int) -> Moments:
+    a, z, aa, az, zz = (np.asarray(outputs[f"{part}{number}"], np.float64) for part in ("a", "z", "aa", "az", "zz"))
+    return Moments(float(np.asarray(outputs[f"rows{number}"])[1]), a, z, aa, az, zz)

@@ -60,10 +60,10 @@ class Gradients:
         """Return |w| * dR/d|w|, R the sum of outputs for ones as input, all weights replaced by their magnitudes."""
         return self._pick(self._synaptic_flow, name)
 
-    def _pick(self, found: Arrays, name: str) -> npt.NDArray[np.float32]:
-        if name not in found:
+    def _pick(self, arrays: Arrays, name: str) -> npt.NDArray[np.float32]:
+        if name not in arrays:
             raise RecipeError(f"the weight {name!r} has no gradient in the bridge: leave it alone with --exclude")
-        return found[name]
+        return arrays[name]
 
     @functools.cached_property
     def _mean(self) -> Arrays:
@@ -118,9 +118,9 @@ class Gradients:
                for v in _open_inputs(view)]  # fmt: skip
         outputs = module(*one)
         total = sum(o.sum() for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o.is_floating_point())
-        found = [(names[n], p) for n, p in module.named_parameters() if n in names]
-        gradients = torch.autograd.grad(total, [p for _, p in found], allow_unused=True)
-        products = {n: p * g for (n, p), g in zip(found, gradients, strict=True) if g is not None}
+        named = [(names[n], p) for n, p in module.named_parameters() if n in names]
+        gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+        products = {n: p * g for (n, p), g in zip(named, gradients, strict=True) if g is not None}
         peak = max((float(p.detach().abs().max()) for p in products.values()), default=1.0) or 1.0
         return {n: (p.abs() / peak).detach().float().numpy() for n, p in products.items()}
 
@@ -131,15 +131,15 @@ class Gradients:
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Batches of inputs in the order of the module's arguments, with labels (or the samples' numbers)."""
         feeds = batches(self.model, self.inputs, size)
-        given = self.labels if labelled and self.labels is not None else None
+        known_labels = self.labels if labelled and self.labels is not None else None
         start = 0
         for feed in feeds:
             count = len(next(iter(feed.values())))
             if start >= limit:
                 return
-            labels = np.arange(start, start + count) if given is None else given[start : start + count]
+            labels = np.arange(start, start + count) if known_labels is None else known_labels[start : start + count]
             if len(labels) != count:
-                raise DataError(f"there are {len(given or ())} labels, but more calibration samples.")
+                raise DataError(f"there are {len(known_labels or ())} labels, but more calibration samples.")
             start += count
             arrays = [torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self.module.input_names]
             yield arrays, torch.from_numpy(np.ascontiguousarray(labels))
@@ -149,8 +149,8 @@ class Gradients:
         if parameters is None:
             outputs = self.module(*x)
         else:
-            own = {n: parameters[i] for n, i in self.module.onnx_names.items() if i in parameters}
-            outputs = torch.func.functional_call(self.module, own, tuple(x))
+            named = {n: parameters[i] for n, i in self.module.onnx_names.items() if i in parameters}
+            outputs = torch.func.functional_call(self.module, named, tuple(x))
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:

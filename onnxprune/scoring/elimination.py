@@ -57,10 +57,10 @@ class Consumer:
 
     def remove(self, units: Sequence[int]) -> None:
         """Remove units; what is left makes up for them."""
-        found = [self._blocks.pop(unit) for unit in units if unit in self._blocks]
-        if not found:
+        removed_blocks = [self._blocks.pop(unit) for unit in units if unit in self._blocks]
+        if not removed_blocks:
             return
-        gone = self._place[np.concatenate(found)]
+        gone = self._place[np.concatenate(removed_blocks)]
         left = np.setdiff1d(np.arange(self._weight.shape[2]), gone)
         weights, inverses = [], []
         for w, inverse in zip(self._weight, self._inverse, strict=True):
@@ -75,11 +75,11 @@ class Consumer:
     def _by_size(self) -> list[tuple[npt.NDArray[np.int64], Columns]]:
         """The units that are left, those with as many columns together, with the places of these."""
         sizes = sorted({len(columns) for columns in self._blocks.values()})
-        found = []
+        stacks = []
         for size in sizes:
             units = [unit for unit, columns in self._blocks.items() if len(columns) == size]
-            found.append((np.array(units), self._place[np.stack([self._blocks[unit] for unit in units])]))
-        return found
+            stacks.append((np.array(units), self._place[np.stack([self._blocks[unit] for unit in units])]))
+        return stacks
 
 
 def eliminate(consumers: Sequence[Consumer], count: int) -> npt.NDArray[np.float64]:

@@ -94,8 +94,8 @@ class Evidence:
         """For each weight, sums of what its layer reads, by input channel."""
         places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in self.layers.items()}
         feeds = batches(self.structure.model, self.inputs, self.batch)
-        found = channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
-        return {name: found[place] for name, place in places.items() if place in found}
+        by_place = channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
+        return {name: by_place[place] for name, place in places.items() if place in by_place}
 
     def _channel_axis(self, layer: Linear) -> int:
         shape = self.structure.facts.shape(layer.data)
@@ -109,18 +109,18 @@ class Evidence:
     @functools.cached_property
     def _passes(self) -> Mapping[str, tuple[str, ...]]:
         """For each layer, those that are measured in one pass with it: neighbours, as many as `TOGETHER` allows."""
-        found: list[list[str]] = [[]]
+        passes: list[list[str]] = [[]]
         room = TOGETHER
         whole = {name: layer for name, layer in self.layers.items() if layer.groups == 1}
         for name, layer in {**whole, **self.layers}.items():
             shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
             entries = layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2
-            if entries > room and found[-1]:
-                found.append([])
+            if entries > room and passes[-1]:
+                passes.append([])
                 room = TOGETHER
-            found[-1].append(name)
+            passes[-1].append(name)
             room -= entries
-        return {name: tuple(names) for names in found for name in names}
+        return {name: tuple(names) for names in passes for name in names}
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one object a run, and Gram matrices are large
     def _moments(self, names: tuple[str, ...]) -> Mapping[str, Moments]:

@@ -36,7 +36,7 @@ def _filters(
 ) -> list[npt.NDArray[np.float64]]:
     """For each site the slices of the units, shape (units, numbers)."""
     by_value = {w.value: w for w in weights}
-    found = []
+    filters = []
     for site in group.sites:
         weight, ids = by_value.get(site.value), structure.axes[site.value][site.axis]
         if weight is None or isinstance(ids, Dynamic):
@@ -47,5 +47,5 @@ def _filters(
         places = [rows[atoms == atom] for atom in group.atoms]
         array = np.moveaxis(weight.numbers().astype(np.float64), site.axis, 0)
         if len({len(p) for p in places}) == 1:
-            found.append(np.stack([array[p].reshape(-1) for p in places]))
-    return found
+            filters.append(np.stack([array[p].reshape(-1) for p in places]))
+    return filters

@@ -30,9 +30,9 @@ def taylor(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
 def taylor_unit(structure: Structure, weights: list[Weight], group: Group, context: Context) -> npt.NDArray[np.float64]:
     """|sum of g w over the unit|: the change of the loss, to first order, when all of the unit's weights go at once."""
     gradients = context.evidence.gradients
-    own = {s.value for s in group.sites}
+    site_values = {s.value for s in group.sites}
     signed = sum_over_units(
-        structure, [w for w in weights if w.value in own], lambda w: gradients.mean(w.name) * w.numbers()
+        structure, [w for w in weights if w.value in site_values], lambda w: gradients.mean(w.name) * w.numbers()
     )
     return np.abs(signed[group.atoms])
 

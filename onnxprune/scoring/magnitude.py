@@ -62,16 +62,16 @@ def _lamp_of_sorted(squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 def batchnorm_scale(structure: Structure, _: list[Weight], group: Group, __: Context) -> npt.NDArray[np.float64]:
     """|gamma|: the mean magnitude of the scales that BatchNormalization gives to a unit's channels."""
     totals, counts = np.zeros(structure.terms.count), np.zeros(structure.terms.count)
-    found = False
+    has_batch_norm = False
     for site in group.sites:
         ids = structure.axes[site.value][site.axis]
         if isinstance(ids, Dynamic) or not _is_scale(site.value.uses()):
             continue
-        found = True
+        has_batch_norm = True
         rows, atoms = structure.terms.members(ids)
         np.add.at(totals, atoms, np.abs(constant_content(site.value).astype(np.float64))[rows])
         np.add.at(counts, atoms, 1.0)
-    if not found:
+    if not has_batch_norm:
         raise RecipeError(
             "no BatchNormalization scales these units (exporters fold it into the convolution before it, unless they "
             "export in training mode)"

@@ -26,10 +26,10 @@ def unit_scores(
     Raises:
         RecipeError: The criterion has no scores for the units of one of them.
     """
-    found = score_units(structure, weights, groups, criterion, seed)
-    for reason in found.unscored.values():
+    scores = score_units(structure, weights, groups, criterion, seed)
+    for reason in scores.unscored.values():
         raise RecipeError(reason)
-    return found.values
+    return scores.values
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,10 +70,10 @@ def _walk(
     steps: list[_Step] = []
     while heap and ledger.gone < target:
         _, share, i = heapq.heappop(heap)
-        found = offers[i].price()
-        if found is None:
+        price_and_change = offers[i].price()
+        if price_and_change is None:
             continue
-        price, change = found
+        price, change = price_and_change
         step = (i, offers[i].counts[0] - len(change.atoms))
         if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
             heapq.heappush(heap, (price, share, i))

@@ -63,8 +63,8 @@ def pattern_masks(
         return PatternMasks({w.value: nm_mask(s, pattern, a.reduction) for w, s, a in chosen}, dense)
     if shares is None:
         return PatternMasks(_block_masks(chosen, pattern, sparsity * sum(w.size for w in weights)), dense)
-    own = [_block_masks([one], pattern, shares[one[0].value] * one[0].size) for one in chosen]
-    return PatternMasks({value: mask for masks in own for value, mask in masks.items()}, dense)
+    separate = [_block_masks([one], pattern, shares[one[0].value] * one[0].size) for one in chosen]
+    return PatternMasks({value: mask for masks in separate for value, mask in masks.items()}, dense)
 
 
 def nm_mask(saliency: Saliencies, pattern: NM, axis: int) -> Bools:

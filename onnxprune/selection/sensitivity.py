@@ -141,17 +141,17 @@ def main_constants(model: ir.Model) -> set[str]:
 
 def _filled(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Rows that were not measured, with the largest of each level."""
-    found = errors[~np.isnan(errors).any(axis=1)]
-    return np.where(np.isnan(errors), found.max(axis=0, initial=0.0), errors)
+    measured = errors[~np.isnan(errors).any(axis=1)]
+    return np.where(np.isnan(errors), measured.max(axis=0, initial=0.0), errors)
 
 
 def size_of_units(structure: Structure, weights: Sequence[Weight], group: Group) -> int:
     """Return how many parameters go when all units of a group do, counted axis by axis."""
-    own = {(site.value, site.axis) for site in group.sites}
+    site_axes = {(site.value, site.axis) for site in group.sites}
     total = 0.0
     for weight in weights:
         for axis, extent in enumerate(weight.shape):
-            ids = structure.ids(weight.value, axis) if (weight.value, axis) in own else None
+            ids = structure.ids(weight.value, axis) if (weight.value, axis) in site_axes else None
             if ids is not None:
                 rows, atoms = structure.terms.members(ids)
                 total += weight.size * len(np.unique(rows[np.isin(atoms, group.atoms)])) / extent

@@ -93,9 +93,9 @@ def relative_to_layers(criterion: Criterion) -> Criterion:
         return criterion
 
     def relative(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
-        found = saliency(weight, context)
-        mean = float(found.mean(dtype=np.float64)) if found.size else 0.0
-        return np.asarray(found / mean, np.float32) if mean > 0 else found
+        scores = saliency(weight, context)
+        mean = float(scores.mean(dtype=np.float64)) if scores.size else 0.0
+        return np.asarray(scores / mean, np.float32) if mean > 0 else scores
 
     return replace(criterion, weights=relative)
 

@@ -60,12 +60,12 @@ def complete(findings: Findings) -> Structure:
 
 def never_zeroed(model: ir.Model) -> set[ir.Value]:
     """Constants that an operator divides by, takes the logarithm of, ...: masking leaves them."""
-    found: set[ir.Value] = set()
+    values: set[ir.Value] = set()
     for node in model.graph.all_nodes():
         operator = operator_of(node)
         places = {*operator.never_zeroed, *operator.scales}
-        found.update(value for i, value in enumerate(node.inputs) if i in places and value is not None)
-    return found
+        values.update(value for i, value in enumerate(node.inputs) if i in places and value is not None)
+    return values
 
 
 def walk(findings: Findings, graph: ir.Graph) -> None:
@@ -117,7 +117,7 @@ def _no_axis_empties(findings: Findings) -> None:
                 everywhere = roots[:1] if (roots == roots[0]).all() else roots[:0]
             else:
                 _, atoms = findings.terms.members(ids)
-                found, counts = np.unique(atoms, return_counts=True)
-                everywhere = found[counts == len(ids)]
+                used_atoms, counts = np.unique(atoms, return_counts=True)
+                everywhere = used_atoms[counts == len(ids)]
             if len(everywhere):
                 findings.terms.pin(everywhere, f"it is all of an axis of {value.name}")

@@ -83,13 +83,13 @@ def joined(add: ir.Node) -> ir.Value:
 def residual_blocks(structure: Structure) -> list[ResidualBlock]:
     """Return the residual blocks of the main graph that hold weights."""
     order = list(structure.model.graph)
-    found = []
+    blocks = []
     for number, node in enumerate(order):
         if _joins(node):
             block = _block(structure, node, order[:number])
             if block is not None:
-                found.append(block)
-    return found
+                blocks.append(block)
+    return blocks
 
 
 def _joins(node: ir.Node) -> bool:
@@ -149,8 +149,8 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             inner = list(attribute.as_graph().all_nodes())
-            own = {out for n in inner for out in n.outputs} | set(attribute.as_graph().inputs)
-            read += [v for n in inner for v in n.inputs if v is not None and v not in own]
+            inner_values = {out for n in inner for out in n.outputs} | set(attribute.as_graph().inputs)
+            read += [v for n in inner for v in n.inputs if v is not None and v not in inner_values]
     return read
 
 
@@ -160,6 +160,6 @@ def _make(structure: Structure, add: ir.Node, branch: int, nodes: frozenset[ir.N
     shape = None if trunk is None else structure.facts.shape(trunk)
     if shape is None or shape != structure.facts.shape(add.outputs[0]):
         return None
-    own = [v for v in structure.weights if all(user in nodes for user, _ in v.uses())]
-    weights = {v: math.prod(int(n or 0) for n in structure.facts.shape(v) or (0,)) for v in own}
+    exclusive = [v for v in structure.weights if all(user in nodes for user, _ in v.uses())]
+    weights = {v: math.prod(int(n or 0) for n in structure.facts.shape(v) or (0,)) for v in exclusive}
     return ResidualBlock(add, branch, nodes, weights) if weights else None

@@ -370,8 +370,8 @@ def _padded(node: ir.Node) -> bool:
     return mode not in ("NOTSET", "VALID") or any(_numbers(node.attributes.get_ints("pads")))
 
 
-def _numbers(found: Sequence[int] | None) -> list[int]:
-    return [int(i) for i in found] if found is not None else []
+def _numbers(numbers: Sequence[int] | None) -> list[int]:
+    return [int(i) for i in numbers] if numbers is not None else []
 
 
 def _line(lines: Lines, value: ir.Value | None, axis: int) -> Line | None:

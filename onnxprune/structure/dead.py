@@ -112,5 +112,5 @@ def _leak(structure: Structure, value: ir.Value, leaks: Bools, axis: int) -> Non
 
 
 def _atoms_of(structure: Structure, values: list[ir.Value]) -> Ids:
-    found = [structure.terms.members(ids)[1] for v in values for a in structure.axes.get(v, ()) for ids in parts(a)]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    atoms = [structure.terms.members(ids)[1] for v in values for a in structure.axes.get(v, ()) for ids in parts(a)]
+    return np.unique(np.concatenate(atoms)) if atoms else np.zeros(0, np.int64)

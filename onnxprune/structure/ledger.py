@@ -132,8 +132,8 @@ class Ledger:
 
     def _numbers(self, axis: Axis) -> list[int]:
         """Return the numbers of an axis, or of its parts, of which something can go."""
-        found = (self._index.get(self.structure.terms.find(ids).tobytes(), -1) for ids in parts(axis))
-        return [k for k in found if k >= 0]
+        rows = (self._index.get(self.structure.terms.find(ids).tobytes(), -1) for ids in parts(axis))
+        return [k for k in rows if k >= 0]
 
     def _axes_of(self, weight: Weight) -> tuple[list[int], int]:
         """Return the numbers of a weight's axes that can shrink, and the product of the others."""

@@ -29,16 +29,16 @@ class Rewriter:
     def flags(self, value: ir.Value | None, axis: int) -> Bools:
         """Return which indices of a static axis survive, shape (n,)."""
         assert value is not None
-        found = self.keep.axis(value, axis)
-        if found is None:
+        kept = self.keep.axis(value, axis)
+        if kept is None:
             raise ValueError(f"axis {axis} of {value.name} has no fixed extent")
-        return found
+        return kept
 
     def extent(self, value: ir.Value | None, axis: int) -> int | None:
         """Return the new extent of an axis, None where it is not fixed."""
-        found = None if value is None else self.keep.axis(value, axis)
-        if found is not None:
-            return int(found.sum())
+        kept = None if value is None else self.keep.axis(value, axis)
+        if kept is not None:
+            return int(kept.sum())
         shape = None if value is None else self.facts.shape(value)
         return None if shape is None or value is None or not self.facts.static(value, axis) else shape[axis]
 

@@ -97,10 +97,10 @@ class Structure:
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
         """Return the ids of a static axis, None for a dynamic one or an unknown value."""
-        found = self.axes.get(value)
-        if found is None or isinstance(found[axis], Dynamic):
+        axes = self.axes.get(value)
+        if axes is None or isinstance(axes[axis], Dynamic):
             return None
-        return found[axis]  # type: ignore[return-value]
+        return axes[axis]  # type: ignore[return-value]
 
     def removable(self, value: ir.Value, axis: int, *, exact: bool = True) -> Bools:
         """Say which indices of an axis can be removed, shape (n,)."""

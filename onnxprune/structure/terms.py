@@ -201,19 +201,19 @@ class Terms:
     def _product_members(self, roots: Ids, rows: Ids) -> tuple[Ids, Ids]:
         """Return (index, removable atom) pairs of the rows whose roots are products, as `atoms` orders them."""
         tops = roots[rows]
-        found: list[tuple[Ids, Ids, Ids]] = []
+        triples: list[tuple[Ids, Ids, Ids]] = []
         path, step = np.zeros(len(tops), np.int64), 1 << 62
         while len(tops):
             pair = self.paired[tops] & (step > 1)
-            found.extend(self._many_members(rows[~pair], tops[~pair], path[~pair]))
+            triples.extend(self._many_members(rows[~pair], tops[~pair], path[~pair]))
             rows, tops, path, step = rows[pair], tops[pair], path[pair], step >> 1
             rows, path = np.tile(rows, 2), np.concatenate([path, path + step])
             tops = self.find(np.concatenate([self.first[tops], self.second[tops]]))
             plain = ~self.bound[tops]
             free = plain & (self.pinned[tops] == 0)
-            found.append((rows[free], tops[free], path[free]))
+            triples.append((rows[free], tops[free], path[free]))
             rows, tops, path = rows[~plain], tops[~plain], path[~plain]
-        out, atoms, path = (np.concatenate(part) for part in zip(*found, strict=True))
+        out, atoms, path = (np.concatenate(part) for part in zip(*triples, strict=True))
         order = np.argsort(path, kind="stable")
         out, atoms = out[order], atoms[order]
         _, once = np.unique(out * self.count + atoms, return_index=True)

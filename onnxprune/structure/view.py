@@ -135,8 +135,8 @@ class View:
 
     def ints_attr(self, name: str) -> list[int] | None:
         """Return an attribute that is a list of integers, None where it is absent."""
-        found = self.node.attributes.get_ints(name)
-        return None if found is None else [int(i) for i in found]
+        numbers = self.node.attributes.get_ints(name)
+        return None if numbers is None else [int(i) for i in numbers]
 
     def numbers(self, i: int, attribute: str) -> list[int] | None:
         """Return integers that are an attribute in old opsets and an input in new ones; None where not known."""
@@ -293,14 +293,14 @@ class View:
         node = value.producer()
         if node is None or depth == 0 or operator_of(node).shape_only or operator_of(node).has_body:
             return
-        found: list[ir.Value] = []
+        sources: list[ir.Value] = []
         for operand in node.inputs[:1] if self._picks_matrices(node) else node.inputs:
             if operand is not None:
                 inner = list(self._constant_sources(operand, depth - 1))
                 if not inner:
                     return
-                found.extend(inner)
-        yield from found
+                sources.extend(inner)
+        yield from sources
 
     def _picks_matrices(self, node: ir.Node) -> bool:
         """Say whether a node picks whole matrices of a stack, such as the experts that a router has chosen."""

@@ -201,9 +201,9 @@ def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Met
     """What a model gives for the data, batch by batch, beside the targets as the metric takes them."""
     names = [str(value.name) for value in model.graph.outputs]
     for batch, arrays, axes in _outputs(session, model, data):
-        given = zip(batch.targets, data.outputs, strict=True)
+        chosen_targets = zip(batch.targets, data.outputs, strict=True)
         with saying(f"{data.name}, label"):
-            targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in given)
+            targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in chosen_targets)
         yield Seen(arrays, axes, targets, batch.target_sample_axes, len(batch))
 
 
@@ -220,8 +220,8 @@ def _outputs(
     for whole in data.source.epoch(size or BATCH):
         for batch in _pieces(whole, size):
             full = batch if size is None or len(batch) == size else batch.rows(np.arange(size) % len(batch))
-            found = runtime.run(session, dict(zip(inputs, full.inputs, strict=True)), outputs)
-            arrays = tuple(_array(found[name]) for name in outputs)
+            by_name = runtime.run(session, dict(zip(inputs, full.inputs, strict=True)), outputs)
+            arrays = tuple(_array(by_name[name]) for name in outputs)
             axes = find_axes(arrays, results, (), len(full))
             wanted = np.arange(len(batch))
             yield batch, tuple(pick(a, wanted, axis) for a, axis in zip(arrays, axes, strict=True)), axes

@@ -166,14 +166,14 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
 def _outputs(model: ir.Model, batches: Sequence[Feeds], *, tolerant: bool = False) -> list[Outputs]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
     session = runtime.make_session(model, error=VerificationError)
-    found: list[Outputs] = []
+    results: list[Outputs] = []
     for feeds in batches:
         try:
-            found.append(runtime.run(session, feeds, error=VerificationError))
+            results.append(runtime.run(session, feeds, error=VerificationError))
         except OnnxPruneError:
             if not tolerant:
                 raise
-    return found
+    return results
 
 
 def other_inputs(feeds: Feeds) -> Feeds:
@@ -225,13 +225,13 @@ def _same(a: Any, b: Any) -> bool:
 def difference_to_masked(masked: ir.Model, expected: Sequence[Outputs], actual: Sequence[Outputs]) -> float:
     """Return the largest difference of an output; of bounded ones relative to their range where it is noise."""
     in_a_range = bounded_outputs(masked)
-    found = [
+    differences = [
         (name, output)
         for a, b in zip(expected, actual, strict=True)
         for name, output in runtime.compare_outputs(a, b).outputs.items()
     ]
-    noise = {n for n in in_a_range if all(o.max_abs <= ROUNDING for name, o in found if name == n)}
-    return max((min(o.max_rel, o.max_abs) if n in noise else o.max_rel for n, o in found), default=0.0)
+    noise = {n for n in in_a_range if all(o.max_abs <= ROUNDING for name, o in differences if name == n)}
+    return max((min(o.max_rel, o.max_abs) if n in noise else o.max_rel for n, o in differences), default=0.0)
 
 
 def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs]) -> float:
@@ -274,7 +274,7 @@ def _before_the_end(original: ir.Model, masked: ir.Model, pruned: ir.Model, seed
 
 def _in_front(model: ir.Model) -> list[str]:
     """The nearest values behind which an operator may hide a difference, from the outputs backwards."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     seen: set[ir.Value] = set()
     waiting = list(model.graph.outputs)
     while waiting:
@@ -284,10 +284,10 @@ def _in_front(model: ir.Model) -> list[str]:
             continue
         seen.add(value)
         if operator_of(node).weights:
-            found[str(value.name)] = None
+            names[str(value.name)] = None
         else:
             waiting += [v for v in node.inputs if v is not None]
-    return list(found)
+    return list(names)
 
 
 def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:

@@ -156,8 +156,8 @@ def expand(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Broadcast to a shape, which itself broadcasts with the input's."""
     rank = max(len(shape), x.dim())
     wanted = [1] * (rank - len(shape)) + list(shape)
-    own = [1] * (rank - x.dim()) + list(x.shape)
-    return x.expand([n if n != 1 else w for n, w in zip(own, wanted, strict=True)])
+    extents = [1] * (rank - x.dim()) + list(x.shape)
+    return x.expand([n if n != 1 else w for n, w in zip(extents, wanted, strict=True)])
 
 
 @op("Tile", host=(1,), carries=(0,))

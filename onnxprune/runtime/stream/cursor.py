@@ -49,13 +49,13 @@ class Program:
         read = dict.fromkeys(v for node in nodes for v in operands(node) if v not in made)
         opened = set(open_constants)
         constants = [v for v in read if v.const_value is not None and v.name not in opened]
-        given = [v for v in read if v.const_value is None or v.name in opened]
+        fed_values = [v for v in read if v.const_value is None or v.name in opened]
         graph = model.graph
         view = ir.GraphView(
-            given, [by_name[name] for name in outputs if name in by_name], nodes=nodes,
+            fed_values, [by_name[name] for name in outputs if name in by_name], nodes=nodes,
             initializers=constants, opset_imports=graph.opset_imports, name=graph.name,
         ).clone()  # fmt: skip
-        for value, source in zip(view.inputs, given, strict=True):
+        for value, source in zip(view.inputs, fed_values, strict=True):
             array = source.const_value.numpy() if source.const_value is not None else example[str(source.name)]
             value.const_value = None
             dtype = ir.DataType.from_numpy(array.dtype) if array.dtype != object else ir.DataType.STRING
@@ -63,7 +63,7 @@ class Program:
             value.shape = ir.Shape([None] * array.ndim)
         for value in view.outputs:
             value.shape = None
-        self.reads = [str(v.name) for v in given]
+        self.reads = [str(v.name) for v in fed_values]
         self._passed = [name for name in outputs if name not in by_name]
         self._session: ort.InferenceSession | None = None
         if nodes:
@@ -76,10 +76,10 @@ class Program:
 
     def __call__(self, values: Mapping[str, Array]) -> Values:
         """Run on one batch."""
-        found = {name: values[name] for name in self._passed}
+        outputs = {name: values[name] for name in self._passed}
         if self._session is not None:
-            found |= run(self._session, {name: values[name] for name in self.reads})
-        return found
+            outputs |= run(self._session, {name: values[name] for name in self.reads})
+        return outputs
 
 
 def needed_nodes(nodes: Sequence[ir.Node], names: set[str]) -> list[ir.Node]:
@@ -131,9 +131,9 @@ class Cursor:
         kept = sorted(self.block.live)
         program = Program(self.model, self.block.nodes, list(dict.fromkeys([*kept, *names])), self.state[0])
         for number, values in enumerate(self.state):
-            found = program(values)
-            self.state[number] = self._stored({name: found[name] for name in kept})
-            yield {name: found[name] for name in names}
+            outputs = program(values)
+            self.state[number] = self._stored({name: outputs[name] for name in kept})
+            yield {name: outputs[name] for name in names}
         self.position += 1
 
     def skip(self) -> None:

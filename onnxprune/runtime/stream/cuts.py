@@ -96,7 +96,7 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
     outputs = set(model.graph.outputs)
     carried: set[ir.Value] = set()
     live: set[ir.Value] = {v for v in model.graph.inputs if v in last_use and not v.is_initializer()}
-    found, layers = [], 0
+    cuts, layers = [], 0
     for position, node in enumerate(nodes[:-1]):
         weighted = _has_weights(node)
         layers += weighted
@@ -108,8 +108,8 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
         if all(str(v.name) in sizes for v in live):
             heavy = frozenset(str(v.name) for v in crossing if v in carried)
             size = float(sum(sizes[name] for name in heavy))
-            found.append(_Cut(position, frozenset(str(v.name) for v in live), heavy, layers, size))
-    return found
+            cuts.append(_Cut(position, frozenset(str(v.name) for v in live), heavy, layers, size))
+    return cuts
 
 
 def _has_weights(node: ir.Node) -> bool:

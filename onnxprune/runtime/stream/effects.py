@@ -55,9 +55,9 @@ class Effects:
         states = self._states[touched[0]]
         for number in range(touched[0], len(self._blocks)):
             opened = frozenset(name for name in changed if number in self._readers.get(name, ()))
-            given = {name: changed[name] for name in opened}
+            replaced = {name: changed[name] for name in opened}
             program = self._program(number, opened)
-            states = [program({**values, **given}) for values in states]
+            states = [program({**values, **replaced}) for values in states]
         return states
 
     def share_of(self, changed: Sequence[str]) -> float:

@@ -64,15 +64,15 @@ def without_padding(
         feeds: The batches so far.
         size: Batches in a batch.
     """
-    found = np.asarray(inputs[mask]) != 0
-    lengths = found.shape[1] - np.argmax(found[:, ::-1], axis=1)
+    attended = np.asarray(inputs[mask]) != 0
+    lengths = attended.shape[1] - np.argmax(attended[:, ::-1], axis=1)
     order, usual = np.argsort(lengths, kind="stable"), list(feeds)
     batches: list[Feeds] = []
     for start in range(0, len(order) - (len(order) % size if len(usual[-1][mask]) == size else 0), size):
         chosen = order[start : start + size]
         longest = int(lengths[chosen].max())
-        batches.append({name: _cut(np.asarray(inputs[name]), chosen, found.shape, longest) for name in feeds[0]})
-    whole = {name: _cut(np.asarray(inputs[name]), order[:size], found.shape, found.shape[1]) for name in feeds[0]}
+        batches.append({name: _cut(np.asarray(inputs[name]), chosen, attended.shape, longest) for name in feeds[0]})
+    whole = {name: _cut(np.asarray(inputs[name]), order[:size], attended.shape, attended.shape[1]) for name in feeds[0]}
     try:
         session = make_session(model)
         short, long = run(session, batches[0]), run(session, whole)
@@ -81,7 +81,7 @@ def without_padding(
     width = batches[0][mask].shape[1]
     for name in short:
         a, b = np.asarray(short[name]), np.asarray(long[name])
-        if b.ndim > 1 and b.shape[:2] == (size, found.shape[1]):
+        if b.ndim > 1 and b.shape[:2] == (size, attended.shape[1]):
             b = b[:, :width]
         if not _close(b, a, batches[0][mask] != 0):
             return usual

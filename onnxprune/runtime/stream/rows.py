@@ -135,7 +135,7 @@ def _axes(layer: Linear, extents: Sequence[int]) -> list[_Axis]:
     dilations = attributes.get_ints("dilations") or [1] * count
     pads = attributes.get_ints("pads") or [0] * 2 * count
     auto = attributes.get_string("auto_pad", "NOTSET")
-    found = []
+    axes = []
     for i, (n, k, s, d) in enumerate(zip(extents, kernel, strides, dilations, strict=True)):
         begin, end = pads[i], pads[i + count]
         if auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -144,5 +144,5 @@ def _axes(layer: Linear, extents: Sequence[int]) -> list[_Axis]:
             end = total - begin
         elif auto == "VALID":
             begin = end = 0
-        found.append(_Axis(n, int(k), s, d, begin, end))
-    return found
+        axes.append(_Axis(n, int(k), s, d, begin, end))
+    return axes

@@ -140,8 +140,8 @@ def _give_cache(view: View, i: int, batch: Axis, one: Heads) -> None:
 def _give_scores(view: View, i: int, batch: Axis, heads: Ids) -> None:
     out = view.out(i)
     if out is not None and view.facts.shape(out) is not None:
-        still = [view.still_axis(out, axis, _POSITIONS) for axis in (2, 3)]
-        view.give(out, [batch, heads, *still], [False] * 4)
+        fixed = [view.still_axis(out, axis, _POSITIONS) for axis in (2, 3)]
+        view.give(out, [batch, heads, *fixed], [False] * 4)
 
 
 # -- ai.onnx --------------------------------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ def packed_attention(view: View) -> None:
     batch = _pin_batch(view, 0)
     _give_output(view, batch, q.heads, v.size, result)
     if present is not None and view.facts.shape(present) is not None:
-        still = [view.still_axis(present, axis, _POSITIONS) for axis in (0, 3)]
-        axes = [still[0], batch, k.heads, still[1], k.size]
+        fixed = [view.still_axis(present, axis, _POSITIONS) for axis in (0, 3)]
+        axes = [fixed[0], batch, k.heads, fixed[1], k.size]
         view.give(present, axes, [False] * 5)
 
 

@@ -85,12 +85,12 @@ def matmul_like(view: View, ia: int, ib: int, *, trans_a: bool, trans_b: bool) -
 
 def _batch_axis(view: View, a: ir.Value, b: ir.Value, offset: int) -> tuple[Axis, bool]:
     """Broadcast one batch axis, counted from the last two axes backwards."""
-    found: list[tuple[Axis, bool, int | None]] = []
+    candidates: list[tuple[Axis, bool, int | None]] = []
     for value in (a, b):
         i = view.rank(value) - 2 + offset
         if i >= 0:
-            found.append((view.axis(value, i), view.zero(value)[i], view.shape(value)[i]))
-    full = [f for f in found if f[2] != 1] or found[:1]
+            candidates.append((view.axis(value, i), view.zero(value)[i], view.shape(value)[i]))
+    full = [f for f in candidates if f[2] != 1] or candidates[:1]
     for other in full[1:]:
         view.unify(full[0][0], other[0])
     return full[0][0], any(f[1] for f in full)
@@ -320,18 +320,18 @@ def _tie_label(
 
 
 def _dots_axis(view: View, operands: Sequence[ir.Value], dots: list[list[int]], back: int) -> tuple[Axis, bool]:
-    found = []
+    candidates = []
     for value, hidden in zip(operands, dots, strict=True):
         if back <= len(hidden) and view.shape(value)[hidden[-back]] != 1:
-            found.append((view.axis(value, hidden[-back]), view.zero(value)[hidden[-back]]))
-    if not found:
+            candidates.append((view.axis(value, hidden[-back]), view.zero(value)[hidden[-back]]))
+    if not candidates:
         for value, hidden in zip(operands, dots, strict=True):
             if back <= len(hidden):
                 return view.axis(value, hidden[-back]), False
         raise RuleMismatch("its ... has no origin")
-    for axis, _ in found[1:]:
-        view.unify(found[0][0], axis)
-    return found[0][0], any(z for _, z in found)
+    for axis, _ in candidates[1:]:
+        view.unify(candidates[0][0], axis)
+    return candidates[0][0], any(z for _, z in candidates)
 
 
 @rule("com.microsoft::MatMulNBits")

@@ -101,10 +101,10 @@ def _turn(
             _enter(view, outer, value, zero=zero)
         view.walk(body)
         ends = zip(stays, inner, results, strict=True)
-        found = [zero and _stays_zero(view, value, result) for zero, value, result in ends]
-        if found == stays:
+        zero_after = [zero and _stays_zero(view, value, result) for zero, value, result in ends]
+        if zero_after == stays:
             break
-        stays = found
+        stays = zero_after
     for value, result in zip(inner, results, strict=True):
         _leave(view, value, result)
 
