@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.structure.analysis import analyse
-from onnxprune.structure.constants import constant_channels, fold_constants
+from onnxprune.structure.constant_folding import fold_constants
+from onnxprune.structure.constants import constant_channels
 from onnxprune.structure.dead import dead_atoms
 from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.rewrite import Kept, remove

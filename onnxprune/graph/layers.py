@@ -93,6 +93,17 @@ def activation_of(node: ir.Node) -> str:
     return node.attributes.get_string("activation", "")
 
 
+def activation_settings(node: ir.Node) -> dict[str, float] | None:
+    """Return the attributes of the activation that a fused node applies, None where they cannot be told.
+
+    A fused LeakyRelu holds its alpha in ``activation_alpha`` (FusedGemm) or ``activation_params`` (FusedConv).
+    """
+    if activation_of(node) == "LeakyRelu":
+        parameters = node.attributes.get_floats("activation_params", ())
+        return {"alpha": float(parameters[0] if parameters else node.attributes.get_float("activation_alpha", 0.01))}
+    return None if any(name.startswith("activation_") for name in node.attributes) else {}
+
+
 def slot_of(value: ir.Value, node: ir.Node, shape: Sequence[int] | None = None) -> Slot | None:
     """Return which input of a node a weight reaches, None where it reaches none that takes weights."""
     reached = _reached(value, node, shape)

@@ -10,8 +10,6 @@ The function stays the same, but for the rounding of a FusedMatMul's alpha, whic
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -19,7 +17,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.inference import infer
-from onnxprune.graph.layers import activation_of, axes_at_node, data_axis, matrix_axes, result_axis, slots_of
+from onnxprune.graph.layers import (
+    activation_of,
+    activation_settings,
+    axes_at_node,
+    data_axis,
+    matrix_axes,
+    result_axis,
+    slots_of,
+)
 from onnxprune.graph.linear import read_once, source_of, tensor_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
@@ -43,15 +49,8 @@ def plain_products(model: ir.Model) -> None:
 def _without_activation(edit: Editor, node: ir.Node) -> ir.Node:
     """Put the activation of a fused node behind it; return the product, the node itself where that cannot be done."""
     activation, plain = activation_of(node), operator_of(node).plain
-    settings: dict[str, Any] = {}
-    if activation == "LeakyRelu":
-        parameters = node.attributes.get_floats("activation_params", ())
-        settings = {
-            "alpha": float(parameters[0] if parameters else node.attributes.get_float("activation_alpha", 0.01))
-        }
-    elif any(name.startswith("activation_") for name in node.attributes):
-        return node
-    if not plain:
+    settings = activation_settings(node)
+    if settings is None or not plain:
         return node
     kept = {name: a.value for name, a in node.attributes.items() if not name.startswith("activation")}
     result = product = edit.before(node, plain, node.inputs[:3], kept)

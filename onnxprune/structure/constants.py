@@ -1,8 +1,6 @@
 """Channels that are constant: a unit without incoming weights puts out the same number for every input.
 
-`constant_channels` follows such numbers forward; `fold_constants` moves what they contribute into the bias of the
-node that consumes them and zeroes the weights they came through, so that nobody reads the unit any more. A padded
-convolution sees zeros beside a constant that is not zero, so nothing is folded there.
+`constant_channels` follows such numbers forward through the graph.
 """
 
 from __future__ import annotations
@@ -14,11 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.graph.edit import Editor
 from onnxprune.graph.evaluate import evaluate_node
-from onnxprune.graph.layers import contraction_sites
+from onnxprune.graph.layers import (
+    MatrixAxes,
+    activation_of,
+    activation_settings,
+    data_axis,
+    matrix_axes,
+    result_axis,
+    slots_of,
+)
+from onnxprune.graph.linear import source_of, tensor_of
 from onnxprune.graph.operators import operator_of
-from onnxprune.graph.tensors import like
+from onnxprune.graph.properties import Slot
 from onnxprune.structure.structure import Structure
 
 Numbers = npt.NDArray[np.float64]
@@ -51,96 +57,81 @@ def constant_channels(structure: Structure) -> Lines:
     return lines
 
 
-def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
-    """Fold constant units that could go into the biases of all that consume them, in place.
-
-    Returns:
-        How many columns were folded, and a sentence for each node where a fold would not be exact.
-    """
-    folded, left = 0, []
-    edit = Editor(structure.model)
-    for node in list(structure.model.graph):
-        sites = contraction_sites(node, set(structure.sources)) if _can_fold(node) else ()
-        if not sites:
-            continue
-        data, axis, weight, place = sites[0]
-        x, w = node.inputs[data], node.inputs[weight]
-        if x is None or w is None or weight != 1 or not _owned(w) or node.attributes.get_int("group", 1) != 1:
-            continue
-        line = lines.get(x)
-        if line is None or line.axis != axis % len(structure.axes[x]):
-            continue
-        array = _array(w)
-        columns = np.flatnonzero(
-            np.isfinite(line.numbers) & structure.removable(x, line.axis) & _nonzero(array, place % array.ndim)
-        )
-        shifts = columns[line.numbers[columns] != 0]
-        if len(shifts) and _padded(node):
-            left.append(
-                f"{node.op_type} {node.name}: {len(shifts)} constant channels stay, its padding is not constant"
-            )
-            columns = np.setdiff1d(columns, shifts)
-            shifts = shifts[:0]
-        if len(columns) and (not len(shifts) or _add_to_bias(edit, node, _shift(node, array, place, line, shifts))):
-            _zero_columns(w, array, place, columns)
-            folded += len(columns)
-    return folded, left
-
-
 # -- how constants pass through operators ---------------------------------------------------------------------------
 
 
-def _conv(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
-    w = node.inputs[1]
-    if w is None or not w.is_initializer():
+def _contraction(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
+    """Numbers through Z = A W^T + b and the activation of a fused node, in every spelling of the product."""
+    weight = constant_weight(node)
+    if weight is None or (operator_of(node).sees_windows and input_of(node, 3) is not None):  # FusedConv adds a value
         return None
-    array = _array(w).astype(np.float64)
-    bias = _vector(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(len(array))
-    if bias is None:
+    slot, w = weight
+    axes = matrix_axes(w, node)
+    if axes is None or not (operator_of(node).sees_windows or len(tensor_of(w).shape) == 2):
         return None
-    groups = node.attributes.get_int("group", 1)
-    sums = array.reshape(*array.shape[:2], -1).sum(axis=2)
-    used = (array != 0).reshape(*array.shape[:2], -1).any(axis=2)
-    line = _line(lines, node.inputs[0], 1)
-    inputs = np.full(groups * array.shape[1], np.nan) if line is None else line.numbers.copy()
-    if _padded(node):
-        inputs[inputs != 0] = np.nan
-    per_group = np.repeat(inputs.reshape(groups, -1), len(array) // groups, axis=0)
-    return Line(1, bias + np.where(used, sums * per_group, 0.0).sum(axis=1))
-
-
-def _gemm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
-    w = node.inputs[1]
-    if w is None or not w.is_initializer() or node.attributes.get_int("transA", 0) != 0:
+    matrix, reads = _matrix(node, w, axes)
+    bias = _bias(node, slot, matrix.shape[0] * matrix.shape[1])
+    data, out = node.inputs[slot.data], node.outputs[0]
+    if bias is None or data not in structure.axes or out not in structure.axes:
         return None
-    array = _array(w).astype(np.float64)
-    if node.attributes.get_int("transB", 0):
-        array = array.T
-    bias = _vector(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(array.shape[1])
-    if bias is None or bias.shape != (array.shape[1],):
+    line = _line(lines, data, data_axis(slot, node, None) % len(structure.axes[data]))
+    numbers = np.full(matrix.shape[0] * matrix.shape[2], np.nan) if line is None else line.numbers.copy()
+    if operator_of(node).sees_windows and is_padded(node):
+        numbers[numbers != 0] = np.nan
+    inputs = numbers.reshape(len(matrix), 1, -1)
+    product = np.where(reads, matrix * inputs, 0.0).sum(axis=2).reshape(-1)
+    result = _activated(structure, node, node.attributes.get_float("alpha", 1.0) * product + bias)
+    return None if result is None else Line(result_axis(slot, node) % len(structure.axes[out]), result)
+
+
+def constant_weight(node: ir.Node) -> tuple[Slot, ir.Value] | None:
+    """Return the one operand of a product that is a constant, perhaps behind views of it, and where it enters."""
+    constants = [(slot, w) for slot in slots_of(node) if (w := source_of(node.inputs[slot.input])) is not None]
+    if len(constants) != 1:
         return None
-    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    return Line(1, alpha * _product(lines, node.inputs[0], 1, array) + beta * bias)
+    slot, w = constants[0]
+    return (slot, w) if w.is_initializer() and tensor_of(w).dtype.is_floating_point() else None
 
 
-def _matmul(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
-    x, w = node.inputs
-    if x is None or w is None or not w.is_initializer() or x not in structure.axes:
+def _matrix(node: ir.Node, w: ir.Value, axes: MatrixAxes) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """A weight as [groups, outputs, inputs], a kernel summed over its places, and which inputs an output reads."""
+    array = array_of(w).astype(np.float64)
+    if not operator_of(node).sees_windows:
+        matrix = np.expand_dims(array if axes.output == 0 else array.T, 0)
+        return matrix, matrix != 0
+    kernel = array.reshape(axes.groups, len(array) // axes.groups, array.shape[1], -1)
+    return kernel.sum(axis=3), (kernel != 0).any(axis=3)
+
+
+def _bias(node: ir.Node, slot: Slot, outputs: int) -> Numbers | None:
+    """The bias as it is added, a number for each output; None where it is not known or lies across the outputs."""
+    biases = operator_of(node).biases
+    value = input_of(node, biases[0]) if biases else None
+    if value is None:
+        return np.zeros(outputs)
+    if value.const_value is None or not value.is_initializer() or result_axis(slot, node) == -2:
         return None
-    array, rank = _array(w).astype(np.float64), len(structure.axes[x])
-    return Line(rank - 1, _product(lines, x, rank - 1, array)) if array.ndim == 2 else None
+    array = value.const_value.numpy().astype(np.float64) * node.attributes.get_float("beta", 1.0)
+    lies_along = array.size == 1 or (array.size == outputs == array.shape[-1])
+    return np.broadcast_to(array.reshape(-1), (outputs,)) if lies_along else None
 
 
-def _product(lines: Lines, x: ir.Value | None, axis: int, array: Numbers) -> Numbers:
-    line = _line(lines, x, axis)
-    inputs = np.full(len(array), np.nan) if line is None else line.numbers
-    out: Numbers = np.where(array != 0, array * inputs[:, None], 0.0).sum(axis=0)
-    return out
+def _activated(structure: Structure, node: ir.Node, numbers: Numbers) -> Numbers | None:
+    """Numbers behind the activation that a fused node applies, None where it is not known."""
+    activation, settings = activation_of(node), activation_settings(node)
+    if not activation:
+        return numbers
+    if settings is None:
+        return None
+    attributes = [ir.AttrFloat32(name, value) for name, value in settings.items()]
+    alone = ir.Node("", activation, [ir.Value(name="x")], attributes)
+    result = evaluate_node(alone, [numbers.astype(np.float32)], structure.model.opset_imports.get("", 1))
+    return None if result is None else np.where(np.isfinite(numbers), result.astype(np.float64), np.nan)
 
 
 def _batch_norm(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = _line(lines, node.inputs[0], 1)
-    scale, bias, mean, var = (_vector(v) for v in node.inputs[1:5])
+    scale, bias, mean, var = (vector_of(v) for v in node.inputs[1:5])
     if scale is None or bias is None or mean is None or var is None or node.attributes.get_int("training_mode", 0) != 0:
         return None
     inputs = np.full(len(scale), np.nan) if line is None else line.numbers
@@ -156,7 +147,7 @@ def _unary(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
         return line
     if any(v is not None and v.const_value is None for v in node.inputs[1:]):
         return None
-    operands = [line.numbers.astype(np.float32), *(_array(v) if v is not None else None for v in node.inputs[1:])]
+    operands = [line.numbers.astype(np.float32), *(array_of(v) if v is not None else None for v in node.inputs[1:])]
     result = evaluate_node(node, operands, structure.model.opset_imports.get("", 1))
     if result is None or result.shape != line.numbers.shape:
         return None
@@ -188,7 +179,7 @@ def _along(structure: Structure, value: ir.Value | None, axis: int, rank: int, l
     if value is None:
         return None
     if value.is_initializer():  # one of a single number has no axes
-        array = _array(value).astype(np.float64)
+        array = array_of(value).astype(np.float64)
         mine = axis - (rank - array.ndim)
         fits = array.size == 1 or (mine >= 0 and array.size == array.shape[mine])
         return array.reshape(-1) if fits else np.array([np.nan])
@@ -221,7 +212,7 @@ def _combine(op: str, a: Numbers, b: Numbers) -> Numbers:
 def _pool(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
     line = _line(lines, node.inputs[0], 1)
     if line is None or (
-        node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) != 0 and _padded(node)
+        node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) != 0 and is_padded(node)
     ):
         return None
     return line
@@ -278,9 +269,6 @@ def _reduce(structure: Structure, node: ir.Node, lines: Lines) -> Line | None:
 
 
 _STEPS: dict[str, _Step] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
     "Concat": _concat,
     "Transpose": _transpose,
@@ -292,6 +280,8 @@ _STEPS: dict[str, _Step] = {
 def _step(node: ir.Node) -> _Step | None:
     """What follows constants through a node; None where they end."""
     operator = operator_of(node)
+    if is_product(node):
+        return _contraction
     if node.domain != "" or operator.knows_zero_points:
         return None
     if operator.pointwise:
@@ -301,71 +291,17 @@ def _step(node: ir.Node) -> _Step | None:
     return _STEPS.get(node.op_type)
 
 
-# -- folding --------------------------------------------------------------------------------------------------------
-
-
-def _shift(
-    node: ir.Node, array: npt.NDArray[np.generic], place: int, line: Line, columns: npt.NDArray[np.int64]
-) -> Numbers:
-    """Return what the constant columns add to the node's output: one number each output, for each batch of a MatMul."""
-    moved = np.moveaxis(array.astype(np.float64), place, 0)[columns]
-    if node.op_type == "Conv":  # [columns, outputs, kernel...]
-        moved = moved.reshape(*moved.shape[:2], -1).sum(axis=2)
-    shift: Numbers = np.tensordot(line.numbers[columns], moved, axes=1)
-    return shift if shift.ndim == 1 else np.expand_dims(shift, -2)  # [batch..., 1, outputs] of a batched MatMul
-
-
-def _can_fold(node: ir.Node) -> bool:
+def is_product(node: ir.Node) -> bool:
     """Whether a node is a product of real numbers whose sum over constants can be written as a bias."""
     operator = operator_of(node)
     return not operator.knows_zero_points and (operator.kind == "fc" or operator.sees_windows)
 
 
-def _add_to_bias(edit: Editor, node: ir.Node, shift: Numbers) -> bool:
-    """Add to a node's bias, making one where it has none; say whether that could be done."""
-    dtype = _array(node.inputs[1]).dtype
-    shift = shift * node.attributes.get_float("alpha", 1.0)
-    if not operator_of(node).biases:
-        out = node.outputs[0]
-        added = edit.after(node, "Add", [out, edit.constant(shift.astype(dtype), f"{out.name}_bias")], ending="bias")
-        edit.take_place(out, added)
-        return True
-    beta = node.attributes.get_float("beta", 1.0)
-    if beta == 0:
-        return False
-    shift = shift / beta
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None:
-        value = edit.constant(shift.astype(dtype), f"{node.outputs[0].name}_bias")
-        node.resize_inputs(max(3, len(node.inputs)))
-        node.replace_input_with(2, value)
-        return True
-    old = _vector(bias)
-    if old is None or old.shape != shift.shape or not _owned(bias):
-        return False
-    assert bias.const_value is not None
-    bias.const_value = like(bias.const_value, (old + shift).astype(dtype))
-    return True
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _zero_columns(value: ir.Value, array: npt.NDArray[np.generic], place: int, columns: npt.NDArray[np.int64]) -> None:
-    changed = array.copy()
-    np.moveaxis(changed, place, 0)[columns] = 0
-    assert value.const_value is not None
-    value.const_value = like(value.const_value, changed)
-
-
-def _owned(value: ir.Value) -> bool:
-    """Say whether a constant is read once and by nobody outside."""
-    return value.is_initializer() and len(list(value.uses())) == 1 and not value.is_graph_output()
-
-
-def _nonzero(array: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.bool_]:
-    flags: npt.NDArray[np.bool_] = (array != 0).any(axis=tuple(i for i in range(array.ndim) if i != axis))
-    return flags
-
-
-def _padded(node: ir.Node) -> bool:
+def is_padded(node: ir.Node) -> bool:
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     return mode not in ("NOTSET", "VALID") or any(_numbers(node.attributes.get_ints("pads")))
 
@@ -379,12 +315,12 @@ def _line(lines: Lines, value: ir.Value | None, axis: int) -> Line | None:
     return line if line is not None and line.axis == axis else None
 
 
-def _array(value: ir.Value | None) -> npt.NDArray[np.generic]:
+def array_of(value: ir.Value | None) -> npt.NDArray[np.generic]:
     assert value is not None and value.const_value is not None
     return value.const_value.numpy()
 
 
-def _vector(value: ir.Value | None) -> Numbers | None:
+def vector_of(value: ir.Value | None) -> Numbers | None:
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     array = value.const_value.numpy()

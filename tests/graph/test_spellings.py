@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 import onnxprune
 from onnxprune import model_io, runtime
@@ -20,7 +21,7 @@ from onnxprune.bridge import to_torch
 from onnxprune.graph.layers import channel_axis, fan_in, matrix_axes
 from onnxprune.graph.size import counted_values, figures, parameters
 from onnxprune.packing import pack, unpack
-from onnxprune.passes import Normalise
+from onnxprune.passes import Normalise, RemoveDeadUnits, Tidy
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.recovery.registry import METHODS
 from onnxprune.runtime import concrete_shapes
@@ -257,3 +258,37 @@ def test_the_bridge(name: str) -> None:
         y = module(torch.from_numpy(samples(name)))
     y = y if isinstance(y, torch.Tensor) else y[0]
     np.testing.assert_allclose(y.numpy(), outputs(network(FIRST), FIRST), rtol=1e-4, atol=1e-4)
+
+
+# -- what is dead ---------------------------------------------------------------------------------------------------
+
+
+def with_constant_units(name: str) -> ir.Model:
+    """A Sigmoid behind the first layer; two units have no inputs, and one of the next layer reads these alone."""
+    proto = network(name)
+    for node in proto.graph.node:
+        node.input[:] = ["h0_bounded" if value == "h0" else value for value in node.input]
+    place = next(i for i, node in enumerate(proto.graph.node) if "h0" in node.output)
+    proto.graph.node.insert(place + 1, helper.make_node("Sigmoid", ["h0"], ["h0_bounded"]))
+    matrices_ = {w: SPELLINGS[name].matrix(numpy_helper.to_array(t)).copy() for w, t in initializers(proto).items()}
+    matrices_["w1"][[2, 9]] = 0
+    matrices_["w2"][5, [i for i in range(16) if i not in (2, 9)]] = 0
+    for weight, tensor in initializers(proto).items():
+        tensor.CopyFrom(numpy_helper.from_array(SPELLINGS[name].stored(matrices_[weight]), weight))
+    return model_io.load_any(proto)
+
+
+def initializers(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name in NAMES}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_constant_units_are_folded_and_go(name: str) -> None:
+    model = with_constant_units(name)
+    before = outputs(model.clone(), name)
+    Normalise()(model)
+    done = RemoveDeadUnits()
+    done(model)
+    Tidy()(model)
+    assert (done.removed, done.left) == (3, [])
+    np.testing.assert_allclose(outputs(model, name), before, atol=1e-5)

@@ -15,7 +15,8 @@ from small_models import array, graph, random, set_array
 from onnxprune import runtime
 from onnxprune.passes import Normalise, RemoveDeadUnits, Tidy
 from onnxprune.structure.analysis import analyse
-from onnxprune.structure.constants import Line, constant_channels, fold_constants
+from onnxprune.structure.constant_folding import fold_constants
+from onnxprune.structure.constants import Line, constant_channels
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
