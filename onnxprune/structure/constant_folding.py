@@ -42,9 +42,10 @@ def fold_constants(structure: Structure, lines: Lines) -> tuple[int, list[str]]:
         if weight is None or node.attributes.get_int("group", 1) != 1:
             continue
         slot, w = weight
-        x, place, line = node.inputs[slot.data], _summed_axis(w, node), lines.get(node.inputs[slot.data])
-        if x is None or place is None or line is None or not read_once(w, node):
+        x, place = node.inputs[slot.data], _summed_axis(w, node)
+        if x is None or place is None or x not in lines or not read_once(w, node):
             continue
+        line = lines[x]
         if line.axis != data_axis(slot, node, len(structure.axes[x])) % len(structure.axes[x]):
             continue
         array = array_of(w)
