@@ -80,8 +80,8 @@ class Plan:
 
 
 def choose(
-    structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, again: bool = False,
-    cache: ScoreCache | None = None,
+    structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, most: float = 0.0,
+    again: bool = False, cache: ScoreCache | None = None,
 ) -> Plan:  # fmt: skip
     """Decide what goes in one step.
 
@@ -89,6 +89,7 @@ def choose(
         structure: The analysis of the model as it is.
         recipe: How much goes, and by what; its structure is no mix.
         calibration: Samples, where some were given.
+        most: The share that may be gone after this step, where units that do not fit its own share go with it.
         again: The model was pruned before: weights that are zero go first.
         cache: Scores of this very model under this criterion, from a run with another sparsity.
 
@@ -103,7 +104,7 @@ def choose(
         raise NothingToPrune(_nothing(structure, recipe))
     cache = cache or ScoreCache()
     criterion = _criterion(structure, recipe, calibration, cache)
-    task = Task(structure, recipe, calibration, weights, criterion, cache, auto=auto)
+    task = Task(structure, recipe, calibration, weights, criterion, cache, most=most, auto=auto)
     if recipe.parts.zeros is not None:
         task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
     return _chooser_of(recipe.parts.shape)(task)
@@ -156,6 +157,7 @@ class Task:
         weights: The weights that may go.
         criterion: The criterion, with the statistics of this model.
         unscored: Weights that the criterion cannot score, with the reason; they stay.
+        most: The share that the last step of the schedule brings what is gone to.
         auto: Whether nobody asked for this criterion.
     """
 
@@ -166,6 +168,7 @@ class Task:
     criterion: Criterion
     cache: ScoreCache
     unscored: Mapping[str, str] = field(default_factory=dict)
+    most: float = 0.0
     auto: bool = False
 
     @property
@@ -311,7 +314,7 @@ def _units(task: Task) -> Plan:
     cost = _COSTS.get(recipe.target or "", "balanced")
     evidence = task.criterion.evidence
     context = UnitContext(structure, counted, groups, scores, inputs, cost, task.cache, evidence=evidence)
-    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor)
+    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most)
     allocation, _ = allocations_of(recipe)
     assert allocation is not None
     chosen = allocation(context, budget)
@@ -330,7 +333,7 @@ def _depth(task: Task) -> Plan:
         )
     task = task if task.criterion.weights is None else _scored(task)
     scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
-    chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity)
+    chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity, task.most)
     none = np.zeros(structure.terms.count, bool)
     return Plan(structure, none, {}, task.prunable, gone, task.unscored, blocks=tuple(chosen))
 

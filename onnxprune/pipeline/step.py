@@ -150,8 +150,8 @@ class Steps:
             structure = structure or prepare(model.clone())
             gone_before = self.prunable - self.left(structure)
             again = number > 1 or self.recipe.alternate
-            plan = choose(structure, self._of_part(part, structure, sparsity), self.calibration, again=again,
-                          cache=cache)  # fmt: skip
+            now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
+            plan = choose(structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
             applied = apply_plan(plan)
             trace = trace.after_cut(applied.kept, applied.renamed, self._proof_of(model, plan, applied))
             trace = replace(
@@ -176,8 +176,9 @@ class Steps:
         All weights of a unit that would go count, those of the layers that read it too. For one structure, not a mix.
         """
         structure = prepare(state.model.clone())
-        part = self._of_part(self.recipe.parts.texts[0], structure, sparsity)
-        plan = choose(structure, part, self.calibration, again=number > 1 or self.recipe.alternate)
+        part, again = self.recipe.parts.texts[0], number > 1 or self.recipe.alternate
+        now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
+        plan = choose(structure, now, self.calibration, most=last.sparsity, again=again)
         if plan.blocks:
             going = {str(v.name) for block in plan.blocks for v in block.weights}
             return {n: np.zeros(array.shape, bool) for n, array in _numbers(structure.model).items() if n in going}

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxprune.scoring.units import Scores
 from onnxprune.selection.rounding import kept_counts, step_of
-from onnxprune.selection.units import OVERSHOOT, UnitBudget, UnitSelection
+from onnxprune.selection.units import UnitBudget, UnitSelection
 from onnxprune.structure.costs import Cost
 from onnxprune.structure.groups import Group
 from onnxprune.structure.ledger import Change, Ledger
@@ -64,7 +64,7 @@ def _walk(
     """Take the cheapest steps but for those that are refused; returns what is left and the steps."""
     ledger = Ledger(structure, weights, groups, budget.floor, cost)
     target = budget.sparsity * ledger.prunable
-    limit = target + OVERSHOOT * ledger.prunable
+    limit = budget.limit * ledger.prunable
     offers = [_Offer(ledger, group, scores, budget, losses.get(group)) for group in groups]
     heap = [(0.0, 0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
     steps: list[_Step] = []

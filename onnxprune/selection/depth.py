@@ -15,7 +15,11 @@ _OVERSHOOT = 0.005  # a block that goes further beyond the target than this shar
 
 
 def select_blocks(
-    blocks: Sequence[ResidualBlock], scores: npt.NDArray[np.float64], weights: Sequence[Weight], sparsity: float
+    blocks: Sequence[ResidualBlock],
+    scores: npt.NDArray[np.float64],
+    weights: Sequence[Weight],
+    sparsity: float,
+    most: float = 0.0,
 ) -> tuple[list[ResidualBlock], int]:
     """Take blocks in the order of score per parameter until the budget is met, or the nearest below it.
 
@@ -26,13 +30,14 @@ def select_blocks(
         scores: Of each.
         weights: The prunable weights, of which `sparsity` is a share.
         sparsity: The share of their parameters that should go.
+        most: The share that a single block may bring what is gone to, where that is more: see `UnitBudget`.
 
     Returns:
         The blocks, in the order of the model, and how many parameters go with them.
     """
     sizes = {w.value: w.size for w in weights}
     total = sum(sizes.values())
-    target, limit = sparsity * total, (sparsity + _OVERSHOOT) * total
+    target, limit = sparsity * total, (max(sparsity, most) + _OVERSHOOT) * total
     order = np.argsort(scores / np.array([max(block.size, 1) for block in blocks]), kind="stable")
     taken: dict[int, ResidualBlock] = {}
     gone: dict[ir.Value, int] = {}

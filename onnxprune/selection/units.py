@@ -32,11 +32,19 @@ class UnitBudget:
         sparsity: The share of prunable parameters that should be gone, 0 to 1.
         round_to: The step of kept counts.
         floor: No axis falls below so many indices.
+        most: The share that the last step of a schedule brings what is gone to. The steps before may reach it: a cut
+            from 64 channels to 48 is more than a small step, and the group would never be cut.
     """
 
     sparsity: float
     round_to: RoundTo = "auto"
     floor: int = 1
+    most: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """The share that a single cut may bring what is gone to: a little more than what should be gone."""
+        return max(self.sparsity, self.most) + OVERSHOOT
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,14 @@ def select_units(
         price: How groups compete: the cheapest units go first, whatever their group.
     """
     ledger = Ledger(structure, weights, groups, budget.floor)
-    target, slack = budget.sparsity * ledger.prunable, OVERSHOOT * ledger.prunable
+    target, limit = budget.sparsity * ledger.prunable, budget.limit * ledger.prunable
     queue = [_Queue(structure, group, scores, budget, price) for group in groups]
     heap = [(q.priority(), i) for i, q in enumerate(queue) if q.more()]
     heapq.heapify(heap)
     while heap and ledger.gone < target:
         _, i = heapq.heappop(heap)
         atoms = queue[i].take()
-        if ledger.remove(atoms, limit=target + slack) and queue[i].more():
+        if ledger.remove(atoms, limit=limit) and queue[i].more():
             heapq.heappush(heap, (queue[i].priority(), i))
     return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
 

@@ -40,7 +40,7 @@ def test_blocks_go_and_the_record_proves_it(model: Path, iterations: int, remove
     result = prune(
         model, structure="blocks", sparsity=0.31, iterations=iterations, remove_dead=remove_dead, latency=False
     )
-    assert result.blocks == (("u", "t") if iterations == 2 else ("t", "u"))
+    assert sorted(result.blocks) == ["t", "u"]
     assert (result.gone, result.prunable) == (72, TOTAL)
     assert sorted(result.model.graph.initializers) == ["w1", "w2", "w5"]
     assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-6

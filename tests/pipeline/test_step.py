@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import array, conv_net, random, two_layers
+from small_models import array, conv_net, graph, random, two_layers
 
 import onnxprune
 from onnxprune import model_io
@@ -20,6 +20,7 @@ from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.rebuild import removed_atoms
 from onnxprune.pipeline.record import load_record
 from onnxprune.scoring import Evidence
+from onnxprune.selection.units import OVERSHOOT
 from onnxprune.structure.structure import Structure
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -51,6 +52,22 @@ def test_statistics_are_made_anew_for_every_step(structure: str, monkeypatch: py
     assert [step["wanted"] for step in result.steps] == pytest.approx([1 - 0.4 ** (t / 3) for t in (1, 2, 3)])
     assert [step["sparsity"] for step in result.steps] == pytest.approx([s["wanted"] for s in result.steps], abs=0.02)
     assert result.sparsity == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("iterations", [2, 5, 10])
+def test_steps_smaller_than_a_cut_end_where_one_step_ends(iterations: int) -> None:
+    """16 of 64 channels are more than a tenth of what goes; left out at every step, a layer would stay whole."""
+    model = graph(
+        "agraph (float[N,3,8,8] x) => (float[N,C,H,W] y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) d = Relu(c)"
+        "e = Conv(d, w3) f = Relu(e) y = Conv(f, w4) }",
+        {"w1": random(64, 3, 1, 1), "w2": random(64, 64, 1, 1), "w3": random(64, 64, 1, 1), "w4": random(4, 64, 1, 1)},
+    )
+    settings: dict[str, Any] = {"structure": "channels", "sparsity": 0.5, "verification": False, "latency": False}
+    once, steps = (onnxprune.prune(model, iterations=n, **settings) for n in (1, iterations))
+    assert [array(steps.model, w).shape for w in ("w1", "w2", "w3")] == [
+        array(once.model, w).shape for w in ("w1", "w2", "w3")
+    ]
+    assert all(step["sparsity"] <= 0.5 + OVERSHOOT for step in steps.steps)
 
 
 def test_retraining_renews_them_too_and_takes_samples_of_its_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
