@@ -4,33 +4,7 @@ result = onnxprune.prune("model.onnx", sparsity=0.5, structure="channels")
 onnxprune.save(result, "smaller.onnx")
 """
 
-from onnxprune.errors import (
-    DataError,
-    ModelError,
-    NothingToPrune,
-    OnnxPruneError,
-    RecipeError,
-    VerificationError,
-)
-from onnxprune.pipeline.inspect import Inspection, inspect
-from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.run import prune, save
-from onnxprune.pipeline.scan import Scan, sensitivity
-from onnxprune.recipe.recipe import Recipe
+import lazy_loader
 
-__all__ = [
-    "DataError",
-    "Inspection",
-    "ModelError",
-    "NothingToPrune",
-    "OnnxPruneError",
-    "Recipe",
-    "RecipeError",
-    "Result",
-    "Scan",
-    "VerificationError",
-    "inspect",
-    "prune",
-    "save",
-    "sensitivity",
-]
+# What the package offers is in __init__.pyi, and imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,26 +14,7 @@ weights kept in external data stay on disk, memory-mapped, until somebody reads 
 
 from __future__ import annotations
 
-from onnxprune.model_io.hashing import sha256
-from onnxprune.model_io.limits import Limits
-from onnxprune.model_io.loading import load, load_any
-from onnxprune.model_io.saving import Saved, check_output, save
-from onnxprune.model_io.serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
-from onnxprune.model_io.source import Source, source_of
+import lazy_loader
 
-__all__ = [
-    "Limits",
-    "Saved",
-    "Source",
-    "all_initializers",
-    "check_output",
-    "load",
-    "load_any",
-    "save",
-    "serialized_size",
-    "sha256",
-    "source_of",
-    "to_bytes",
-    "to_proto",
-    "to_skeleton",
-]
+# What the package offers is in __init__.pyi, and imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,23 @@
+from .hashing import sha256
+from .limits import Limits
+from .loading import load, load_any
+from .saving import Saved, check_output, save
+from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
+from .source import Source, source_of
+
+__all__ = [
+    "Limits",
+    "Saved",
+    "Source",
+    "all_initializers",
+    "check_output",
+    "load",
+    "load_any",
+    "save",
+    "serialized_size",
+    "sha256",
+    "source_of",
+    "to_bytes",
+    "to_proto",
+    "to_skeleton",
+]
