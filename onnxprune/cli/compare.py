@@ -44,7 +44,10 @@ def compare(
         before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis))
         give_inputs(before, inputs, reading)
         data = None if eval_data is None else open_data(before, eval_data, reading)
-        verdict = verify(before, model_io.load(b), seed=seed, eval_data=data, metric=metric)
+        after = model_io.load(b)
+        verdict = verify(before, after, seed=seed, eval_data=data, metric=metric)
+        for model in (before, after):
+            model_io.ensure_unchanged(model)
     if json:
         content = verdict.as_dict()
         for name in ("removed_vs_masked", "unproved"):

@@ -30,6 +30,8 @@ def check_outputs(
 ) -> None:
     """Refuse an output that exists, cannot be written, or would replace another file of the run.
 
+    What a killed run left in the folders of the outputs is put right first.
+
     Args:
         inputs: What is read, by what messages call it: "the model", "--eval-data", ...; None where it is not given.
         target: Where the pruned model goes; None where none is written.
@@ -41,9 +43,12 @@ def check_outputs(
         RecipeError: Two files of the run are one.
     """
     from onnxprune import model_io
+    from onnxprune.model_io.file_set import tidy
 
     input_paths = {what: path for what, path in inputs.items() if path is not None}
     outputs = {flag: path for flag, path in {"--output": target, **beside}.items() if path is not None}
+    for folder in {path.parent for path in outputs.values()}:
+        tidy(folder)
     taken: dict[Path, str] = {}
     for flag, path in outputs.items():
         _check_place(f"{flag} ", path)

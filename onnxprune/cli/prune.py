@@ -92,8 +92,9 @@ def _write(result: Result, invocation: Invocation, tell: Any) -> dict[str, Any]:
 
         tell("report")
         output = None if invocation.target is None else str(invocation.target)
-        source = str(invocation.model)
-        write_report(model_io.load(invocation.model), result, invocation.report, model=source, output=output)
+        original = model_io.load(invocation.model)
+        write_report(original, result, invocation.report, model=str(invocation.model), output=output)
+        model_io.ensure_unchanged(result.model)  # the report is about the model that was pruned
     return written
 
 

@@ -3,6 +3,7 @@
     load(path)            a file becomes an `onnx_ir.Model`, checked, functions inlined, old opsets upgraded
     load_any(model)       the same for a path, an `onnx.ModelProto` or an `onnx_ir.Model`, never changing what came in
     save(model, path)     the model appears at `path` whole or not at all
+    ensure_unchanged(m)   the files of a loaded model are still those that were read
     check_output(path)    what `save` would refuse, asked before the work starts
     sha256(path)          one hash over the model file and its external data
     to_bytes, to_proto, to_skeleton, serialized_size   the model in memory, without its weights, how large it will be

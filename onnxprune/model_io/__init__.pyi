@@ -3,7 +3,7 @@ from .limits import Limits
 from .loading import load, load_any
 from .saving import Saved, check_output, save
 from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
-from .source import Source, source_of
+from .source import Source, ensure_unchanged, source_of
 
 __all__ = [
     "Limits",
@@ -11,6 +11,7 @@ __all__ = [
     "Source",
     "all_initializers",
     "check_output",
+    "ensure_unchanged",
     "load",
     "load_any",
     "save",

@@ -1,12 +1,12 @@
 """Files that appear whole or not at all: written beside under a name of their own, synced, then renamed.
 
-Inside `together` the renames wait until every file is complete, so that a full disk leaves none of them.
+Inside `together` the renames wait until every file is complete, so that a full disk leaves none of them. A set of files
+is named as one (file_set.py), and what killed processes left is removed (temporary.py).
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,22 +14,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO
 
 from onnxprune.errors import ModelError
+from onnxprune.model_io import temporary as temporaries
+from onnxprune.model_io.file_set import Finished, name_all, tidy
 
 _STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class _Finished(NamedTuple):
-    """A complete file that waits for its name."""
-
-    temporary: Path
-    path: Path
-    replace: bool
-
-
-_waiting: ContextVar[list[_Finished] | None] = ContextVar("_waiting", default=None)
+_waiting: ContextVar[list[Finished] | None] = ContextVar("_waiting", default=None)
 
 
 @contextmanager
@@ -42,7 +36,7 @@ def together() -> Iterator[None]:
     if _waiting.get() is not None:  # an outer one waits for more files
         yield
         return
-    finished: list[_Finished] = []
+    finished: list[Finished] = []
     token = _waiting.set(finished)
     try:
         with _stop_signals_unwind():
@@ -50,20 +44,20 @@ def together() -> Iterator[None]:
                 yield
             finally:
                 _waiting.reset(token)
-            for file in finished:
-                _publish_finished(file)
+            _name_all(finished)
     finally:
         for file in finished:
-            file.temporary.unlink(missing_ok=True)
+            temporaries.remove(file.temporary)
 
 
-def _publish_finished(file: _Finished) -> None:
+def _name_all(finished: list[Finished]) -> None:
     try:
-        publish(file.temporary, file.path, replace=file.replace)
-    except FileExistsError:
-        raise ModelError(f"the output '{file.path}' exists already: use --force to replace it.") from None
+        name_all(finished)
+    except FileExistsError as error:
+        raise ModelError(f"the output '{error.filename}' exists already: use --force to replace it.") from None
     except OSError as error:
-        raise ModelError(f"the output '{file.path}' cannot be written: {error.strerror or error}.") from error
+        path = error.filename2 or error.filename
+        raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -71,20 +65,20 @@ def temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """A new, open file in the folder of `path`, synced at the end, and gone afterwards unless it was renamed.
 
     The name is random, so that writers of the same path never share a file. Only SIGKILL or a power cut can leave
-    the temporary file behind.
+    the temporary file behind; the next writer in the folder removes it.
 
     Raises:
         OSError: The file cannot be created, written or synced.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with _stop_signals_unwind():
-        file = temporary.open("xb")
+        tidy(path.parent)
+        temporary, file = temporaries.create(path)
         try:
             with file:
                 yield temporary, file
         finally:
             if not any(other.temporary == temporary for other in _waiting.get() or ()):
-                temporary.unlink(missing_ok=True)
+                temporaries.remove(temporary)
 
 
 def sync(file: IO[bytes]) -> None:
@@ -93,52 +87,30 @@ def sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def publish(temporary: Path, path: Path, *, replace: bool) -> None:
+def publish(
+    temporary: Path, path: Path, *, replace: bool, durable: bool = True, mode_of: Path | None = None
+) -> None:
     """Give a finished file its name, in one step that other processes see whole, and make the step durable.
 
-    Inside `together` this happens at its end.
+    Inside `together` this happens at its end. A file that replaces another keeps that one's permissions.
+
+    Args:
+        temporary: The file, as `temporary_beside` made it.
+        path: Its name from now on.
+        replace: Whether an existing file may be replaced.
+        durable: Whether a power cut must not take it.
+        mode_of: The file whose permissions it gets, by default the one that it replaces.
 
     Raises:
         FileExistsError: `path` exists and `replace` is false, even if it appeared a moment ago.
         OSError: The file system refused.
     """
+    file = Finished(temporary, path, replace, durable, mode_of)
     waiting = _waiting.get()
     if waiting is not None:
-        waiting.append(_Finished(temporary, path, replace))
-        return
-    if replace:
-        os.replace(temporary, path)
+        waiting.append(file)
     else:
-        _rename_new(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _rename_new(temporary: Path, path: Path) -> None:
-    """Rename without replacing: a hard link fails if the name is taken, where a rename would overwrite."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # file systems without hard links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.rename(temporary, path)
-    else:
-        temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; systems that cannot open folders do that by themselves."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        name_all([file])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from onnxprune.model_io.densify import make_dense, refuse_training_info
 from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
 from onnxprune.model_io.limits import Limits, runtime_refusal
 from onnxprune.model_io.serialise import to_proto
-from onnxprune.model_io.source import Source, set_source
+from onnxprune.model_io.source import Source, State, set_source, states_of
 from onnxprune.model_io.upgrade import inline_functions, upgrade_opset
 from onnxprune.model_io.wellformed import check_tensors, check_text_and_attributes
 
@@ -35,9 +35,10 @@ def load(path: str | os.PathLike[str], *, limits: Limits = _DEFAULT_LIMITS) -> i
         ModelError: The file is no model that onnxprune can work with; one sentence says which and why.
     """
     path = Path(path)
+    state = states_of([path])
     proto = protobuf.read_proto(path)
     try:
-        return _model(proto, str(path), Path(os.path.abspath(path)), limits)
+        return _model(proto, str(path), Path(os.path.abspath(path)), limits, state)
     except ModelError as error:
         if str(path) in str(error):
             raise
@@ -65,12 +66,16 @@ def load_any(
     raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
 
 
-def _model(proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits) -> ir.Model:
+def _model(
+    proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits, state: tuple[State | None, ...] = ()
+) -> ir.Model:
     check_text_and_attributes(proto, name)
     refuse_training_info(proto, name)
     _spell_default_domain(proto)
     _refuse_maps(proto, name)
     data_files = check_external_data(proto, path)
+    outside = tuple(dict.fromkeys(data_files.values()))
+    states = (*state, *states_of(outside))
     embed_outside_initializers(proto, data_files)
     make_dense(proto, limits)
     proto = inline_functions(proto, name)
@@ -87,7 +92,7 @@ def _model(proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits)
     _check_graph(model, name)
     if path is not None:
         find_data(model, path.parent, data_files)
-        set_source(model, Source(path, tuple(dict.fromkeys(data_files.values()))))
+        set_source(model, Source(path, outside, states))
     return model
 
 

@@ -18,11 +18,11 @@ from typing import IO
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.atomic import publish, sync, temporary_beside, together
 from onnxprune.model_io.external import data_files_of, stored_bytes
 from onnxprune.model_io.hashing import combined, file_hash
 from onnxprune.model_io.serialise import all_initializers, write_data, write_model
-from onnxprune.model_io.source import Source, source_of
+from onnxprune.model_io.source import Source, ensure_unchanged, source_of
 
 EXTERNAL_THRESHOLD = 1_900_000_000
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file, where shape inference reads them
@@ -93,7 +93,8 @@ def save(
         durable: Wait until the disk has everything, so that a power cut cannot take it; not needed for scratch files.
 
     Raises:
-        ModelError: As `check_output`, or the disk is full, or some such; nothing is left behind then.
+        ModelError: As `check_output`, or the disk is full, or some such, or the files that the model was read from
+            were changed since then; nothing is left behind then.
     """
     path = Path(path)
     source = source or source_of(model)
@@ -117,7 +118,7 @@ def save(
 
 def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool, durable: bool) -> Saved:
     """Write the data file, then the model; publish the data first, so that no model ever lacks its data."""
-    with ExitStack() as stack:
+    with together(), ExitStack() as stack:
         data_file, data_temporary, hashes = None, None, {}
         placement: dict[ir.Value, ir.ExternalTensor] = {}
         if placed:
@@ -132,9 +133,10 @@ def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool
         _finish(file, durable)
         size = file.tell() + (data_temporary.stat().st_size if data_temporary else 0)
         digest = combined(hashes, file_hash(temporary)[0])
+        ensure_unchanged(model, data_alone=True)
         if data_temporary and data_file:
-            publish(data_temporary, data_file, replace=True)
-        publish(temporary, path, replace=replace)
+            publish(data_temporary, data_file, replace=True, durable=durable, mode_of=path)
+        publish(temporary, path, replace=replace, durable=durable)
     return Saved(path, data_file, size, digest)
 
 

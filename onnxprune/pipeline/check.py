@@ -86,6 +86,8 @@ def check(
     if twin is not None and (counts["zeroed"] or counts["changed"]):
         take_numbers(twin, after, kept or {}, sources)
     difference, change = _compare_outputs(before, after, twin, seed)
+    for model in (before, after):
+        model_io.ensure_unchanged(model)
     if difference is not None and not difference <= tolerance_of(before):
         cut = "the recorded units" if record is not None else "the units that it lacks"
         raise VerificationError(

@@ -252,7 +252,14 @@ def _schedule(recipe: Recipe) -> list[float]:
 
 
 def _file_id(model: ir.Model) -> FileId:
+    """The file of a model and its hash.
+
+    Raises:
+        ModelError: It was changed since it was read.
+    """
     source = model_io.source_of(model)
     if source is None:
         return FileId()
-    return FileId(file=str(source.path), sha256=model_io.sha256(source.path))
+    file = FileId(file=str(source.path), sha256=model_io.sha256(source.path))
+    model_io.ensure_unchanged(model)  # so this is the hash of what was read
+    return file

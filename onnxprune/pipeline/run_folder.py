@@ -21,6 +21,7 @@ from typing import Any
 
 from onnxprune.errors import OnnxPruneError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.file_set import tidy
 from onnxprune.recipe.recipe import Recipe
 
 RUN = "run.json"
@@ -135,6 +136,7 @@ def forget(folder: Path) -> None:
     for pattern in (*_STATE, RUN):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
+    tidy(folder)
     for inner in folder.glob(f"{_TRY}*"):
         forget(inner)
     if not any(folder.iterdir()):

@@ -20,6 +20,7 @@ import pytest
 from small_models import two_layers
 
 from onnxprune import model_io
+from onnxprune.model_io.file_set import tidy
 from onnxprune.pipeline.record import load_record
 
 if not hasattr(os, "fork"):
@@ -178,6 +179,7 @@ class Place:
         return self.runs(self.command(sparsity), folder=self.folder, **how)[0]
 
     def restore(self) -> None:
+        tidy(self.folder)
         for name, content in self.old.items():
             (self.folder / name).write_bytes(content)
 
@@ -188,7 +190,11 @@ class Place:
         model = model_io.load(self.folder / "out.onnx")
         zeros = sum(int((value.const_value.numpy() == 0).sum()) for value in model.graph.initializers.values())
         assert zeros == self.weights * (0.75 if content == self.new["out.onnx"] else 0.25)
-        load_record(self.folder / "record.json")
+        record = load_record(self.folder / "record.json")
+        if model_io.sha256(self.folder / "out.onnx") != record.output.sha256:  # the next run finishes the set
+            assert list(self.folder.glob(".*.onnxprune-set"))
+            tidy(self.folder)
+            assert model_io.sha256(self.folder / "out.onnx") == load_record(self.folder / "record.json").output.sha256
         assert (self.folder / "report.html").read_text().rstrip().endswith("</html>")
         assert (self.folder / "recipe.toml").read_bytes() in (self.old["recipe.toml"], self.new["recipe.toml"])
         return content == self.new["out.onnx"]
@@ -237,6 +243,8 @@ def test_killed_at_each_step_of_writing(place: Place) -> None:
         new.append(place.check())
     assert status == 0 and step > 2 * len(Place.NAMES)
     assert new == sorted(new) and not new[len(Place.NAMES)] and new[-1]
+    kept = {"net.onnx", *(path.name for path in place.folder.glob("*.data")), *Place.NAMES}
+    assert {path.name for path in place.folder.iterdir()} == kept  # the last run removed what the killed ones left
 
 
 @pytest.mark.parametrize(("hidden", "limit"), [(5_000, 1_000), (64, 8_000)], ids=["nothing fits", "the model fits"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import grown
 import numpy as np
 import onnx_ir as ir
 
@@ -23,7 +24,6 @@ from onnxprune.structure import registry
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.structure import Structure
 
-from . import grown
 from .form_cases import all_cases
 from .node_cases import Case
 from .twins import analyse_open, normalised

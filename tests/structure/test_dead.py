@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grown
 import numpy as np
 import onnx_ir as ir
 import oracle
@@ -14,7 +15,6 @@ from onnxprune.structure.analysis import analyse
 from onnxprune.structure.dead import dead_atoms
 from onnxprune.structure.masking import zero_units
 
-from . import grown
 from .graphs import load, value
 from .twins import normalised
 

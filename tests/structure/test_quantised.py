@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import grown
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,8 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from onnxprune.structure.analysis import analyse
-
-from . import grown
 
 
 class _Random(CalibrationDataReader):  # type: ignore[misc]

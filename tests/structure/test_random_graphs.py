@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import grown
 import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from . import grown
 
 _STEP = st.tuples(st.integers(0, 40), st.integers(0, 5), st.integers(0, 11))
 _STEPS = st.lists(_STEP, min_size=2, max_size=9)

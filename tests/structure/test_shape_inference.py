@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grown
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.graph import inference, shapes
 from onnxprune.graph.shapes import Facts
 
-from . import contrib_cases, grown, node_cases
+from . import contrib_cases, node_cases
 from .node_cases import Case
 from .twins import normalised, run
 

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+MICROSOFT = "com.microsoft"
+_IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 24: 11, 25: 12, 26: 13}
 Step = tuple[int, int, int]
 """Which block, which tensor of the pool, which of the block's options."""
 
@@ -38,13 +40,41 @@ class Grown:
     pool: list[Tensor] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     weights: dict[tuple[int, ...], str] = field(default_factory=dict)
+    opset: int = 23
 
     def add(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
-        """Append a node; return the names of its outputs."""
+        """Append a node; return the names of its outputs.
+
+        Raises:
+            LookupError: The opset has no such operator, or no form of it that says this.
+        """
         names = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op_type, list(inputs), names, name=f"n{len(self.nodes)}", **attributes))
+        given, attributes = self._spelled(op_type, list(inputs), outputs, attributes)
+        self.nodes.append(helper.make_node(op_type, given, names, name=f"n{len(self.nodes)}", **attributes))
         self.read.update(inputs)
         return names
+
+    def _spelled(
+        self, op_type: str, inputs: list[str], outputs: int, attributes: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Inputs and attributes as the opset writes them: lists of numbers were attributes once."""
+        if attributes.get("domain"):
+            return inputs, attributes
+        try:
+            since = onnx.defs.get_schema(op_type, self.opset).since_version
+        except onnx.defs.SchemaError:
+            raise LookupError(op_type) from None
+        if op_type in ("GroupNormalization", "Swish") and since < 21:
+            raise LookupError(op_type)
+        for name, last, position in _LISTS.get(op_type, ()):
+            if since <= last and len(inputs) > position:
+                numbers = numpy_helper.to_array(self.constants.pop(inputs[position]))
+                inputs, attributes = inputs[:position], {**attributes, name: numbers.tolist()}
+        if op_type == "DepthToSpace" and since < 11:
+            attributes.pop("mode")
+        if op_type == "Slice" and since < 10:
+            raise LookupError(op_type)
+        return inputs, attributes
 
     def one(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output; return its name."""
@@ -74,6 +104,15 @@ class Grown:
         return found[-1] if found else x
 
 
+_LISTS = {
+    "Unsqueeze": (("axes", 11, 1),),
+    "Squeeze": (("axes", 11, 1),),
+    "Split": (("split", 11, 1),),
+    "ReduceMean": (("axes", 13, 1),),
+    "Pad": (("pads", 2, 1),),
+}
+"""For operators: an attribute, the last version that has it, and the input that it became."""
+
 Block = Callable[[Grown, Tensor, int], Tensor | list[Tensor] | None]
 IMAGE: list[Block] = []
 SEQUENCE: list[Block] = []
@@ -88,20 +127,28 @@ def _on(*kinds: list[Block]) -> Callable[[Block], Block]:
     return register
 
 
-def grow(kind: list[Block], steps: Sequence[Step], seed: int) -> onnx.ModelProto:
-    """Grow a model of one kind."""
-    g = Grown(np.random.default_rng(seed))
-    shape = (4, 6, 6) if kind is IMAGE else (5, 8)
+def grow(kind: list[Block], steps: Sequence[Step], seed: int, *, opset: int = 23) -> onnx.ModelProto:
+    """Grow a model of one kind; blocks that the opset cannot say are left out."""
+    g = Grown(np.random.default_rng(seed), opset=opset)
+    shape = (4, 6, 6) if _conv in kind else (5, 8)
     g.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape])]
     g.pool = [_stem(g, Tensor("x", shape))]
     for block, place, option in steps:
         x = g.pool[-1 - place % len(g.pool)]
-        made = kind[block % len(kind)](g, x, option)
+        nodes, read, inputs = len(g.nodes), set(g.read), len(g.inputs)
+        try:
+            made = kind[block % len(kind)](g, x, option)
+        except LookupError:
+            made, g.read = None, read
+            del g.nodes[nodes:], g.inputs[inputs:]
         g.pool += [made] if isinstance(made, Tensor) else made or []
     ends = [_head(g, t) for t in g.pool if t.name not in g.read]
     outputs = [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends]
     graph = helper.make_graph(g.nodes, "grown", g.inputs, outputs, list(g.constants.values()))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    opsets = [helper.make_opsetid("", opset)]
+    if any(node.domain for node in g.nodes):
+        opsets.append(helper.make_opsetid(MICROSOFT, 1))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSIONS.get(opset, 10))
 
 
 def _stem(g: Grown, x: Tensor) -> Tensor:
