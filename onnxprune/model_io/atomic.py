@@ -87,9 +87,7 @@ def sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def publish(
-    temporary: Path, path: Path, *, replace: bool, durable: bool = True, mode_of: Path | None = None
-) -> None:
+def publish(temporary: Path, path: Path, *, replace: bool, durable: bool = True, mode_of: Path | None = None) -> None:
     """Give a finished file its name, in one step that other processes see whole, and make the step durable.
 
     Inside `together` this happens at its end. A file that replaces another keeps that one's permissions.

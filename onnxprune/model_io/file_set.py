@@ -171,7 +171,7 @@ def _name(file: Finished) -> Callable[[bool], None]:
 
 
 def _second_name(path: Path) -> Path | None:
-    """Another name of a file that is about to be replaced; None where there is none, or the system has no such names."""
+    """Another name of a file that is about to be replaced; None where it is not there, or the system has no links."""
     backup = path.with_name(temporaries.new_name(path))
     try:
         os.link(path, backup, follow_symlinks=False)

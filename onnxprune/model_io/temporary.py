@@ -1,4 +1,4 @@
-"""Temporary files of ours: their names, the lock that shows that their process lives, and their removal when it is gone.
+"""Temporary files of ours: their names, the lock that shows that their process lives, their removal when it is gone.
 
 A name is `.<file>.<16 hexadecimal digits>.onnxprune-tmp`; no other program makes such names. The process that writes
 the file holds a lock on it, which the system releases when the process ends, however it ends. So a file whose lock
