@@ -9,7 +9,8 @@ The pairs of model and recipe are in same_bytes_pairs.py. The package is used th
 `onnxprune.save` and its command line alone, so that the same script runs on commits of another layout: set PYTHONPATH
 to the checkout to run. For each pair there are three hashes: of the model that went in, of the model that was written
 and of what the record says went (kept indices, renamed copies, residual blocks). Settings, figures and paths of the
-record are left out. A difference that was meant gets its reason in REASONS of same_bytes_pairs.py, or is recorded anew.
+record are left out. A difference is meant where same_bytes_trace.py has found the commits that made it, each has its
+reason in REASONS of same_bytes_pairs.py, and the bytes are still those that it found.
 
 An interrupted recording goes on where it stopped; a check of one commit does so with --state FILE. Pairs whose model is
 not at hand (ONNXPRUNE_SHARED names the folder of shared models, by default ../shared) are named and not counted. Every
@@ -43,6 +44,7 @@ from same_bytes_pairs import REASONS, Pair, all_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "same_bytes.json"
+CAUSES = RESULTS.with_name("same_bytes_causes.json")
 ZOO = Path(os.environ.get("ONNXPRUNE_SHARED", ROOT.parent / "shared")) / "zoo"
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 SAMPLES = 16  # drawn for models that have no data of their own
@@ -315,7 +317,7 @@ def check(pairs: list[Pair], path: Path, state: Path, jobs: int) -> int:
         lines += measure(left, state, jobs)
         fresh = of_this_commit(state)
     compared = {pair.name: recorded["pairs"][pair.name] for pair in pairs if pair.name in fresh}
-    different = list(differences(compared, fresh))
+    different = list(differences(compared, fresh, read(CAUSES)["pairs"]))
     meant = [line for line in different if line.startswith(MEANT)]
     print(*lines, *different, f"{len(compared) - len(different)} of {len(compared)} equal", sep="\n")
     if meant:
@@ -338,15 +340,19 @@ def warn_of_another_machine(results: Mapping[str, Any]) -> None:
         print(f"recorded with {other}, here it is { ({name: here.get(name) for name in other}) }", file=sys.stderr)
 
 
-def differences(recorded: Mapping[str, Hashes], fresh: Mapping[str, Hashes]) -> Iterator[str]:
-    """A line for each pair that differs, saying in what; it starts with `MEANT` where the reason is known."""
+def differences(
+    recorded: Mapping[str, Hashes], fresh: Mapping[str, Hashes], traced: Mapping[str, Any]
+) -> Iterator[str]:
+    """A line for each pair that differs, saying in what; it starts with `MEANT` where the reasons are known."""
     for name, then in recorded.items():
-        now = fresh[name]
+        now, cause = fresh[name], traced.get(name)
         parts = [part for part in ("source", "model", "record") if then.get(part) != now.get(part)]
         if "error" in now:
             yield f"differs: {name}: it fails now"
-        elif parts and (reason := next((why for pattern, why in REASONS.items() if fnmatchcase(name, pattern)), None)):
-            yield f"{MEANT}: {name}: {', '.join(parts)}: {reason}"
+        elif parts and cause is not None and all(cause[part] == now.get(part) for part in ("model", "record")):
+            reasons = [REASONS.get(commit, f"{commit} has no reason in REASONS") for commit in cause["commits"]]
+            meant = all(commit in REASONS for commit in cause["commits"])
+            yield f"{MEANT if meant else 'differs'}: {name}: {', '.join(parts)}: {'; '.join(reasons)}"
         elif parts:
             note = ": the model that goes in is another" if "source" in parts else ""
             yield f"differs: {name}: {', '.join(parts)}{note} (recorded at {then['commit']})"

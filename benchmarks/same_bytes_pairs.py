@@ -4,7 +4,7 @@ A model is named by where it comes from: ``models/`` (this repository), ``zoo/``
 ``made/`` (an architecture of tests/zoo.py by one of its exporters). A recipe is the keyword arguments of
 `onnxprune.prune`; ``calibration``, ``data`` and ``eval_data`` are True, which stands for the samples that belong to the
 model. A pair may also be command lines, with ``{model}``, ``{samples}``, ``{train}``, ``{out}`` and ``{record}`` filled
-in. The last one writes ``{out}``. `REASONS` names the pairs that a change was meant to make different.
+in. The last one writes ``{out}``. `REASONS` says why a commit was meant to change what some pairs write.
 """
 
 from __future__ import annotations
@@ -64,15 +64,28 @@ UNITS_WITH_DATA = ("activation", "apoz", "taylor-unit", "variance", "gates")
 BLOCKS_WITH_DATA = ("block-influence", "block-output", "taylor", "wanda")
 
 
-_BIAS_ONCE = (
-    "recovery counts a bias that lies behind a layer once: a second pass of recovery finds what the first found"
-)
 REASONS = {
-    f"{TRANSFORMER} structure=channels sparsity=0.5 recover=least-squares,bias *": _BIAS_ONCE,
-    f"{MLP} structure=weights criterion=taylor * iterations=2": _BIAS_ONCE,
-    f"{RESNET} structure=channels criterion=activation * iterations=2": _BIAS_ONCE,
+    "62fa2d75e7eb": (
+        "single weights, blocks and mixes take the shares of LAMP by default, each criterion compares in its "
+        "published group, and ranks see folded and unfolded BatchNormalization alike"
+    ),
+    "65a24116607e": "recovery counts a bias that lies behind a layer once",
+    "7f9970c6bfcb": "single weights with calibration data are recovered by ALPS, and by one factorisation a layer",
+    "eec6e4bba3c4": "what is tried on single weights is judged on a sample of the outputs",
+    "1c0fd7ab1a4a": (
+        "units with calibration data go by structured OBS and measured effect, and are recovered in one streaming pass"
+    ),
+    "b2893784c50e": (
+        "a target that makes up for a shortcut is used where the shortcut is at hand, and a result short of "
+        "its target is tried again"
+    ),
+    "d4d977f795ff": "a short result is tried again only where effects are measured",
+    "6e9c97cbb5d7": "a budget that must not be exceeded is used to within half a percent",
+    "201d3c1f65f8": "of units that cost nothing to remove, those of the group that is cut least go first",
+    "46bd4b798321": "an If whose condition follows from shapes becomes the branch that runs",
+    "2d4a6fa81d84": "constants pass through HardSwish, Mish and Gelu, so that more dead units are found",
 }
-"""Patterns of names of pairs that differ from what was recorded, and why that is right."""
+"""Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
 
 def _every_model() -> Iterator[Pair]:
