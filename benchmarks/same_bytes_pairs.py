@@ -83,6 +83,7 @@ REASONS = {
     "6e9c97cbb5d7": "a budget that must not be exceeded is used to within half a percent",
     "201d3c1f65f8": "of units that cost nothing to remove, those of the group that is cut least go first",
     "46bd4b798321": "an If whose condition follows from shapes becomes the branch that runs",
+    "f6f783fe378f": "a step of a schedule may take a cut that is larger than the step",
     "2d4a6fa81d84": "constants pass through HardSwish, Mish and Gelu, so that more dead units are found",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
