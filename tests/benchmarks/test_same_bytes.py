@@ -11,9 +11,17 @@ from pathlib import Path
 import onnx
 import pytest
 import same_bytes
+import same_bytes_trace
 from onnx import helper
 
 PAIR = "models/digits_mlp sparsity=0.5"
+
+
+@pytest.fixture(autouse=True)
+def causes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for traced commits of the test's own; there are none."""
+    monkeypatch.setattr(same_bytes, "CAUSES", tmp_path / "causes.json")
+    return tmp_path / "causes.json"
 
 
 def test_a_check_names_each_pair_that_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,22 +50,45 @@ def test_a_check_names_each_pair_that_differs(tmp_path: Path, capsys: pytest.Cap
 )
 def test_what_differs_is_said(now: dict[str, str], said: str | None) -> None:
     then = {"commit": "1", "source": "a", "model": "b", "record": "c"}
-    lines = list(same_bytes.differences({"pair": then}, {"pair": {"commit": "2", **now}}))
+    lines = list(same_bytes.differences({"pair": then}, {"pair": {"commit": "2", **now}}, {}))
     assert [said in line for line in lines] == [True] if said else lines == []
 
 
-def test_a_difference_that_is_meant_is_told_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("traced", "known", "meant"),
+    [("b", "c1", True), ("b", "c2", False), ("another", "c1", False)],
+    ids=["as traced", "a commit without a reason", "changed since it was traced"],
+)
+def test_a_difference_is_meant_where_its_commit_has_a_reason(
+    traced: str, known: str, meant: bool, causes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     results, state = tmp_path / "results.json", tmp_path / "state.json"
     pairs = [pair for pair in same_bytes.all_pairs() if pair.name == PAIR]
     for path, model in ((results, "a"), (state, "b")):
-        entry = {"commit": same_bytes.commit_of_package(), "source": "s", "model": model}
+        entry = {"commit": same_bytes.commit_of_package(), "source": "s", "model": model, "record": "r"}
         same_bytes.write(path, {"machine": same_bytes.machine(), "pairs": {PAIR: entry}})
-    monkeypatch.setattr(same_bytes, "REASONS", {"models/digits_mlp *": "a fault was mended"})
-    assert same_bytes.check(pairs, results, state, 1) == 0
-    printed = capsys.readouterr().out
-    assert f"differs as meant: {PAIR}: model: a fault was mended\n0 of 1 equal\n1 of the 1" in printed
+    same_bytes.write(causes, {"pairs": {PAIR: {"commits": ["c1"], "model": traced, "record": "r"}}})
+    monkeypatch.setattr(same_bytes, "REASONS", {known: "a fault was mended"})
+    assert same_bytes.check(pairs, results, state, 1) == (0 if meant else 1)
+    assert (f"differs as meant: {PAIR}: model: a fault was mended\n" in capsys.readouterr().out) == meant
+
+
+def test_the_commits_that_changed_a_pair_are_found_by_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pair a writes changed at commits 3, 6 and 8, that of b never, that of c came back to what it was."""
+    written = {"a": "0001112233", "b": "0000000000", "c": "0000110000"}
+    runs: list[int] = []
+
+    def run(history: same_bytes_trace.History, number: int, names: list[str]) -> None:
+        runs.append(number)
+        for name in names:
+            history.known[name][number] = (written[name][number], "r", None)
+
+    monkeypatch.setattr(same_bytes_trace.History, "run", run)
+    history = same_bytes_trace.History([f"c{i}" for i in range(10)], tmp_path)
+    recorded = {name: {"model": written[name][0], "record": "r"} for name in written}
+    assert same_bytes_trace.trace(history, recorded) == {"a": ["c3", "c6", "c8"]}
+    assert runs.count(9) == 1
 
 
 def test_a_made_model_does_not_hold_the_paths_of_its_sources() -> None:
