@@ -113,7 +113,7 @@ class Fields(BaseModel):
         False, description="also remove units on axes that a normalisation runs over"
     )
     round_to: Annotated[RoundTo, _WHAT] = Field(
-        "auto", description="step of kept counts: auto (16 for Conv), none or a number"
+        "auto", description="step of kept counts: auto (16 for Conv, 8 or more for wide layers), none or a number"
     )
     floor: Annotated[int, _WHAT] = Field(1, ge=1, description="no axis keeps fewer indices")
     exclude: Annotated[tuple[str, ...], _WHAT] = Field(

@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _walk(
         if price_and_change is None:
             continue
         price, change = price_and_change
-        step = (i, offers[i].counts[0] - len(change.atoms))
+        step = (i, offers[i].left - len(change.atoms))
         if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
             heapq.heappush(heap, (price, share, i))
         elif change.gone <= limit and step not in refused:
@@ -97,6 +98,7 @@ class _Offer:
         self.layers = len({s.value for s in group.sites if s.value in ledger.structure.weights})
         step = step_of(ledger.structure, group, budget.round_to)
         self.counts = kept_counts(len(group), step, budget.floor)
+        self.level = 0  # the place of what is left among the counts
         self.loss = loss or self._loss
 
     def price(self) -> tuple[float, Change] | None:
@@ -104,8 +106,8 @@ class _Offer:
 
         None where no step is possible or none saves anything.
         """
-        now = self.counts[0]
-        for then in self.counts[1:]:
+        now = self.left
+        for then in islice(self.counts, self.level + 1, None):
             change = self.ledger.preview(self.atoms[len(self.atoms) - now : len(self.atoms) - then])
             if change is None:
                 return None
@@ -117,13 +119,19 @@ class _Offer:
     def take(self, change: Change) -> None:
         """Do the step."""
         self.ledger.commit(change)
-        now = self.counts[0] - len(change.atoms)
-        self.counts = [k for k in self.counts if k <= now]
+        left = self.left - len(change.atoms)
+        while self.counts[self.level] > left:
+            self.level += 1
+
+    @property
+    def left(self) -> int:
+        """How many of the group's units are left."""
+        return self.counts[self.level]
 
     @property
     def share_gone(self) -> float:
         """The share of the group's units that went."""
-        return 1 - self.counts[0] / len(self.atoms)
+        return 1 - self.left / len(self.atoms)
 
     def _loss(self, now: int, then: int) -> float:
         before, after = self.worth[now - 1], self.worth[then - 1]

@@ -1,7 +1,7 @@
 """Kept counts that kernels run fast.
 
 ONNX Runtime's convolutions run in blocks of 16 channels, and a count that is no multiple of 4 leaves the fast path;
-MatMul and Gemm are smooth.
+MatMul and Gemm are smooth; a wide one steps by 8 or more all the same, so that choosing takes no longer than it tells.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ RoundTo = int | Literal["auto", "none"]
 CONV_BLOCK = 16
 SMALLEST_BLOCK = 4
 
+_WIDE, _LEVELS, _VECTOR = 1024, 256, 8  # of a product: from which width it steps, to about how many counts, by what
+
 
 def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
     """Return the number of atoms by which the kept count of a group should step.
@@ -31,7 +33,7 @@ def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
     if round_to == "auto":
         readers = [structure.weights[s.value] for s in group.sites if s.value in structure.weights]
         if not any(operator_of(node).kind == "conv" for node in readers):
-            return 1
+            return 1 if len(group) <= _WIDE else _VECTOR * math.ceil(len(group) / (_VECTOR * _LEVELS))
         block = CONV_BLOCK
     else:
         block = int(round_to)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.structure.axes import Axis, Dynamic, parts
@@ -32,10 +31,38 @@ class Change:
     atoms: Ids
     gone: int
     cost: float
-    _alive: Mapping[int, Bools]
+    _dead: Mapping[int, Ids]
     _left: Mapping[int, int]
     _sizes: Mapping[int, int]
+    _extents: Mapping[ir.Value, tuple[int, ...]]
     _costs: Mapping[int, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where atoms lie: entry i says that an atom takes an index of an axis along. Joined ones are in order of atoms."""
+
+    atoms: Ids
+    axes: Ids
+    indices: Ids
+
+    @classmethod
+    def joined(cls, pieces: Sequence[_Places]) -> _Places:
+        if not pieces:
+            return cls(*(np.zeros(0, np.int64) for _ in range(3)))
+        atoms = np.concatenate([piece.atoms for piece in pieces])
+        order = np.argsort(atoms, kind="stable")
+        axes = np.concatenate([piece.axes for piece in pieces])
+        indices = np.concatenate([piece.indices for piece in pieces])
+        return cls(atoms[order], axes[order], indices[order])
+
+    def of(self, atoms: Ids) -> tuple[Ids, Ids]:
+        """The axes and the indices that these atoms take along."""
+        starts, stops = (np.searchsorted(self.atoms, atoms, side) for side in ("left", "right"))
+        counts = stops - starts
+        before = np.cumsum(counts) - counts
+        entries = np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
+        return self.axes[entries], self.indices[entries]
 
 
 class Ledger:
@@ -58,14 +85,15 @@ class Ledger:
         self._floor = floor
         self._alive: list[Bools] = []
         self._left: list[int] = []
-        self._rows: dict[int, list[tuple[int, Ids]]] = defaultdict(list)
+        pieces: list[_Places] = []
         self._index: dict[bytes, int] = {}
         offered = np.zeros(structure.terms.count, bool)
         for group in groups:
             offered[group.atoms] = True
         for axes in structure.axes.values():
             for ids in (i for axis in axes for i in parts(axis)):
-                self._register(ids, offered)
+                self._register(ids, offered, pieces)
+        self._places = _Places.joined(pieces)
         self._weights = [self._axes_of(w) for w in weights]
         self._users = _users(axes_ for axes_, _ in self._weights)
         self._sizes = [self._size(w, {}) for w in range(len(self._weights))]
@@ -74,6 +102,9 @@ class Ledger:
         self._nodes = [] if cost is None else list(counted_nodes(structure))
         self._shapes = self._shapes_of(self._nodes)
         self._readers = _users([k for v in _values(node) for k in self._shrinking(v)] for node, _ in self._nodes)
+        self._values = _users(self._shrinking(v) for v in self._shapes)
+        self._names = list(self._shapes)
+        self._extents = {v: self._extents_of(v, {}) for v in self._shapes}
         self._costs = [self._cost_of(n, {}) for n in range(len(self._nodes))]
         self.cost = sum(self._costs)
 
@@ -87,26 +118,25 @@ class Ledger:
 
     def preview(self, atoms: Ids) -> Change | None:
         """Return what would be if these atoms went too; None if an axis would fall below the floor."""
-        alive: dict[int, Bools] = {}
-        for atom in atoms.tolist():
-            for k, rows in self._rows.get(atom, ()):
-                if k not in alive:
-                    alive[k] = self._alive[k].copy()
-                alive[k][rows] = False
-        left = {k: int(np.count_nonzero(flags)) for k, flags in alive.items()}
+        axes, indices = self._places.of(atoms)
+        dead = {k: np.unique(indices[axes == k]) for k in np.unique(axes).tolist()}
+        left = {k: self._left[k] - int(np.count_nonzero(self._alive[k][rows])) for k, rows in dead.items()}
         if any(n < self._floor for n in left.values()):
             return None
         sizes = {w: self._size(w, left) for w in {w for k in left for w in self._users.get(k, ())}}
-        costs = {n: self._cost_of(n, left) for n in {n for k in left for n in self._readers.get(k, ())}}
+        values = {self._names[i] for k in left for i in self._values.get(k, ())}
+        extents = {v: self._extents_of(v, left) for v in values}
+        costs = {n: self._cost_of(n, extents) for n in {n for k in left for n in self._readers.get(k, ())}}
         gone = self.gone + sum(self._sizes[w] - n for w, n in sizes.items())
         cost = self.cost - sum(self._costs[n] - c for n, c in costs.items())
-        return Change(atoms, gone, cost, alive, left, sizes, costs)
+        return Change(atoms, gone, cost, dead, left, sizes, extents, costs)
 
     def commit(self, change: Change) -> None:
         """Let go what was previewed, nothing else having gone since."""
-        for k, flags in change._alive.items():
-            self._alive[k] = flags
+        for k, rows in change._dead.items():
+            self._alive[k][rows] = False
             self._left[k] = change._left[k]
+        self._extents.update(change._extents)
         for w, size in change._sizes.items():
             self._sizes[w] = size
         for n, cost in change._costs.items():
@@ -114,7 +144,7 @@ class Ledger:
         self.gone, self.cost = change.gone, change.cost
         self.removed[change.atoms] = True
 
-    def _register(self, ids: Ids, offered: Bools) -> None:
+    def _register(self, ids: Ids, offered: Bools, pieces: list[_Places]) -> None:
         """Note an axis of which something can go, once, however many values have it."""
         key = self.structure.terms.find(ids).tobytes()
         if key in self._index:
@@ -127,8 +157,7 @@ class Ledger:
         self._index[key] = k = len(self._alive)
         self._alive.append(np.ones(len(ids), bool))
         self._left.append(len(ids))
-        for atom, where in _by_atom(rows[wanted], atoms[wanted]):
-            self._rows[atom].append((k, where))
+        pieces.append(_Places(atoms[wanted], np.full(int(wanted.sum()), k), rows[wanted]))
 
     def _numbers(self, axis: Axis) -> list[int]:
         """Return the numbers of an axis, or of its parts, of which something can go."""
@@ -178,14 +207,14 @@ class Ledger:
     def _shrinking(self, value: ir.Value) -> list[int]:
         return [k for _, ks in self._shapes.get(value, ()) for k in ks]
 
-    def _cost_of(self, n: int, left: Mapping[int, int]) -> float:
+    def _extents_of(self, value: ir.Value, left: Mapping[int, int]) -> tuple[int, ...]:
+        return tuple(rest * math.prod(left.get(k, self._left[k]) for k in ks) for rest, ks in self._shapes[value])
+
+    def _cost_of(self, n: int, extents: Mapping[ir.Value, tuple[int, ...]]) -> float:
+        """Return the cost of a node, some of its values having other extents."""
         node, times = self._nodes[n]
         assert self._cost is not None
-        shapes = {
-            v: tuple(rest * math.prod(left.get(k, self._left[k]) for k in ks) for rest, ks in self._shapes[v])
-            for v in _values(node)
-            if v in self._shapes
-        }
+        shapes = {v: extents.get(v) or self._extents[v] for v in _values(node) if v in self._shapes}
         return times * self._cost(node, shapes)
 
 
@@ -200,11 +229,3 @@ def _users(axes: Iterable[Iterable[int]]) -> dict[int, list[int]]:
         for k in set(numbers):
             users[k].append(user)
     return users
-
-
-def _by_atom(rows: Ids, atoms: Ids) -> Iterable[tuple[int, npt.NDArray[np.int64]]]:
-    order = np.argsort(atoms, kind="stable")
-    rows, atoms = rows[order], atoms[order]
-    starts = np.flatnonzero(np.r_[True, atoms[1:] != atoms[:-1]])
-    for start, piece in zip(starts.tolist(), np.split(rows, starts[1:]), strict=True):
-        yield int(atoms[start]), piece

@@ -10,7 +10,7 @@ from small_models import conv_net, two_layers
 
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
-from onnxprune.selection.rounding import kept_counts
+from onnxprune.selection.rounding import kept_counts, step_of
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitContext
 from onnxprune.selection.units import UnitBudget, UnitSelection, select_units
 
@@ -29,6 +29,14 @@ from onnxprune.selection.units import UnitBudget, UnitSelection, select_units
 )
 def test_allowed_counts(n: int, step: int, floor: int, counts: list[int]) -> None:
     assert kept_counts(n, step, floor) == counts
+
+
+@pytest.mark.parametrize(("width", "step"), [(1024, 1), (1025, 8), (3072, 16), (16384, 64)])
+def test_a_wide_product_shrinks_to_some_256_counts_whatever_its_width(width: int, step: int) -> None:
+    structure = prepare(two_layers(width))
+    (group,) = structure.groups
+    assert step_of(structure, group, "auto") == step
+    assert step_of(structure, group, "none") == 1
 
 
 def choose(
