@@ -1,4 +1,4 @@
-"""CPU seconds to choose units of wide layers by cost, and to cut them: networks of L pairs of layers, U hidden units each.
+"""CPU seconds to choose units of wide layers by cost, and to cut them: L pairs of layers, U hidden units each.
 
     python benchmarks/choosing.py            # ->  benchmarks/results/choosing.json
 
