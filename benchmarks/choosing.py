@@ -10,13 +10,13 @@ results of each commit are kept side by side.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from same_bytes import commit_of_package
 
 import onnxprune
 
@@ -47,9 +47,7 @@ def network(pairs: int, units: int) -> onnx.ModelProto:
 
 def main() -> None:
     """Measure every case once and write the results of this commit beside those of others."""
-    folder = Path(str(onnxprune.__file__)).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or folder.parent.name
+    commit = commit_of_package()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     seconds = results.setdefault(commit, {})
     for pairs, units in CASES:

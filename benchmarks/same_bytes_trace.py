@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,9 +52,9 @@ class History:
         missing = [name for name in names if name not in read(results)["pairs"]]
         if missing:
             with tempfile.TemporaryDirectory() as folder:
-                package = _package(self.commits[number], Path(folder))
+                _package(self.commits[number], Path(folder))
                 command = [sys.executable, __file__, "--measure", str(results)]
-                environment = {**os.environ, "PYTHONPATH": str(package)}
+                environment = {**os.environ, "PYTHONPATH": folder}
                 subprocess.run(command, input=json.dumps(missing), text=True, env=environment, check=True)
         hashes = read(results)["pairs"]
         for name in names:
@@ -67,15 +66,10 @@ class History:
         yield from ((a, b) for a, b in pairwise(sorted(measured)) if measured[a] != measured[b])
 
 
-def _package(commit: str, folder: Path) -> Path:
-    """Write the package as it was at a commit."""
+def _package(commit: str, folder: Path) -> None:
+    """Write the package as it was at a commit into a folder."""
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=True)
     subprocess.run(["tar", "x", "-C", str(folder)], input=archive.stdout, check=True)
-    link = folder / "onnxprune" / "passes"
-    if link.is_symlink() or link.exists():
-        link.unlink() if link.is_symlink() or link.is_file() else shutil.rmtree(link)
-    link.symlink_to("../passes")
-    return folder
 
 
 def trace(history: History, recorded: Mapping[str, Hashes]) -> dict[str, list[str]]:

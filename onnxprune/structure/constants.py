@@ -13,16 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.evaluate import evaluate_node
-from onnxprune.graph.layers import (
-    MatrixAxes,
-    activation_of,
-    activation_settings,
-    data_axis,
-    matrix_axes,
-    result_axis,
-    slots_of,
-)
-from onnxprune.graph.linear import source_of, tensor_of
+from onnxprune.graph.layers import activation_of, activation_settings, matrix_axes, slots_of
+from onnxprune.graph.linear import Linear, source_of, tensor_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
 from onnxprune.structure.structure import Structure
@@ -66,22 +58,23 @@ def _contraction(structure: Structure, node: ir.Node, lines: Lines) -> Line | No
     if weight is None or (operator_of(node).sees_windows and input_of(node, 3) is not None):  # FusedConv adds a value
         return None
     slot, w = weight
-    axes = matrix_axes(w, node)
-    if axes is None or not (operator_of(node).sees_windows or len(tensor_of(w).shape) == 2):
+    axes, data = matrix_axes(w, node), node.inputs[slot.data]
+    if axes is None or data is None or not (operator_of(node).sees_windows or len(tensor_of(w).shape) == 2):
         return None
-    matrix, reads = _matrix(node, w, axes)
-    bias = _bias(node, slot, matrix.shape[0] * matrix.shape[1])
-    data, out = node.inputs[slot.data], node.outputs[0]
-    if bias is None or data not in structure.axes or out not in structure.axes:
+    linear = Linear(node, data, w, axes, slot, shift=None)
+    by_place = linear.to_matrix(array_of(w)).astype(np.float64)  # [groups, outputs, inputs x places of the kernel]
+    by_place = by_place.reshape(*by_place.shape[:2], -1, linear.places)
+    matrix, reads = by_place.sum(axis=3), (by_place != 0).any(axis=3)
+    bias = _bias(linear, matrix.shape[0] * matrix.shape[1])
+    if bias is None or linear.data not in structure.axes or linear.output not in structure.axes:
         return None
-    line = _line(lines, data, data_axis(slot, node, None) % len(structure.axes[data]))
+    line = _line(lines, linear.data, linear.data_axis % len(structure.axes[linear.data]))
     numbers = np.full(matrix.shape[0] * matrix.shape[2], np.nan) if line is None else line.numbers.copy()
-    if operator_of(node).sees_windows and is_padded(node):
+    if linear.is_conv and is_padded(node):
         numbers[numbers != 0] = np.nan
-    inputs = numbers.reshape(len(matrix), 1, -1)
-    product = np.where(reads, matrix * inputs, 0.0).sum(axis=2).reshape(-1)
-    result = _activated(structure, node, node.attributes.get_float("alpha", 1.0) * product + bias)
-    return None if result is None else Line(result_axis(slot, node) % len(structure.axes[out]), result)
+    product = np.where(reads, matrix * numbers.reshape(len(matrix), 1, -1), 0.0).sum(axis=2).reshape(-1)
+    result = _activated(structure, node, linear.scale * product + bias)
+    return None if result is None else Line(linear.result_axis % len(structure.axes[linear.output]), result)
 
 
 def constant_weight(node: ir.Node) -> tuple[Slot, ir.Value] | None:
@@ -93,27 +86,16 @@ def constant_weight(node: ir.Node) -> tuple[Slot, ir.Value] | None:
     return (slot, w) if w.is_initializer() and tensor_of(w).dtype.is_floating_point() else None
 
 
-def _matrix(node: ir.Node, w: ir.Value, axes: MatrixAxes) -> tuple[Numbers, npt.NDArray[np.bool_]]:
-    """A weight as [groups, outputs, inputs], a kernel summed over its places, and which inputs an output reads."""
-    array = array_of(w).astype(np.float64)
-    if not operator_of(node).sees_windows:
-        matrix = np.expand_dims(array if axes.output == 0 else array.T, 0)
-        return matrix, matrix != 0
-    kernel = array.reshape(axes.groups, len(array) // axes.groups, array.shape[1], -1)
-    return kernel.sum(axis=3), (kernel != 0).any(axis=3)
-
-
-def _bias(node: ir.Node, slot: Slot, outputs: int) -> Numbers | None:
+def _bias(linear: Linear, outputs: int) -> Numbers | None:
     """The bias as it is added, a number for each output; None where it is not known or lies across the outputs."""
-    biases = operator_of(node).biases
-    value = input_of(node, biases[0]) if biases else None
+    biases = operator_of(linear.node).biases
+    value = input_of(linear.node, biases[0]) if biases else None
     if value is None:
         return np.zeros(outputs)
-    if value.const_value is None or not value.is_initializer() or result_axis(slot, node) == -2:
+    if value.const_value is None or not value.is_initializer() or linear.result_axis == -2:
         return None
-    array = value.const_value.numpy().astype(np.float64) * node.attributes.get_float("beta", 1.0)
-    lies_along = array.size == 1 or (array.size == outputs == array.shape[-1])
-    return np.broadcast_to(array.reshape(-1), (outputs,)) if lies_along else None
+    lies_along = value.const_value.size == 1 or value.const_value.size == outputs == value.const_value.shape[-1]
+    return linear.bias().reshape(-1) if lies_along else None
 
 
 def _activated(structure: Structure, node: ir.Node, numbers: Numbers) -> Numbers | None:
