@@ -155,7 +155,8 @@ def _fused_matmul(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
 
 @_shapes_of("MatMulNBits", "MatMulBnb4", "MatMulFpQ4")
 def _packed_matmul(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
-    return [(*(shapes[0] or ())[:-1], node.attributes["N"].as_int())] if "N" in node.attributes else [None]
+    x = shapes[0]
+    return [None if x is None or "N" not in node.attributes else (*x[:-1], node.attributes["N"].as_int())]
 
 
 # -- normalisation --------------------------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ def _packed_matmul(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
 
 @_shapes_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 def _skip_norm(_: ir.Node, shapes: Shapes) -> list[Shape | None]:
-    x = shapes[0] or ()
-    return [x, (*x[:-1], 1), (*x[:-1], 1), x]
+    x = shapes[0]
+    return [None] * 4 if x is None else [x, (*x[:-1], 1), (*x[:-1], 1), x]
 
 
 @_shapes_of("EmbedLayerNormalization")

@@ -33,7 +33,7 @@ from onnxprune.recovery.merging import merge_units
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
-from onnxprune.recovery.streamed import Pair, streamed_moments
+from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
 from onnxprune.runtime.probe import known_facts
 from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
@@ -222,14 +222,19 @@ def _recover_layers(run: _Run, method: str) -> None:
     run.skipped.update(refused)
     missing = [str(x.output.name) for x in affected if str(x.output.name) not in originals]
     run.skipped.update(dict.fromkeys(missing, "it has no counterpart in the dense model"))
-    affected = [x for x in affected if str(x.output.name) in originals]
+    known = [x for x in layers if str(x.output.name) in originals]
+    other_rows = with_other_rows(
+        run.dense, run.pruned, [(x, originals[str(x.output.name)]) for x in known], run.samples
+    )
+    known = [x for x in known if x.output not in other_rows]
+    run.skipped.update((str(out.name), "units of its rows are gone") for out in other_rows if out in changed)
+    affected = [x for x in affected if x in known]
     if METHODS.find(method).judged_by_outputs:
         for stage in stages(run.pruned, affected):
             run.progress(stage[0].name)
             _recover_stage(run, stage, originals, method)
         return
     moved = {str(value.name) for value in changed}
-    known = [x for x in layers if str(x.output.name) in originals]
     pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in known]
     pairs = [pair for pair in pairs if moved & {str(pair.pruned.output.name), pair.shortcut}]
     for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):

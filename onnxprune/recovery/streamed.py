@@ -26,6 +26,7 @@ import onnx_ir as ir
 from onnxprune.graph.following import Follow, dense_to_pruned, follow
 from onnxprune.graph.linear import Linear, Matrix
 from onnxprune.graph.operators import operator_of
+from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
@@ -67,6 +68,31 @@ class Pair:
         if self.rows is None:
             return output
         return np.take(output, self.rows, axis=self.pruned.result_axis)
+
+
+def with_other_rows(
+    dense: ir.Model, pruned: ir.Model, layers: Sequence[tuple[Linear, Linear]], samples: Batches
+) -> set[ir.Value]:
+    """The outputs of pruned layers that multiply fewer rows than the dense ones, because units of these are gone.
+
+    A product along time, for example, has a row for each feature. Sums over other rows tell nothing of each other.
+
+    Args:
+        dense, pruned: The models.
+        layers: Each layer of the pruned model with that of the dense one.
+        samples: Calibration inputs.
+    """
+    feeds = samples.feeds[0]
+    before = concrete_shapes(dense, feeds, [layer.data for _, layer in layers])
+    after = concrete_shapes(pruned, feeds, [layer.data for layer, _ in layers])
+    found: set[ir.Value] = set()
+    for layer, other in layers:
+        shapes = before.get(other.data), after.get(layer.data)
+        if shapes[0] is not None and shapes[1] is not None:
+            rows = [[n for axis, n in enumerate(s) if axis != layer.data_axis % len(s)] for s in shapes if s]
+            if rows[0] != rows[-1]:
+                found.add(layer.output)
+    return found
 
 
 def streamed_moments(

@@ -60,7 +60,7 @@ class Consumer:
         removed_blocks = [self._blocks.pop(unit) for unit in units if unit in self._blocks]
         if not removed_blocks:
             return
-        gone = self._place[np.concatenate(removed_blocks)]
+        gone = np.unique(self._place[np.concatenate(removed_blocks)])
         left = np.setdiff1d(np.arange(self._weight.shape[2]), gone)
         weights, inverses = [], []
         for w, inverse in zip(self._weight, self._inverse, strict=True):
@@ -71,6 +71,9 @@ class Consumer:
         place = np.full(len(self._place), -1)
         place[np.flatnonzero(np.isin(self._place, left))] = np.arange(len(left))
         self._place = place
+        # Units may share columns, such as those of a value that is joined to itself: what is left of a unit counts.
+        left_blocks = {unit: columns[place[columns] >= 0] for unit, columns in self._blocks.items()}
+        self._blocks = {unit: columns for unit, columns in left_blocks.items() if len(columns)}
 
     def _by_size(self) -> list[tuple[npt.NDArray[np.int64], Columns]]:
         """The units that are left, those with as many columns together, with the places of these."""

@@ -60,7 +60,8 @@ class Program:
             value.const_value = None
             dtype = ir.DataType.from_numpy(array.dtype) if array.dtype != object else ir.DataType.STRING
             value.type = ir.TensorType(dtype)
-            value.shape = ir.Shape([None] * array.ndim)
+            # A constant is replaced by one of its shape; some operators infer wrong shapes where it is unknown.
+            value.shape = ir.Shape([None] * array.ndim if source.const_value is None else array.shape)
         for value in view.outputs:
             value.shape = None
         self.reads = [str(v.name) for v in fed_values]
