@@ -17,6 +17,7 @@ from onnxprune.bridge.dtypes import to_numpy
 from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
 from onnxprune.bridge.nodes import describe
 from onnxprune.errors import ModelError
+from onnxprune.runtime import libraries
 
 
 class Interpreter(fx.Interpreter):
@@ -93,7 +94,7 @@ def compare_with_runtime(
 
 def runtime_outputs(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of ONNX Runtime on the CPU with graph optimisations off: the exact oracle."""
-    options = ort.SessionOptions()
+    options = libraries.session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import InputsFlag, SampleAxisFlag, SeedFlag
+from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SampleAxisFlag, SeedFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +28,7 @@ def compare(
     ] = None,
     inputs: InputsFlag = None,
     sample_axis: SampleAxisFlag = [],  # noqa: B006
+    custom_ops: CustomOpsFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -37,9 +38,10 @@ def compare(
     from onnxprune.data.working import give_inputs
     from onnxprune.recipe.training import DataSettings
     from onnxprune.report.console import print_comparison
+    from onnxprune.runtime.libraries import custom_operators
     from onnxprune.verify.verdict import verify
 
-    with stages(f"{a} and {b}") as tell:
+    with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
         tell("measure")
         before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis))
         give_inputs(before, inputs, reading)

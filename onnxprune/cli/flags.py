@@ -62,7 +62,8 @@ class Setting:
     @property
     def is_path(self) -> bool:
         """Whether it names a file or folder."""
-        return _plain_type(self.field) is Path
+        plain = _plain_type(self.field)
+        return plain is Path or (get_origin(plain) is tuple and get_args(plain)[0] is Path)
 
 
 def _plain_type(field: FieldInfo) -> Any:
@@ -86,7 +87,7 @@ def _is_read(field: FieldInfo) -> bool:
 def _is_numbers(field: FieldInfo) -> bool:
     """Whether the setting is a row of numbers, written with commas (or 224x224)."""
     plain = _plain_type(field)
-    return get_origin(plain) is tuple and _arms(get_args(plain)[0])[0] is not str
+    return get_origin(plain) is tuple and _arms(get_args(plain)[0])[0] not in (str, Path)
 
 
 def _settings() -> Iterator[Setting]:
@@ -109,6 +110,9 @@ EVERYDAY: Mapping[str, str] = {s.parameter: s.flag.everyday for s in SETTINGS if
 
 PATHS = frozenset(s.parameter for s in SETTINGS if s.is_path)
 """Arguments and flags that are paths."""
+
+LISTS_OF_PATHS = frozenset(s.parameter for s in SETTINGS if s.is_path and get_origin(_plain_type(s.field)) is tuple)
+"""Those that may be given several times."""
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -244,6 +248,7 @@ InputsFlag = Annotated[Path | None, option("inputs")]
 SampleAxisFlag = Annotated[list[str], option("sample_axis")]
 ExcludeFlag = Annotated[list[str], option("exclude")]
 OnlyFlag = Annotated[list[str], option("only")]
+CustomOpsFlag = Annotated[list[Path], option("custom_ops")]
 SeedFlag = Annotated[int, option("seed")]
 
 

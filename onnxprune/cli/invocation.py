@@ -40,6 +40,9 @@ class Invocation(BaseModel):
         description="inputs that the model runs with (.npz, one array for each), where none are found or better ones "
         "are at hand: shapes are found and the result is verified on them",
     )
+    custom_ops: Annotated[tuple[Path, ...], _RUN] = Field(
+        (), description="library of custom operators that the model needs"
+    )
     metric: Annotated[str | None, _DATA] = Field(
         None,
         description="what is measured: accuracy, top5, mse, agreement (with the original) or module:function; else "
@@ -62,6 +65,9 @@ class Invocation(BaseModel):
     )
     save_recipe: Annotated[Path | None, _RUN] = Field(None, description="write these flags as a file for onnxprune run")
     json_output: Annotated[bool, Flag("Run", name="json")] = Field(False, description="print the result as JSON alone")
+    verification: Annotated[bool, Flag("Run", name="verify")] = Field(
+        True, description="run the result in ONNX Runtime and prove the cut; without, the file is written unproved"
+    )
     dry_run: Annotated[bool, _RUN] = Field(False, description="do and measure everything, write nothing")
     force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
         False, description="replace an existing output"
@@ -82,7 +88,8 @@ class Invocation(BaseModel):
         """The files and folders that the run reads, by what messages call them."""
         data = ("calibration", "eval_data", "inputs", "data")
         names = {f"the data of {flag_name(Invocation, name)}": getattr(self, name) for name in data}
-        return {"the model": self.model, **names}
+        libraries = {f"the library '{path.name}' of --custom-ops": path for path in self.custom_ops}
+        return {"the model": self.model, **names, **libraries}
 
     @property
     def writes_beside(self) -> dict[str, Path | None]:

@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
 def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, help_all: HelpAllFlag = False) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
     from onnxprune.pipeline.run import prune as prune_model
+    from onnxprune.runtime.libraries import custom_operators
 
     recipe = make_recipe(**settings)
     check_model(invocation.model)
@@ -37,7 +38,7 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
     folder = _state_folder(recipe, invocation)
     if folder is not None:
         check_folder_of_state(folder, reads)
-    with stages(str(invocation.model)) as tell:
+    with custom_operators(invocation.custom_ops), stages(str(invocation.model)) as tell:
         result = prune_model(
             invocation.model,
             recipe,
@@ -48,6 +49,7 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
             inputs=invocation.inputs,
             checkpoint=folder,
             resume=invocation.resume,
+            verification=invocation.verification,
             progress=tell,
         )
         if not is_main():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import ExcludeFlag, InputsFlag, OnlyFlag, SampleAxisFlag, SeedFlag
+from onnxprune.cli.flags import CustomOpsFlag, ExcludeFlag, InputsFlag, OnlyFlag, SampleAxisFlag, SeedFlag
 from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 
@@ -38,6 +38,7 @@ def sensitivity(
     ] = None,
     inputs: InputsFlag = None,
     sample_axis: SampleAxisFlag = [],  # noqa: B006
+    custom_ops: CustomOpsFlag = [],  # noqa: B006
     structure: Annotated[str, typer.Option(help="weights (by layer) or channels (by group of units).")] = "weights",
     criterion: Annotated[str, typer.Option(help="What goes first.")] = "magnitude",
     levels: Annotated[str, typer.Option(help="Shares to try [0.3,0.5,... to 0.95].", show_default=False)] = "",
@@ -62,7 +63,7 @@ def sensitivity(
     with stages(str(model)) as tell:
         curves = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
-            inputs=inputs,
+            inputs=inputs, custom_ops=custom_ops,
             reading={"sample_axis": sample_axis}, structure=structure, criterion=criterion, exclude=exclude,
             only=only, seed=seed,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import InputsFlag, SeedFlag
+from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SeedFlag
 from onnxprune.report.text import shown
 
 
@@ -25,6 +25,7 @@ def verify(
         Path | None, typer.Option(help="The record of the run, to prove removed == masked.", show_default=False)
     ] = None,
     inputs: InputsFlag = None,
+    custom_ops: CustomOpsFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -33,7 +34,7 @@ def verify(
 
     with stages(f"{original} and {pruned}") as tell:
         tell("verify")
-        checked = check(original, pruned, record, seed=seed, inputs=inputs)
+        checked = check(original, pruned, record, seed=seed, inputs=inputs, custom_ops=custom_ops)
     if json:
         print_json("verify", asdict(checked))
         return

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from onnxprune.errors import DataError
+from onnxprune.runtime import libraries
 
 Array = NDArray[Any]
 _PROTO_LIMIT = 2**31 - 2**20
@@ -69,7 +70,7 @@ def output_error(
 
 def session(model: ir.Model) -> ort.InferenceSession:
     """A single-threaded CPU session at the default optimisation level, also for models beyond 2 GB."""
-    options = ort.SessionOptions()
+    options = libraries.session_options()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]

@@ -19,6 +19,7 @@ from onnxprune.passes import Normalise
 from onnxprune.passes.normalise import one_name_each
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recovered_cut, take_numbers
 from onnxprune.pipeline.record import Record, load_record
+from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verify.proof import difference_to_masked, other_inputs, seeded, tolerance_of
 
 
@@ -62,7 +63,13 @@ class Check:
 
 
 def check(
-    original: Path, pruned: Path, record: Path | None = None, *, seed: int = 0, inputs: AnyData | None = None
+    original: Path,
+    pruned: Path,
+    record: Path | None = None,
+    *,
+    seed: int = 0,
+    inputs: AnyData | None = None,
+    custom_ops: Sequence[str | Path] = (),
 ) -> Check:
     """Check a pruned model.
 
@@ -71,12 +78,18 @@ def check(
         record: The record of the run.
         seed: Of random inputs.
         inputs: Inputs that the original runs with; they take the place of random ones.
+        custom_ops: Libraries of custom operators that the models need.
 
     Raises:
         ModelError: A model cannot be read.
         DataError: The record cannot be read or belongs to other models.
         VerificationError: The pruned model does not run, has other inputs or outputs, or is not what the record says.
     """
+    with custom_operators(custom_ops):
+        return _checked(original, pruned, record, seed, inputs)
+
+
+def _checked(original: Path, pruned: Path, record: Path | None, seed: int, inputs: AnyData | None) -> Check:
     before, after = model_io.load(original), model_io.load(pruned)
     after = unpack(after) if is_packed(after) else after
     give_inputs(before, inputs)

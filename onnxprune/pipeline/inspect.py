@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import size
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 
@@ -78,18 +80,29 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(model: str | Path | onnx.ModelProto | ir.Model, *, inputs: AnyData | None = None) -> Inspection:
+def inspect(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    *,
+    inputs: AnyData | None = None,
+    custom_ops: Sequence[str | Path] = (),
+) -> Inspection:
     """Find what could be pruned.
 
     Args:
         model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
         inputs: Inputs that the model runs with, where none are found.
+        custom_ops: Libraries of custom operators that the model needs.
 
     Raises:
         ModelError: The model cannot be read.
     """
-    original = model_io.load_any(model)
-    give_inputs(original, inputs)
+    with custom_operators(custom_ops):
+        original = model_io.load_any(model)
+        give_inputs(original, inputs)
+        return _inspected(original)
+
+
+def _inspected(original: ir.Model) -> Inspection:
     structure = prepare(original.clone())
     weights = prunable_weights(structure)
     infos, cuttable_nodes = [], set()

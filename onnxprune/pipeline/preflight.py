@@ -98,8 +98,8 @@ def _check_recovery(recipe: Recipe, *, calibrated: bool) -> None:
 def _check_limits(recipe: Recipe, inputs: RunInputs) -> None:
     """Refuse limits on figures that the run would not measure."""
     for limit in map(parse, recipe.require):
-        if not inputs.verification:
-            raise RecipeError(f"--require {limit} cannot be checked without verification")
+        if not inputs.verification and limit.name != "sparsity":
+            raise RecipeError(f"--require {limit} cannot be checked with --no-verify")
         if limit.name == "metric_drop" and not _has_metric(recipe, inputs):
             raise RecipeError(f"--require {limit} needs labelled data to measure the metric on: give --eval-data")
         if limit.name == "latency" and not inputs.latency:
@@ -141,6 +141,8 @@ def _check_target(recipe: Recipe, inputs: RunInputs) -> None:
     """Refuse a target that the run cannot look for."""
     if recipe.target == "max_drop" and not _has_metric(recipe, inputs):
         raise RecipeError("--max-drop needs labelled data to measure the metric on: give --eval-data")
+    if recipe.target == "target_latency" and not inputs.verification:
+        raise RecipeError("--target-latency is measured, which cannot be done with --no-verify")
     if recipe.target == "max_drop" and not inputs.verification:
         raise RecipeError("--max-drop measures a metric, which cannot be done without verification")
     if recipe.target == "target_latency" and int(os.environ.get("WORLD_SIZE", "1")) > 1:

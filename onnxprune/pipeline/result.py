@@ -23,6 +23,8 @@ from onnxprune.verify.verdict import Verdict
 RUINED = 0.5
 """From this change of the outputs, relative to their largest value, a person is warned where nothing made up for it."""
 
+NOT_VERIFIED = "the model was written without verification (--no-verify): it was not run, and nothing was proved"
+
 
 def measured_figures(result: Result) -> dict[str, float]:
     """What a run measured, by the names of `FIGURES`; a figure that was not measured is left out."""
@@ -56,7 +58,7 @@ class Result:
         gone: How many of them are zero or gone.
         kept: The kept indices, by constant and axis, of constants that were cut.
         renamed: Copies of constants that the output has, with the names of their sources.
-        verdict: What was measured; None after a dry run.
+        verdict: What was measured; None without verification.
         dead: How many dead units went beside what was asked for.
         notes: What the user should know: a sparsity that is not reached and why, dead units that had to stay.
         seconds: Time by stage.
@@ -110,7 +112,9 @@ class Result:
             figures["retraining"] = list(self.retraining)
         if self.target is not None:
             figures["target"] = self.target.as_dict()
-        measured = {} if self.verdict is None else {"proved": not self.verdict.unproved, **self.verdict.as_dict()}
+        measured: dict[str, Any] = {"proved": False, "unproved": NOT_VERIFIED}
+        if self.verdict is not None:
+            measured = {"proved": not self.verdict.unproved, **self.verdict.as_dict()}
         return figures | measured | ({} if self.delivery is None else self.delivery.as_dict())
 
     def record(self, output: FileId | None = None) -> Record:

@@ -8,6 +8,7 @@ the sparsity by runs of its own (target.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from onnxprune.pipeline.step import State, Steps
 from onnxprune.pipeline.target import reach
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
+from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.verify.verdict import verify
 
@@ -54,6 +56,7 @@ def prune(
     metric: str | None = None,
     calibration: AnyData | None = None,
     inputs: AnyData | None = None,
+    custom_ops: Sequence[str | Path] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -76,6 +79,7 @@ def prune(
             look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
             By default criteria take them from ``data`` when retraining, int8 from ``eval_data``.
         inputs: Inputs that the model runs with, one array for each: they take the place of made-up ones.
+        custom_ops: Libraries of custom operators that the model needs, loaded in every session.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         progress: Called with the name of each stage.
@@ -98,11 +102,12 @@ def prune(
     )
     preflight(recipe, run_inputs)
     clock = Clock(progress)
-    original = clock("load", lambda: model_io.load_any(model))
-    run_inputs = _opened(original, recipe, run_inputs, clock)
-    if recipe.target is None:
-        return _run(original, recipe, run_inputs, clock)
-    return _search(original, recipe, run_inputs, clock)
+    with custom_operators(custom_ops):
+        original = clock("load", lambda: model_io.load_any(model))
+        run_inputs = _opened(original, recipe, run_inputs, clock)
+        if recipe.target is None:
+            return _run(original, recipe, run_inputs, clock)
+        return _search(original, recipe, run_inputs, clock)
 
 
 def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:

@@ -23,6 +23,7 @@ from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.recipe import Recipe, make_recipe
+from onnxprune.runtime.libraries import custom_operators
 from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.units import score_units
@@ -86,6 +87,7 @@ def sensitivity(
     eval_data: AnyData | None = None,
     metric: str | None = None,
     inputs: AnyData | None = None,
+    custom_ops: Sequence[str | Path] = (),
     levels: Sequence[float] | None = None,
     progress: Callable[[str], None] | None = None,
     **settings: Any,
@@ -99,6 +101,7 @@ def sensitivity(
         eval_data: Labelled inputs, in any form that ``calibration`` may have: a metric is measured.
         metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` or ``module:function``; by default the first that fits.
         inputs: Inputs that the model runs with, where none are found.
+        custom_ops: Libraries of custom operators that the model needs.
         levels: Shares to try, each between 0 and 1.
         progress: Called with the name of each layer.
         **settings: Those fields of `Recipe` that say what may go and what goes first: ``structure`` (weights or
@@ -118,8 +121,21 @@ def sensitivity(
     if calibration is None and eval_data is None:
         raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
     check_scores(recipe, calibration, trains=False)
-    original = model_io.load_any(model)
-    give_inputs(original, inputs, recipe.reading)
+    with custom_operators(custom_ops):
+        original = model_io.load_any(model)
+        give_inputs(original, inputs, recipe.reading)
+        return _scan(original, recipe, chosen, calibration, eval_data, metric, progress)
+
+
+def _scan(
+    original: ir.Model,
+    recipe: Recipe,
+    levels: tuple[float, ...],
+    calibration: AnyData | None,
+    eval_data: AnyData | None,
+    metric: str | None,
+    progress: Callable[[str], None] | None,
+) -> Scan:
     limit, seed = recipe.calibration_samples, recipe.seed
     samples = (
         Calibration() if calibration is None else read_calibration(calibration, original, limit, seed, recipe.reading)
@@ -134,7 +150,7 @@ def sensitivity(
     else:
         by_metric = _Metric(structure.model, eval_data, metric)
         measure, measured, dense = by_metric, by_metric.name, by_metric.dense
-    table, skipped = _scanned(structure, recipe, samples, measure, chosen, progress)
+    table, skipped = _scanned(structure, recipe, samples, measure, levels, progress)
     return Scan(measured, dense, recipe.structure, table, skipped)
 
 

@@ -74,13 +74,16 @@ def preset(name: str | None) -> Mapping[str, Any]:
     return PRESETS[name] if name is not None else {}
 
 
-def read(path: str | Path, *, flags: Collection[str] = (), paths: Collection[str] = ()) -> RecipeFile:
+def read(
+    path: str | Path, *, flags: Collection[str] = (), paths: Collection[str] = (), lists: Collection[str] = ()
+) -> RecipeFile:
     """Read a recipe file.
 
     Args:
         path: The file.
         flags: What it may say beside the fields of `Recipe`.
         paths: Those of them that are paths.
+        lists: Those of these that may be several.
 
     Raises:
         RecipeError: It cannot be read, is no TOML, or a key or value is wrong; the sentence names the key and its line.
@@ -102,7 +105,10 @@ def read(path: str | Path, *, flags: Collection[str] = (), paths: Collection[str
     folder = path.parent.resolve()
     for name in paths:
         if name in settings:
-            settings[name] = str(folder / _text(path, text, settings[name], written[name]))
+            value, key = settings[name], written[name]
+            many = isinstance(value, list) and name in lists
+            parts = [str(folder / _text(path, text, part, key)) for part in (value if many else [value])]
+            settings[name] = parts if name in lists else parts[0]
     return RecipeFile(path, settings)
 
 
@@ -121,7 +127,7 @@ def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str
     lines = ["# onnxprune run " + path.name]
     for name, value in settings.items():
         if value is not None:
-            shown = Path(os.path.relpath(value, path.resolve().parent)).as_posix() if name in paths else value
+            shown = _relative(value, path.resolve().parent) if name in paths else value
             lines.append(f"{name} = {_toml(shown)}")
     try:
         with temporary_beside(path) as (temporary, file):
@@ -130,6 +136,12 @@ def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str
             publish(temporary, path, replace=True)
     except OSError as error:
         raise ModelError(f"the recipe '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_relative(part, folder) for part in value]
+    return Path(os.path.relpath(value, folder)).as_posix()
 
 
 def _check(

@@ -57,8 +57,7 @@ class DataSettings(_Settings):
     )
     sample_axis: Annotated[tuple[str, ...], _READING] = Field(
         default=(),
-        description="Which axis of an input counts samples, where that is not the first and not found: state:1, or "
-        "rate:none for an input that holds for all samples.",
+        description="Axis of an input that counts samples, where not found: state:1, or rate:none for one without.",
     )
     timeout: Annotated[float, replace(_READING, name="data-timeout")] = Field(
         default=40.0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.report.text import shown
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"[yellow]{shown(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict, changed_by(result)))
+    else:
+        console.print(f"[yellow]not proved[/]: {NOT_VERIFIED}")
     if not parts.removes:
         console.print(f"[yellow]{NO_FASTER}[/]")
     console.print(f"wrote [b]{shown(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)

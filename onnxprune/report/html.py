@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.pipeline.inspect import Inspection, inspect
+from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
@@ -154,7 +155,7 @@ def _headline(result: Result) -> str:
     verdict = result.verdict
     share = f"{result.sparsity:.1%} of the prunable weights are {result.recipe.parts.gone}"
     if verdict is None:
-        return f"{share}; nothing was measured."
+        return f"{share}; not proved: {NOT_VERIFIED}."
     parts = [f"{verdict.before.file_bytes / verdict.after.file_bytes:.2f}× smaller file"]
     if verdict.latency_ratio is not None:
         parts.append(f"{verdict.latency_ratio:.2f} of the latency")

@@ -56,15 +56,17 @@ class PruneOutput(BaseModel):
     blocks: list[str] = Field([], description="residual blocks that went, by the names of the sums they were part of")
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
     target: Reached | None = Field(None, description="what a target asked for, what came out, and what was tried")
-    before: Figures
-    after: Figures
-    removed_vs_masked: float = Field(description="largest difference to the masked original, relative")
+    before: Figures | None = Field(None, description="of the original; this and what follows is null with --no-verify")
+    after: Figures | None = Field(None, description="of the written model")
+    removed_vs_masked: float | None = Field(None, description="largest difference to the masked original, relative")
     proved: bool = Field(description="whether equal outputs of removed and masked prove that the cut is right")
     unproved: str = Field(description='why nothing was proved; "" where something was')
-    output_change: float = Field(description="largest difference to the original, relative to its largest output")
-    latency_ratio: float | None = Field(description="after / before")
-    metric: MeasuredMetric | None
-    batches: int = Field(description="sizes of the dynamic dimensions that were run")
+    output_change: float | None = Field(
+        None, description="largest difference to the original, relative to its largest output"
+    )
+    latency_ratio: float | None = Field(None, description="after / before")
+    metric: MeasuredMetric | None = None
+    batches: int = Field(0, description="sizes of the dynamic dimensions that were run")
     input_shapes: dict[str, tuple[int, ...]] = Field(
         {}, description="the inputs that multiply-adds and latency are of: one sample, where the model takes one"
     )

@@ -31,7 +31,7 @@ from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import is_parameter, parameters
 from onnxprune.graph.tensors import read
-from onnxprune.runtime import Feeds, int8
+from onnxprune.runtime import Feeds, int8, libraries
 from onnxprune.runtime.session import one_sentence
 
 FORMS = ("int8", "int8-dynamic", "fp16")
@@ -75,7 +75,8 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> Quant
             plain_products(plain)
         model_io.save(plain, source, external=large, durable=False)
         try:
-            converted = _CONVERTERS[form](source, batches)
+            with libraries.in_the_tools():
+                converted = _CONVERTERS[form](source, batches)
         except OnnxPruneError:
             raise
         except Exception as failure:  # the tools raise whatever comes up

@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError, OnnxPruneError
+from onnxprune.runtime import libraries
 
 Optimize = Literal["off", "basic", "all"]
 AnyModel = ir.Model | onnx.ModelProto | str | os.PathLike | bytes
@@ -59,7 +60,7 @@ def make_session(
     Raises:
         OnnxPruneError: Of type `error`: ONNX Runtime does not accept the model.
     """
-    options = ort.SessionOptions()
+    options = libraries.session_options()
     options.graph_optimization_level = _LEVELS[optimize]
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -71,12 +72,16 @@ def make_session(
         if isinstance(model, ir.Model):
             if model_io.serialized_size(model) > _IN_MEMORY_LIMIT:
                 return _from_file(model, options)
-            model = model_io.to_bytes(model)
-        content = model if isinstance(model, bytes) else os.fspath(model)
+            content: str | bytes = model_io.to_bytes(model)
+        else:
+            content = model if isinstance(model, bytes) else os.fspath(model)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except OnnxPruneError:
         raise
     except Exception as failure:
+        unknown = libraries.unknown_operators(model)
+        if unknown:
+            raise ModelError(libraries.sentence_on(unknown)) from failure
         raise error(f"ONNX Runtime does not load the model: {one_sentence(failure)}.") from failure
 
 
