@@ -51,7 +51,11 @@ class Store:
         return self.folder / "training.safetensors"
 
     def save(self, state: State) -> None:
-        """Write the model, then the state that names it: at any moment the state on the disk names a whole model."""
+        """Write the model, then the state that names it: at any moment the state on the disk names a whole model.
+
+        Raises:
+            ModelError: The disk is full, or the file system refused.
+        """
         if not is_main():
             return
         import torch
@@ -60,12 +64,13 @@ class Store:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"iteration-{state.done}.onnx"
-        save_model(self.folder / name, state.model)
+        files = save_model(self.folder / name, state.model)
         tensors = {f"mask.{n}": torch.from_numpy(np.ascontiguousarray(m)) for n, m in state.masks.items()}
         tensors |= {f"rewind.{n}": torch.from_numpy(np.array(a)) for n, a in state.rewind.items()}
         plain = {
             "mark": self.mark,
             "model": name,
+            "files": files,
             "done": state.done,
             "trace": state.trace.plain(),
             "history": [asdict(iteration) for iteration in state.history],
@@ -82,13 +87,14 @@ class Store:
             RecipeError: It is that of another run.
             ModelError, DataError: A file is damaged.
         """
-        from onnxprune.training.checkpoint import load_checkpoint
+        from onnxprune.training.checkpoint import ensure_whole, load_checkpoint
 
         saved = load_checkpoint(self.folder / "state.safetensors")
         if saved is None:
             return state
         if saved.state["mark"] != self.mark:
             raise RecipeError(f"'{self.folder}' holds the checkpoint of a run with another model or other settings.")
+        ensure_whole(self.folder, saved.state["files"])
         path = self.folder / saved.state["model"]
         try:
             model = ir.load(path)

@@ -12,6 +12,7 @@ done: it imports nothing heavy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import OnnxPruneError, RecipeError
+from onnxprune.errors import ModelError, OnnxPruneError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.model_io.file_set import tidy
+from onnxprune.model_io.text_files import read_text
 from onnxprune.recipe.recipe import Recipe
 
 RUN = "run.json"
 BEST = "best.onnx"
+_CHECKSUM = "sha256"
 _TRY = "sparsity-"
 _STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data")
 
@@ -77,14 +80,15 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
         resume: Whether to go on; otherwise what the folder holds is forgotten.
 
     Raises:
-        RecipeError: The folder holds a run with another model, recipe or other data.
+        RecipeError: The folder holds a run with another model, recipe or other data, or a damaged one.
+        ModelError: The disk is full, or the file system refused.
     """
     if not is_main():
         return
-    content = json.dumps(run, indent=1)
+    content = json.dumps({**run, _CHECKSUM: _digest(run)}, indent=1)
     if resume:
         held = _read(folder / RUN)
-        for key, value in json.loads(content).items():
+        for key, value in json.loads(json.dumps(run)).items():
             if held.get(key) != value:
                 raise RecipeError(
                     f"'{folder}' holds a run with another {key.replace('_', ' ')}: give what it was started with, or "
@@ -92,11 +96,14 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
                 )
         return
     forget(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(folder / RUN) as (temporary, file):
-        file.write(content.encode() + b"\n")
-        sync(file)
-        publish(temporary, folder / RUN, replace=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(folder / RUN) as (temporary, file):
+            file.write(content.encode() + b"\n")
+            sync(file)
+            publish(temporary, folder / RUN, replace=True)
+    except OSError as error:
+        raise ModelError(f"the checkpoint '{folder / RUN}' cannot be written: {error.strerror or error}") from error
 
 
 def begin_search(folder: Path, recipe: Recipe, *, resume: bool) -> float | None:
@@ -155,8 +162,20 @@ def forgotten_unless_started(folder: Path | None) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """What a run wrote of itself.
+
+    Raises:
+        RecipeError: The file cannot be read, or is damaged.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"the checkpoint '{path}' cannot be read: {error}") from None
-    return content if isinstance(content, dict) else {}
+    digest = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if digest is None or digest != _digest(content):
+        raise RecipeError(f"the checkpoint '{path}' is damaged: its content does not have its checksum")
+    return dict(content)
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
