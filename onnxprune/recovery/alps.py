@@ -67,20 +67,20 @@ def alps(target: Matrix, spectrum: Spectrum, project: Project) -> tuple[Matrix, 
     w0: Floats = target.astype(np.float32)
     gradient = (w0 @ single.vectors * single.values[:, None, :]) @ single.vectors.swapaxes(1, 2)
     support = project(w0)
-    d, v = np.where(support, w0, np.float32(0)), np.zeros_like(w0)
+    d, u = w0 * support, np.zeros_like(w0)  # u is V / r
     penalty, before = _PENALTY, support
     for turn in range(1, _TURNS + 1):
-        w = single.solve(gradient - v + np.float32(penalty) * d, penalty)
-        reached = w + v / np.float32(penalty)
-        support = project(reached)
-        d = np.where(support, reached, np.float32(0))
-        v = v + np.float32(penalty) * (w - d)
+        u += single.solve(gradient + penalty * (d - u), penalty)
+        support = project(u)
+        d = u * support
+        u -= d
         if turn % _BETWEEN == 0:
             changed = np.count_nonzero(support & ~before)
             if not changed:
                 break
-            penalty *= next(f for share, f in _GROWTH if changed >= share * np.count_nonzero(support))
-            before = support
+            growth = next(f for share, f in _GROWTH if changed >= share * np.count_nonzero(support))
+            penalty, before = penalty * growth, support
+            u /= growth
     return np.asarray(d, np.float64), support
 
 
@@ -102,10 +102,15 @@ def keep_pattern(stay: int, of: int, places: int) -> Project:
 
     def project(weight: Floats) -> Support:
         groups, outputs, columns = weight.shape
-        blocks = weight.reshape(groups, outputs, columns // places // of, of, places)
-        order = np.argsort(-np.abs(blocks), axis=3, kind="stable")
-        flags = np.zeros(blocks.shape, bool)
-        np.put_along_axis(flags, order[:, :, :, :stay], True, axis=3)
+        blocks = np.abs(weight).reshape(groups, outputs, columns // places // of, of, places)
+        flags = np.empty(blocks.shape, bool)
+        for i in range(of):  # by comparison: several times faster than to sort so many short blocks
+            greater = np.zeros((*blocks.shape[:3], places), np.int8)
+            for j in range(of):
+                if j != i:
+                    compare = np.greater_equal if j < i else np.greater  # ties go in order
+                    greater += compare(blocks[:, :, :, j], blocks[:, :, :, i])
+            flags[:, :, :, i] = greater < stay
         return flags.reshape(weight.shape)
 
     return project

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,17 +107,14 @@ class Problem:
         dense = self.error.scaled(self.layer.dense)
         gap = self.error.target - dense @ self.error.gram
         change, some = functools.partial(self.spectrum.solve, gap[:, self.sample]), dense[:, self.sample]
-        errors = {ridge: self.error_of(some + change(ridge)) for ridge in RIDGES}
-        best = min(errors, key=lambda ridge: errors[ridge])
-        return dense if self.error_of(some) <= errors[best] else dense + self.spectrum.solve(gap, best)
+        best, error = best_ridge(lambda ridge: self.error_of(some + change(ridge)))
+        return dense if self.error_of(some) <= error else dense + self.spectrum.solve(gap, best)
 
     def tried(self, start: Matrix, support: Support) -> tuple[float, float]:
         """Return the best ridge of a fit inside a support, drawn to ``start``, and the relative error of that fit."""
         part = Quadratic(self.error.gram, self.error.target[:, self.sample], self.error.scale)
         start, support = start[:, self.sample], support[:, self.sample]
-        errors = {ridge: self.error_of(fit_within(part, start, support, ridge)) for ridge in RIDGES}
-        best = min(errors, key=lambda ridge: errors[ridge])
-        return best, errors[best]
+        return best_ridge(lambda ridge: self.error_of(fit_within(part, start, support, ridge)))
 
     def fitted(self, start: Matrix, support: Support, ridge: float) -> Affine:
         """Fit all outputs to all inputs."""
@@ -141,6 +138,19 @@ class Problem:
         return float(squared_error(self.held, affine).sum()) / size_of([self.held])
 
 
+def best_ridge(error: Callable[[float], float]) -> tuple[float, float]:
+    """Return the ridge of the least error, and that; from small to large, up to the second that is worse in turn."""
+    errors: dict[float, float] = {}
+    worse = 0
+    for ridge in RIDGES:
+        errors[ridge] = error(ridge)
+        worse = worse + 1 if errors[ridge] > min(errors.values()) else 0
+        if worse == 2:
+            break
+    best = min(errors, key=lambda ridge: errors[ridge])
+    return best, errors[best]
+
+
 def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Proposal:
     """Fit a layer all of whose outputs have the same zeros.
 
@@ -156,11 +166,10 @@ def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Propos
             squares += float(squared_error(fold, fit).sum())
         return squares / scale
 
-    errors = {ridge: error(ridge) for ridge in RIDGES}
-    best = min(errors, key=lambda ridge: errors[ridge])
+    best, after = best_ridge(error)
     before = sum(float(squared_error(m, layer.start).sum()) for m in held) / scale
     fitted = ridge_fit(total, anchor, layer.support, best, with_bias=layer.has_shift)
-    return Proposal(fitted, before, errors[best], f"ridge {best:g}")
+    return Proposal(fitted, before, after, f"ridge {best:g}")
 
 
 def but_last(folds: Sequence[Moments]) -> Moments:

@@ -7,7 +7,9 @@ import pytest
 
 from onnxprune.recovery import recover
 from onnxprune.recovery.alps import DAMPING, Spectrum, alps, keep_largest, keep_pattern
+from onnxprune.recovery.fitting import best_ridge
 from onnxprune.recovery.quadratic import Quadratic, fit_within
+from onnxprune.recovery.solve import RIDGES
 from onnxprune.recovery.sparsegpt import choose_support, inverse_factor
 from onnxprune.runtime.statistics import Moments
 
@@ -133,3 +135,23 @@ def test_inputs_that_are_all_alike_are_recovered_without_an_error(method: str) -
     done = recover(dense, pruned, {}, {"x": x}, methods=(method,), batch=10)
     assert done.after <= done.before
     assert {n: int((constant(pruned, n) == 0).sum()) for n in ("w1", "w2")} == zeros
+
+
+@pytest.mark.parametrize(("stay", "of", "places"), [(2, 4, 1), (1, 4, 9), (3, 8, 1)])
+def test_a_pattern_keeps_the_largest_and_of_equals_the_first(stay: int, of: int, places: int) -> None:
+    weight = np.random.default_rng(0).integers(-3, 4, (2, 5, 3 * of * places)).astype(np.float32)
+    blocks = np.abs(weight).reshape(2, 5, 3, of, places)
+    rank = np.argsort(np.argsort(-blocks, axis=3, kind="stable"), axis=3)
+    assert (keep_pattern(stay, of, places)(weight) == (rank < stay).reshape(weight.shape)).all()
+
+
+@pytest.mark.parametrize("best", range(len(RIDGES)))
+def test_the_best_ridge_is_found_wherever_it_is_and_the_search_ends_soon_behind_it(best: int) -> None:
+    tried: list[float] = []
+
+    def error(ridge: float) -> float:
+        tried.append(ridge)
+        return 1.0 + abs(RIDGES.index(ridge) - best)
+
+    assert best_ridge(error) == (RIDGES[best], 1.0)
+    assert len(tried) == min(best + 3, len(RIDGES))
