@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SampleAxisFlag, SeedFlag
+from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, InputShapeFlag, SampleAxisFlag, SeedFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +28,7 @@ def compare(
     ] = None,
     inputs: InputsFlag = None,
     sample_axis: SampleAxisFlag = [],  # noqa: B006
+    input_shape: InputShapeFlag = [],  # noqa: B006
     custom_ops: CustomOpsFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
@@ -43,7 +44,7 @@ def compare(
 
     with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
         tell("measure")
-        before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis))
+        before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis), input_shape=tuple(input_shape))
         give_inputs(before, inputs, reading)
         data = None if eval_data is None else open_data(before, eval_data, reading)
         after = model_io.load(b)

@@ -248,6 +248,7 @@ InputsFlag = Annotated[Path | None, option("inputs")]
 SampleAxisFlag = Annotated[list[str], option("sample_axis")]
 ExcludeFlag = Annotated[list[str], option("exclude")]
 OnlyFlag = Annotated[list[str], option("only")]
+InputShapeFlag = Annotated[list[str], option("input_shape")]
 CustomOpsFlag = Annotated[list[Path], option("custom_ops")]
 SeedFlag = Annotated[int, option("seed")]
 

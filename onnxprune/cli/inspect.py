@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import CustomOpsFlag, InputsFlag
+from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, InputShapeFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
     inputs: InputsFlag = None,
+    input_shape: InputShapeFlag = [],  # noqa: B006
     custom_ops: CustomOpsFlag = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -27,7 +28,7 @@ def inspect(
 
     with stages(str(model)) as tell:
         tell("analyse")
-        inspection = inspect_model(model, inputs=inputs, custom_ops=custom_ops)
+        inspection = inspect_model(model, inputs=inputs, input_shape=input_shape, custom_ops=custom_ops)
     if json:
         print_json("inspect", inspection.as_dict())
     else:

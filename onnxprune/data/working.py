@@ -18,7 +18,7 @@ from onnxprune.data.fit import fixed_batch, input_specs
 from onnxprune.data.readers import AnyData, Data, open_data, to_array
 from onnxprune.data.sources import Arrays, Batch, first_samples
 from onnxprune.errors import DataError
-from onnxprune.graph.hints import Feeds, give_hints, parse_sample_axes
+from onnxprune.graph.hints import Feeds, give_hints, parse_input_shapes, parse_sample_axes
 from onnxprune.recipe.training import DataSettings
 
 _MOST = 64  # samples that are run at once
@@ -31,7 +31,7 @@ def give_inputs(model: ir.Model, inputs: AnyData | None = None, reading: DataSet
     Args:
         model: The model.
         inputs: One array for each input: a whole set of inputs, or samples; any form of data.
-        reading: How data are read; its `sample_axis` is taken.
+        reading: How data are read; its `sample_axis` and `input_shape` are taken.
 
     Raises:
         DataError: The inputs cannot be read, or are not those of the model.
@@ -39,6 +39,8 @@ def give_inputs(model: ir.Model, inputs: AnyData | None = None, reading: DataSet
     """
     if reading is not None and reading.sample_axis:
         give_hints(model, sample_axes=parse_sample_axes(reading.sample_axis))
+    if reading is not None and reading.input_shape:
+        give_hints(model, shapes=parse_input_shapes(reading.input_shape))
     if inputs is None:
         return
     arrays = _named_arrays(inputs, model)

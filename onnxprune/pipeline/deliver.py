@@ -21,7 +21,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
-from onnxprune.pipeline.result import Delivery, Result, measured_figures
+from onnxprune.pipeline.result import Delivery, Result, measured_figures, shortcomings
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.runtime.session import Optimize
@@ -85,6 +85,7 @@ def deliver(
         result = _packed(result, verifier)
     elif recipe.sparse_initializers:
         result = _sparse(result, verifier)
+    result = replace(result, notes=(*result.notes, *shortcomings(result)))
     _ensure_proved(result)
     check_requirements(map(parse, recipe.require), measured_figures(result))
     return result

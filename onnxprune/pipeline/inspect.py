@@ -16,8 +16,10 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import size
+from onnxprune.graph.hints import hints_of
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.recipe.training import DataSettings
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
@@ -84,6 +86,7 @@ def inspect(
     model: str | Path | onnx.ModelProto | ir.Model,
     *,
     inputs: AnyData | None = None,
+    input_shape: Sequence[str] = (),
     custom_ops: Sequence[str | Path] = (),
 ) -> Inspection:
     """Find what could be pruned.
@@ -91,6 +94,7 @@ def inspect(
     Args:
         model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
         inputs: Inputs that the model runs with, where none are found.
+        input_shape: Shapes of inputs at which multiply-adds are counted: ``image:1x3x224x224``.
         custom_ops: Libraries of custom operators that the model needs.
 
     Raises:
@@ -98,7 +102,7 @@ def inspect(
     """
     with custom_operators(custom_ops):
         original = model_io.load_any(model)
-        give_inputs(original, inputs)
+        give_inputs(original, inputs, DataSettings(input_shape=tuple(input_shape)))
         return _inspected(original)
 
 
@@ -151,5 +155,7 @@ def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple
         sample = runtime.one_sample(structure.model)
         shapes = runtime.concrete_shapes(structure.model, sample, size.counted_values(structure.model))
     except (DataError, ModelError):
+        if hints_of(structure.model).shapes:
+            raise
         return structure.facts.known_shapes(), {}
     return shapes, {name: np.shape(array) for name, array in sample.items()}

@@ -25,6 +25,9 @@ RUINED = 0.5
 
 NOT_VERIFIED = "the model was written without verification (--no-verify): it was not run, and nothing was proved"
 
+SLOWER, SHORTEST, LITTLE = 1.1, 0.05, 0.05
+"""A latency ratio above the first is told (of runs of so many milliseconds), as are savings of less than the last."""
+
 
 def measured_figures(result: Result) -> dict[str, float]:
     """What a run measured, by the names of `FIGURES`; a figure that was not measured is left out."""
@@ -174,6 +177,31 @@ def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str,
         f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little "
         "use as it is: give --calibration with some of its inputs (no labels needed), or --retrain with --data",
     )
+
+
+def shortcomings(result: Result) -> tuple[str, ...]:
+    """Say in plain words where a result is slower or no smaller, or where what it shows is not its own doing."""
+    verdict, notes = result.verdict, list[str]()
+    if verdict is None:
+        return ()
+    before, after, figures = verdict.before, verdict.after, measured_figures(result)
+    ratio = figures.get("latency", 0.0)
+    if verdict.latency is not None and ratio > SLOWER and verdict.latency.before_ms > SHORTEST:
+        form = result.recipe.quantize
+        what = f"the {form} model" if form != "no" else "the result"
+        notes.append(f"{what} runs slower here than the original: {ratio:.2f} of its latency")
+    if after.file_bytes > before.file_bytes:
+        notes.append(f"the file is no smaller: it grew from {before.file_bytes:,} to {after.file_bytes:,} bytes")
+    saved = 1 - figures.get("macs", 0.0)
+    if result.recipe.parts.removes and result.gone and saved < LITTLE:
+        notes.append(f"what went saves only {saved:.1%} of the multiply-adds")
+    packing = None if result.delivery is None else result.delivery.packing
+    if packing is not None and not packing.packed:
+        notes.append(f"nothing was packed: {packing.obstacle or 'no tensor has zeros enough'}")
+    zeros = before.parameters - before.nonzero_parameters
+    if not result.recipe.parts.removes and zeros > LITTLE * max(result.prunable, 1):
+        notes.append(f"{zeros:,} numbers of the original were zero before this run")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ class DataSettings(_Settings):
         default=(),
         description="Axis of an input that counts samples, where not found: state:1, or rate:none for one without.",
     )
+    input_shape: Annotated[tuple[str, ...], _READING] = Field(
+        default=(),
+        description="Shape of an input at which figures and latency are taken: image:1x3x224x224.",
+    )
     timeout: Annotated[float, replace(_READING, name="data-timeout")] = Field(
         default=40.0,
         gt=0,

@@ -14,11 +14,12 @@ from onnxprune.report.text import shown
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
+    from onnxprune.runtime.latency import LatencyFigure
     from onnxprune.verify.verdict import Verdict
 
 NO_FASTER = (
-    "ONNX Runtime runs zeros no faster than other numbers (nor do block and 2:4 zeros on a CPU): this file compresses "
-    "well, but for speed remove whole units with --structure channels."
+    "ONNX Runtime runs zeros no faster than other numbers (nor do block and 2:4 zeros on a CPU): for "
+    "speed remove whole units with --structure channels."
 )
 
 _MOST = 8
@@ -44,8 +45,6 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
             f"packed {len(packing.packed)} of {len(packing.tensors)} tensors ({forms or 'none'}) to "
             f"{packing.ratio:.3f} of their bytes"
         )
-        if packing.obstacle:
-            console.print(f"[yellow]nothing was packed: {shown(packing.obstacle)}[/]")
     if result.dead:
         console.print(f"{result.dead:,} dead units went as well")
     if result.recovered is not None:
@@ -70,6 +69,11 @@ def of_inputs(shapes: Mapping[str, Sequence[int]]) -> str:
     return f" of {shown(', '.join(first))}{more}"
 
 
+def machine_line(latency: LatencyFigure) -> str:
+    """Say what measured the latency."""
+    return shown(f"latency: CPU time of one run on {latency.processor}, ONNX Runtime {latency.onnxruntime}")
+
+
 def uncounted_line(nodes: Sequence[str]) -> str:
     """Name the nodes whose multiply-adds are not counted, a few of many."""
     more = f" and {len(nodes) - _MOST} more" if len(nodes) > _MOST else ""
@@ -78,6 +82,8 @@ def uncounted_line(nodes: Sequence[str]) -> str:
 
 def _print_figures(console: Console, model: str, verdict: Verdict) -> None:
     console.print(_figures(model, verdict))
+    if verdict.latency is not None:
+        console.print(machine_line(verdict.latency))
     uncounted = dict.fromkeys((*verdict.before.uncounted, *verdict.after.uncounted))
     if uncounted:
         console.print(uncounted_line(list(uncounted)))
@@ -89,8 +95,10 @@ def _figures(model: str, verdict: Verdict) -> Table:
         table.add_column(name, justify="left" if not name else "right")
     for name, a, b in _rows(verdict):
         table.add_row(name, f"{a:,}", f"{b:,}", f"{b / a:.3f}" if a else "")
-    if verdict.latency_ratio is not None:
-        table.add_row("latency (1 thread)", "1", f"{verdict.latency_ratio:.3f}", f"{verdict.latency_ratio:.3f}")
+    if verdict.latency is not None:
+        latency = verdict.latency
+        times = f"{latency.before_ms:.3g}", f"{latency.after_ms:.3g}"
+        table.add_row(f"latency (ms, {latency.threads} thread)", *times, f"{latency.ratio:.3f}")
     if verdict.metric is not None:
         m = verdict.metric
         table.add_row(

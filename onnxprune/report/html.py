@@ -19,7 +19,7 @@ from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.pipeline.inspect import Inspection, inspect
 from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.recipe import requirements
-from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
+from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.text import visible
 
@@ -156,7 +156,8 @@ def _headline(result: Result) -> str:
     share = f"{result.sparsity:.1%} of the prunable weights are {result.recipe.parts.gone}"
     if verdict is None:
         return f"{share}; not proved: {NOT_VERIFIED}."
-    parts = [f"{verdict.before.file_bytes / verdict.after.file_bytes:.2f}× smaller file"]
+    sizes = verdict.before.file_bytes, verdict.after.file_bytes
+    parts = [f"{max(sizes) / min(sizes):.2f}× {'larger' if sizes[1] > sizes[0] else 'smaller'} file"]
     if verdict.latency_ratio is not None:
         parts.append(f"{verdict.latency_ratio:.2f} of the latency")
     if verdict.metric is not None:
@@ -173,16 +174,18 @@ def _figures(verdict: Verdict | None) -> list[dict[str, Any]]:
         ("file (bytes)", a.file_bytes, b.file_bytes),
         ("parameters", a.parameters, b.parameters),
         ("not zero", a.nonzero_parameters, b.nonzero_parameters),
-        ("multiply-adds", a.macs, b.macs),
+        (f"multiply-adds{of_inputs(verdict.input_shapes)}", a.macs, b.macs),
     ]
     rows = [
         {"name": name, "before": f"{x:,}", "after": f"{y:,}", "ratio": y / x}
         for name, x, y in pairs
         if x and y is not None
     ]
-    if verdict.latency_ratio is not None:
-        ratio = verdict.latency_ratio
-        rows.append({"name": "latency (1 thread)", "before": "1", "after": f"{ratio:.3f}", "ratio": ratio})
+    if verdict.latency is not None:
+        latency = verdict.latency
+        name = f"latency (ms, {latency.threads} thread; {latency.processor}, ONNX Runtime {latency.onnxruntime})"
+        times = {"before": f"{latency.before_ms:.3g}", "after": f"{latency.after_ms:.3g}"}
+        rows.append({"name": name, **times, "ratio": latency.ratio})
     if verdict.metric is not None:
         m = verdict.metric
         name = f"{m.name} ({m.samples:,} samples)"

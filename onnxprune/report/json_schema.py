@@ -15,6 +15,7 @@ from onnxprune.graph.size import Figures
 from onnxprune.packing import TensorReport
 from onnxprune.pipeline.result import Reached
 from onnxprune.recipe.recipe import Recipe
+from onnxprune.runtime.latency import LatencyFigure
 from onnxprune.verify.evaluate import MeasuredMetric
 from onnxprune.verify.verdict import Verdict
 
@@ -65,6 +66,7 @@ class PruneOutput(BaseModel):
         None, description="largest difference to the original, relative to its largest output"
     )
     latency_ratio: float | None = Field(None, description="after / before")
+    latency: LatencyFigure | None = Field(None, description="milliseconds, and the machine that measured them")
     metric: MeasuredMetric | None = None
     batches: int = Field(0, description="sizes of the dynamic dimensions that were run")
     input_shapes: dict[str, tuple[int, ...]] = Field(

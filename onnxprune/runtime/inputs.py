@@ -116,14 +116,18 @@ def input_sets(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
         yield from map(dict, hints.inputs)
         return
     try:
-        masks = _MASKS if any(_is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
-        for candidate in candidate_sizes(model):
-            for kind in masks:
-                yield random_inputs(model, seed=seed, sizes={**candidate, **(sizes or {})}, masks=kind)
+        yield from _made_up(model, seed, sizes or {})
     except DataError:
         if not hints.samples:
             raise
     yield from map(dict, hints.samples)
+
+
+def _made_up(model: ir.Model, seed: int, sizes: Mapping[str, int]) -> Iterator[Feeds]:
+    masks = _MASKS if any(_is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
+    for candidate in candidate_sizes(model):
+        for kind in masks:
+            yield random_inputs(model, seed=seed, sizes={**candidate, **sizes}, masks=kind)
 
 
 def working_inputs(
@@ -186,10 +190,12 @@ def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) 
         instead: Inputs to take where the model does not run one sample; by default any that it runs.
 
     Raises:
-        DataError: No inputs are found that the model runs with.
+        DataError: No inputs are found that the model runs with, or it does not run at the shapes that the user told.
     """
     session = make_session(model)
     sizes = {name: 1 for name, is_batch in dynamic_dims(model).items() if is_batch}
+    if hints_of(model).shapes:
+        return _at_told_shapes(model, session, seed, sizes)
     try:
         feeds = working_inputs(model, seed=seed, session=session, sizes=sizes)[0]
     except DataError:
@@ -197,6 +203,32 @@ def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) 
     if feeds:
         return feeds
     return instead if instead is not None else working_inputs(model, seed=seed, session=session)[0]
+
+
+def _at_told_shapes(model: ir.Model, session: ort.InferenceSession, seed: int, sizes: Mapping[str, int]) -> Feeds:
+    """Inputs of the shapes that the user told; other inputs follow as far as dimensions share names.
+
+    Raises:
+        DataError: The model does not run with any.
+    """
+    shapes, failure = hints_of(model).shapes, "sizes of its inputs contradict each other"
+    free = dynamic_dims(model)
+    told: dict[str, int] = {}
+    for spec in input_specs(model):
+        for dim, extent in zip(spec.known_dims, shapes.get(spec.name, ()), strict=False):
+            if isinstance(dim, str) and dim in free:
+                told[dim] = extent
+    for feeds in _made_up(model, seed, {**sizes, **told}):
+        if any(feeds[name].shape != shape for name, shape in shapes.items()):
+            continue
+        try:
+            run(session, feeds)
+        except DataError as error:
+            failure = str(error)
+            continue
+        return feeds
+    listed = ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    raise DataError(f"the model does not run at --input-shape {listed}: {failure.rstrip('. ')}")
 
 
 def tells_something(outputs: Mapping[str, Any]) -> bool:

@@ -7,9 +7,11 @@ have been made with threads=1: only then does the calling thread do all of the w
 from __future__ import annotations
 
 import dataclasses
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -44,6 +46,44 @@ class Latency:
     def least_ratio(self) -> float:
         """b / a of the fastest samples, which other work on the machine disturbs least."""
         return self.least_b / self.least_a
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyFigure:
+    """What a person is told of the latency of two models.
+
+    Attributes:
+        before_ms, after_ms: CPU milliseconds of one run, the median.
+        ratio: After over before.
+        processor: The machine's processor.
+        threads: Of ONNX Runtime.
+        onnxruntime: Its version.
+    """
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    processor: str
+    threads: int
+    onnxruntime: str
+
+
+def latency_figure(measured: Latency) -> LatencyFigure:
+    """Return what was measured, with the machine that measured it."""
+    milliseconds = 1000 * measured.a, 1000 * measured.b
+    return LatencyFigure(*milliseconds, measured.ratio, _processor(), 1, ort.__version__)
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def alternate(

@@ -16,6 +16,7 @@ from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
+from onnxprune.runtime.latency import LatencyFigure, latency_figure
 from onnxprune.verify.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
 from onnxprune.verify.proof import seeded
 
@@ -35,6 +36,7 @@ class Verdict:
         removed_vs_masked: Largest difference to the masked twin, relative to its largest output.
         unproved: Why the comparison with the masked twin proved nothing; "" where it did or nothing was cut.
         output_change: Largest difference to the original, relative to its largest output.
+        latency: The same in milliseconds, with the machine that measured it.
         latency_ratio: After over before: median CPU time of alternating runs on one thread; None where it was not
             measured (not asked for, or only zeros in a model over 512 MiB).
         metric: The metric on labelled data, where some were given.
@@ -51,6 +53,7 @@ class Verdict:
     metric: MeasuredMetric | None
     batches: int
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    latency: LatencyFigure | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -95,13 +98,15 @@ def verify(
     figures = size.figures(original, shapes), size.figures(pruned, new_shapes)
     # Zeros change no graph; two sessions of a large model side by side would need its size twice to tell nothing new.
     same_and_large = figures[0].parameters == figures[1].parameters and model_io.serialized_size(original) > _LARGE
+    timed = measure_latency(original, pruned, sample) if latency and not same_and_large else None
     return Verdict(
         before=figures[0],
         after=figures[1],
         removed_vs_masked=removed_vs_masked,
         unproved=unproved,
         output_change=_difference(before.outputs, after.outputs),
-        latency_ratio=latency_ratio(original, pruned, sample) if latency and not same_and_large else None,
+        latency_ratio=None if timed is None else timed.ratio,
+        latency=timed,
         metric=_metric(before, after),
         batches=len(batches),
         input_shapes={name: np.shape(array) for name, array in sample.items()},
@@ -119,10 +124,10 @@ def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: AnyData | None =
     return runtime.working_inputs(model, seed=seed, count=2)
 
 
-def latency_ratio(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> float:
-    """Return the latency of ``b`` over that of ``a``: alternating runs, one thread, all optimisations."""
+def measure_latency(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> LatencyFigure:
+    """Return the latency of both models: alternating runs, one thread, all optimisations."""
     sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (a, b)]
-    return runtime.alternate(sessions[0], sessions[1], dict(feeds), rounds=_ROUNDS).ratio
+    return latency_figure(runtime.alternate(sessions[0], sessions[1], dict(feeds), rounds=_ROUNDS))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def text_of(page: str) -> str:
 def test_the_verdict_comes_first(page: str, result: Result) -> None:
     text = text_of(page)
     assert result.verdict is not None and result.verdict.metric is not None
-    found = [text.index(part) for part in ("smaller file", "Verified in ONNX Runtime", "Before and after", "Layers")]
+    found = [text.index(part) for part in ("smaller file", "verified in ONNX Runtime", "Before and after", "Layers")]
     assert found == sorted(found)
     assert f"{result.verdict.metric.before:.4f} → {result.verdict.metric.after:.4f}" in text
     assert "Limits kept: latency<=2" in text
