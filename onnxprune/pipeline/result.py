@@ -15,9 +15,11 @@ from onnxprune.pipeline.clock import Clock
 from onnxprune.pipeline.record import FileId, Record
 from onnxprune.pipeline.search import Try
 from onnxprune.pipeline.step import State
+from onnxprune.pipeline.trace import Trace
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
+from onnxprune.verify.reach import INEXACT
 from onnxprune.verify.verdict import Verdict
 
 RUINED = 0.5
@@ -70,6 +72,7 @@ class Result:
             a scan of sensitivity found.
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         blocks: Residual blocks that went, by the names of their sums in the original.
+        reach: How far the proof of each cut reaches, as plain data: see `verify.reach.Reach`.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
         target: What a target asked for and what came out; None where the recipe has none.
     """
@@ -90,6 +93,7 @@ class Result:
     steps: tuple[Mapping[str, Any], ...] = ()
     untouched: Mapping[str, str] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    reach: tuple[Mapping[str, Any], ...] = ()
     retraining: tuple[Mapping[str, Any], ...] = ()
     target: Reached | None = None
 
@@ -110,6 +114,7 @@ class Result:
             "steps": list(self.steps),
             "untouched": dict(self.untouched),
             "blocks": list(self.blocks),
+            "reach": list(self.reach),
         }
         if self.retraining:
             figures["retraining"] = list(self.retraining)
@@ -159,13 +164,18 @@ def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: V
         renamed={copy: source for copy, source in names.items() if copy in kept or copy in copies},
         verdict=verdict,
         dead=trace.dead,
-        notes=(*trace.notes(recipe, gone / prunable), *_ruined(recipe, state, verdict)),
+        notes=(*trace.notes(recipe, gone / prunable), *_inexact(trace), *_ruined(recipe, state, verdict)),
         seconds=clock.seconds,
         steps=trace.steps,
         untouched=trace.untouched,
         blocks=trace.blocks,
+        reach=trace.reach,
         retraining=tuple(asdict(iteration) for iteration in state.history),
     )
+
+
+def _inexact(trace: Trace) -> tuple[str, ...]:
+    return (INEXACT,) if any(reach["inexact"] for reach in trace.reach) else ()
 
 
 def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune import runtime
 from onnxprune.data.calibration import Calibration
 from onnxprune.graph.operators import operator_of
+from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import Plan, choose, prunable_size
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
@@ -39,6 +41,7 @@ from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import total_size
 from onnxprune.verify.proof import Proof, prove
+from onnxprune.verify.reach import Reach, reach_of
 
 if TYPE_CHECKING:
     from onnxprune.training.task import TrainResult
@@ -153,7 +156,8 @@ class Steps:
             now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
             plan = choose(structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
             applied = apply_plan(plan)
-            trace = trace.after_cut(applied.kept, applied.renamed, self._proof_of(model, plan, applied))
+            proof, reach = self._proof_of(model, plan, applied)
+            trace = trace.after_cut(applied.kept, applied.renamed, proof, reach)
             trace = replace(
                 trace,
                 gone=gone_before + plan.gone,
@@ -246,15 +250,22 @@ class Steps:
         )
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}
 
-    def _proof_of(self, before: ir.Model, plan: Plan, applied: Applied) -> Proof | None:
+    def _proof_of(self, before: ir.Model, plan: Plan, applied: Applied) -> tuple[Proof | None, Reach | None]:
         """Compare the model without units or blocks with the one before with these zeroed; None where nobody asks."""
         if not self.verification or not (plan.blocks or applied.kept):
-            return None
+            return None, None
         if plan.blocks:
             twin = without_contributions(before, {block.name for block in plan.blocks})
-        else:
-            twin = masked_twin(before, plan.removed)
-        return self._proof(before, twin, plan.structure.model)
+            return self._proof(before, twin, plan.structure.model), None
+        structure = prepare(before.clone())
+        plain = structure.model.clone()
+        contents = {value: value.const_value for value in structure.sources}
+        MaskUnits(structure, plan.removed)(structure.model)
+        proof = self._proof(before, structure.model, plan.structure.model)
+        for value, content in contents.items():  # the analysis is asked once more, of the numbers as they were
+            value.const_value = content
+        reach = reach_of(structure, plain, plan.removed, proof.batches or runtime.working_inputs(plain))
+        return proof, reach
 
     def _proof(self, before: ir.Model, masked: ir.Model, after: ir.Model) -> Proof:
         """Prove removed == masked.

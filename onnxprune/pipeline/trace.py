@@ -13,6 +13,7 @@ from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 from onnxprune.verify.proof import Proof
+from onnxprune.verify.reach import Reach
 
 STARVED = 0.001
 """A layer that keeps a smaller share of its weights is told of."""
@@ -37,6 +38,7 @@ class Trace:
         steps: Each step as plain data: what it aimed at and reached, what recovery and a scan found.
         blocks: The removed residual blocks, by the names of their sums.
         starved: Weights of which the last step left less than `STARVED`.
+        reach: How far the proof of each cut reaches, as plain data.
     """
 
     kept: Kept = field(default_factory=dict)
@@ -51,14 +53,16 @@ class Trace:
     steps: tuple[Mapping[str, Any], ...] = ()
     blocks: tuple[str, ...] = ()
     starved: tuple[str, ...] = ()
+    reach: tuple[Mapping[str, Any], ...] = ()
 
-    def after_cut(self, kept: Kept, names: Mapping[str, str], proof: Proof | None) -> Trace:
+    def after_cut(self, kept: Kept, names: Mapping[str, str], proof: Proof | None, reach: Reach | None = None) -> Trace:
         """This trace after another removal.
 
         Args:
             kept: The indices that the removal kept, of the model before it.
             names: Copies of constants that it made, with the names of their sources.
             proof: Of removed == masked; None where nobody asked for one.
+            reach: How far it reaches; None where that is not known.
         """
         proof = proof or Proof()
         notes = dict.fromkeys((*self.proof_notes, *([proof.note] if proof.note else [])))
@@ -69,6 +73,7 @@ class Trace:
             difference=max(self.difference, proof.difference),
             unproved=self.unproved or proof.unproved,
             proof_notes=tuple(notes),
+            reach=self.reach if reach is None else (*self.reach, asdict(reach)),
         )
 
     def plain(self) -> dict[str, Any]:
@@ -83,7 +88,9 @@ class Trace:
             name: {int(axis): np.asarray(at, np.int64) for axis, at in axes.items()}
             for name, axes in plain["kept"].items()
         }
-        tuples = {name: tuple(plain[name]) for name in ("left", "steps", "blocks", "starved", "proof_notes")}
+        tuples = {
+            name: tuple(plain.get(name, ())) for name in ("left", "steps", "blocks", "starved", "proof_notes", "reach")
+        }
         return Trace(**{**plain, **tuples, "kept": kept})
 
     def notes(self, recipe: Recipe, sparsity: float) -> list[str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.report.text import shown
+from onnxprune.verify.reach import Reach
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -53,6 +54,8 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"[yellow]{shown(note)}[/]")
     if verdict is not None:
         console.print(_verdict(verdict, changed_by(result)))
+        for reach in result.reach[-1:]:
+            console.print(shown(Reach(**reach).line))
     else:
         console.print(f"[yellow]not proved[/]: {NOT_VERIFIED}")
     if not parts.removes:

@@ -22,6 +22,7 @@ from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.text import visible
+from onnxprune.verify.reach import Reach
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -93,6 +94,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "version": version("onnxprune"),
         "result": result,
         "verdict": result.verdict,
+        "reach": [Reach(**reach).line for reach in result.reach[-1:]],
         "headline": _headline(result),
         "changed": changed_by(result),
         "recovered": recovery_line(result.recovered) if result.recovered is not None else "",

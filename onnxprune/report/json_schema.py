@@ -17,6 +17,7 @@ from onnxprune.pipeline.result import Reached
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.latency import LatencyFigure
 from onnxprune.verify.evaluate import MeasuredMetric
+from onnxprune.verify.reach import Reach
 from onnxprune.verify.verdict import Verdict
 
 FORMAT = "onnxprune-prune/1"
@@ -55,6 +56,7 @@ class PruneOutput(BaseModel):
         {}, description="weights or groups of units that the pattern or the criterion does not fit, with the reason"
     )
     blocks: list[str] = Field([], description="residual blocks that went, by the names of the sums they were part of")
+    reach: list[Reach] = Field([], description="how far the proof of each cut reaches")
     retraining: list[dict[str, Any]] = Field([], description="each iteration of pruning and retraining")
     target: Reached | None = Field(None, description="what a target asked for, what came out, and what was tried")
     before: Figures | None = Field(None, description="of the original; this and what follows is null with --no-verify")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Proof:
         silent: For each output that says nothing, why: "is NaN", "is empty", "is the same whatever the input is".
         compared: The values that were compared; the outputs, or values in front of what hides a difference.
         outputs: How many outputs the model has.
+        batches: The inputs of the comparison.
     """
 
     difference: float = 0.0
@@ -52,6 +53,7 @@ class Proof:
     silent: Mapping[str, str] | None = None
     compared: tuple[str, ...] = ()
     outputs: int = 0
+    batches: tuple[Feeds, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def note(self) -> str:
@@ -88,7 +90,7 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
     original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
     best: Proof | None = None
     for feeds in _candidates(masked, seed):
-        proof = _compare(original, masked, pruned, feeds)
+        proof = replace(_compare(original, masked, pruned, feeds), batches=tuple(feeds))
         if not proof.unproved:
             return proof
         best = best or proof
@@ -268,7 +270,7 @@ def _before_the_end(original: ir.Model, masked: ir.Model, pruned: ir.Model, seed
         proof = _compare(before, zeroed, after, feeds)
         inner = tuple(name for name in proof.compared if name in names)
         if inner:
-            return Proof(proof.difference, proof.limit, "", without.silent, inner, without.outputs)
+            return Proof(proof.difference, proof.limit, "", without.silent, inner, without.outputs, tuple(feeds))
     return without
 
 
