@@ -33,7 +33,8 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
 
     recipe = make_recipe(**settings)
     check_model(invocation.model)
-    reads = {**invocation.reads, "the recipe": ctx.meta.get(RECIPE_FILE)}
+    other = {"the recipe": ctx.meta.get(RECIPE_FILE), "the model of --rewind-to": recipe.rewind_to}
+    reads = {**invocation.reads, **other}
     check_outputs(reads, invocation.target, invocation.writes_beside, force=invocation.force)
     folder = _state_folder(recipe, invocation)
     if folder is not None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from command_line import refused, run
 from model_io_models import mlp, stored_external
@@ -82,3 +83,12 @@ def test_the_state_of_a_run_removes_no_file_of_the_user(folder: Path, capsys: py
     (folder / "state" / "best.onnx").write_bytes(mlp(width=16).SerializeToString())
     sentence = refused(capsys, folder, "state/best.onnx", *training, "state", "--force", "-o", "o.onnx")
     assert "lies in the folder 'state'" in sentence
+
+
+@pytest.mark.parametrize("name", ["first.onnx", "first.bin"])
+@pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
+def test_the_weights_to_go_back_to_stay(folder: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str) -> None:
+    onnx.save(mlp(width=16), folder / "first.onnx", save_as_external_data=True, location="first.bin", size_threshold=0)
+    training = ["-s", 0.5, "--retrain", "--data", "data", "--survivors", "rewind", "--rewind-to", "first.onnx"]
+    sentence = refused(capsys, folder, "model.onnx", *training, flag, name, "--force")
+    assert "the model of --rewind-to" in sentence and "never changed" in sentence
