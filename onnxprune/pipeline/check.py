@@ -20,7 +20,13 @@ from onnxprune.passes.normalise import one_name_each
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recovered_cut, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
-from onnxprune.verify.proof import difference_to_masked, other_inputs, seeded, tolerance_of
+from onnxprune.verify.proof import Judgement, judge, other_inputs, seeded
+
+_NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
+_QUANTISED = (
+    "the file is quantised, and rounded numbers are those of no masked twin; compared were inputs, outputs and how far "
+    "they are from the original's. Verify the pruned float model to prove removed == masked"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Check:
         removed_vs_masked: Largest difference to the original with the recorded units zeroed; None without a record
             of removed units.
         output_change: Largest difference to the original, relative to its largest output.
+        unproved: What was not proved, and what was compared instead; "" where all outputs were.
     """
 
     identical: int
@@ -43,6 +50,7 @@ class Check:
     cut: int
     removed_vs_masked: float | None
     output_change: float
+    unproved: str = ""
 
     def lines(self) -> list[str]:
         """Return the findings as sentences."""
@@ -54,11 +62,9 @@ class Check:
         ]
         if self.removed_vs_masked is not None:
             out.append(f"removed == masked: largest relative difference {self.removed_vs_masked:.1e}")
-        else:
-            out.append(
-                "nothing was proved of the cut: only inputs, outputs and weights of equal shape were compared. Give "
-                "--record to prove removed == masked"
-            )
+        if self.unproved:
+            what = "nothing was proved of the cut" if self.removed_vs_masked is None else "left out of the proof"
+            out.append(f"{what}: {self.unproved}")
         return out
 
 
@@ -98,15 +104,24 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     counts = _compare_constants(before, after, kept or {}, sources)
     if twin is not None and (counts["zeroed"] or counts["changed"]):
         take_numbers(twin, after, kept or {}, sources)
-    difference, change = _compare_outputs(before, after, twin, seed)
+    judged, change = _compare_outputs(before, after, twin, seed)
     for model in (before, after):
         model_io.ensure_unchanged(model)
-    if difference is not None and not difference <= tolerance_of(before):
+    if judged is not None and not judged.difference <= judged.limit:
         cut = "the recorded units" if record is not None else "the units that it lacks"
         raise VerificationError(
-            f"'{pruned}' differs from '{original}' with {cut} zeroed by {difference:.2g} of the largest output"
+            f"'{pruned}' differs from '{original}' with {cut} zeroed by {judged.difference:.2g} of the largest output"
         )
-    return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change)
+    unproved = _NO_TWIN if kept is None or not _is_quantised(record) else _QUANTISED
+    if judged is not None:
+        unproved = "; ".join(f"output '{name}' {why}" for name, why in judged.unclear.items())
+        judged = None if len(judged.unclear) == len(before.graph.outputs) else judged
+    difference = None if judged is None else judged.difference
+    return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change, unproved)
+
+
+def _is_quantised(record: Path | None) -> bool:
+    return record is not None and load_record(record).recipe.get("quantize", "no") != "no"
 
 
 def _twin(
@@ -187,7 +202,9 @@ def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
     return [(name, tensor) for name, tensor in out if tensor.dtype != ir.DataType.STRING]
 
 
-def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int) -> tuple[float | None, float]:
+def _compare_outputs(
+    before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int
+) -> tuple[Judgement | None, float]:
     """How far the pruned model is from its twin, and from the original.
 
     Raises:
@@ -204,7 +221,8 @@ def _compare_outputs(before: ir.Model, after: ir.Model, twin: ir.Model | None, s
         )
     if twin is None:
         return None, change
-    return difference_to_masked(twin, _outputs(seeded(twin), batches, ModelError), actual), change
+    twin = seeded(twin)
+    return judge(twin, batches, _outputs(twin, batches, ModelError), actual), change
 
 
 def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:

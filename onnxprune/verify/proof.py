@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import runtime
-from onnxprune.errors import DataError, OnnxPruneError, VerificationError
+from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.bounded import ROUNDING, bounded_outputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
@@ -89,7 +89,7 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
     """
     original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
     best: Proof | None = None
-    for feeds in _candidates(masked, seed):
+    for feeds in _candidates(original, masked, seed):
         proof = replace(_compare(original, masked, pruned, feeds), batches=tuple(feeds))
         if not proof.unproved:
             return proof
@@ -98,9 +98,25 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
     return _before_the_end(original, masked, pruned, seed, best)
 
 
-def _candidates(masked: ir.Model, seed: int) -> Iterator[list[Feeds]]:
+def _ensure_loads(original: ir.Model, failure: VerificationError) -> None:
+    """Blame the original, not the result, where ONNX Runtime does not load that either.
+
+    Raises:
+        ModelError: See above.
+    """
+    try:
+        runtime.make_session(original)
+    except ModelError as error:
+        raise ModelError(f"{str(error).rstrip('. ')}; --no-verify writes the model without any proof") from failure
+
+
+def _candidates(original: ir.Model, masked: ir.Model, seed: int) -> Iterator[list[Feeds]]:
     """Sets of inputs that the twin runs with: the best, then the user's samples, other numbers and other kinds."""
-    session = runtime.make_session(masked, error=VerificationError)
+    try:
+        session = runtime.make_session(masked, error=VerificationError)
+    except VerificationError as failure:
+        _ensure_loads(original, failure)
+        raise
     first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
     yield first
     samples = [dict(feeds) for feeds in hints_of(masked).samples]
@@ -151,11 +167,10 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
     others = _outputs(masked, [other_inputs(feeds) for feeds in batches], tolerant=True)
     silent = {name: why for name in twin[0] if (why := _silence(name, twin, whole, others))}
     actual = _outputs(pruned, batches)
+    judged = judge(masked, batches, twin, actual)
+    silent |= judged.unclear
     names = tuple(name for name in twin[0] if name not in silent)
-    difference = difference_to_masked(masked, twin, actual)
-    limit = tolerance_of(masked)
-    if not difference <= limit:
-        limit = max(limit, min(_LARGEST_LIMIT, _ROUNDING_FACTOR * _rounding(masked, batches, twin)))
+    difference, limit = judged.difference, judged.limit
     if not difference <= limit:
         raise VerificationError(
             f"the pruned model differs from the original with the same weights zeroed by {difference:.2g} of the "
@@ -224,8 +239,48 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
 
 
-def difference_to_masked(masked: ir.Model, expected: Sequence[Outputs], actual: Sequence[Outputs]) -> float:
-    """Return the largest difference of an output; of bounded ones relative to their range where it is noise."""
+@dataclass(frozen=True)
+class Judgement:
+    """How far removed and masked are apart, and what is allowed.
+
+    Attributes:
+        difference: The largest difference of the outputs that can be judged.
+        limit: What is allowed of it: the tolerance of the types, or more where rounding alone moves the model by more.
+        unclear: Outputs that rounding alone moves by so much that equality cannot be judged, with the reason.
+    """
+
+    difference: float
+    limit: float
+    unclear: Mapping[str, str]
+
+
+def judge(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs], actual: Sequence[Outputs]) -> Judgement:
+    """Judge a difference by the model's own: between levels of optimisation, and for inputs moved by their last place.
+
+    Args:
+        masked: The masked twin.
+        batches: Inputs.
+        twin, actual: What the twin and the pruned model give for them.
+    """
+    differences, limit = differences_to_masked(masked, twin, actual), tolerance_of(masked)
+    if all(difference <= limit for difference in differences.values()):
+        return Judgement(max(differences.values(), default=0.0), limit, {})
+    moved = {name: _ROUNDING_FACTOR * part for name, part in _rounding(masked, batches, twin).items()}
+    limits = {name: max(limit, min(_LARGEST_LIMIT, moved.get(name, 0.0))) for name in differences}
+    unclear = {
+        name: f"is ill-conditioned: rounding alone moves it by {moved[name] / _ROUNDING_FACTOR:.2g} of its largest"
+        for name, difference in differences.items()
+        if not difference <= limits[name] and moved.get(name, 0.0) > _LARGEST_LIMIT
+    }
+    clear = {name: difference for name, difference in differences.items() if name not in unclear}
+    worst = max(clear, key=lambda name: clear[name] / limits[name], default=None)
+    return Judgement(0.0, limit, unclear) if worst is None else Judgement(clear[worst], limits[worst], unclear)
+
+
+def differences_to_masked(
+    masked: ir.Model, expected: Sequence[Outputs], actual: Sequence[Outputs]
+) -> Mapping[str, float]:
+    """Return the largest difference of each output; of bounded ones relative to their range where it is noise."""
     in_a_range = bounded_outputs(masked)
     differences = [
         (name, output)
@@ -233,18 +288,23 @@ def difference_to_masked(masked: ir.Model, expected: Sequence[Outputs], actual: 
         for name, output in runtime.compare_outputs(a, b).outputs.items()
     ]
     noise = {n for n in in_a_range if all(o.max_abs <= ROUNDING for name, o in differences if name == n)}
-    return max((min(o.max_rel, o.max_abs) if n in noise else o.max_rel for n, o in differences), default=0.0)
+    largest: dict[str, float] = {}
+    for name, output in differences:
+        gap = min(output.max_rel, output.max_abs) if name in noise else output.max_rel
+        largest[name] = max(largest.get(name, 0.0), gap)
+    return largest
 
 
-def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs]) -> float:
-    """How far rounding alone moves the outputs: those for inputs that differ in their last place, and for another
+def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs]) -> dict[str, float]:
+    """How far rounding alone moves each output: those for inputs that differ in their last place, and for another
     level of optimisation."""
     rng = np.random.default_rng(0)
     nudged = [{name: _nudged(rng, array) for name, array in feeds.items()} for feeds in batches]
-    moved = difference_to_masked(masked, twin, _outputs(masked, nudged))
+    moved = differences_to_masked(masked, twin, _outputs(masked, nudged))
     session = runtime.make_session(masked, optimize="off", error=VerificationError)
     plain = [runtime.run(session, feeds, error=VerificationError) for feeds in batches]
-    return max(moved, difference_to_masked(masked, twin, plain))
+    levels = differences_to_masked(masked, twin, plain)
+    return {name: max(moved[name], levels[name]) for name in moved}
 
 
 def _nudged(rng: np.random.Generator, array: Any) -> Any:
@@ -261,7 +321,7 @@ def _before_the_end(original: ir.Model, masked: ir.Model, pruned: ir.Model, seed
     """Compare the values that the hiding end of the graph reads; give back `without` where these prove nothing."""
     shared = set(_values_by_name(pruned)) & set(_values_by_name(original))
     names = [name for name in _in_front(masked) if name in shared]
-    for feeds in _candidates(masked, seed):
+    for feeds in _candidates(original, masked, seed):
         twin, smaller = (_outputs(_with_outputs(model, names), feeds[:1])[0] for model in (masked, pruned))
         names = [name for name in names if np.shape(twin[name]) == np.shape(smaller[name])]  # it lost no unit
         if not names:

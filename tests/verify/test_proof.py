@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 from small_models import graph, random
 
 import onnxprune
-from onnxprune.errors import VerificationError
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.pipeline.run import prune
 from onnxprune.verify.proof import prove, seeded
 from onnxprune.verify.verdict import change_of_output
 
@@ -116,3 +120,45 @@ def test_each_part_of_an_output_has_its_own_scale() -> None:
     assert change_of_output(output.transpose(0, 2, 1), ruined.transpose(0, 2, 1)) > 0.4
     assert change_of_output(output, output * (1 + 1e-3)) == pytest.approx(1e-3, rel=1e-6)
     assert change_of_output(np.ones((2, 10)), np.full((2, 10), 1.01)) == pytest.approx(0.01)
+
+
+def _ill(epsilon: float, dtype: type = np.float32) -> onnx.ModelProto:
+    """1 / (m - m'), where m' is nearly m: rounding moves it by a large share of its largest value."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((64, 1024)), "v": rng.standard_normal((1024, 32)), "e": np.array(-1.0)}
+    weights["u"] = weights["v"] * (1 + epsilon)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["m"]),
+        helper.make_node("MatMul", ["r", "u"], ["n"]),
+        helper.make_node("Sub", ["m", "n"], ["q"]),
+        helper.make_node("Pow", ["q", "e"], ["y"]),
+    ]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "ill", [info("x", kind, ["N", 64])], [info("y", kind, ["N", 32])],
+        [numpy_helper.from_array(a.astype(dtype), n) for n, a in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(("epsilon", "dtype"), [(1e-2, np.float32), (1e-3, np.float32), (1e-2, np.float16)])
+def test_the_limit_follows_the_model_s_own_rounding(epsilon: float, dtype: type) -> None:
+    built = _ill(epsilon, dtype)
+    result = prune(built, sparsity=0.3, structure="channels", round_to="none", ends="prune", latency=False)
+    assert result.figures["proved"] is True
+
+
+def test_where_rounding_hides_all_the_values_in_front_are_compared() -> None:
+    built = _ill(1e-5)
+    result = prune(built, sparsity=0.3, structure="channels", round_to="none", ends="prune", latency=False)
+    assert result.figures["proved"] is True and result.figures["removed_vs_masked"] < 1e-4
+    assert "ill-conditioned" in " ".join(result.notes)
+
+
+def test_a_model_that_onnx_runtime_does_not_load_is_not_blamed_on_the_result() -> None:
+    built = _ill(1e-2, ml_dtypes.bfloat16)
+    with pytest.raises(ModelError, match="--no-verify"):
+        prune(built, sparsity=0.3, structure="channels", round_to="none", ends="prune", latency=False)
