@@ -139,6 +139,7 @@ class _Walk:
         self.model = model
         self.probe = Probe(sizes)
         self.imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+        self.asked: dict[tuple[object, ...], dict[str, onnx.TypeProto] | None] = {}  # layers of a network are alike
 
     def run(self) -> Probe:
         for value in graph_inputs(self.model):
@@ -231,17 +232,16 @@ class _Walk:
     def _infer(self, node: ir.Node) -> None:
         if self._infer_contrib(node):
             return
-        types: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
-        for i, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            if (dtype := self.probe.dtypes.get(value, 0)) == 0:
-                return  # an input nobody knows: so are the outputs
-            types[f"i{i}"] = onnx.helper.make_tensor_type_proto(dtype, self.probe.shapes.get(value))
-            if value in self.probe.data and (array := self.probe.data[value]).ndim <= 1 and array.size <= 1024:
-                data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"i{i}")
-        types_by_name = self._infer_outputs(node, types, data)
+        if any(value is not None and not self.probe.dtypes.get(value) for value in node.inputs):
+            return  # an input nobody knows: so are the outputs
+        schema = self._schema(node)
+        if schema is None:
+            return
+        proto = bare_node(node)
+        question = (proto.SerializeToString(deterministic=True), *map(self._told, node.inputs))
+        if question not in self.asked:
+            self.asked[question] = self._infer_outputs(node, schema, proto)
+        types_by_name = self.asked[question]
         if types_by_name is None:
             self.probe.failures += 1
             return
@@ -269,15 +269,37 @@ class _Walk:
                 self._set(out, shape, contrib_shapes.output_dtype(node, i, dtypes))
         return inferred is not None
 
-    def _infer_outputs(
-        self, node: ir.Node, types: dict[str, onnx.TypeProto], data: dict[str, onnx.TensorProto]
-    ) -> dict[str, onnx.TypeProto] | None:
+    def _told(self, value: ir.Value | None) -> tuple[object, ...] | None:
+        """All of an input that inference looks at: its type, shape and content."""
+        if value is None:
+            return None
+        array = self._content(value)
+        content = None if array is None else (array.dtype.str, array.shape, array.tobytes())
+        return self.probe.dtypes[value], self.probe.shapes.get(value), content
+
+    def _content(self, value: ir.Value) -> npt.NDArray[np.generic] | None:
+        array = self.probe.data.get(value)
+        return array if array is not None and array.ndim <= 1 and array.size <= 1024 else None
+
+    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         version = self.model.opset_imports.get(node.domain, 1)
         try:
-            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+            return onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
-            return {}
-        proto = bare_node(node)
+            return None
+
+    def _infer_outputs(
+        self, node: ir.Node, schema: onnx.defs.OpSchema, proto: onnx.NodeProto
+    ) -> dict[str, onnx.TypeProto] | None:
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for i, value in enumerate(node.inputs):
+            if value is not None:
+                types[f"i{i}"] = onnx.helper.make_tensor_type_proto(
+                    self.probe.dtypes[value], self.probe.shapes.get(value)
+                )
+                if (array := self._content(value)) is not None:
+                    data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"i{i}")
         try:
             types_by_name: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)

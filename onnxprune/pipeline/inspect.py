@@ -16,6 +16,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import size
+from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
@@ -61,8 +62,8 @@ class Inspection:
         macs: Multiply-adds of one run, at the input shapes given.
         unit_macs: Those of nodes whose weight can be cut.
         uncounted: Nodes whose multiply-adds are not known, each as "Operator name".
-        input_shapes: The inputs that multiply-adds are of: one sample, where the model takes one; empty where no inputs
-            are found that it runs with.
+        input_shapes: The inputs that multiply-adds are of: one sample, where the model takes one; empty where the
+            model leaves shapes open and no inputs are found that it runs with.
         unruled: Operators that have no rule and pin all that they touch, with how often they occur.
     """
 
@@ -150,7 +151,13 @@ def _inspected(original: ir.Model) -> Inspection:
 
 
 def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple[int, ...]]]:
-    """The shapes of all values where the model runs one sample, and those of its inputs."""
+    """The shapes of all values where the model runs one sample, and those of its inputs.
+
+    Where the inputs have one shape only, the user told none, and inference left nothing open, the model is not run.
+    """
+    written = _written_shapes(structure)
+    if written is not None:
+        return structure.facts.known_shapes(), written
     try:
         sample = runtime.one_sample(structure.model)
         shapes = runtime.concrete_shapes(structure.model, sample, size.counted_values(structure.model))
@@ -159,3 +166,17 @@ def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple
             raise
         return structure.facts.known_shapes(), {}
     return shapes, {name: np.shape(array) for name, array in sample.items()}
+
+
+def _written_shapes(structure: Structure) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the inputs as the model states them; None where they, or those of counted values, are open."""
+    hints = hints_of(structure.model)
+    if hints.shapes or hints.inputs or hints.samples:
+        return None  # whether the model runs them shows when it does
+    shapes = {str(value.name): value.shape for value in graph_inputs(structure.model)}
+    if any(shape is None or not shape.is_static() for shape in shapes.values()):
+        return None
+    known = structure.facts.known_shapes()
+    if any(value not in known for value in size.counted_values(structure.model)):
+        return None
+    return {name: tuple(shape.numpy()) for name, shape in shapes.items() if shape is not None}

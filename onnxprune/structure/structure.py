@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import Group, Site, kind_of
-from onnxprune.structure.terms import Bools, Ids, Terms
+from onnxprune.structure.terms import Bools, Ids, Terms, distinct
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Structure:
         for value in self.sources:
             for i, axis in enumerate(self.axes[value]):
                 for ids in parts(axis):
-                    atoms = np.unique(self.terms.members(ids)[1])
+                    atoms = distinct(self.terms.members(ids)[1])
                     if len(atoms):
                         sites.append(Site(value, i))
                         members.append(atoms)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, parser
+from small_models import graph, random
 
 from onnxprune import model_io
 from onnxprune.graph.hints import give_hints
@@ -84,3 +88,32 @@ def test_minus_one_is_a_dimension_of_any_extent(axis: int) -> None:
         facts = infer(network)
         shapes = [probe.shapes[network.graph.outputs[0]][axis] for probe in (facts.first, facts.second)]
         assert shapes[0] != shapes[1] and all(extent is not None and extent > 0 for extent in shapes)
+
+
+def test_nodes_that_are_alike_are_inferred_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = "".join(f"a{i} = MatMul(x{i}, w{i}) x{i + 1} = Relu(a{i})" for i in range(9))
+    model = graph(
+        f"agraph (float[2,8] x0) => (float[2,8] x9) {{ {layers} }}", {f"w{i}": random(8, 8) for i in range(9)}
+    )
+    asked: list[str] = []
+    ask = onnx.shape_inference.infer_node_outputs
+
+    def counted(schema: onnx.defs.OpSchema, *rest: Any, **more: Any) -> Any:
+        asked.append(schema.name)
+        return ask(schema, *rest, **more)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_node_outputs", counted)
+    facts = infer(model)
+    assert {facts.shape(v) for node in model.graph for v in node.outputs} == {(2, 8)}
+    assert asked.count("MatMul") == 1
+
+
+def test_nodes_that_differ_in_attributes_or_content_are_not_alike() -> None:
+    model = graph(
+        "agraph (float[2,3,4] x) => (float[4,2,3] a, float[3,4,2] b, float[6,4] c, float[2,12] d) {"
+        "a = Transpose <perm = [2,0,1]> (x) b = Transpose <perm = [1,2,0]> (x)"
+        "c = Reshape(x, s) d = Reshape(x, t) }",
+        {"s": np.array([6, 4]), "t": np.array([2, 12])},
+    )
+    facts = infer(model)
+    assert [facts.shape(v) for v in model.graph.outputs] == [(4, 2, 3), (3, 4, 2), (6, 4), (2, 12)]

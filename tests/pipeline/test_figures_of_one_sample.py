@@ -32,3 +32,10 @@ def test_inspect_and_prune_count_one_sample(model: ir.Model) -> None:
 def test_a_fixed_batch_stays_what_it_is() -> None:
     model = graph("agraph (float[3,8] x) => (float[3,4] y) { y = MatMul(x, w) }", {"w": random(8, 4)})
     assert onnxprune.inspect(model).input_shapes == {"x": (3, 8)}
+
+
+def test_a_model_that_states_all_shapes_is_not_run_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graph("agraph (float[3,8] x) => (float[3,4] y) { y = MatMul(x, w) }", {"w": random(8, 4)})
+    monkeypatch.setattr(runtime, "one_sample", lambda *_: pytest.fail("it was run"))
+    found = onnxprune.inspect(model)
+    assert found.macs == 3 * 8 * 4 and found.input_shapes == {"x": (3, 8)}

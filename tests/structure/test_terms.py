@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.structure.groups import KIND_BITS
-from onnxprune.structure.terms import PINNED, Ids, Terms
+from onnxprune.structure.terms import PINNED, Ids, Terms, distinct
 
 
 def sets(terms: Terms, ids: Ids) -> list[frozenset[int]]:
@@ -210,3 +210,9 @@ def test_growing_keeps_what_was_there() -> None:
     b = terms.fresh(5000)
     terms.unify(a, b[:3])
     assert sets(terms, b)[0] == frozenset() and len(set(sets(terms, b))) == 5000
+
+
+@pytest.mark.parametrize("ids", [[], [3], [1, 2, 5], [2, 1, 5], [1, 1, 2], [4, 4]])
+def test_distinct_ids_are_those_of_unique(ids: list[int]) -> None:
+    array = np.array(ids, np.int64)
+    assert distinct(array).tolist() == np.unique(array).tolist()
