@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from onnxprune.graph.caches import cache_sums
 from onnxprune.graph.dims import (
     Sizes,
     candidate_settings,
@@ -72,7 +73,7 @@ def infer(model: ir.Model) -> Facts:
 
 def known_extents(model: ir.Model) -> Extents:
     """What weights and names tell, without inference: channels of a Conv, width of a product, a total length."""
-    return Extents(_widths(model), _named_sums(model))
+    return Extents(_widths(model), {**cache_sums(model), **_named_sums(model)})
 
 
 def find_extents(model: ir.Model) -> Extents:
@@ -82,7 +83,11 @@ def find_extents(model: ir.Model) -> Extents:
 
 def _inferred(model: ir.Model) -> tuple[Facts, Extents]:
     known = known_extents(model)
-    facts = _first_consistent(model, Extents(), candidate_settings(model))
+    # No contradiction shows that a mask is too short for its cache: it may be read only while the model runs.
+    caches = Extents(sums=cache_sums(model))
+    facts = _first_consistent(model, caches, candidate_settings(model))
+    if not caches.empty and facts.failures:
+        facts = _first_consistent(model, Extents(), candidate_settings(model), facts)
     if not known.empty and facts.failures:
         facts = _first_consistent(model, known, candidate_settings(model), facts)
     demanded = _states(model, facts.first)

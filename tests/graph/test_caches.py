@@ -1,0 +1,65 @@
+"""Caches of a decoder: the mask covers past and new tokens, also where its length has a name of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx import helper, parser
+
+from onnxprune import model_io
+from onnxprune.graph.caches import cache_lengths, cache_sums
+from onnxprune.graph.inference import infer
+from onnxprune.runtime.inputs import working_inputs
+
+# The mask is read at places that are counted while the model runs, as PyTorch writes it: shapes contradict nothing.
+DECODER = """g (int64[a, s] ids, int64[b, m] attention_mask, float[a, 2, p, 4] past_key, float[a, 2, q, 4] past_value)
+    => (float[a, s, 8] y, float[a, 2, t, 4] key, float[a, 2, u, 4] value) {
+    x = Gather<axis = 0>(table, ids)
+    shape4 = Constant<value_ints = [0, 0, 2, 4]>()
+    r = Reshape(x, shape4)
+    k = Transpose<perm = [0, 2, 1, 3]>(r)
+    key = Concat<axis = 2>(past_key, k)
+    value = Concat<axis = 2>(past_value, k)
+    lengths = Shape<start = 2, end = 3>(key)
+    zero = Constant<value_ints = [0]>()
+    one = Constant<value_ints = [1]>()
+    last = Sub(lengths, one)
+    column = Gather<axis = 1>(attention_mask, last)
+    seen = Cast<to = 1>(column)
+    rows = Unsqueeze(seen, one)
+    m = MatMul(x, w)
+    y = Mul(m, rows) }"""
+
+
+def decoder() -> ir.Model:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["":17]> {DECODER}')
+    rng = np.random.default_rng(0)
+    for name, shape in (("table", (11, 8)), ("w", (8, 8))):
+        proto.graph.initializer.append(helper.make_tensor(name, 1, shape, rng.standard_normal(shape).reshape(-1)))
+    return model_io.load_any(proto)
+
+
+def test_caches_are_inputs_that_grow_and_are_handed_out() -> None:
+    network = decoder()
+    assert {str(v.name): axis for v, axis in cache_lengths(network).items()} == {"past_key": 2, "past_value": 2}
+    assert cache_sums(network) == {"q": ("p",), "m": ("p", "s"), "b": ("a",)}
+
+
+def test_shapes_are_inferred_with_a_mask_that_covers_the_cache() -> None:
+    facts = infer(decoder())
+    for sizes in (facts.first.sizes, facts.second.sizes):
+        assert sizes["m"] == sizes["p"] + sizes["s"] and sizes["q"] == sizes["p"] and sizes["b"] == sizes["a"]
+    assert facts.first.sizes["s"] != facts.second.sizes["s"]
+
+
+def test_inputs_with_a_cache_that_is_not_empty_are_found() -> None:
+    (feeds,) = working_inputs(decoder(), count=1)
+    assert feeds["past_key"].shape[2] > 0
+    assert feeds["attention_mask"].shape[1] == feeds["past_key"].shape[2] + feeds["ids"].shape[1]
+
+
+def test_a_model_without_caches_has_no_such_sums() -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["":17]> g (float[N, 4] x) => (float[N, 4] y) {y = Relu(x)}'
+    )
+    assert cache_sums(model_io.load_any(proto)) == {}
