@@ -89,7 +89,7 @@ def entries_of(
                     continue
                 calibration = network.calibration(model, draw)
                 started = time.process_time()
-                result = prune(path, structure="channels", calibration=calibration, latency=False, **settings)
+                result = prune(path, structure="channels", calibration=calibration, latency=False, effort=effort, **settings)
                 seconds = round(time.process_time() - started, 1)
                 score = round(network.score(result.model), 4)
                 entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}

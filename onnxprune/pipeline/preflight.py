@@ -6,6 +6,7 @@ held against the data, the metric, the calibration data and the verification of 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from onnxprune.data.calibration import Calibration
@@ -89,6 +90,10 @@ def check_labels(recipe: Recipe, samples: Calibration) -> None:
 
 
 def _check_recovery(recipe: Recipe, *, calibrated: bool) -> None:
+    aligns = "align" in recovery_methods(recipe, calibrated=calibrated)
+    if aligns and importlib.util.find_spec("torch") is None:
+        flag = "--recover align" if "align" in recipe.recover else f"--effort {recipe.effort}"
+        raise RecipeError(f"{flag} needs PyTorch, which is not installed: pip install 'onnxprune[retrain]'.")
     if recipe.recover in (("auto",), ("no",)):
         return
     if any(METHODS.find(name).needs != "nothing" for name in recipe.recover) and not calibrated:
@@ -181,5 +186,6 @@ def recovery_methods(recipe: Recipe, *, calibrated: bool) -> tuple[str, ...]:
         replaced = recipe.survivors in ("rewind", "reinit") or recipe.alternate or recipe.prune_every is not None
         if not calibrated or replaced:
             return ()
-        return RECOVERY_OF_ZEROS if isinstance(recipe.parts.zeros, (NM, Weights)) else DEFAULT_RECOVERY
+        closed = RECOVERY_OF_ZEROS if isinstance(recipe.parts.zeros, (NM, Weights)) else DEFAULT_RECOVERY
+        return closed if recipe.effort == "low" else (*closed, "align")
     return () if recipe.recover == ("no",) else recipe.recover

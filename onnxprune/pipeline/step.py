@@ -246,6 +246,8 @@ class Steps:
             methods=self.methods,
             pattern=None if isinstance(zeros, Weights) else zeros,
             trained=self.recipe.retrain is not None,
+            effort=self.recipe.effort,
+            seed=self.recipe.seed,
             progress=None if progress is None else lambda layer: progress(f"recover {layer}"),
         )
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}

@@ -42,6 +42,7 @@ Ratio = Annotated[float, BeforeValidator(_without_x), Field(gt=0, lt=1)]
 """A figure after / before: 0.5 or ``0.5x``."""
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
+Effort = Literal["low", "medium", "high"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 _AMOUNT, _WHAT, _STEPS, _DATA = Flag("How much"), Flag("What goes"), Flag("In steps"), Flag("Data")
@@ -102,6 +103,11 @@ class Fields(BaseModel):
         ("auto",),
         description="change the weights that are left so that outputs come back to the original's: auto (where "
         "--calibration is given), no, or methods",
+    )
+    effort: Annotated[Effort, _DATA] = Field(
+        "low",
+        description="time for recovery by auto: low fits weights in closed form; medium and high then align blocks with "
+        "the original's by gradients, which needs PyTorch, and say beforehand how long that takes",
     )
     calibration_samples: Annotated[int, _DATA] = Field(
         1024, ge=1, description="use at most this many samples of --calibration (or of --data, which stand in for them)"

@@ -25,6 +25,7 @@ from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
+from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
 from onnxprune.recovery.expected import expected_inputs
@@ -87,11 +88,12 @@ class Recovery:
 
 
 @dataclass
-class _Run:
+class State:
     """The state of one recovery.
 
     Attributes:
         trained: Whether the pruned model was trained since it was cut.
+        inputs: The samples, as `recover` was given them.
         anchors: By weight, its numbers when a run with a trained model began; see `Layer.anchor`.
         refused: Layers with methods that the model's outputs spoke against: they are not tried again.
     """
@@ -104,6 +106,9 @@ class _Run:
     pattern: Shape | None
     progress: Callable[[str], None]
     trained: bool = False
+    inputs: Inputs = field(default_factory=dict)
+    effort: Effort = "low"
+    seed: int = 0
     steps: list[Step] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     anchors: dict[str, Matrix] = field(default_factory=dict)
@@ -158,6 +163,8 @@ def recover(
     methods: Sequence[str] = ("least-squares",),
     pattern: Shape | None = None,
     trained: bool = False,
+    effort: Effort = "low",
+    seed: int = 0,
     batch: int = 64,
     windows: int = 256,
     progress: Callable[[str], None] | None = None,
@@ -172,6 +179,8 @@ def recover(
         methods: Names of `METHODS` or `module:function`, each run over the whole network in this order.
         pattern: What zeros keep to where a method chooses them anew.
         trained: Whether the pruned model was trained: fits are then drawn to its weights, else to the dense model's.
+        effort: How many steps methods by gradients take.
+        seed: Of what they draw at random.
         batch: Batches run at once.
         windows: Largest number of places of one feature map that statistics are taken from.
         progress: Called with the name of each layer.
@@ -185,11 +194,12 @@ def recover(
     feeds = samples.feeds
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
-    run = _Run(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained)
+    run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
+                inputs, effort, seed)  # fmt: skip
     some = feeds[: max(1, _REPORTED * len(feeds) // max(1, samples.count))] if feeds else []
     before = run.error(some) if measured else None
     for name in methods:
-        (METHODS.find(name).run or _recover_layers)(run, name)
+        (METHODS.find(name).run or recover_layers)(run, name)
     after = run.error(some) if measured and run.steps else before
     return Recovery(tuple(run.steps), run.skipped, before, after, samples.count)
 
@@ -215,7 +225,7 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
 # -- the methods ----------------------------------------------------------------------------------------------------
 
 
-def _recover_layers(run: _Run, method: str) -> None:
+def recover_layers(run: State, method: str) -> None:
     layers, refused = linear_layers(run.pruned)
     originals, changed = _by_output(run.dense), _changed(run)
     affected = [x for x in layers if x.output in changed]
@@ -248,11 +258,11 @@ def _recover_layers(run: _Run, method: str) -> None:
                 _write(layer, proposal.affine)
 
 
-def _rows_left(run: _Run, layer: Linear) -> npt.NDArray[np.int64] | None:
+def _rows_left(run: State, layer: Linear) -> npt.NDArray[np.int64] | None:
     return run.kept.get(layer.name, {}).get(layer.output_axis)
 
 
-def _changed(run: _Run) -> set[ir.Value]:
+def _changed(run: State) -> set[ir.Value]:
     """The values from the first node on that reads other values than in the dense model, or whose weights changed."""
     layers = {x.node: x for x in linear_layers(run.pruned)[0]}
     originals = _by_output(run.dense)
@@ -291,7 +301,7 @@ def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.ND
     return array
 
 
-def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
+def _recover_stage(run: State, stage: Sequence[Linear], originals: Mapping[str, Linear], method: str) -> None:
     rows = {x.name: run.kept[x.name][x.output_axis] for x in stage if x.output_axis in run.kept.get(x.name, {})}
     joined = shadow(run.dense, run.pruned)
     moments_by_layer = layer_moments(joined, stage, rows, run.feeds, folds=FOLDS, windows=run.windows)
@@ -307,7 +317,7 @@ def _recover_stage(run: _Run, stage: Sequence[Linear], originals: Mapping[str, L
         run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
 
 
-def _layer(run: _Run, linear: Linear, original: Linear, factor: Matrix) -> Layer:
+def _layer(run: State, linear: Linear, original: Linear, factor: Matrix) -> Layer:
     """One layer as its methods see it; `factor` brings the dense network's outputs to the scale of the pruned ones."""
     start = Affine(linear.matrix(), linear.bias())
     left = _left(original, run.kept.get(linear.name, {}))
@@ -332,7 +342,7 @@ def _step(layer: Layer, method: str, proposal: Proposal) -> Step:
     judge="of the model",
     source="Ioffe and Szegedy 2015, Batch Normalization, algorithm 2; Li et al. 2020, EagleEye, section 3.3",
 )
-def _reestimate(run: _Run, method: str) -> None:
+def _reestimate(run: State, method: str) -> None:
     """mean = E[x], variance = Var[x] of what each BatchNormalization now reads."""
     used = [feed for i, feed in enumerate(run.feeds) if i % FOLDS != FOLDS - 1] or run.feeds
     for node in batchnorm.normalisations(run.pruned, _changed(run)):
@@ -349,7 +359,7 @@ def _set_all(values: Sequence[ir.Value], arrays: Sequence[Matrix]) -> None:
 
 
 @model_method("merge", needs="nothing", judge="none", source="Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6")
-def _merge(run: _Run, method: str) -> None:
+def _merge(run: State, method: str) -> None:
     """W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it."""
     done = merge_units(run.dense, run.pruned, run.kept)
     run.skipped.update(done.skipped)
@@ -364,7 +374,7 @@ def _merge(run: _Run, method: str) -> None:
     judge="none",
     source="Nagel et al. 2019, Data-Free Quantization, section 4.2.1",
 )
-def _correct_expected(run: _Run, method: str) -> None:
+def _correct_expected(run: State, method: str) -> None:
     """b += (W_dense - W_pruned) E[x], E[x] behind a BatchNormalization from its scale and shift."""
     structure, originals = analyse(run.dense, known_facts(run.dense)), _by_output(run.dense)
     for layer in linear_layers(run.pruned)[0]:

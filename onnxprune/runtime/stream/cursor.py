@@ -43,36 +43,14 @@ class Program:
         self, model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[str], example: Mapping[str, Array],
         open_constants: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        nodes = needed_nodes(nodes, set(outputs))
-        made = {out for node in nodes for out in node.outputs}
-        by_name = {str(v.name): v for v in made if v.name}
-        read = dict.fromkeys(v for node in nodes for v in operands(node) if v not in made)
-        opened = set(open_constants)
-        constants = [v for v in read if v.const_value is not None and v.name not in opened]
-        fed_values = [v for v in read if v.const_value is None or v.name in opened]
-        graph = model.graph
-        view = ir.GraphView(
-            fed_values, [by_name[name] for name in outputs if name in by_name], nodes=nodes,
-            initializers=constants, opset_imports=graph.opset_imports, name=graph.name,
-        ).clone()  # fmt: skip
-        for value, source in zip(view.inputs, fed_values, strict=True):
-            array = source.const_value.numpy() if source.const_value is not None else example[str(source.name)]
-            value.const_value = None
-            dtype = ir.DataType.from_numpy(array.dtype) if array.dtype != object else ir.DataType.STRING
-            value.type = ir.TensorType(dtype)
-            # A constant is replaced by one of its shape; some operators infer wrong shapes where it is unknown.
-            value.shape = ir.Shape([None] * array.ndim if source.const_value is None else array.shape)
-        for value in view.outputs:
-            value.shape = None
-        self.reads = [str(v.name) for v in fed_values]
-        self._passed = [name for name in outputs if name not in by_name]
+        part = part_of(model, nodes, outputs, example, open_constants)
+        made = {str(v.name) for v in part.graph.outputs}
+        self.reads = [str(v.name) for v in part.graph.inputs]
+        self._passed = [name for name in outputs if name not in made]
         self._session: ort.InferenceSession | None = None
-        if nodes:
-            functions = list(model.functions.values())
-            exact = any(
-                "Dequantize" in node.op_type for node in nodes
-            )  # ONNX Runtime rewrites these and is off by 1e-2
-            part = ir.Model(view, ir_version=model.ir_version, functions=functions)
+        if len(part.graph):
+            # ONNX Runtime rewrites Dequantize operators and is off by 1e-2
+            exact = any("Dequantize" in node.op_type for node in part.graph)
             self._session = make_session(part, optimize="basic" if exact else "all")
 
     def __call__(self, values: Mapping[str, Array]) -> Values:
@@ -81,6 +59,38 @@ class Program:
         if self._session is not None:
             outputs |= run(self._session, {name: values[name] for name in self.reads})
         return outputs
+
+
+def part_of(
+    model: ir.Model, nodes: Sequence[ir.Node], outputs: Sequence[str], example: Mapping[str, Array],
+    open_constants: Sequence[str] = (),
+) -> ir.Model:  # fmt: skip
+    """Return some nodes of a model as a model of its own; for the arguments see `Program`.
+
+    Names in `outputs` that none of the nodes makes are left out.
+    """
+    nodes = needed_nodes(nodes, set(outputs))
+    made = {out for node in nodes for out in node.outputs}
+    by_name = {str(v.name): v for v in made if v.name}
+    read = dict.fromkeys(v for node in nodes for v in operands(node) if v not in made)
+    opened = set(open_constants)
+    constants = [v for v in read if v.const_value is not None and v.name not in opened]
+    fed_values = [v for v in read if v.const_value is None or v.name in opened]
+    graph = model.graph
+    view = ir.GraphView(
+        fed_values, [by_name[name] for name in outputs if name in by_name], nodes=nodes,
+        initializers=constants, opset_imports=graph.opset_imports, name=graph.name,
+    ).clone()  # fmt: skip
+    for value, source in zip(view.inputs, fed_values, strict=True):
+        array = source.const_value.numpy() if source.const_value is not None else example[str(source.name)]
+        value.const_value = None
+        dtype = ir.DataType.from_numpy(array.dtype) if array.dtype != object else ir.DataType.STRING
+        value.type = ir.TensorType(dtype)
+        # A constant is replaced by one of its shape; some operators infer wrong shapes where it is unknown.
+        value.shape = ir.Shape([None] * array.ndim if source.const_value is None else array.shape)
+    for value in view.outputs:
+        value.shape = None
+    return ir.Model(view, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
 def needed_nodes(nodes: Sequence[ir.Node], names: set[str]) -> list[ir.Node]:

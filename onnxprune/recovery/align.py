@@ -1,0 +1,62 @@
+"""`--recover align`: blocks of the pruned network are trained to give what those of the dense one give, without labels.
+
+The closed forms come first. Then each block of the stream is trained by itself on what the pruned network gives it
+(alignment.py), and at last the whole on the values at all cuts between blocks. Where channels of such a value were
+removed, those that are left are compared. Numbers stay only where the error on held-back inputs falls.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from onnxprune.errors import RecipeError
+from onnxprune.recipe.fields import Effort
+from onnxprune.recovery.reconstruct import FOLDS, State, Step, recover_layers
+from onnxprune.recovery.registry import model_method
+from onnxprune.runtime.stream.gather import Batches
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps are taken.
+
+    Attributes:
+        block: For each block.
+        whole: For the network.
+        tried: For each rate of the range test.
+    """
+
+    block: int
+    whole: int
+    tried: int
+
+
+PLANS: dict[Effort, Plan] = {"low": Plan(40, 200, 5), "medium": Plan(40, 200, 5), "high": Plan(80, 1500, 8)}
+"""By effort; `--recover align` without an effort takes that of medium."""
+
+
+@model_method(
+    "align",
+    needs="calibration",
+    judge="of the model",
+    source="Li et al. 2021, BRECQ, section 3.2; Romero et al. 2015, FitNets, eq. 3; Kingma and Ba 2015, Adam",
+)
+def align(run: State, method: str) -> None:
+    """min sum_cuts |F_dense - F_pruned|^2 / Var[F_dense], block by block, then of the whole, by Adam after the closed form.
+
+    Raises:
+        RecipeError: PyTorch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise RecipeError("--recover align needs PyTorch, which is not installed: pip install 'onnxprune[retrain]'.")
+    from onnxprune.recovery.alignment import Alignment
+
+    if not run.steps:
+        recover_layers(run, "least-squares")
+    samples = Batches.of(run.dense, run.inputs, BATCH, least=2 * FOLDS)
+    work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, PLANS[run.effort], run.progress)
+    for tried in work.run():
+        run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))
