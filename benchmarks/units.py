@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "units.json"
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
-CASES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+CASES: dict[str, Sequence[Mapping[str, Any]]] = {
     "mobilenet": [{"target_macs": share} for share in (0.8, 0.7, 0.6, 0.5)],
     "minilm": [{"sparsity": share} for share in (0.3, 0.5)],
     "fashion": [{"sparsity": 0.748, "round_to": "none"}],
@@ -75,7 +75,11 @@ Network = Pictures | Sentences | Images
 
 
 def entries_of(
-    name: str, network: Network, draws: Sequence[int], done: Sequence[Mapping[str, Any]]
+    name: str,
+    network: Network,
+    draws: Sequence[int],
+    done: Sequence[Mapping[str, Any]],
+    effort: str = "low",
 ) -> Iterator[dict[str, Any]]:
     """Yield what is missing of the results, measured."""
     for label, path in network.paths.items():
@@ -83,13 +87,16 @@ def entries_of(
         if not any((e["network"], e["case"]) == (label, "dense") for e in done):
             yield {"network": label, "case": "dense", "draw": 0, "score": round(network.score(model), 4)}
         for settings in CASES[name]:
+            settings = {**settings} if effort == "low" else {**settings, "effort": effort}
             case = ", ".join(f"{key} {value}" for key, value in settings.items())
             for draw in draws:
                 if any((e["network"], e["case"], e["draw"]) == (label, case, draw) for e in done):
                     continue
                 calibration = network.calibration(model, draw)
                 started = time.process_time()
-                result = prune(path, structure="channels", calibration=calibration, latency=False, effort=effort, **settings)
+                result = prune(
+                    path, structure="channels", calibration=calibration, latency=False, effort=effort, **settings
+                )
                 seconds = round(time.process_time() - started, 1)
                 score = round(network.score(result.model), 4)
                 entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}
@@ -101,6 +108,12 @@ def _difference(result: Any) -> float | None:
     return None if result.verdict is None else result.verdict.removed_vs_masked
 
 
+def _tell(stage: str) -> None:
+    """Say how long an alignment takes and where it stands."""
+    if "align" in stage:
+        print(stage, flush=True)
+
+
 def main() -> None:
     """Measure what is missing and write it after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,8 +121,12 @@ def main() -> None:
     parser.add_argument("--mobilenet", type=Path, help="MobileNetV2, BatchNorm folded")
     parser.add_argument("--minilm", type=Path, help="all-MiniLM-L6-v2")
     parser.add_argument("--work", type=Path, help="folder of the trained ResNets; without it they are left out")
+    parser.add_argument("--effort", choices=["low", "medium", "high"], default="low", help="of recovery")
+    parser.add_argument("--shares", type=float, nargs="+", help="only these shares of MobileNetV2's multiply-adds")
     parser.add_argument("--draws", type=int, nargs="+", default=[0], help="of the calibration data")
     arguments = parser.parse_args()
+    if arguments.shares:
+        CASES["mobilenet"] = [{"target_macs": share} for share in arguments.shares]
     networks: dict[str, Callable[[], Network] | None] = {
         "mobilenet": arguments.mobilenet and (lambda: Pictures(arguments.data_root, arguments.mobilenet)),
         "minilm": arguments.minilm and (lambda: Sentences(arguments.data_root, arguments.minilm)),
@@ -117,7 +134,7 @@ def main() -> None:
     }
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for name, make in networks.items():
-        for entry in entries_of(name, make(), arguments.draws, list(entries)) if make else ():
+        for entry in entries_of(name, make(), arguments.draws, list(entries), arguments.effort) if make else ():
             entries.append(entry)
             RESULTS.write_text(json.dumps({"entries": entries}, indent=1) + "\n")
             print(entry, flush=True)

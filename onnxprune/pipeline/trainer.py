@@ -346,4 +346,10 @@ def notes_of_training(state: State, sets: Sets) -> tuple[str, ...]:
         for training in entry.trainings
         if training.stopped
     )
-    return (*([sets.note] if sets.note else []), *stopped)
+    worse = (
+        f"iteration {entry.iteration}: {training.worse}"
+        for entry in state.history
+        for training in entry.trainings
+        if training.worse
+    )
+    return (*([sets.note] if sets.note else []), *stopped, *worse)

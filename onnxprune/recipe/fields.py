@@ -106,8 +106,8 @@ class Fields(BaseModel):
     )
     effort: Annotated[Effort, _DATA] = Field(
         "low",
-        description="time for recovery by auto: low fits weights in closed form; medium and high then align blocks with "
-        "the original's by gradients, which needs PyTorch, and say beforehand how long that takes",
+        description="time for recovery by auto: low fits weights in closed form; medium and high then align blocks "
+        "with the original's by gradients, which needs PyTorch, and say beforehand how long that takes",
     )
     calibration_samples: Annotated[int, _DATA] = Field(
         1024, ge=1, description="use at most this many samples of --calibration (or of --data, which stand in for them)"

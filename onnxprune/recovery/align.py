@@ -8,7 +8,7 @@ removed, those that are left are compared. Numbers stay only where the error on 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.fields import Effort
@@ -18,24 +18,8 @@ from onnxprune.runtime.stream.gather import Batches
 
 BATCH = 16
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How many steps are taken.
-
-    Attributes:
-        block: For each block.
-        whole: For the network.
-        tried: For each rate of the range test.
-    """
-
-    block: int
-    whole: int
-    tried: int
-
-
-PLANS: dict[Effort, Plan] = {"low": Plan(40, 200, 5), "medium": Plan(40, 200, 5), "high": Plan(80, 1500, 8)}
-"""By effort; `--recover align` without an effort takes that of medium."""
+STEPS: Mapping[Effort, tuple[int, int, int]] = {"low": (40, 200, 5), "medium": (40, 200, 5), "high": (60, 500, 8)}
+"""By effort, the steps of each block, of the whole, and of each rate tried; low by name takes those of medium."""
 
 
 @model_method(
@@ -45,18 +29,20 @@ PLANS: dict[Effort, Plan] = {"low": Plan(40, 200, 5), "medium": Plan(40, 200, 5)
     source="Li et al. 2021, BRECQ, section 3.2; Romero et al. 2015, FitNets, eq. 3; Kingma and Ba 2015, Adam",
 )
 def align(run: State, method: str) -> None:
-    """min sum_cuts |F_dense - F_pruned|^2 / Var[F_dense], block by block, then of the whole, by Adam after the closed form.
+    """min sum_cuts |F_dense - F_pruned|^2 / Var[F_dense] by Adam, block by block, then the whole; after least squares.
 
     Raises:
         RecipeError: PyTorch is not installed.
     """
     if importlib.util.find_spec("torch") is None:
         raise RecipeError("--recover align needs PyTorch, which is not installed: pip install 'onnxprune[retrain]'.")
-    from onnxprune.recovery.alignment import Alignment
+    from onnxprune.recovery.alignment import Alignment, Plan
 
+    if any(step.method == method for step in run.steps):
+        return  # a second alignment of the same cut would only be a longer first one
     if not run.steps:
         recover_layers(run, "least-squares")
     samples = Batches.of(run.dense, run.inputs, BATCH, least=2 * FOLDS)
-    work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, PLANS[run.effort], run.progress)
+    work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress)
     for tried in work.run():
         run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))

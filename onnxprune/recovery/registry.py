@@ -56,7 +56,10 @@ def _of_function(name: str, function: Callable[..., Any]) -> Method:
 
 METHODS: Registry[Method] = Registry(
     "recovery method",
-    Plugins("onnxprune.recovery", ["onnxprune.recovery.methods", "onnxprune.recovery.reconstruct", "onnxprune.recovery.align"]),
+    Plugins(
+        "onnxprune.recovery",
+        ["onnxprune.recovery.methods", "onnxprune.recovery.reconstruct", "onnxprune.recovery.align"],
+    ),
     flag="--recover",
     of_function=_of_function,
 )

@@ -28,8 +28,8 @@ _FLOOR = 1e-2
 def kind_of_outputs(output: npt.NDArray[Any]) -> Kind:
     """Say what an output is, from what the dense model gives for a few samples.
 
-    ``probabilities`` and ``logits`` of classes are told as in `runtime.stream.effects.kind_of`, a Softmax in the graph or
-    not. ``embeddings`` are rows of 16 or more entries of both signs that all have one norm. Others are ``values``.
+    ``probabilities`` and ``logits`` of classes are told as in `runtime.stream.effects.kind_of`, a Softmax in the graph
+    or not. ``embeddings`` are rows of 16 or more entries of both signs that all have one norm. Others are ``values``.
     """
     if output.dtype.kind != "f" or output.ndim < 2:
         return "values"
@@ -46,8 +46,8 @@ def distance(kind: Kind, mine: Tensor, theirs: Tensor, *, temperature: float = 1
     """How far an output is from the dense model's, the mean over the batch.
 
     Classes: T^2 KL(softmax(o / T) || softmax(s / T)) (Hinton, Vinyals and Dean 2015, section 2). Embeddings: 1 - cosine
-    of the rows. Others: squared differences over the variance of the dense output within the batch, for each part of the
-    output by itself, so that a box of hundreds of pixels and a score below 1 weigh alike.
+    of the rows. Others: squared differences over the variance of the dense output within the batch, for each part of
+    the output by itself, so that a box of hundreds of pixels and a score below 1 weigh alike.
 
     Args:
         kind: From `kind_of_outputs`.
@@ -71,8 +71,8 @@ def distance(kind: Kind, mine: Tensor, theirs: Tensor, *, temperature: float = 1
 def scaled_squares(mine: Tensor, theirs: Tensor) -> Tensor:
     """Mean over the parts of an output of squared difference by variance.
 
-    Parts lie along the last axis of an output of three axes, such as the sides of boxes, and along axis 1 of others. The
-    variance of a part counts as at least a hundredth of the mean one.
+    Parts lie along the last axis of an output of three axes, such as the sides of boxes, and along axis 1 of others.
+    The variance of a part counts as at least a hundredth of the mean one.
     """
     squares = (mine - theirs).square()
     if theirs.dim() < 2:

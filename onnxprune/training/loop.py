@@ -33,6 +33,7 @@ from onnxprune.training.task import EpochResult, Span, Task, TrainResult
 
 DEFAULT_EPOCHS = 3
 EVALUATION_BATCH = 256
+_RISEN = 1.2  # a mean loss of the last epoch so much above the first step's is told to the user
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
@@ -111,6 +112,7 @@ class Run:
         self.best_epoch = 0
         self.kept: dict[str, Tensor] = {}
         self.stopped, self.diverged = "", ""
+        self.first_loss: float | None = None
         self.ticker = Ticker()
         if task.gradual is not None:
             task.gradual.plan(self.steps)
@@ -216,6 +218,7 @@ class Run:
             losses /= self.feed.world
         values = losses.tolist()
         first = self.step - len(values) + 1
+        self.first_loss = values[0] if self.first_loss is None else self.first_loss
         for offset, (value, (_, count)) in enumerate(zip(values, waiting, strict=True)):
             if not math.isfinite(value):
                 self._diverge(first + offset, value)
@@ -288,8 +291,18 @@ class Run:
             best, best_epoch = (self.history[-1].metric if self.history else self.start), self.epoch
         self.masks.zero()
         self.bare.eval()
-        history = tuple(self.history)
-        return TrainResult(self.task.metric.name, self.start, best, best_epoch, history, self.stopped, self.diverged)
+        name, history = self.task.metric.name, tuple(self.history)
+        return TrainResult(name, self.start, best, best_epoch, history, self.stopped, self.diverged, self._worse())
+
+    def _worse(self) -> str:
+        """The sentence for a distillation whose loss rose from its start."""
+        first, last = self.first_loss, self.history[-1].loss if self.history else None
+        if not self._compares() or first is None or last is None or last <= _RISEN * first:
+            return ""
+        return (
+            f"the distance from the original's outputs rose from {first:.3g} to {last:.3g}: a lower learning rate "
+            "(--lr) may help, or --recover align, which finds its own"
+        )
 
     # --- checkpoints
 
@@ -313,6 +326,7 @@ class Run:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
+            "first_loss": self.first_loss,
             "diverged": self.diverged,
             "history": [asdict(result) for result in self.history],
         }
@@ -337,7 +351,7 @@ class Run:
             masks = {name: t.numpy() for name, t in parts.get("mask", {}).items()}
             self.task.gradual.restore(masks, saved.state["gradual"])
             self._mask(masks)
-        for key in ("epoch", "step", "start", "best", "best_epoch", "stopped", "diverged"):
+        for key in ("epoch", "step", "start", "best", "best_epoch", "stopped", "diverged", "first_loss"):
             setattr(self, key, saved.state[key])
         self.history = [EpochResult(**result) for result in saved.state["history"]]
 

@@ -17,6 +17,7 @@ from onnxprune.data.metrics import class_axis
 from onnxprune.errors import DataError
 from onnxprune.plugins import Plugins, Registry
 from onnxprune.recipe.training import TrainSettings
+from onnxprune.training.likeness import Kind, distance
 from onnxprune.training.view import Head
 
 Tensors = Sequence[Tensor]
@@ -86,14 +87,16 @@ def _distilled(case: Case) -> None:
     """How far the outputs are from the original model's; see `distillation`."""
 
 
-def make_loss(settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int]) -> Loss:
-    """The loss that the settings ask for; see `Case` for the arguments.
+def make_loss(
+    settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int], kinds: Sequence[Kind] = ()
+) -> Loss:
+    """The loss that the settings ask for; see `Case` for the arguments, and `distillation` for `kinds`.
 
     Raises:
         DataError: It needs targets of another type than there are.
         RecipeError: It is unknown.
     """
-    distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature)
+    distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature, kinds)
     alone = LOSSES.find(settings.loss)(Case(settings, heads, targets, outputs))
     if alone is None:
         return Loss(distil, needs_original=True)
@@ -166,40 +169,34 @@ def cross_entropy(head: Head, output: Tensor, target: Tensor) -> Tensor:
     return F.nll_loss(log_probabilities(head, output, axis).movedim(axis, 1), target)
 
 
-def distillation(heads: Sequence[Head], classes: set[int], temperature: float) -> LossFunction:
-    """The sum over float outputs of how far each is from the original model's.
+def distillation(
+    heads: Sequence[Head], classes: set[int], temperature: float, kinds: Sequence[Kind] = ()
+) -> LossFunction:
+    """The sum over float outputs of how far each is from the original model's; see `likeness.distance`.
 
-    Class outputs: T^2 KL(softmax(o/T) || softmax(s/T)) (Hinton, Vinyals and Dean 2015, section 2). Others: mean squared
-    difference over the original's variance within the batch, so that outputs of any size weigh alike.
+    Args:
+        heads: The outputs.
+        classes: Those that are known to be scores of classes.
+        temperature: Of class distributions.
+        kinds: What each output of the original turned out to be; values where nothing is known.
     """
+
+    def kind_at(i: int) -> Kind:
+        if heads[i].kind == "probabilities":
+            return "probabilities"
+        return "logits" if i in classes else kinds[i] if kinds else "values"
 
     def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
         parts = []
         for i, (head, mine, theirs) in enumerate(zip(heads, out, original, strict=True)):
-            if not mine.is_floating_point():
-                continue
-            parts.append(
-                _softened_kl(head, mine, theirs, temperature) if i in classes else _normalised_mse(mine, theirs)
-            )
+            if mine.is_floating_point():
+                axis = head.axis if head.kind in ("softmax", "log-softmax") else None
+                parts.append(distance(kind_at(i), mine, theirs, temperature=temperature, axis=axis))
         if not parts:
             raise DataError("The model has no real-valued output to distil.")
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     return loss
-
-
-def _softened_kl(head: Head, mine: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    axis = head.axis if head.kind in ("softmax", "log-softmax") else (mine.dim() - 1 if mine.dim() == 3 else 1)
-    if head.kind == "probabilities":  # log p is a logit of p
-        mine, theirs = log_probabilities(head, mine, axis), log_probabilities(head, theirs, axis)
-    log_q = F.log_softmax(mine.float() / temperature, axis)
-    log_p = F.log_softmax(theirs.float() / temperature, axis)
-    return (log_p.exp() * (log_p - log_q)).sum(axis).mean() * temperature**2
-
-
-def _normalised_mse(mine: Tensor, theirs: Tensor) -> Tensor:
-    target = theirs.float()
-    return F.mse_loss(mine.float(), target) / (target - target.mean()).square().mean().clamp_min(1e-8)
 
 
 def recognise(heads: Sequence[Head], outputs: Tensors) -> tuple[Head, ...]:

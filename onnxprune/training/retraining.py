@@ -32,6 +32,7 @@ from onnxprune.training.evaluate import as_tuple
 from onnxprune.training.feed import batch_tensors
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.layers import find_layers, matching
+from onnxprune.training.likeness import Kind, kind_of_outputs
 from onnxprune.training.loop import train
 from onnxprune.training.losses import make_loss, recognise
 from onnxprune.training.masks import Masks
@@ -41,6 +42,7 @@ from onnxprune.training.task import Span, Task, TrainResult
 from onnxprune.training.view import Head, dropout_ratios, training_view
 
 Heads = tuple[Head, ...]
+_LOOKED_AT = 32  # samples that tell what an output is
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ def _task(
     _, targets = batch_tensors(first.sample, torch.device("cpu"))
     loss = make_loss(settings, first.heads, targets, data.outputs)
     metric = choose_metric(settings, first.heads, first.sample)
+    if loss.needs_original:
+        kinds = kinds_of(original, fit_source(data.source, first.inputs), first.fixed_batch)
+        loss = make_loss(settings, first.heads, targets, data.outputs, kinds)
     compares = loss.needs_original or (metric.needs == "original" and held is not None)
     return Task(
         module=module,
@@ -167,6 +172,12 @@ def frozen_module(model: ir.Model) -> nn.Module:
     """The model's training view as a module that is only run."""
     view, _ = training_view(model)
     return to_torch(view).requires_grad_(False).eval()
+
+
+def kinds_of(original: ir.Model, source: Source, fixed: int | None) -> list[Kind]:
+    """What each output of the original is, from a few samples; plain logits are told from other values."""
+    outputs = run_once(frozen_module(original), first_batch(source, fixed or _LOOKED_AT))
+    return [kind_of_outputs(output.float().cpu().numpy()) for output in outputs]
 
 
 def choose_metric(settings: TrainSettings, heads: tuple[Head, ...], sample: Batch) -> Metric:

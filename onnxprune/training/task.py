@@ -81,6 +81,7 @@ class TrainResult:
         stopped: Why it ended early, or "".
         diverged: The sentence to tell the user if the loss was no longer a number, else "". The module then holds the
             best state so far.
+        worse: The sentence to tell the user if the loss ended far above its start, else "".
     """
 
     metric_name: str
@@ -90,3 +91,4 @@ class TrainResult:
     history: tuple[EpochResult, ...]
     stopped: str = ""
     diverged: str = ""
+    worse: str = ""
