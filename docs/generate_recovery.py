@@ -37,6 +37,21 @@ What this says, on these networks:
 - Bias correction alone often makes a network that lost many units worse. Matching mean and variance helps far more, and
   where BatchNormalization is in the graph its re-estimation does the same.
 {single}
+## By gradients
+
+`--recover align`, which `--effort medium` or `high` adds to `auto`, trains what the closed forms leave, without labels
+and with PyTorch. Each block of the stream (see [units_with_data.md](units_with_data.md)) is trained by itself to give
+what the dense block gives, then the whole network to give the dense values at all cuts. Where channels of such a value
+are gone, those that are left are compared. The rest follows from measurements:
+
+- Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm;
+  the rate is half of the best of a short range test.
+- Crops and mirror images are added where the only input is a picture and the dense network minds mirror images little.
+- Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Embeddings are
+  compared by cosine, other outputs by squares on the scale of each part.
+- Every fifth batch is held back. A block keeps its new numbers where its error there falls, the whole where its error
+  falls and its outputs are no farther. The time is told before it begins; the same seed gives the same numbers.
+
 ## Without data
 
 Neuron merging, whole units removed by magnitude: relative squared error of the outputs against the dense model, on

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe.fields import Effort
 from onnxprune.recovery.reconstruct import FOLDS, State, Step, recover_layers
 from onnxprune.recovery.registry import model_method
@@ -43,6 +43,9 @@ def align(run: State, method: str) -> None:
     if not run.steps:
         recover_layers(run, "least-squares")
     samples = Batches.of(run.dense, run.inputs, BATCH, least=2 * FOLDS)
-    work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress)
-    for tried in work.run():
-        run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))
+    try:
+        work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress)
+        for tried in work.run():
+            run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))
+    except ModelError as error:  # an operator that the bridge does not know: what was fitted before stays
+        run.skipped["alignment"] = str(error).rstrip(".")

@@ -30,8 +30,9 @@ _TOLERATED = 0.25
 def augmentation(dense: ir.Model, feed: Mapping[str, Array]) -> Augment | None:
     """Return what draws other pictures from pictures.
 
-    Inputs are pictures where the model has one float input [N, C, H, W] of 1, 3 or 4 channels. The dense model tolerates
-    them where a mirror image moves its outputs by less than a quarter of what another picture does, in squares.
+    Inputs are pictures where the model has one float input [N, C, H, W] of 1, 3 or 4 channels. The dense model
+    tolerates them where a mirror image moves its outputs by less than a quarter of what another picture does, in
+    squares.
     """
     floats = [name for name, array in feed.items() if array.ndim == 4 and array.dtype.kind == "f"]
     if len(feed) != 1 or len(floats) != 1:

@@ -329,3 +329,15 @@ def test_a_plain_module_can_be_trained_too() -> None:
     task = Task(module, Arrays((x,), (label,)), Arrays((x,), (label,)), heads, (0,), loss, METRICS["accuracy"])
     result = loop.train(task, FAST)
     assert result.best is not None and result.best > 0.9
+
+
+@pytest.mark.parametrize(("rate", "rises"), [(1e-3, False), (3.0, True)])
+def test_a_distillation_that_ends_farther_than_it_began_is_told(rate: float, rises: bool) -> None:
+    model = mlp()
+    thinned = model.clone()
+    for value in thinned.graph.initializers.values():
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        value.const_value = ir.Tensor((0.9 * array).astype(np.float32), name=value.name)
+    settings = with_(loss="distillation", learning_rate=rate, epochs=1)
+    done = retrain(thinned, blob_data(), settings, original=model)
+    assert ("rose from" in done.result.worse) == rises

@@ -1,0 +1,162 @@
+"""Alignment by gradients: what it gains, what it leaves alone, and that nothing gets worse on held-back inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from onnxprune import model_io
+from onnxprune.errors import RecipeError
+from onnxprune.pipeline.run import prune
+from onnxprune.recovery import Recovery, recover
+from onnxprune.recovery.descent import Walk, descend, rate_by_range_test
+from onnxprune.recovery.pictures import augmentation
+from onnxprune.recovery.places import compared_at
+
+from .models_to_recover import constant, cut, network, zeroed
+
+STACK = """<ir_version: 8, opset_import: ["": 13]>
+stack (float[N, 8] x) => (float[N, 4] y) {
+  s = Gemm<transB = 1>(x, w0, b0)
+  a = Gemm<transB = 1>(s, w1, b1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) t = Add(s, b)
+  c = Gemm<transB = 1>(t, w3, b3) q = Relu(c) d = Gemm<transB = 1>(q, w4, b4) u = Add(t, d)
+  y = Gemm<transB = 1>(u, w5, b5)
+}"""
+SHAPES = {"w0": (6, 8), "b0": (6,), "w1": (16, 6), "b1": (16,), "w2": (6, 16), "b2": (6,), "w3": (16, 6), "b3": (16,),
+          "w4": (6, 16), "b4": (6,), "w5": (4, 6), "b5": (4,)}  # fmt: skip
+X = {"x": np.random.default_rng(3).standard_normal((320, 8)).astype(np.float32)}
+
+
+def dense() -> ir.Model:
+    """Two residual blocks."""
+    return network(STACK, SHAPES)
+
+
+def aligned(pruned: ir.Model, kept: object, methods: tuple[str, ...] = ("align",), seed: int = 0) -> Recovery:
+    """Recover a pruned stack in place."""
+    return recover(dense(), pruned, kept, X, methods=methods, seed=seed)  # type: ignore[arg-type]
+
+
+def test_it_goes_on_where_least_squares_ends() -> None:
+    fitted, kept = cut(dense(), "w1", 0, [0, 3, 5, 9, 11, 14])
+    trained = fitted.clone()
+    closed = aligned(fitted, kept, ("least-squares",))
+    done = aligned(trained, kept)
+    assert done.after is not None and closed.after is not None
+    assert done.after < 0.8 * closed.after
+    assert {step.method for step in done.steps} == {"least-squares", "align"}  # the closed form is its start
+
+
+def test_where_channels_of_the_cut_went_those_that_are_left_are_compared() -> None:
+    pruned, kept = cut(dense(), "w0", 0, [1, 4])
+    (place,) = compared_at(dense(), pruned, kept, ["u"], X)
+    assert place.rows is not None and place.rows.tolist() == [0, 2, 3, 5]
+    assert place.left(np.arange(6.0)[None]).tolist() == [[0, 2, 3, 5]]
+    closed = aligned(pruned.clone(), kept, ("least-squares",))
+    done = aligned(pruned, kept)
+    assert done.after is not None and closed.after is not None and done.after < closed.after
+
+
+def test_single_weights_that_are_zero_stay_zero() -> None:
+    mask = np.random.default_rng(0).random((16, 6)) < 0.5
+    pruned = zeroed(dense(), {"w1": mask})
+    done = aligned(pruned, {})
+    assert any(step.applied for step in done.steps if step.method == "align")
+    assert not constant(pruned, "w1")[~mask].any()
+    assert constant(pruned, "w1")[mask].all()
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    numbers = []
+    for seed in (0, 0, 1):
+        pruned, kept = cut(dense(), "w1", 0, [0, 3, 5, 9])
+        aligned(pruned, kept, seed=seed)
+        numbers.append(np.concatenate([constant(pruned, name).ravel() for name in ("w1", "w2", "w4")]))
+    assert np.array_equal(numbers[0], numbers[1])
+    assert not np.array_equal(numbers[0], numbers[2])
+
+
+def test_a_model_that_lost_nothing_stays_as_it_is() -> None:
+    pruned = dense()
+    done = aligned(pruned, {})
+    assert not [step for step in done.steps if step.method == "align" and step.applied]
+    assert np.array_equal(constant(pruned, "w3"), constant(dense(), "w3"))
+
+
+def test_what_makes_held_back_inputs_worse_is_put_back() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    before, after = descend([weight], lambda step: weight.sum(), lambda: float((weight - 1).abs().sum()), 20, 0.1)
+    assert before == after == 0
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
+def test_steps_are_relative_to_each_row() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[100.0, -100.0], [0.01, 0.0]]))
+    walk = Walk([weight], 0.1, 10)
+    before = weight.detach().clone()
+    walk((weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum())
+    change = (weight.detach() - before) / before.square().mean(1, keepdim=True).sqrt()
+    assert change[0].tolist() == pytest.approx([float(change[0, 0])] * 2, rel=1e-4)
+    assert weight[1, 1] == 0  # what was pruned stays
+    assert 0 < -float(change[0, 0]) <= 0.1
+
+
+def test_the_range_test_shuns_rates_that_blow_up_and_puts_everything_back() -> None:
+    weight = torch.nn.Parameter(torch.full((1, 1), 1.0))
+    rate = rate_by_range_test([weight], lambda step: (weight - 1).square().sum() * 1e6, 6)
+    assert rate <= 1e-3
+    assert float(weight.detach()) == 1.0
+
+
+PICTURES = """<ir_version: 8, opset_import: ["": 13]>
+pictures (float[N, 3, 16, 16] x) => (float[N, 4] y) {
+  a = Conv<pads = [1, 1, 1, 1]>(x, w1) p = GlobalAveragePool(a) f = Flatten(p) y = Gemm<transB = 1>(f, w2)
+}"""
+SIDES = """<ir_version: 8, opset_import: ["": 13]>
+sides (float[N, 3, 16, 16] x) => (float[N, 4] y) { f = Flatten(x) y = Gemm<transB = 1>(f, w) }"""
+
+
+def test_pictures_are_cropped_and_mirrored_only_where_the_model_does_not_mind() -> None:
+    flat = {"x": np.random.default_rng(0).standard_normal((12, 3, 16, 16)).astype(np.float32)}
+    flat["x"] += np.random.default_rng(1).standard_normal((12, 3, 1, 1)).astype(np.float32)
+    augment = augmentation(network(PICTURES, {"w1": (8, 3, 3, 3), "w2": (4, 8)}), flat)
+    assert augment is not None
+    drawn = augment(flat, np.random.default_rng(0))["x"]
+    assert drawn.shape == flat["x"].shape and not np.array_equal(drawn, flat["x"])
+    flat["x"][..., :8] += 10 * np.random.default_rng(2).standard_normal((12, 3, 1, 1)).astype(np.float32)
+    assert augmentation(network(SIDES, {"w": (4, 768)}), flat) is None  # it tells left from right
+    assert augmentation(dense(), {"x": X["x"][:8]}) is None  # no pictures
+
+
+DIGITS = Path(__file__).parents[2] / "models"
+
+
+def test_effort_is_a_setting_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_io.load_any(DIGITS / "digits_mlp.onnx")
+    name = str(model.graph.inputs[0].name)
+    width = int(model.graph.inputs[0].shape[-1])  # type: ignore[index, arg-type]
+    inputs = {name: np.load(DIGITS / "digits_train.npz")["image"][:256].reshape(256, -1)[:, :width].astype(np.float32)}
+    told: list[str] = []
+
+    def run(**settings: object) -> list[str]:
+        done = prune(DIGITS / "digits_mlp.onnx", structure="channels", sparsity=0.5, calibration=inputs, latency=False,
+                     verification=False, progress=told.append, **settings)  # type: ignore[arg-type]  # fmt: skip
+        assert done.recovered is not None
+        return list(done.recovered["methods"])
+
+    assert run() == ["least-squares"]
+    assert not any("minutes" in stage for stage in told)
+    assert run(effort="medium") == ["least-squares", "align"]
+    assert any("minutes" in stage for stage in told)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else real(name, *a))
+    assert run() == ["least-squares"]  # nothing of it needs PyTorch
+    with pytest.raises(RecipeError, match=r"--effort high needs PyTorch, which is not installed"):
+        run(effort="high")
+    with pytest.raises(RecipeError, match=r"--recover align needs PyTorch"):
+        run(recover="align")
