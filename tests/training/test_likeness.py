@@ -45,7 +45,7 @@ def test_each_part_of_a_box_is_scaled_by_itself() -> None:
 def test_logits_without_a_softmax_are_distilled_by_kl_in_a_retraining() -> None:
     """The scores may move together for nothing: squares would see that as an error, KL does not."""
     good = retrain(mlp(), blob_data(), TrainSettings(epochs=8, batch_size=32, learning_rate=2e-2)).model
-    unlabelled = Data(Arrays((blobs()[0],)))
+    unlabelled = Data(Arrays((blobs()[0],)), ())
     shifted = good.clone()
     bias = next(v for n, v in shifted.graph.initializers.items() if n == "fc2.bias" and v.const_value is not None)
     assert bias.const_value is not None
@@ -56,7 +56,7 @@ def test_logits_without_a_softmax_are_distilled_by_kl_in_a_retraining() -> None:
 
 def test_a_distillation_that_ends_above_its_start_is_told() -> None:
     good = retrain(mlp(), blob_data(), TrainSettings(epochs=8, batch_size=32, learning_rate=2e-2)).model
-    unlabelled = Data(Arrays((blobs()[0],)))
+    unlabelled = Data(Arrays((blobs()[0],)), ())
     wild = retrain(good, unlabelled, TrainSettings(epochs=2, learning_rate=5.0, schedule="constant"), original=good)
     assert "rose from" in wild.result.worse and "--lr" in wild.result.worse
     calm = retrain(good, unlabelled, TrainSettings(epochs=1, learning_rate=1e-5), original=good)
