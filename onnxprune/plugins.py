@@ -209,7 +209,9 @@ def load_function(reference: str, purpose: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(f"The {purpose} '{reference}' cannot be imported: {error}.") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise RecipeError(f"The {purpose} '{reference}' cannot be imported: {failure(error)}.") from error
     finally:
         if here in sys.path:
@@ -230,9 +232,9 @@ def guarded(function: Callable[..., Any], reference: str) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         try:
             return function(*arguments, **named)
-        except OnnxPruneError:
+        except (OnnxPruneError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # a function may raise whatever it likes
             raise RecipeError(f"'{reference}' failed with {failure(error)}.") from error
 
     return call

@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OnnxPruneError as error:
         complain(str(error))
         sys.exit(error.exit_status)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         sentence = sentence_of(error)
         if sentence is None:
             raise

@@ -16,6 +16,7 @@ FAILURES = {
     "open('nowhere.txt')": "FileNotFoundError",
     "__import__('numpy').zeros(3).reshape(2, 2)": "cannot reshape",
     "assert False": "AssertionError",
+    "raise type('Odd', (BaseException,), {})('boo')": "Odd: boo",
 }
 USES = {
     "criterion": ("def mine(weight, rng):\n    {}\n", ["-s", 0.5, "--criterion", "mine:mine"]),
