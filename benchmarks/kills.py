@@ -264,7 +264,7 @@ def main() -> None:
     torch.set_num_threads(1)
     onnxprune.cli.app.register()
     state: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    done, faults = int(state.get("kills", 0)), dict(state.get("faults", {}))
+    done, faults, mended = int(state.get("kills", 0)), dict(state.get("faults", {})), dict(state.get("mended", {}))
     kinds, reached = Counter(state.get("kinds", {})), Counter(state.get("reached", {}))
     stop = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as name, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -278,9 +278,9 @@ def main() -> None:
                 print(done, faults[str(done)], file=sys.__stderr__, flush=True)
             done += 1
             if done % 20 == 0 or done == arguments.count:
-                state = {"kills": done, "kinds": kinds, "reached": reached, "faults": faults}
+                state = {"kills": done, "kinds": kinds, "reached": reached, "faults": faults, "mended": mended}
                 RESULTS.write_text(json.dumps(state, indent=1) + "\n")
-    state = {"kills": done, "kinds": kinds, "reached": reached, "faults": faults}
+    state = {"kills": done, "kinds": kinds, "reached": reached, "faults": faults, "mended": mended}
     RESULTS.write_text(json.dumps(state, indent=1) + "\n")
     print(json.dumps(state))
 
