@@ -42,11 +42,12 @@ What this says, on these networks:
 `--recover align`, which `--effort medium` or `high` adds to `auto`, trains what the closed forms leave, without labels
 and with PyTorch. Each block of the stream (see [units_with_data.md](units_with_data.md)) is trained by itself to give
 what the dense block gives, then the whole network to give the dense values at all cuts. Where channels of such a value
-are gone, those that are left are compared. The rest follows from measurements:
+are gone, those that are left are compared. What else there is to know:
 
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm;
   the rate is half of the best of a short range test.
-- Crops and mirror images are added where the only input is a picture and the dense network minds mirror images little.
+- Crops, mirror images and mixtures of two pictures are added where the only input is a picture and the dense network
+  minds mirror images little.
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Embeddings are
   compared by cosine, other outputs by squares on the scale of each part.
 - Every fifth batch is held back. A block keeps its new numbers where its error there falls, the whole where its error
