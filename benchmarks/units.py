@@ -1,10 +1,11 @@
-"""Whole units without labels: MobileNetV2 on ImageNet pictures, MiniLM on STS, a ResNet on Fashion-MNIST.
+"""Whole units without labels: MobileNetV2 on ImageNet pictures, MiniLM on STS, a ResNet on Fashion-MNIST, models/.
 
 MobileNetV2 is calibrated on the 334 pictures whose index is a multiple of 3 and measured on the other 666 (top-1 in
 percent); none of the measured classes is seen. MiniLM gets 512 sentences, its score is Spearman's rank correlation on
 the test set. The ResNet is that of `recovery_mnist.py`, trained on first use; its score is test accuracy in percent
-with 1,024 training images, at three quarters of its parameters gone, which is half of its units. CPU seconds are those
-of the whole run.
+with 1,024 training images, at three quarters of its parameters gone, which is half of its units. The networks of
+models/ get 512 of their training samples; their score is accuracy in percent on the 360 held out. These small ones are
+also cut in 2, 5 and 10 steps. CPU seconds are those of the whole run.
 
     python benchmarks/units.py --data-root DATA --mobilenet mobilenet_v2_imagenet.onnx --minilm minilm_l6.onnx
 
@@ -33,11 +34,18 @@ from onnxprune.runtime import make_session
 RESULTS = Path(__file__).parent / "results" / "units.json"
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+MODELS = Path(__file__).parent.parent / "models"
+STEPS = (1, 2, 5, 10)
 
 CASES: dict[str, Sequence[Mapping[str, Any]]] = {
     "mobilenet": [{"target_macs": share} for share in (0.8, 0.7, 0.6, 0.5)],
     "minilm": [{"sparsity": share} for share in (0.3, 0.5)],
-    "fashion": [{"sparsity": 0.748, "round_to": "none"}],
+    "fashion": [
+        {"sparsity": 0.748, "round_to": "none"},
+        *({"sparsity": 0.748, "iterations": steps} for steps in STEPS),
+        *({"sparsity": 0.748, "round_to": "none", "iterations": steps} for steps in STEPS[1:]),
+    ],
+    "digits": [{"sparsity": 0.7, "iterations": steps} for steps in STEPS],
 }
 
 
@@ -71,7 +79,26 @@ class Pictures:
         return (np.stack(read).transpose(0, 3, 1, 2).astype(np.float32) / 255 - _MEAN) / _DEVIATION
 
 
-Network = Pictures | Sentences | Images
+class Digits:
+    """The networks of models/."""
+
+    def __init__(self) -> None:
+        """Find them."""
+        self.paths = {path.stem: path for path in sorted(MODELS.glob("digits_*.onnx"))}
+
+    def calibration(self, model: ir.Model, draw: int) -> dict[str, npt.NDArray[Any]]:
+        """Training samples."""
+        images = np.load(MODELS / "digits_train.npz")["image"]
+        return {str(model.graph.inputs[0].name): images[np.random.default_rng(draw).permutation(len(images))[:512]]}
+
+    def score(self, model: ir.Model) -> float:
+        """Accuracy in percent on the samples held out, which are the same for all of them."""
+        held, session = np.load(MODELS / "digits_mlp.npz"), make_session(model)
+        (scores,) = session.run(None, {session.get_inputs()[0].name: held["image"]})
+        return 100 * float((scores.argmax(1) == held["label"]).mean())
+
+
+Network = Pictures | Sentences | Images | Digits
 
 
 def entries_of(
