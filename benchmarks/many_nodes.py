@@ -52,7 +52,7 @@ def seconds(path: Path, tree: Path) -> float:
     """CPU seconds of one inspection by the package of a working tree."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", INSPECT, str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=path.parent)
     return float(done.stdout)
 
 

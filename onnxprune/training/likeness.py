@@ -22,7 +22,7 @@ Kind = Literal["probabilities", "logits", "embeddings", "values"]
 
 _EMBEDDING = 16  # entries: shorter rows are figures of their own
 _SAME_NORM = 0.01
-_FLOOR = 1e-2
+_FLOOR = 1e-8
 
 
 def kind_of_outputs(output: npt.NDArray[Any]) -> Kind:

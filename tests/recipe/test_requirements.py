@@ -84,7 +84,7 @@ def test_prune_raises_when_a_limit_is_missed() -> None:
     [
         ("metric_drop<=0", {}, "--eval-data"),
         ("latency<=1", {"latency": False}, "latency is not measured"),
-        ("size<=1", {"verification": False}, "without verification"),
+        ("size<=1", {"verification": False}, "--no-verify"),
     ],
 )
 def test_limits_on_what_is_not_measured_are_refused_before_the_work(limit: str, settings: dict, why: str) -> None:
