@@ -284,16 +284,11 @@ def by_command(plan: Plan) -> None:
     out, err = io.StringIO(), io.StringIO()
     arguments = ["model.onnx", "-o", "out.onnx", "--record", "record.json", "--json", "--accept-unproved", *plan.flags]
     status: Any = 0
-    from onnxprune.cli import console
-
-    previous, console.errors.file = console.errors.file, err
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(arguments)
     except SystemExit as left:
         status = left.code or 0
-    finally:
-        console.errors.file = previous
     if status:
         raise Refused(int(status), err.getvalue().strip())
     json.loads(out.getvalue())

@@ -85,14 +85,17 @@ def _known() -> frozenset[tuple[str, str]]:
     return frozenset((s.domain, s.name) for s in onnxruntime_pybind11_state.get_all_operator_schema())
 
 
-def unknown_operators(model: Any) -> list[str]:
-    """Return the operators of a model that ONNX Runtime does not have, as "'Name' of the domain 'domain'"."""
+def operators_of_libraries(model: Any) -> list[str]:
+    """Return the operators that only a library can have, as "'Name' of the domain 'domain'"."""
     if _LOADED.get():
         return []  # what a library has, nobody tells
-    found = dict.fromkeys(
-        f"'{name}' of the domain '{domain}'" for domain, name in _operators(model) if (domain, name) not in _known()
+    return list(
+        dict.fromkeys(
+            f"'{name}' of the domain '{domain}'"
+            for domain, name in _operators(model)
+            if domain and (domain, name) not in _known()
+        )
     )
-    return list(found)
 
 
 def _operators(model: Any) -> Iterator[tuple[str, str]]:
@@ -110,11 +113,11 @@ def _operators(model: Any) -> Iterator[tuple[str, str]]:
             yield domain, node.op_type
 
 
-def sentence_on(unknown: Sequence[str]) -> str:
+def sentence_on(missing: Sequence[str]) -> str:
     """Say what to do about operators that ONNX Runtime does not have."""
-    more = f" and {len(unknown) - _MOST} more" if len(unknown) > _MOST else ""
-    which = "the operator" if len(unknown) == 1 else "the operators"
+    more = f" and {len(missing) - _MOST} more" if len(missing) > _MOST else ""
+    which = "the operator" if len(missing) == 1 else "the operators"
     return (
-        f"ONNX Runtime has not {which} {', '.join(unknown[:_MOST])}{more}: give the library that has it by "
+        f"ONNX Runtime does not have {which} {', '.join(missing[:_MOST])}{more}: give the library that has it by "
         "--custom-ops LIB, or prune with --no-verify, which proves nothing"
     )

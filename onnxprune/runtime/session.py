@@ -79,9 +79,9 @@ def make_session(
     except OnnxPruneError:
         raise
     except Exception as failure:
-        unknown = libraries.unknown_operators(model)
-        if unknown:
-            raise ModelError(libraries.sentence_on(unknown)) from failure
+        missing = libraries.operators_of_libraries(model)
+        if missing:
+            raise error(libraries.sentence_on(missing)) from failure
         raise error(f"ONNX Runtime does not load the model: {one_sentence(failure)}.") from failure
 
 

@@ -190,6 +190,6 @@ def test_a_flag_is_one_field(tmp_path: Path) -> None:
     assert told["recipe"]["note"] == "a first try"
     shown = subprocess.run(
         [sys.executable, "-m", "onnxprune", "prune", "--help-all"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}, cwd=tmp_path, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert "--note" in shown and "which the record keeps" in " ".join(shown.split())
