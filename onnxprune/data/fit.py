@@ -103,6 +103,9 @@ def find_axes(
         arrays, specs: The arrays in the order of the inputs (or outputs) that they belong to.
         told: Names whose axis the user gave, which stays.
         count: How many samples there are, where that is known.
+
+    Raises:
+        DataError: An array has no axis of the number that the user gave.
     """
     if count is None:
         count = _count(arrays, specs)
@@ -123,6 +126,11 @@ def _count(arrays: Sequence[Array], specs: Sequence[InputSpec]) -> int | None:
 
 def _axis(array: Array, spec: InputSpec, count: int | None, told: bool) -> int | None:
     axis = spec.sample_axis if array.ndim else None
+    if axis is not None and axis >= array.ndim:
+        if told:
+            raise DataError(f"--sample-axis {spec.name}:{axis} names an axis that the data lack: their shape is "
+                            f"{list(array.shape)}.")  # fmt: skip
+        axis = None
     if told or axis is None or spec.dims is None or count is None:
         return axis
     possible = _candidates(array, spec)

@@ -169,6 +169,8 @@ def by_name(arrays: Mapping[str, Any], model: ir.Model, where: str) -> tuple[Bat
                             f"({', '.join(inputs)}), one of its outputs, nor '{LABEL}'.")  # fmt: skip
     named = {i: _array(arrays, n, where) for i, n in enumerate(outputs) if n in arrays and n not in inputs}
     if LABEL in arrays and LABEL not in inputs and LABEL not in outputs:
+        if not outputs:
+            raise DataError(f"{where} has an array '{LABEL}', but the model has no output to compare it with.")
         named = {0: _array(arrays, LABEL, where), **named}
     chosen = tuple(sorted(named))
     inputs_read, targets = tuple(_array(arrays, n, where) for n in inputs), tuple(named[i] for i in chosen)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
+from onnxprune.model_io.protobuf import graphs
 from onnxprune.model_io.wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
 
 _GRAPH_TAG = MODEL_GRAPH << 3 | LENGTH_DELIMITED
@@ -132,6 +133,7 @@ def _parts(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTensor]) -> 
     """(model without graph, graph without its initializers, [(tensor header, tensor whose data follows)])."""
     with _without_main_weights(model, placement):
         proto = serde.serialize_model(model)
+    _without_types_of_initializers(proto)
     _declare_initializers(proto, model)
     graph = onnx.GraphProto()
     graph.CopyFrom(proto.graph)
@@ -139,6 +141,17 @@ def _parts(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTensor]) -> 
     del graph.initializer[:]
     tensors = [_header(value, placement.get(value)) for value in model.graph.initializers.values()]
     return proto.SerializeToString(deterministic=True), graph.SerializeToString(deterministic=True), tensors
+
+
+def _without_types_of_initializers(proto: onnx.ModelProto) -> None:
+    """An initializer tells its own type and shape: an entry in value_info would be a copy that can go stale."""
+    for graph in graphs(proto):
+        stored = {tensor.name for tensor in graph.initializer}
+        stored.update(tensor.values.name for tensor in graph.sparse_initializer)
+        entries = [info for info in graph.value_info if info.name not in stored]
+        if len(entries) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(entries)
 
 
 def _declare_initializers(proto: onnx.ModelProto, model: ir.Model) -> None:

@@ -41,6 +41,13 @@ def test_an_npz_gives_inputs_by_name_and_labels(tmp_path: Path) -> None:
     assert data.outputs == (0,)
 
 
+def test_labels_of_a_model_without_outputs_are_refused(tmp_path: Path) -> None:
+    model = mlp()
+    del model.graph.outputs[:]
+    with pytest.raises(DataError, match="the model has no output to compare it with"):
+        read_data(save(tmp_path, x=X, label=LABEL), model)
+
+
 def test_targets_may_be_named_by_the_models_output(tmp_path: Path) -> None:
     target = np.ones((20, 3), np.float32)
     data = read_data(save(tmp_path, x=X, scores=target), mlp())

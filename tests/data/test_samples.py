@@ -88,6 +88,16 @@ def test_arrays_of_other_lengths_are_still_refused() -> None:
         open_data(model, {**STATE, "state": random(20, 2, 5)})
 
 
+def test_an_array_that_lacks_the_axis_is_refused_in_words() -> None:
+    assert open_data(detector(), {**STATE, "next": random(20)}).source.count == 20  # refused where it is compared
+    text = '<ir_version: 8, opset_import: ["":17]> agraph (float x) => (float y) { y = Relu(x) }'
+    model = model_io.load_any(parser.parse_model(text))
+    model.graph.inputs[0].shape = None
+    give_hints(model, sample_axes=parse_sample_axes(["x:1"]))
+    with pytest.raises(DataError, match=r"--sample-axis x:1 names an axis that the data lack: their shape is \[12\]"):
+        open_data(model, {"x": random(12)})
+
+
 def test_the_axis_can_be_told() -> None:
     text = '<ir_version: 8, opset_import: ["":17]> agraph (float[a, b] x) => (float[a, b] y) { y = Relu(x) }'
     model = model_io.load_any(parser.parse_model(text))

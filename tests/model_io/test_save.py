@@ -46,6 +46,23 @@ def test_onnx_and_onnxruntime_read_what_was_saved(tmp_path: Path, external: bool
     assert (saved.data_file is not None) == external
 
 
+def test_types_of_initializers_are_not_written_a_second_time() -> None:
+    text = """<ir_version: 8, opset_import: ["":17]>
+    agraph (float[n, 2] x, bool flag) => (float[n, 2] y) <float[2, 2] w = {1, 0, 0, 1}> {
+        h = MatMul(x, w)
+        r = Relu(h)
+        y = If(flag) <
+            then_branch = first () => (float[n, 2] a) <float[2] b = {1, 2}> { a = Add(r, b) },
+            else_branch = second () => (float[n, 2] c) { c = Identity(r) }>
+    }"""
+    model = model_io.load_any(onnx.parser.parse_model(text))
+    proto = onnx.load_from_string(model_io.to_bytes(model))
+    branches = [attribute.g for attribute in proto.graph.node[2].attribute]
+    stored_names = {tensor.name for graph in (proto.graph, *branches) for tensor in graph.initializer}
+    assert stored_names == {"w", "b"}
+    assert not stored_names & {info.name for graph in (proto.graph, *branches) for info in graph.value_info}
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for external in (False, True):
         for folder in ("a", "b"):
