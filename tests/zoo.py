@@ -128,6 +128,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("vit_mha", "transformers", "vit_mha", _image(16)),
         Architecture("swin", "swin", "Swin", _image(32)),
         _bert("bert", "Bert"),
+        Architecture("deberta", "disentangled", "Deberta", {"tokens": (7,)}, {"tokens": 97}, sequence_axis=1),
         _language("gpt", "Gpt"),
         _language("llama", "llama"),
         _language("gqa_broadcast", "gqa_broadcast"),

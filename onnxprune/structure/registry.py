@@ -29,6 +29,7 @@ FAMILIES = (
     "indexing",
     "resizing",
     "reshaping",
+    "repeating",
     "reduction",
     "normalisation",
     "pooling",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,12 @@ class Rewriter:
         """Return the old extent of a static axis."""
         return int((self.facts.shape(value) or ())[axis] or 0)
 
+    def left(self, value: ir.Value, axis: int) -> tuple[int, int]:
+        """Return how many units the static part of an axis had and has: (8, 6) of batch x heads with 8 heads."""
+        factors = parts(self.structure.axes[value][axis])
+        kept = [self.keep.ids(ids) for ids in factors]
+        return math.prod(len(flags) for flags in kept), math.prod(int(flags.sum()) for flags in kept)
+
     # -- changing nodes -----------------------------------------------------------------------------------------
 
     def set_attribute(self, node: ir.Node, name: str, content: int | float | str | list[int]) -> None:
@@ -84,14 +91,30 @@ class Rewriter:
             target = data.astype(np.int64).copy()
             for axis in changed:
                 extent = new[axis]
-                target[axis] = -1 if extent is None else self._not_broadcast(int(target[axis]), extent)
+                # A dynamic axis has no number here: its entry is -1 or 0 already.
+                target[axis] = target[axis] if extent is None else self._not_broadcast(int(target[axis]), extent)
             self.set_input(node, i, target)
         elif infer_one and sum(n is None for n in new) <= 1:
             self.set_input(node, i, np.array([-1 if n is None else n for n in new], np.int64))
         elif changed:
-            mask = np.array([axis in changed for axis in range(rank)])
-            wanted = np.array([0 if n is None else n for n in new], np.int64)
-            node.replace_input_with(i, self.where(mask, wanted, node.inputs[i], node))
+            self._patch_computed(node, i, value, changed)
+
+    def _patch_computed(self, node: ir.Node, i: int, value: ir.Value, changed: Sequence[int]) -> None:
+        """Correct a shape that is computed while the model runs, from the original extents of other values."""
+        rank = len(self.facts.shape(value) or ())
+        entries = self.facts.first.data.get(node.inputs[i]) if node.inputs[i] is not None else None
+        fixed = {axis: n for axis in changed if (n := self.extent(value, axis)) is not None}
+        scaled = {axis: self.left(value, axis) for axis in changed
+                  if axis not in fixed and (entries is None or entries[axis] > 1)}  # fmt: skip
+        shape = node.inputs[i]
+        if scaled:
+            after = np.array([scaled[axis][1] if axis in scaled else 1 for axis in range(rank)], np.int64)
+            before = np.array([scaled[axis][0] if axis in scaled else 1 for axis in range(rank)], np.int64)
+            shape = self.scaled(shape, after, before, node)
+        if fixed:
+            mask = np.array([axis in fixed for axis in range(rank)])
+            shape = self.where(mask, np.array([fixed.get(axis, 0) for axis in range(rank)], np.int64), shape, node)
+        node.replace_input_with(i, shape)
 
     @staticmethod
     def _not_broadcast(entry: int, extent: int) -> int:
@@ -104,6 +127,13 @@ class Rewriter:
         """Insert Where(mask, array, value) before a node and return its output."""
         condition, constant = self.constant(mask, before), self.constant(array, before)
         return self.edit.before(before, "Where", [condition, constant, value])
+
+    def scaled(
+        self, value: ir.Value | None, times: npt.NDArray[np.int64], over: npt.NDArray[np.int64], before: ir.Node
+    ) -> ir.Value:
+        """Insert value * times / over, integers that divide without a rest, before a node and return the result."""
+        product = self.edit.before(before, "Mul", [value, self.constant(times, before)])
+        return self.edit.before(before, "Div", [product, self.constant(over, before)])
 
     def update_shapes(self) -> None:
         for value, axes in self.structure.axes.items():

@@ -44,6 +44,7 @@ class Findings:
         fills: What zero is for quantised constants.
         weights: Weights, with the node that they belong to.
         mixed: Axes whose indices a node mixes.
+        divided: The last dynamic axis with a static part, such as batch x heads, by its extents at both settings.
         unruled: Operators without a rule, by node: the body of a loop may be walked twice.
     """
 
@@ -57,6 +58,7 @@ class Findings:
     fills: dict[ir.Value, Fill] = field(default_factory=dict)
     weights: dict[ir.Value, ir.Node] = field(default_factory=dict)
     mixed: dict[ir.Node, list[tuple[int, int]]] = field(default_factory=dict)
+    divided: dict[tuple[int | None, int | None], Dynamic] = field(default_factory=dict)
     unruled: dict[ir.Node, str] = field(default_factory=dict)
 
     def still(self, value: ir.Value, reason: str) -> None:
@@ -247,6 +249,8 @@ class View:
             extent = dims[i][0] if self.facts.static(out, i) else None
             if isinstance(axis, Dynamic) if extent is None else not isinstance(axis, Dynamic) and len(axis) == extent:
                 checked.append(axis)
+                if isinstance(axis, Dynamic) and axis.static:
+                    state.divided[dims[i]] = axis
             else:
                 self.pin(axis, f"axis {i} of its output {out.name} has another extent")
                 checked.append(self.still(extent, f"axis {i} has no known origin"))

@@ -32,6 +32,7 @@ FEEDS: dict[str, Array] = {
     "table": np.array([[0, 1, 2], [3, 4, 0]]),
 }  # fmt: skip
 FREE = [
+    "Tile(h, pair)",
     "Expand(h, whole)", "Gather(h, r)", "Gather <axis = -2> (h, table)", "Compress <axis = 0> (h, rows)",
     "GatherND(h, places)", "Split_rows(h)", "Where(flag, h, none)", "Identity(h)",
 ]  # fmt: skip
@@ -45,7 +46,6 @@ PINNED = {
     "Pad(h, four)": "padded",
     "Pad(h, zero_pads, , r)": "Pad",
     "Reshape(h, pair)": "Reshape",
-    "Tile(h, pair)": "Tile",
     "Unsqueeze(h, r)": "axes",
     "CumSum(h, one_r)": "axis",
     "ReduceSum(h, r)": "axes",

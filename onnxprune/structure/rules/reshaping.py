@@ -1,4 +1,4 @@
-"""Splitting and merging axes: Reshape, Flatten, DepthToSpace, Expand, Tile.
+"""Splitting and merging axes: Reshape, Flatten, DepthToSpace.
 
 Old and new shape are cut into the shortest runs with equal products; in each run both sides get their common
 refinement. A split axis becomes the product of its parts (heads x head size), a merged axis the product of what it is
@@ -7,6 +7,8 @@ made of.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.shapes import Facts
-from onnxprune.structure.axes import Axis, Dynamic, parts
+from onnxprune.structure.axes import Axis, Dynamic
 from onnxprune.structure.registry import rewriter, rule
 from onnxprune.structure.rewriter import Rewriter
 from onnxprune.structure.terms import Ids
@@ -126,10 +128,10 @@ def _split_axis(view: View, axis: Axis, sizes: Sequence[Pair]) -> list[Ids | Non
             return [axis]
         numbers = [n for n in fixed if n is not None]
         return list(view.terms.split(axis, numbers)) if len(numbers) == len(fixed) and numbers else []
-    runs = _static_runs(fixed)
+    runs = _runs_of_a_kind(fixed)
     ours = _merge_neighbours(view, axis.factors)
-    if [r is None for r in runs] != [f is None for f in ours] or any(
-        r is not None and f is not None and int(np.prod(r)) != len(f) for r, f in zip(runs, ours, strict=False)
+    if [None in r for r in runs] != [f is None for f in ours] or any(
+        f is not None and math.prod(n or 0 for n in r) != len(f) for r, f in zip(runs, ours, strict=False)
     ):
         view.pin(axis, "its axes of unknown extent cannot be told apart")
         return [
@@ -137,24 +139,16 @@ def _split_axis(view: View, axis: Axis, sizes: Sequence[Pair]) -> list[Ids | Non
         ]
     out: list[Ids | None] = []
     for run, ids in zip(runs, ours, strict=True):
-        if run is None or ids is None:
-            out.append(None)
+        if ids is None:
+            out.extend([None] * len(run))
         else:
-            out.extend(view.terms.split(ids, run) if len(run) > 1 else [ids])
+            out.extend(view.terms.split(ids, [n or 0 for n in run]) if len(run) > 1 else [ids])
     return out
 
 
-def _static_runs(fixed: Sequence[int | None]) -> list[list[int] | None]:
-    runs: list[list[int] | None] = []
-    for n in fixed:
-        last = runs[-1] if runs else None
-        if n is None:
-            runs.append(None)
-        elif last is not None:
-            last.append(n)
-        else:
-            runs.append([n])
-    return runs
+def _runs_of_a_kind(fixed: Sequence[int | None]) -> list[list[int | None]]:
+    """Cut extents into runs of known ones and runs of unknown ones."""
+    return [list(run) for _, run in itertools.groupby(fixed, key=lambda n: n is None)]
 
 
 def _merge_neighbours(view: View, factors: Sequence[Ids | None]) -> list[Ids | None]:
@@ -196,24 +190,24 @@ def reshape(view: View) -> None:
     axes, zero = reshaped(view, view.axes(x), view.zero(x), _pairs(view, x), _pairs(view, out))
     if view.node.op_type == "Reshape":
         for i, axis in enumerate(axes):
-            if isinstance(axis, Dynamic) and axis.static and not _can_infer(view, i):
+            if isinstance(axis, Dynamic) and axis.static and not _can_rescale(view, i):
                 view.pin(axis, "its extent is computed while the model runs")
     view.give(out, axes, zero)
 
 
-def _can_infer(view: View, axis: int) -> bool:
-    """Say whether entry ``axis`` of the target could be -1: it is, or no other entry is or could be."""
-    target = view.x(1)
-    if target is None:
-        entries = view.ints_attr("shape") or []
-        return all(e != -1 or i == axis for i, e in enumerate(entries))
+def _can_rescale(view: View, axis: int) -> bool:
+    """Say whether the target stays right where dynamic axis ``axis`` loses units.
+
+    An entry that is computed from shapes is the original extent, which the rewriter scales; -1 and 0 need nothing.
+    Of a target that nobody knows, one entry can be made a -1.
+    """
+    target, out = view.x(1), view.out()
+    if target is None or out is None:
+        return True
     first, second = view.facts.first.data.get(target), view.facts.second.data.get(target)
     if first is None or second is None:
-        return False
-    if np.array_equal(first, second):
-        return all(int(e) != -1 or i == axis for i, e in enumerate(first.tolist()))
-    same = [a == b for a, b in zip(first, second, strict=True)]
-    return not (first == -1).any() and all(s or i == axis for i, s in enumerate(same))
+        return all(view.facts.static(out, i) or i == axis for i in range(view.rank(out)))
+    return bool(first[axis] > 0) == bool(second[axis] > 0)
 
 
 @rewriter("Reshape")
@@ -305,91 +299,3 @@ def depth_to_space(view: View) -> None:
     moved = [middle[i] for i in order]
     axes, zero = reshaped(view, [axes[i] for i in order], [zero[i] for i in order], moved, _pairs(view, out))
     view.give(out, axes, zero)
-
-
-# -- Expand and Tile ------------------------------------------------------------------------------------------------
-
-
-@rule("Expand")
-def expand(view: View) -> None:
-    """A repeated index is a unit of its own; what was there before carries over."""
-    x, out = view.need(0), view.out()
-    if out is None:
-        return
-    shape, full = view.shape(x), view.shape(out)
-    axes: list[Axis] = []
-    zero: list[bool] = []
-    for i, extent in enumerate(full):
-        j = i - (len(full) - len(shape))
-        if j >= 0 and (shape[j] != 1 or extent == 1):
-            axes.append(view.axis(x, j))
-            zero.append(view.zero(x)[j])
-        else:
-            fixed = extent is not None and view.facts.static(out, i)
-            axes.append(view.terms.fresh(int(extent or 0)) if fixed else Dynamic())
-            zero.append(False)
-    view.give(out, axes, zero)
-
-
-@rewriter("Expand")
-def rewrite_expand(rw: Rewriter, node: ir.Node) -> None:
-    """Write the new extents into the shape."""
-    out = node.outputs[0]
-    shape = node.inputs[1]
-    assert shape is not None
-    rank = len(rw.facts.shape(out) or ())
-    entries = (rw.facts.shape(shape) or (0,))[0]
-    if any(rw.lost(out, i) for i in range(rank)):
-        if entries == rank:
-            rw.patch_extents(node, 1, out)
-        else:  # a shorter shape says nothing of the leading axes
-            data = rw.facts.data(shape)
-            new = [rw.extent(out, i) for i in range(rank)]
-            if data is not None:
-                lead = rank - int(entries or 0)
-                kept = [
-                    int(entry) if entry == 1 or not rw.lost(out, i) else new[i]
-                    for i, entry in enumerate(data.tolist(), start=lead)
-                ]
-                rw.set_input(node, 1, np.array(kept, np.int64))
-
-
-@rule("Tile")
-def tile(view: View) -> None:
-    """Index r n + i is the product of repetition r and index i."""
-    x, out = view.need(0), view.out()
-    repeats = view.data(1)
-    if out is None:
-        return
-    axes: list[Axis] = []
-    zero: list[bool] = []
-    for i, axis in enumerate(view.axes(x)):
-        zero.append(view.zero(x)[i])
-        fixed = view.facts.static(out, i) and not isinstance(axis, Dynamic)
-        if view.facts.dims(x) is not None and (view.facts.dims(x) or [])[i] == (view.facts.dims(out) or [])[i]:
-            axes.append(axis)
-        elif repeats is not None and fixed:
-            count = int(repeats[i])
-            new = view.terms.fresh(count)
-            if view.shape(x)[i] != 1:
-                view.terms.pin(new, f"{view.name}: a repetition goes only as a whole")
-            axes.append(view.terms.product([new, parts(axis)[0]]))
-        else:
-            view.pin(axis, "its repeats are not known before the model runs")
-            axes.append(view.still_axis(out, i, "its repeats are not known before the model runs"))
-    view.give(out, axes, [z and n != 1 for z, n in zip(zero, view.shape(x), strict=True)])
-
-
-@rewriter("Tile")
-def rewrite_tile(rw: Rewriter, node: ir.Node) -> None:
-    """Count the repetitions that are left."""
-    data = rw.facts.data(node.inputs[1])
-    out, x = node.outputs[0], node.inputs[0]
-    if data is None or not any(rw.lost(out, i) for i in _axes(rw, out)):
-        return
-    repeats = data.astype(np.int64).copy()
-    for i in _axes(rw, out):
-        new, old = rw.extent(out, i), rw.extent(x, i)
-        if new is not None and old and rw.lost(out, i):
-            repeats[i] = new // old
-    rw.set_input(node, 1, repeats)

@@ -53,25 +53,34 @@ def shape(view: View) -> None:
 @rewriter("Shape")
 def rewrite_shape(rw: Rewriter, node: ir.Node) -> None:
     """Put the original extents in the place of the new ones."""
-    x = node.inputs[0]
-    out = node.outputs[0]
+    x, out = node.inputs[0], node.outputs[0]
     assert x is not None
     rank = len(rw.facts.shape(x) or ())
-    lost = [axis for axis in range(rank) if rw.lost(x, axis)]
+    picked = list(range(rank))[node.attributes.get_int("start", 0) : node.attributes.get_int("end", rank)]
+    lost = [axis for axis in picked if rw.lost(x, axis)]
     if not lost:
         return
-    picked = list(range(rank))[node.attributes.get_int("start", 0) : node.attributes.get_int("end", rank)]
-    mask = np.array([axis in lost for axis in picked])
-    if not mask.any():
-        return
-    original = np.array([rw.old(x, axis) if axis in lost else 0 for axis in picked], np.int64)
-    users = list(out.uses())
-    condition, numbers = rw.constant(mask, node), rw.constant(original, node)
-    patch = rw.edit.after(node, "Where", [condition, numbers, out], ending="original")
-    patch.dtype = ir.DataType.INT64
-    rw.facts.stand_in(patch, out)
+    users, original = list(out.uses()), out
+    counts = {axis: rw.left(x, axis) for axis in lost if rw.keep.axis(x, axis) is None}
+    if counts:  # batch x heads: as many times the heads that there were, over those that are left
+        before, after = (np.array([counts[i][k] if i in counts else 1 for i in picked], np.int64) for k in (0, 1))
+        original = rw.edit.after(node, "Mul", [original, rw.constant(before, node)], ending="all")
+        original = rw.edit.after(_maker(original), "Div", [original, rw.constant(after, node)], ending="whole")
+    mask = np.array([axis in lost and axis not in counts for axis in picked])
+    if mask.any():
+        extents = np.array([rw.old(x, i) if fixed else 0 for i, fixed in zip(picked, mask, strict=True)], np.int64)
+        inputs = [rw.constant(mask, node), rw.constant(extents, node), original]
+        original = rw.edit.after(_maker(original), "Where", inputs, ending="original")
+    original.dtype = ir.DataType.INT64
+    rw.facts.stand_in(original, out)
     for user, index in users:
-        user.replace_input_with(index, patch)
+        user.replace_input_with(index, original)
+
+
+def _maker(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
 
 
 @rule("Size")
