@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
 GROUPED = {**SMALL, "num_key_value_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1,
            "mlp_only_layers": []}  # fmt: skip
+WIDE: dict[str, Any] = {"hidden_size": 128, "head_dim": 16, "intermediate_size": 192}  # kernels of rotary heads take 16
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,14 +63,14 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 # -- export ---------------------------------------------------------------------------------------------------------
 
 
-def decoder(family: str) -> Any:
-    """A causal language model of a real class with random weights."""
+def decoder(family: str, **more: Any) -> Any:
+    """A causal language model of a real class with random weights; ``more`` are other settings of its size."""
     import torch
     import transformers
 
     name, settings = DECODERS[family]
     torch.manual_seed(SEED)
-    config = getattr(transformers, f"{name}Config")(**settings, attn_implementation="eager")
+    config = getattr(transformers, f"{name}Config")(**{**settings, **more}, attn_implementation="eager")
     config.use_cache = True
     classes = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
     model = getattr(transformers, classes.get(name, f"{name}ForCausalLM"))(config)
@@ -222,7 +223,7 @@ def export_genai(family: str, out: Path, precision: str = "fp32") -> None:
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     with tempfile.TemporaryDirectory() as folder:
-        source = str(saved(decoder(family), Path(folder) / "source"))
+        source = str(saved(decoder(family, **WIDE), Path(folder) / "source"))
         given = (None, source, str(out), precision, "cpu", str(Path(folder) / "cache"))
         create_model(*given, **parse_extra_options(*given, []))
 

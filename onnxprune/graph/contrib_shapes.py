@@ -38,7 +38,8 @@ _STAND_IN_ATTRIBUTES = {
 # The input whose element type the output has, where that is not input 0 (None: 32-bit integers).
 _DTYPE_SOURCES: dict[str, int | None] = {
     "DynamicQuantizeMatMul": 0, "MatMulIntegerToFloat": 2, "MatMulInteger16": None, "QLinearConcat": 2,
-    "QLinearWhere": 1, "EmbedLayerNormalization": 2, "QuantizeLinear": 2, "DequantizeLinear": 1,
+    "QLinearWhere": 1, "EmbedLayerNormalization": 2, "GatherBlockQuantized": 2, "QuantizeLinear": 2,
+    "DequantizeLinear": 1,
 }  # fmt: skip
 
 
@@ -157,6 +158,20 @@ def _fused_matmul(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
 def _packed_matmul(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
     x = shapes[0]
     return [None if x is None or "N" not in node.attributes else (*x[:-1], node.attributes["N"].as_int())]
+
+
+@_shapes_of("GatherBlockQuantized")
+def _packed_gather(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
+    """Rows of a table in blocks; two numbers of four bits may lie in one byte, which the number of blocks tells."""
+    table, indices, scales = shapes[0] or (), shapes[1] or (), shapes[2] or ()
+    gathered, packed = (node.attributes.get_int(name, default) % len(table)
+                        for name, default in (("gather_axis", 0), ("quantize_axis", 1)))  # fmt: skip
+    block, width = node.attributes.get_int("block_size", 128), int(table[packed] or 0)
+    fits = [n for n in (width, 2 * width, 4 * width) if -(-n // block) == scales[packed]]
+    if len(fits) != 1:
+        return [None]
+    full = [fits[0] if i == packed else n for i, n in enumerate(table)]
+    return [(*full[:gathered], *indices, *full[gathered + 1 :])]
 
 
 # -- normalisation --------------------------------------------------------------------------------------------------

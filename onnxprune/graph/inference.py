@@ -49,13 +49,16 @@ class Extents:
     Attributes:
         settled: The one extent that fits, by name.
         sums: Dimensions that are the sum of others (or equal to one), by name.
+        least: The smallest extent that tells something, by name.
     """
 
     settled: Sizes = field(default_factory=dict)
     sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    least: Sizes = field(default_factory=dict)
 
     def applied(self, sizes: Sizes) -> dict[str, int]:
         """The sizes with what is known put in."""
+        sizes = {name: max(n, self.least.get(name, n)) for name, n in sizes.items()}
         known = {**sizes, **{name: n for name, n in self.settled.items() if name in sizes}}
         return {name: sum(known[part] for part in self.sums[name]) if name in self.sums else n
                 for name, n in known.items()}  # fmt: skip
@@ -72,8 +75,12 @@ def infer(model: ir.Model) -> Facts:
 
 
 def known_extents(model: ir.Model) -> Extents:
-    """What weights and names tell, without inference: channels of a Conv, width of a product, a total length."""
-    return Extents(_widths(model), {**cache_sums(model), **_named_sums(model)})
+    """What weights and names tell: channels of a Conv, width of a product, a total length, the width of a cache."""
+    known = Extents(_widths(model), {**cache_sums(model), **_named_sums(model)})
+    if not any(True for _ in _free_states(model)):
+        return known
+    probe = probe_at(model, known.applied(next(candidate_settings(model))[0]))
+    return replace(known, settled={**known.settled, **_states(model, probe)}, least=_full_windows(model))
 
 
 def find_extents(model: ir.Model) -> Extents:
@@ -171,24 +178,47 @@ def _named_sums(model: ir.Model) -> dict[str, tuple[str, ...]]:
     dims = dynamic_dims(model)
     total = [name for name in dims if "total" in name.lower()]
     past = [name for name in dims if "past" in name.lower() and name not in total and not is_expression(name, dims)]
+    past = [name for name in past if "seq" in name.lower()] if len(past) > 1 else past
     new = [name for name in dims if "seq" in name.lower() and name not in (*total, *past)]
     return dict.fromkeys(total, (past[0], new[0])) if len(past) == len(new) == 1 else {}
 
 
 def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
     """Extents of states among the inputs: heads and widths are those of the next state."""
-    inputs = set(graph_inputs(model))
     widths: dict[str, int] = {}
+    for state, next_state, axes, node in _free_states(model):
+        shape = probe.shapes.get(next_state)
+        if (window := _window(node)) and state.shape is not None and len(state.shape) == 4:
+            widths.setdefault(dim_name(state, 2), window)
+        if shape is None or state.shape is None or len(shape) != len(state.shape):
+            continue
+        for axis, (dim, extent) in enumerate(zip(state.shape, shape, strict=True)):
+            if axis in axes and not isinstance(dim, int) and extent is not None and extent > 0:
+                widths.setdefault(dim_name(state, axis), extent)
+    return widths
+
+
+def _window(node: ir.Node) -> int:
+    """The length of a cache that holds a window instead of the whole past, 0 for others."""
+    slides = node.attributes.get_int("sliding_window_cache", 0) and node.op_type == "GroupQueryAttention"
+    return node.attributes.get_int("local_window_size", 0) if slides else 0
+
+
+def _full_windows(model: ir.Model) -> dict[str, int]:
+    """How long the past must be to fill windows beside it: what lies in the rest of a window is not defined."""
+    window = max(map(_window, model.graph), default=0)
+    pasts = [state for state, _, _, node in _free_states(model) if node.op_type == "GroupQueryAttention"
+             and not _window(node) and len(state.shape or ()) == 4]  # fmt: skip
+    return {dim_name(state, 2): window for state in pasts if window and not isinstance((state.shape or ())[2], int)}
+
+
+def _free_states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
+    """Yield states among the inputs, their next state, the axes that both have (one of them is free), and the node."""
+    inputs = set(graph_inputs(model))
     for node in model.graph:
         for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
             state = node.inputs[place] if place < len(node.inputs) else None
-            shape = probe.shapes.get(node.outputs[output]) if output < len(node.outputs) else None
-            if state not in inputs or state is None or state.shape is None or shape is None:
+            if state is None or state not in inputs or state.shape is None or output >= len(node.outputs):
                 continue
-            if len(shape) != len(state.shape):
-                continue
-            for axis, (dim, extent) in enumerate(zip(state.shape, shape, strict=True)):
-                name = None if isinstance(dim, int) else dim_name(state, axis)
-                if name is not None and axis in axes and extent is not None and extent > 0:
-                    widths.setdefault(name, extent)
-    return widths
+            if any(not isinstance(dim, int) for axis, dim in enumerate(state.shape) if axis in axes):
+                yield state, node.outputs[output], axes, node

@@ -194,7 +194,7 @@ for _domain in ("", _MICROSOFT):
     _enter("LinearAttention", domain=_domain, multiply_adds=counts.linear_attention)
 _enter_contrib("Attention", weights=_MATMUL[:1], biases=(2,), multiply_adds=counts.fused_attention)
 _enter_contrib("MultiHeadAttention", biases=(3,), multiply_adds=counts.multi_head_attention)
-_enter_contrib("GroupQueryAttention", multiply_adds=counts.group_query_attention)
+_enter_contrib("GroupQueryAttention", one_prompt=True, multiply_adds=counts.group_query_attention)
 _enter("RotaryEmbedding")
 _enter_contrib("RotaryEmbedding")
 

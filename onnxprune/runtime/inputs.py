@@ -24,6 +24,7 @@ from onnxprune.graph.dims import evaluate, factors, is_expression, sizes_of
 from onnxprune.graph.hints import Feeds, hints_of
 from onnxprune.graph.inference import Extents, find_extents, known_extents
 from onnxprune.graph.input_roles import integer_role
+from onnxprune.graph.operators import operator_of
 from onnxprune.runtime.session import make_session, run
 
 # (sequence length or other extent, side of an image, past length), the likeliest first.
@@ -65,9 +66,11 @@ def candidate_sizes(model: ir.Model) -> Iterator[dict[str, int]]:
 
 
 def _sizes(
-    model: ir.Model, known: Extents, extents: Iterable[tuple[int, int, int]], batches: Sequence[int] = _BATCHES[:2]
+    model: ir.Model, known: Extents, extents: Iterable[tuple[int, int, int]], batches: Sequence[int] = ()
 ) -> Iterator[dict[str, int]]:
     specs, dims = input_specs(model), dynamic_dims(model)
+    one_prompt = any(operator_of(node).one_prompt for node in model.graph)
+    batches = batches or (_BATCHES[1::-1] if one_prompt else _BATCHES[:2])
     batches = batches if any(dims.values()) else batches[:1]
     for batch, chosen in itertools.product(batches, extents):
         yield known.applied({name: _extent(name, is_batch, specs, batch, chosen) for name, is_batch in dims.items()})

@@ -102,7 +102,7 @@ class Rewriter:
     def _patch_computed(self, node: ir.Node, i: int, value: ir.Value, changed: Sequence[int]) -> None:
         """Correct a shape that is computed while the model runs, from the original extents of other values."""
         rank = len(self.facts.shape(value) or ())
-        entries = self.facts.first.data.get(node.inputs[i]) if node.inputs[i] is not None else None
+        entries = None if node.inputs[i] is None else self.facts.first.data.get(node.inputs[i])  # type: ignore[arg-type]
         fixed = {axis: n for axis in changed if (n := self.extent(value, axis)) is not None}
         scaled = {axis: self.left(value, axis) for axis in changed
                   if axis not in fixed and (entries is None or entries[axis] > 1)}  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import decoders
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx import helper, parser
 
 from onnxprune import model_io
 from onnxprune.graph.caches import cache_lengths, cache_sums
-from onnxprune.graph.inference import infer
+from onnxprune.graph.inference import infer, known_extents
 from onnxprune.runtime.inputs import working_inputs
 
 # The mask is read at places that are counted while the model runs, as PyTorch writes it: shapes contradict nothing.
@@ -63,3 +65,32 @@ def test_a_model_without_caches_has_no_such_sums() -> None:
         '<ir_version: 8, opset_import: ["":17]> g (float[N, 4] x) => (float[N, 4] y) {y = Relu(x)}'
     )
     assert cache_sums(model_io.load_any(proto)) == {}
+
+
+def windows() -> onnx.ModelProto:
+    """Attention of layer 0 over a window whose cache has a length of its own."""
+    proto = decoders.fused()
+    node = next(node for node in proto.graph.node if node.op_type == "GroupQueryAttention")
+    node.attribute.extend(
+        [helper.make_attribute("local_window_size", 16), helper.make_attribute("sliding_window_cache", 1)]
+    )
+    for value in (*proto.graph.input, *proto.graph.output):
+        if ".0." in value.name:
+            value.type.tensor_type.shape.dim[2].dim_param = "past_sliding_length"
+    return proto
+
+
+def test_the_width_of_a_cache_is_that_of_the_heads_that_extend_it() -> None:
+    network = model_io.load_any(decoders.fused())
+    known = known_extents(network)
+    assert known.settled == {"kv_cache_dim": decoders.SIZE}
+    assert known.sums == {"total_sequence_length": ("past_sequence_length", "sequence_length")}
+    (feeds,) = working_inputs(network, count=1)
+    assert feeds["past_key_values.0.key"].shape == (1, decoders.KV_HEADS, 4, decoders.SIZE)  # one prompt at a time
+    assert feeds["attention_mask"].shape[1] == 4 + feeds["input_ids"].shape[1]
+
+
+def test_a_cache_of_a_window_is_filled() -> None:
+    """What lies in the rest of a window is whatever was in memory, in every run something else."""
+    (feeds,) = working_inputs(model_io.load_any(windows()), count=1)
+    assert feeds["past_key_values.0.key"].shape[2] == 16 and feeds["past_key_values.1.key"].shape[2] >= 16
