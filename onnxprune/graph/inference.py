@@ -188,7 +188,7 @@ def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
     widths: dict[str, int] = {}
     for state, next_state, axes, node in _free_states(model):
         shape = probe.shapes.get(next_state)
-        if (window := _window(node)) and state.shape is not None and len(state.shape) == 4:
+        if (window := _window(node)) and state.shape is not None:
             widths.setdefault(dim_name(state, 2), window)
         if shape is None or state.shape is None or len(shape) != len(state.shape):
             continue
@@ -209,7 +209,8 @@ def _full_windows(model: ir.Model) -> dict[str, int]:
     window = max(map(_window, model.graph), default=0)
     pasts = [state for state, _, _, node in _free_states(model) if node.op_type == "GroupQueryAttention"
              and not _window(node) and len(state.shape or ()) == 4]  # fmt: skip
-    return {dim_name(state, 2): window for state in pasts if window and not isinstance((state.shape or ())[2], int)}
+    free = [state for state in pasts if state.shape is not None and not isinstance(state.shape[2], int)]
+    return {dim_name(state, 2): window for state in free if window}
 
 
 def _free_states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
