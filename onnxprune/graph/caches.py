@@ -14,18 +14,42 @@ import onnx_ir as ir
 from onnxprune.graph.dims import dim_name, dynamic_dims, graph_inputs, is_expression
 
 
+LINK = "onnxprune.cache"
+"""Marks what stands between a cache and the graph while a run cuts; see `narrowing`."""
+
+
+def is_link(node: ir.Node) -> bool:
+    """Say whether a node is one of the products that stand between a cache and the graph while a run cuts."""
+    return LINK in node.metadata_props
+
+
+def is_link_matrix(value: ir.Value) -> bool:
+    """Say whether a constant is the matrix of such products."""
+    return LINK in value.metadata_props
+
+
 def cache_lengths(model: ir.Model) -> dict[ir.Value, int]:
     """Return the axis along which each cache among the inputs grows, where its length is free."""
     found: dict[ir.Value, int] = {}
     for value in graph_inputs(model):
         rank = len(value.shape or ())
-        for node, index in value.uses():
-            if node.op_type != "Concat" or index != 0 or rank != 4 or not node.outputs[0].is_graph_output():
+        for node, index in behind_link(value).uses():
+            if node.op_type != "Concat" or index != 0 or rank != 4 or not is_handed_on(node.outputs[0]):
                 continue
             axis = node.attributes.get_int("axis", 0) % rank
             if value.shape is not None and not isinstance(value.shape[axis], int):
                 found[value] = axis
     return found
+
+
+def behind_link(value: ir.Value) -> ir.Value:
+    """Return what the graph reads of a cache: the product behind the input where there is one."""
+    return next((node.outputs[0] for node, _ in value.uses() if is_link(node)), value)
+
+
+def is_handed_on(value: ir.Value) -> bool:
+    """Say whether a value is an output of the graph, as it is or through a link."""
+    return value.is_graph_output() or any(is_link(node) for node, _ in value.uses())
 
 
 def cache_sums(model: ir.Model) -> Mapping[str, tuple[str, ...]]:

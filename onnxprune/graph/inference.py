@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxprune.graph.caches import cache_sums
+from onnxprune.graph.caches import behind_link, cache_sums
 from onnxprune.graph.dims import (
     Sizes,
     candidate_settings,
@@ -214,12 +214,17 @@ def _full_windows(model: ir.Model) -> dict[str, int]:
 
 
 def _free_states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
-    """Yield states among the inputs, their next state, the axes that both have (one of them is free), and the node."""
-    inputs = set(graph_inputs(model))
+    """Yield what `states` does, where one of the axes that past and next state share has no fixed extent."""
+    for past, next_state, axes, node in states(model):
+        if past.shape is not None and any(not isinstance(d, int) for i, d in enumerate(past.shape) if i in axes):
+            yield past, next_state, axes, node
+
+
+def states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
+    """Yield states among the inputs, their next state, the axes that have the same extent in both, and the node."""
+    inputs = {behind_link(value): value for value in graph_inputs(model)}
     for node in model.graph:
         for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
-            state = node.inputs[place] if place < len(node.inputs) else None
-            if state is None or state not in inputs or state.shape is None or output >= len(node.outputs):
-                continue
-            if any(not isinstance(dim, int) for axis, dim in enumerate(state.shape) if axis in axes):
-                yield state, node.outputs[output], axes, node
+            past = node.inputs[place] if place < len(node.inputs) else None
+            if past is not None and past in inputs and inputs[past].shape is not None and output < len(node.outputs):
+                yield inputs[past], node.outputs[output], axes, node

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.graph.caches import is_link, is_link_matrix
 from onnxprune.graph.operators import key, operator_named, operator_of
 from onnxprune.graph.tensors import read
 from onnxprune.model_io.bodies import bodies
@@ -122,6 +123,8 @@ def counted_values(model: ir.Model) -> set[ir.Value]:
 
 def macs_of(node: ir.Node, shapes: Shapes) -> int | None:
     """Multiply-adds of one node without its subgraphs; None where its operator has no formula or a shape is missing."""
+    if is_link(node):
+        return 0
     inputs = [_shape(value, shapes) if value is not None else None for value in node.inputs]
     outputs = [_shape(value, shapes) for value in node.outputs]
     try:
@@ -145,7 +148,7 @@ def is_parameter(value: ir.Value) -> bool:
 
 
 def _is_parameter(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
-    if len(tensor.shape) == 0 or tensor.dtype == ir.DataType.STRING:
+    if len(tensor.shape) == 0 or tensor.dtype == ir.DataType.STRING or is_link_matrix(value):
         return False
     uses = [(operator_of(node), index) for node, index in _final_uses(value)]
     if tensor.dtype.is_floating_point():

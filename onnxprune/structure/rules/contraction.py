@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnxprune.graph.caches import is_link
 from onnxprune.structure.axes import Axis
 from onnxprune.structure.registry import rewriter, rule
 from onnxprune.structure.rewriter import Rewriter
@@ -253,6 +254,9 @@ def _set_groups(rw: Rewriter, node: ir.Node, channels: int | None, each: int | N
 @rule("Einsum")
 def einsum(view: View) -> None:
     """Axes with the same letter unify; a letter that is summed must be zero in one operand to be exact."""
+    if is_link(view.node):
+        cache_link(view)
+        return
     equation = view.node.attributes["equation"].as_string().replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -286,6 +290,27 @@ def einsum(view: View) -> None:
             batch, flag = _dots_axis(view, operands, dots, len(ellipsis) - ellipsis.index(i))
             axes.append(batch)
             zero.append(flag)
+    view.give(out, axes, zero)
+
+
+def cache_link(view: View) -> None:
+    """A cache on its way in or out, through matrices whose columns are the heads and the positions inside a head."""
+    equation = view.node.attributes["equation"].as_string()
+    (letters, *pairs), inner = equation.partition("->")[0].split(","), equation.partition("->")[2]
+    x, out = view.need(0), view.out()
+    incoming = pairs[0][0] in letters
+    axes, zero = list(view.axes(x)), [False] * view.rank(x)
+    for i, pair in enumerate(pairs, start=1):
+        matrix, place = view.need(i), (letters if incoming else inner).index(pair[0])
+        outside, inside = view.axes(matrix)
+        view.pin(outside, "it is an index of the interface")
+        view.tag(inside, "heads" if i == 1 else "head-size")
+        if incoming:
+            view.unify(axes[place], outside)
+            axes[place], zero[place] = inside, view.zero(matrix)[1]
+        else:
+            contract(view, 0, place, i, 1)
+            axes[place] = outside
     view.give(out, axes, zero)
 
 

@@ -1,0 +1,198 @@
+"""Caches that may be narrowed with the heads behind them: ``free_caches(model)``, and ``narrow_caches(model)`` at the end.
+
+A cache is an input that a layer reads, and the output that hands it on: [batch, heads, positions, size]. As inputs and
+outputs keep their extents, the heads behind them could not go. So while a run cuts, a product with an identity matrix
+stands between each of them and the graph:
+
+    past [.., H, .., D]  -- Einsum(past, heads [H, h], sizes [D, d]) -->  [.., h, .., d] layer [.., h, .., d]
+                         -- Einsum(present, heads, sizes) -->  present [.., H, .., D]
+
+Columns of the matrices go like units of any weight, and all caches of one shape share them: the same heads go in every
+layer, since the runtimes that feed caches know one number for all. Inputs and outputs keep their extents meanwhile, so
+both networks of every comparison run on the same inputs. At the end the products go, and what they kept becomes the
+new interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.graph.caches import LINK, cache_lengths, is_link, is_link_matrix
+from onnxprune.graph.dims import dim_name, graph_inputs
+from onnxprune.graph.edit import Editor
+from onnxprune.graph.inference import known_extents, states
+
+_FREE_DIMS = "onnxprune.free_dims"
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """An input and the output that hands it on, with the axes of heads and of positions inside a head."""
+
+    past: ir.Value
+    present: ir.Value
+    heads: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowed:
+    """What a narrowed interface keeps.
+
+    Attributes:
+        kept: By name of an input or output, the kept indices of each axis that lost any.
+        heads: Heads of each cache that are left, in the order of the inputs.
+        size: Extents of the head axis that are left, in the same order.
+    """
+
+    kept: dict[str, dict[int, npt.NDArray[np.int64]]]
+    heads: tuple[int, ...] = ()
+    size: tuple[int, ...] = ()
+
+    def inputs(self, feeds: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Return arrays of the wide interface as the narrow one has them: of inputs, or of outputs."""
+        out = dict(feeds)
+        for name in out.keys() & self.kept.keys():
+            for axis, indices in self.kept[name].items():
+                out[name] = np.take(out[name], indices, axis=axis)
+        return out
+
+
+def caches(model: ir.Model) -> Iterator[Cache]:
+    """Yield the caches of the main graph: inputs that a Concat extends or an attention reads, and that are handed on."""
+    inputs, done = graph_inputs(model), set()
+    pairs = [(past, _concat(past).outputs[0], axis) for past, axis in cache_lengths(model).items()]
+    pairs += [(past, present, None) for past, present, axes, _ in states(model) if len(axes) == 2]
+    for past, present, grows in sorted(pairs, key=lambda pair: inputs.index(pair[0])):
+        rank = len(past.shape or ())
+        if past in done or not present.is_graph_output() or len(present.shape or ()) != rank:
+            continue
+        done.add(past)
+        if rank == 5:  # keys and values side by side
+            yield Cache(past, present, 2, 4)
+        elif rank == 4:
+            heads, size = [axis for axis in (1, 2, 3) if axis != (2 if grows is None else grows)]
+            yield Cache(past, present, heads, size)
+
+
+def _concat(past: ir.Value) -> ir.Node:
+    return next(node for node, index in past.uses() if node.op_type == "Concat" and index == 0)
+
+
+def free_caches(model: ir.Model) -> int:
+    """Let the heads of caches go with the layers that read them, in place; return how many caches there are.
+
+    A model whose caches are given by their sums with others, or that hands out what it does not take, keeps them.
+    """
+    edit, settled = Editor(model), known_extents(model).settled
+    matrices: dict[tuple[str, int], ir.Value] = {}
+    count = 0
+    for cache in list(caches(model)):
+        extents = [_extent(cache.past, axis, settled) for axis in (cache.heads, cache.size)]
+        if None in extents or cache.past.dtype is None:
+            continue
+        pair = [_identity(edit, matrices, kind, int(n or 0), cache.past.dtype)
+                for kind, n in zip(("heads", "sizes"), extents, strict=True)]  # fmt: skip
+        _link(edit, cache, pair, settled)
+        count += 1
+    return count
+
+
+def _extent(value: ir.Value, axis: int, settled: Mapping[str, int]) -> int | None:
+    assert value.shape is not None
+    dim = value.shape[axis]
+    return dim if isinstance(dim, int) else settled.get(dim_name(value, axis))
+
+
+def _identity(
+    edit: Editor, matrices: dict[tuple[str, int], ir.Value], kind: str, n: int, dtype: ir.DataType
+) -> ir.Value:
+    key = (f"{kind} {dtype}", n)
+    if key not in matrices:
+        matrices[key] = edit.constant(np.eye(n, dtype=dtype.numpy()), f"cache_{kind}")
+        matrices[key].metadata_props[LINK] = kind
+    return matrices[key]
+
+
+def _link(edit: Editor, cache: Cache, matrices: list[ir.Value], settled: Mapping[str, int]) -> None:
+    """Put the products between one cache and the graph."""
+    letters = "abcde"[: len(cache.past.shape or ())]
+    inner = letters.replace(letters[cache.heads], "x").replace(letters[cache.size], "y")
+    pairs = f"{letters[cache.heads]}x,{letters[cache.size]}y"
+    readers = list(cache.past.uses())
+    graph = cache.past.graph
+    assert isinstance(graph, ir.Graph)
+    linked = edit.before(graph[0], "Einsum", [cache.past, *matrices], {"equation": f"{letters},{pairs}->{inner}"})
+    for node, index in readers:
+        node.replace_input_with(index, linked)
+    maker = cache.present.producer()
+    assert maker is not None
+    back = edit.after(maker, "Einsum", [cache.present, *matrices], {"equation": f"{inner},{pairs}->{letters}"})
+    edit.take_place(cache.present, back, readers=[])
+    for value, end in ((cache.past, linked), (back, back)):
+        end_node = end.producer()
+        assert end_node is not None
+        end_node.metadata_props[LINK] = f"{cache.heads},{cache.size}"
+        _settle(value, (cache.heads, cache.size), settled, end_node)
+    linked.dtype, cache.present.shape = cache.past.dtype, None
+
+
+def _settle(value: ir.Value, axes: tuple[int, int], settled: Mapping[str, int], node: ir.Node) -> None:
+    """Write the one extent that fits for a free dimension, and keep its name."""
+    assert value.shape is not None
+    dims = list(value.shape)
+    names = {axis: dims[axis].value for axis in axes if isinstance(dims[axis], ir.SymbolicDim)}  # type: ignore[union-attr]
+    for axis in names:
+        dims[axis] = _extent(value, axis, settled) or dims[axis]
+    value.shape = ir.Shape(dims)
+    node.metadata_props[_FREE_DIMS] = ",".join(f"{axis}={name}" for axis, name in names.items() if name)
+
+
+def narrow_caches(model: ir.Model) -> Narrowed:
+    """Take the products away again, in place: inputs and outputs get the extents that are left."""
+    narrowed, edit = Narrowed({}), Editor(model)
+    heads, sizes = [], []
+    for node in [node for node in model.graph if is_link(node)]:
+        axes = [int(axis) for axis in node.metadata_props[LINK].split(",")]
+        kept = [_kept(matrix) for matrix in node.inputs[1:]]
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        outside = result if result.is_graph_output() else source
+        if outside is source:
+            heads.append(len(kept[0][0]))
+            sizes.append(len(kept[1][0]))
+            result.replace_all_uses_with(source)
+        else:
+            name, shape = result.name, result.shape
+            edit.take_place(result, source, readers=[])
+            source.shape, source.name, outside = shape, name, source
+        _narrow(outside, axes, kept, node.metadata_props.get(_FREE_DIMS, ""), narrowed)
+        model.graph.remove(node, safe=True)
+    for value in list(model.graph.initializers.values()):
+        if is_link_matrix(value):
+            del model.graph.initializers[str(value.name)]
+    return Narrowed(narrowed.kept, tuple(heads), tuple(sizes))
+
+
+def _kept(matrix: ir.Value | None) -> tuple[npt.NDArray[np.int64], int]:
+    """The rows of an identity matrix that have a column left, and how many there were."""
+    assert matrix is not None and matrix.const_value is not None
+    array = matrix.const_value.numpy().astype(np.float32)
+    return array.argmax(axis=0).astype(np.int64), array.shape[0]
+
+
+def _narrow(
+    value: ir.Value, axes: list[int], kept: list[tuple[npt.NDArray[np.int64], int]], free: str, narrowed: Narrowed
+) -> None:
+    assert value.shape is not None
+    dims, names = list(value.shape), dict(part.split("=", 1) for part in free.split(",") if part)
+    for axis, (indices, extent) in zip(axes, kept, strict=True):
+        if len(indices) < extent:
+            narrowed.kept.setdefault(str(value.name), {})[axis] = indices
+        dims[axis] = ir.SymbolicDim(names[str(axis)]) if str(axis) in names else len(indices)
+    value.shape = ir.Shape(dims)
