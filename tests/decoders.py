@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-VOCABULARY, WIDTH, HEADS, KV_HEADS, SIZE, INNER, LONGEST = 60, 32, 4, 2, 16, 48, 128
+VOCABULARY, WIDTH, HEADS, KV_HEADS, SIZE, INNER, LONGEST = 60, 32, 8, 4, 16, 48, 128
 _MICROSOFT = "com.microsoft"
 
 

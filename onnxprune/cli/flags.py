@@ -237,6 +237,8 @@ def _default(setting: Setting) -> str | bool:
 def _type(setting: Setting) -> Any:
     """The type that Typer converts to. What has a form of its own stays text, which the settings read and check."""
     value_type = _plain_type(setting.field)
+    if setting.flag.switch:
+        return bool
     if setting.section == "" and setting.name in SECTIONS:
         return bool
     if get_origin(value_type) is tuple:

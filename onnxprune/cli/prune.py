@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
 def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, help_all: HelpAllFlag = False) -> None:
     """Prune a model, verify it in ONNX Runtime, write it."""
     from onnxprune.pipeline.run import prune as prune_model
+    from onnxprune.pipeline.runtime_settings import check_beside, files_beside
     from onnxprune.runtime.libraries import custom_operators
 
     recipe = make_recipe(**settings)
@@ -36,6 +37,8 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
     other = {"the recipe": ctx.meta.get(RECIPE_FILE), "the model of --rewind-to": recipe.rewind_to}
     reads = {**invocation.reads, **other}
     check_outputs(reads, invocation.target, invocation.writes_beside, force=invocation.force)
+    if recipe.interface == "narrow" and invocation.target is not None:
+        check_beside(invocation.target, files_beside(invocation.model), force=invocation.force)
     folder = _state_folder(recipe, invocation)
     if folder is not None:
         check_folder_of_state(folder, reads)

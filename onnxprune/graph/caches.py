@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from onnxprune.graph.dims import dim_name, dynamic_dims, graph_inputs, is_expression
 
-
 LINK = "onnxprune.cache"
 """Marks what stands between a cache and the graph while a run cuts; see `narrowing`."""
 

@@ -1,4 +1,4 @@
-"""Caches that may be narrowed with the heads behind them: ``free_caches(model)``, and ``narrow_caches(model)`` at the end.
+"""Caches narrowed with the heads behind them: ``free_caches(model)`` before a run, ``narrow_caches(model)`` at its end.
 
 A cache is an input that a layer reads, and the output that hands it on: [batch, heads, positions, size]. As inputs and
 outputs keep their extents, the heads behind them could not go. So while a run cuts, a product with an identity matrix
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ class Narrowed:
     heads: tuple[int, ...] = ()
     size: tuple[int, ...] = ()
 
-    def inputs(self, feeds: dict[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+    def cut(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return arrays of the wide interface as the narrow one has them: of inputs, or of outputs."""
         out = dict(feeds)
         for name in out.keys() & self.kept.keys():
@@ -64,8 +65,9 @@ class Narrowed:
 
 
 def caches(model: ir.Model) -> Iterator[Cache]:
-    """Yield the caches of the main graph: inputs that a Concat extends or an attention reads, and that are handed on."""
+    """Yield the caches of the main graph: inputs that a Concat extends or an attention reads, and hands on."""
     inputs, done = graph_inputs(model), set()
+    pairs: list[tuple[ir.Value, ir.Value, int | None]]
     pairs = [(past, _concat(past).outputs[0], axis) for past, axis in cache_lengths(model).items()]
     pairs += [(past, present, None) for past, present, axes, _ in states(model) if len(axes) == 2]
     for past, present, grows in sorted(pairs, key=lambda pair: inputs.index(pair[0])):
@@ -139,7 +141,7 @@ def _link(edit: Editor, cache: Cache, matrices: list[ir.Value], settled: Mapping
         assert end_node is not None
         end_node.metadata_props[LINK] = f"{cache.heads},{cache.size}"
         _settle(value, (cache.heads, cache.size), settled, end_node)
-    linked.dtype, cache.present.shape = cache.past.dtype, None
+    linked.type, cache.present.shape = cache.past.type, None
 
 
 def _settle(value: ir.Value, axes: tuple[int, int], settled: Mapping[str, int], node: ir.Node) -> None:
@@ -177,6 +179,26 @@ def narrow_caches(model: ir.Model) -> Narrowed:
         if is_link_matrix(value):
             del model.graph.initializers[str(value.name)]
     return Narrowed(narrowed.kept, tuple(heads), tuple(sizes))
+
+
+def widen_caches(model: ir.Model, original: ir.Model, kept: Mapping[str, Mapping[str, list[int]]]) -> None:
+    """Give a narrowed model the wide interface again, in place, so that it runs on the inputs of its original.
+
+    Args:
+        model: The narrowed model.
+        original: The original, whose caches are free.
+        kept: What a record says of each constant that was cut, the matrices of the caches among them.
+    """
+    free_caches(model)
+    wide = {str(value.name): value for value in (*original.graph.inputs, *original.graph.outputs)}
+    for name, matrix in original.graph.initializers.items():
+        ours = model.graph.initializers.get(name)
+        if is_link_matrix(matrix) and ours is not None and matrix.const_value is not None:
+            array = matrix.const_value.numpy()[:, kept.get(name, {}).get("1", slice(None))]
+            ours.const_value, ours.shape = ir.Tensor(array, name=name), ir.Shape(array.shape)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if str(value.name) in wide:
+            value.shape = wide[str(value.name)].shape
 
 
 def _kept(matrix: ir.Value | None) -> tuple[npt.NDArray[np.int64], int]:

@@ -14,6 +14,7 @@ from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
+from onnxprune.graph.narrowing import free_caches, widen_caches
 from onnxprune.packing import is_packed, unpack
 from onnxprune.passes import Normalise
 from onnxprune.passes.normalise import one_name_each
@@ -99,6 +100,7 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     before, after = model_io.load(original), model_io.load(pruned)
     after = unpack(after) if is_packed(after) else after
     give_inputs(before, inputs)
+    _widen(before, after, record)
     _same_interface(before, after)
     kept, sources, twin = _twin(before, after, original, pruned, record)
     counts = _compare_constants(before, after, kept or {}, sources)
@@ -118,6 +120,26 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
         judged = None if len(judged.unclear) == len(before.graph.outputs) else judged
     difference = None if judged is None else judged.difference
     return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change, unproved)
+
+
+def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
+    """Give a model with narrow caches the interface of its original, for the same inputs have to run through both.
+
+    Raises:
+        VerificationError: The caches are narrower, and no record says which heads they kept.
+    """
+    known = None if record is None else load_record(record)
+    if known is not None and known.recipe.get("interface") == "narrow":
+        free_caches(before)
+        widen_caches(after, before, known.kept)
+        return
+    for a, b in zip(before.graph.inputs, after.graph.inputs, strict=False):
+        pairs = zip(a.shape or (), b.shape or (), strict=False)
+        if a.name == b.name and any(isinstance(m, int) and isinstance(n, int) and m != n for m, n in pairs):
+            raise VerificationError(
+                f"input '{a.name}' has other extents than in the original: where its caches were narrowed "
+                "(--resize-io), give --record, which says what they kept"
+            )
 
 
 def _is_quantised(record: Path | None) -> bool:

@@ -21,6 +21,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
+from onnxprune.pipeline.narrow import narrowed
 from onnxprune.pipeline.result import Delivery, Result, measured_figures, shortcomings
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
@@ -81,6 +82,8 @@ def deliver(
     result = replace(result, delivery=Delivery(result.model))
     if recipe.quantize != "no":
         result = _quantised(result, verifier, calibration)
+    if recipe.interface == "narrow":
+        result = narrowed(original, result, latency=latency)
     if recipe.pack != "no":
         result = _packed(result, verifier)
     elif recipe.sparse_initializers:

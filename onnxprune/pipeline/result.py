@@ -13,6 +13,7 @@ from onnxprune.packing import PackReport
 from onnxprune.passes.normalise import renamed_copies
 from onnxprune.pipeline.clock import Clock
 from onnxprune.pipeline.record import FileId, Record
+from onnxprune.pipeline.runtime_settings import Interface
 from onnxprune.pipeline.search import Try
 from onnxprune.pipeline.step import State
 from onnxprune.pipeline.trace import Trace
@@ -74,6 +75,7 @@ class Result:
         blocks: Residual blocks that went, by the names of their sums in the original.
         reach: How far the proof of each cut reaches, as plain data: see `verify.reach.Reach`.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
+        interface: What the caches among inputs and outputs kept, where the recipe narrows them.
         target: What a target asked for and what came out; None where the recipe has none.
     """
 
@@ -96,6 +98,7 @@ class Result:
     reach: tuple[Mapping[str, Any], ...] = ()
     retraining: tuple[Mapping[str, Any], ...] = ()
     target: Reached | None = None
+    interface: Interface | None = None
 
     @property
     def recovered(self) -> Mapping[str, Any] | None:
@@ -120,6 +123,12 @@ class Result:
             figures["retraining"] = list(self.retraining)
         if self.target is not None:
             figures["target"] = self.target.as_dict()
+        if self.interface is not None:
+            kept = {
+                name: {str(a): i.tolist() for a, i in axes.items()}
+                for name, axes in self.interface.narrowed.kept.items()
+            }
+            figures["interface"] = kept
         measured: dict[str, Any] = {"proved": False, "unproved": NOT_VERIFIED}
         if self.verdict is not None:
             measured = {"proved": not self.verdict.unproved, **self.verdict.as_dict()}

@@ -26,11 +26,13 @@ from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
 from onnxprune.pipeline.given import AnyModel, RunInputs
 from onnxprune.pipeline.loop import run_loop
+from onnxprune.pipeline.narrow import free_interface
 from onnxprune.pipeline.preflight import check_labels, looks_at_data, preflight, recovery_methods
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import FileId
 from onnxprune.pipeline.result import Result, result_of
 from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten_unless_started, holds_run
+from onnxprune.pipeline.runtime_settings import write_beside
 from onnxprune.pipeline.step import State, Steps
 from onnxprune.pipeline.target import reach
 from onnxprune.recipe.recipe import Recipe, make_recipe
@@ -105,6 +107,8 @@ def prune(
     with custom_operators(custom_ops):
         original = clock("load", lambda: model_io.load_any(model))
         run_inputs = _opened(original, recipe, run_inputs, clock)
+        if recipe.interface == "narrow":
+            free_interface(original)
         if recipe.target is None:
             return _run(original, recipe, run_inputs, clock)
         return _search(original, recipe, run_inputs, clock)
@@ -141,6 +145,8 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
     if record is not None:
         model_io.check_output(record, force=force, source=model_io.source_of(result.model))
     with together():
+        if result.interface is not None:
+            write_beside(Path(path), result.model, result.interface, force=force)
         output = FileId(file=str(path), sha256=write(result, path, force=force))
         if record is not None:
             result.record(output).save(record)

@@ -118,6 +118,17 @@ class Fields(BaseModel):
     allow_inexact: Annotated[bool, _WHAT] = Field(
         False, description="also remove units on axes that a normalisation runs over"
     )
+    interface: Annotated[
+        Literal["keep", "narrow"],
+        BeforeValidator(
+            lambda told: {True: "narrow", False: "keep"}.get(told, told) if isinstance(told, bool) else told
+        ),
+        Flag("What goes", name="resize-io", shown="", switch=True),
+    ] = Field(
+        "keep",
+        description="let heads of a decoder's caches go: inputs and outputs of all caches become as narrow as the "
+        "heads that are left (narrow), instead of keeping their extents (keep)",
+    )
     round_to: Annotated[RoundTo, _WHAT] = Field(
         "auto", description="step of kept counts: auto (16 for Conv, 8 or more for wide layers), none or a number"
     )

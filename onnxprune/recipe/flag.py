@@ -41,6 +41,7 @@ class Flag:
         short: Such as ``-s``.
         commas: Whether several values are written in one, with commas; else the flag is repeated.
         shown: The default as help shows it, where the value itself would not tell; "" for none.
+        switch: Whether it is written without a value; its setting takes True.
         argument: Whether it is no flag but an argument.
     """
 
@@ -50,6 +51,7 @@ class Flag:
     short: str = ""
     commas: bool = False
     shown: str | None = None
+    switch: bool = False
     argument: bool = False
 
 

@@ -124,10 +124,18 @@ def sample_inputs(model: ir.Model, *, seed: int = 0, eval_data: AnyData | None =
     return runtime.working_inputs(model, seed=seed, count=2)
 
 
-def measure_latency(a: ir.Model, b: ir.Model, feeds: Mapping[str, Any]) -> LatencyFigure:
-    """Return the latency of both models: alternating runs, one thread, all optimisations."""
+def measure_latency(
+    a: ir.Model, b: ir.Model, feeds: Mapping[str, Any], other: Mapping[str, Any] | None = None
+) -> LatencyFigure:
+    """Return the latency of both models: alternating runs, one thread, all optimisations.
+
+    Args:
+        a, b: The models.
+        feeds: Inputs of both, or of the first.
+        other: Inputs of the second, where it takes others.
+    """
     sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (a, b)]
-    return latency_figure(runtime.alternate(sessions[0], sessions[1], dict(feeds), rounds=_ROUNDS))
+    return latency_figure(runtime.alternate(sessions[0], sessions[1], dict(feeds), feeds_b=other, rounds=_ROUNDS))
 
 
 @dataclass(frozen=True)
