@@ -189,12 +189,13 @@ _enter_contrib("MatMulBnb4 MatMulFpQ4", kind="fc", multiply_adds=counts.matmul)
 _enter("Einsum", kind="fc", equation=True, multiply_adds=counts.einsum)
 _enter("LSTM", roles={7: "weight"}, states=(5, 6), **_CELLS)
 _enter("GRU RNN", states=(5,), **_CELLS)
-_enter("Attention", multiply_adds=counts.attention)
+_enter("Attention", heads="q_num_heads", multiply_adds=counts.attention)
 for _domain in ("", _MICROSOFT):
     _enter("LinearAttention", domain=_domain, multiply_adds=counts.linear_attention)
-_enter_contrib("Attention", weights=_MATMUL[:1], biases=(2,), multiply_adds=counts.fused_attention)
-_enter_contrib("MultiHeadAttention", biases=(3,), multiply_adds=counts.multi_head_attention)
-_enter_contrib("GroupQueryAttention", one_prompt=True, multiply_adds=counts.group_query_attention)
+_enter_contrib("Attention", heads="num_heads", weights=_MATMUL[:1], biases=(2,), multiply_adds=counts.fused_attention)
+_enter_contrib("MultiHeadAttention", heads="num_heads", biases=(3,), multiply_adds=counts.multi_head_attention)
+_enter_contrib("GroupQueryAttention", heads="num_heads", one_prompt=True,
+               multiply_adds=counts.group_query_attention)  # fmt: skip
 _enter("RotaryEmbedding")
 _enter_contrib("RotaryEmbedding")
 

@@ -90,6 +90,7 @@ class Operator:
         free: ONNX Runtime spends no time on it.
         joins_convolution: ONNX Runtime makes it part of the convolution before it.
         takes_nan: NaN has a meaning of its own to it.
+        heads: The attribute that counts the heads of its queries.
         one_prompt: It continues a cache with several tokens for one sequence only.
         classifies: At the end of a model its results tell classes.
         cuts_off: Numbers beyond constant limits become these limits.
@@ -137,6 +138,7 @@ class Operator:
     free: bool = False
     joins_convolution: bool = False
     takes_nan: bool = False
+    heads: str = ""
     one_prompt: bool = False
     classifies: bool = False
     cuts_off: bool = False

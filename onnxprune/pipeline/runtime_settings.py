@@ -18,6 +18,7 @@ from onnxprune import model_io
 from onnxprune.errors import ModelError
 from onnxprune.graph.inference import infer
 from onnxprune.graph.narrowing import Narrowed
+from onnxprune.graph.operators import operator_of
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.model_io.text_files import read_text
 
@@ -27,9 +28,6 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _SIZE = ("head_dim", "head_size")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
-_ATTENTIONS: Mapping[str, str] = {
-    "GroupQueryAttention": "num_heads", "MultiHeadAttention": "num_heads", "Attention": "num_heads",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,8 @@ def _one(numbers: tuple[int, ...]) -> int | None:
 
 def _query_heads(model: ir.Model) -> tuple[int, ...]:
     """The heads of queries of each layer: an attribute of attention as one operator, else the scores' heads."""
-    told = [node.attributes.get_int(_ATTENTIONS[node.op_type], 0) for node in model.graph
-            if node.domain == "com.microsoft" and node.op_type in _ATTENTIONS]  # fmt: skip
-    if told:
+    told = [node.attributes.get_int(operator_of(node).heads, 0) for node in model.graph if operator_of(node).heads]
+    if told and all(told):
         return tuple(told)
     facts = infer(model)
     scores = [node.inputs[0] for node in model.graph if node.op_type == "Softmax" and node.inputs[0] is not None]
