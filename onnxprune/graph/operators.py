@@ -169,7 +169,7 @@ _CELLS: _Properties = {
                 Slot(2, output=1, reduction=2, data=2, data_axis=2)),
 }  # fmt: skip
 
-_enter("Conv", biases=(2,), sees_windows=True, **_CONVS)
+_enter("Conv", biases=(2,), sees_windows=True, divisible=True, **_CONVS)
 _enter_contrib("FusedConv", biases=(2,), sees_windows=True, plain="Conv", **_CONVS)
 _enter_contrib("NhwcConv NhwcFusedConv", biases=(2,), **{**_CONVS, "weights": (replace(_CONV, data_axis=-1),)})
 _enter("DeformConv", biases=(3,), **_CONVS)
@@ -177,10 +177,10 @@ _enter("ConvTranspose", biases=(2,), **{**_CONVS, "weights": (_TRANSPOSED_CONV,)
        "multiply_adds": counts.transposed_convolution})  # fmt: skip
 for _domain in ("", _MICROSOFT):
     _enter("CausalConvWithState", domain=_domain, biases=(2,), states=(3,), **{**_CONVS, "grouped": "each channel"})
-_enter("Gemm", biases=(2,), **_GEMMS)
+_enter("Gemm", biases=(2,), divisible=True, **_GEMMS)
 _enter_contrib("FusedGemm", biases=(2,), plain="Gemm", **_GEMMS)
 _enter_contrib("GemmFloat8 GemmFastGelu", biases=(2,), **{**_GEMMS, "kind": "other"})
-_enter("MatMul", **_MATMULS)
+_enter("MatMul", divisible=True, **_MATMULS)
 _enter_contrib("FusedMatMul TransposeMatMul", **_MATMULS)
 _enter_contrib("FusedMatMulActivation", **{**_MATMULS, "kind": "other"})
 _enter_contrib("MatMulNBits", kind="fc", biases=(5,), multiply_adds=counts.matmul,

@@ -52,6 +52,7 @@ class Operator:
         grouped: What tells the number of groups of its weights: an attribute, or "each channel" where every channel is
             a group of its own. The groups lie on axis 0 of the weight. Empty where there are none.
         sees_windows: A convolution whose outputs see plain windows of its data.
+        divisible: Some of its outputs can be computed from some of its inputs by a smaller node of the same operator.
         equation: Its axes follow from the attribute `equation`, as those of Einsum.
         biases: Inputs that are added to its outputs.
         roles: Other inputs that are learnt, and what they are.
@@ -102,6 +103,7 @@ class Operator:
     weights: tuple[Slot, ...] = ()
     grouped: str = ""
     sees_windows: bool = False
+    divisible: bool = False
     equation: bool = False
     biases: tuple[int, ...] = ()
     roles: Mapping[int, Role] = field(default_factory=dict)

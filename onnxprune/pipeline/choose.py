@@ -25,7 +25,7 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.size import holders_of_numbers
 from onnxprune.recipe.defaults import settled
-from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Units, Weights
+from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Tiles, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.cache import ScoreCache, cached
@@ -36,9 +36,10 @@ from onnxprune.scoring.units import score_units
 from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Allocation, AllocationContext, allocation_of, masks_of_shares
 from onnxprune.selection.depth import select_blocks
-from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, protected_weights
+from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, misfits, protected_weights
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
+from onnxprune.selection.tiles import tile_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.blocks import ResidualBlock
@@ -274,6 +275,17 @@ def _blocks(task: Task) -> Plan:
     return _of_pattern(task, masks, context.table)
 
 
+@chooser(Tiles)
+def _tiles(task: Task) -> Plan:
+    """Tiles, by share; layers that cannot be divided are told."""
+    recipe, context = task.recipe, task.context()
+    assert isinstance(recipe.parts.zeros, Tiles)
+    shares, criterion = task.allocation(task.weights, task.share, context), relative_to_layers(task.criterion)
+    settings = {"shares": shares, "seed": recipe.seed, "round_to": recipe.round_to}
+    masks = tile_masks(task.weights, criterion, recipe.parts.zeros, task.share, **settings)
+    return _of_pattern(task, PatternMasks(masks, misfits(task.structure, recipe)), context.table)
+
+
 def _of_pattern(task: Task, pattern: PatternMasks, table: Sensitivity | None = None) -> Plan:
     """The plan that the masks of a pattern make.
 
@@ -380,4 +392,7 @@ def _nothing(structure: Structure, recipe: Recipe) -> str:
         return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({why})"
     if recipe.parts.units and not any(not g.inexact for g in structure.groups):
         return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
+    if unfit := misfits(structure, recipe):
+        why = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
+        return f"there is nothing to prune: --structure {recipe.structure} fits no layer ({why})"
     return "there is nothing to prune: the patterns and kinds given leave no weights"

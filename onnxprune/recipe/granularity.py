@@ -34,12 +34,14 @@ class Shape:
         scored: What a criterion has to score: one of `Criterion.scores`.
         called: What goes, in words.
         ranks: Whether an allocation divides the sparsity among layers or groups.
+        rewritten: Whether layers are rewritten at the end so that zeros cost no time.
     """
 
     removes: ClassVar[bool] = False
     scored: ClassVar[Literal["weights", "units", "blocks"]] = "weights"
     called: ClassVar[str] = "blocks"
     ranks: ClassVar[bool] = True
+    rewritten: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -109,6 +111,20 @@ class Block(Shape):
 
 
 @dataclass(frozen=True)
+class Tiles(Shape):
+    """The outputs of a layer are divided into at most ``count`` tiles; each tile reads inputs of its own."""
+
+    count: int = 4
+    called: ClassVar[str] = "tiles"
+    rewritten: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        match = re.fullmatch(r"tiles(?::([1-9]\d{0,3}))?", text)
+        return None if match is None else cls(int(match[1])) if match[1] else cls()
+
+
+@dataclass(frozen=True)
 class Units(Shape):
     """Whole units go."""
 
@@ -174,6 +190,10 @@ structure(
     "N:M", "at most N of every M consecutive weights along the reduction axis stay (2:4, 1:4); it sets the sparsity"
 )(NM)
 structure("block:RxC", "blocks of R outputs by C inputs become zero as one (block:1x4, block:4x1)")(Block)
+structure(
+    "tiles[:T]",
+    "the outputs of a layer are divided into T tiles [4], each tile reads inputs of its own, and the zeros run faster",
+)(Tiles)
 structure(UNITS, "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller")(Units)
 structure("blocks", "whole residual blocks are removed, by depth: y = x + f(x) becomes y = x")(Depth)
 
@@ -235,6 +255,11 @@ class Parts:
     def removes(self) -> bool:
         """Whether the graph gets smaller."""
         return self.removed is not None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether layers are rewritten at the end so that zeros cost no time."""
+        return self.zeros is not None and self.zeros.rewritten
 
     @property
     def mixed(self) -> bool:

@@ -6,7 +6,9 @@ import fnmatch
 from collections.abc import Sequence
 
 from onnxprune.errors import RecipeError
+from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
+from onnxprune.selection.tiles import misfit
 from onnxprune.structure.blocks import ResidualBlock, residual_blocks
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
@@ -16,11 +18,29 @@ _SMALL_END = 0.01  # share of all weights under which a first or last layer is l
 
 
 def eligible_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
-    """Return the weights that name patterns and the treatment of first and last layers leave to prune.
+    """Return the weights that name patterns, the treatment of first and last layers and the structure leave to prune.
 
     Raises:
         RecipeError: A pattern matches nothing.
     """
+    return [w for w in _chosen(structure, recipe) if not misfit_of(w, recipe)]
+
+
+def misfits(structure: Structure, recipe: Recipe) -> dict[str, str]:
+    """Return why weights that the recipe would let go do not suit its structure, by name."""
+    return {w.name: why for w in _chosen(structure, recipe) if (why := misfit_of(w, recipe))}
+
+
+def misfit_of(weight: Weight, recipe: Recipe) -> str:
+    """Return why a weight does not suit the structure and does not count in its sparsity, empty where it does.
+
+    The sparsity of tiles is a share of the weights of those layers that can be divided.
+    """
+    return misfit(weight, recipe.round_to) if isinstance(recipe.parts.zeros, Tiles) else ""
+
+
+def _chosen(structure: Structure, recipe: Recipe) -> list[Weight]:
+    """The weights that name patterns and the treatment of first and last layers leave."""
     weights = prunable_weights(structure)
     for flag, patterns in (("--exclude", recipe.exclude), ("--only", recipe.only)):
         for pattern in patterns:
@@ -40,7 +60,7 @@ def protected_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
     """
     if recipe.ends != "auto" or recipe.parts.zeros is None or recipe.exclude or recipe.only:
         return []
-    return _ends(prunable_weights(structure), recipe)
+    return [w for w in _ends(prunable_weights(structure), recipe) if not misfit_of(w, recipe)]
 
 
 def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:
