@@ -5,6 +5,7 @@ or the same function ``"up to recovery"``, which training or reconstruction can 
 """
 
 from onnxprune.passes.fold_weights import FoldWeights
+from onnxprune.passes.join_tiles import JoinTiles
 from onnxprune.passes.mask_units import MaskUnits
 from onnxprune.passes.mask_weights import MaskWeights
 from onnxprune.passes.normalise import Normalise
@@ -13,8 +14,9 @@ from onnxprune.passes.remove_blocks import MaskBlocks, RemoveBlocks
 from onnxprune.passes.remove_dead import RemoveDeadUnits
 from onnxprune.passes.remove_units import RemoveUnits
 from onnxprune.passes.tidy import Tidy
+from onnxprune.passes.tile_layers import TileLayers
 
 __all__ = [
-    "PASSES", "FoldWeights", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks", "RemoveDeadUnits",
-    "RemoveUnits", "Tidy",
+    "PASSES", "FoldWeights", "JoinTiles", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks",
+    "RemoveDeadUnits", "RemoveUnits", "Tidy", "TileLayers",
 ]  # fmt: skip

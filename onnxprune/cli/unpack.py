@@ -1,4 +1,7 @@
-"""``onnxprune unpack PACKED``: the plain model back, bit for bit for values that were packed exactly."""
+"""``onnxprune unpack PACKED``: the plain model back, bit for bit for values that were packed exactly.
+
+A model in tiles comes back with one node for each layer, and zeros among its weights.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from onnxprune.report.text import shown
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("unpack", help="Give the plain model of a packed one back, weights dense again.")(unpack)
+    app.command("unpack", help="Give the plain model of a packed one back, or of one in tiles: weights dense again.")(unpack)
 
 
 def unpack(
-    packed: Annotated[Path, typer.Argument(metavar="PACKED", help="A model that --pack wrote.", show_default=False)],
+    packed: Annotated[Path, typer.Argument(metavar="PACKED", help="A model that --pack or --structure tiles wrote.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write [PACKED.unpacked.onnx].", show_default=False)
     ] = None,
@@ -29,6 +32,7 @@ def unpack(
     """Unpack a model."""
     from onnxprune import model_io, packing
     from onnxprune.model_io.protobuf import read_proto
+    from onnxprune.passes.join_tiles import JoinTiles, in_tiles
 
     check_model(packed)
     target = output or packed.with_name(f"{packed.stem}.unpacked.onnx")
@@ -36,9 +40,11 @@ def unpack(
     with stages(str(packed)) as tell:
         tell("unpack")
         model = model_io.load(packed)  # sparse initializers are dense from here on
-        if not packing.is_packed(model) and not read_proto(packed).graph.sparse_initializer:
-            raise ModelError(f"'{packed}' holds no packed weights: there is nothing to unpack")
+        tiles, sparse = in_tiles(model), bool(read_proto(packed).graph.sparse_initializer)
+        if not packing.is_packed(model) and not sparse and not tiles:
+            raise ModelError(f"'{packed}' holds no packed weights and no tiles: there is nothing to unpack")
         plain = packing.unpack(model)
+        JoinTiles()(plain)
         saved = model_io.save(plain, target, force=force)
     before = packed.stat().st_size
     if json:

@@ -16,9 +16,10 @@ from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.narrowing import free_caches, widen_caches
 from onnxprune.packing import is_packed, unpack
-from onnxprune.passes import Normalise
+from onnxprune.passes import JoinTiles, Normalise
+from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.passes.normalise import one_name_each
-from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recovered_cut, take_numbers
+from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, recovered_cut, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verify.proof import Judgement, judge, other_inputs, seeded
@@ -102,10 +103,14 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     give_inputs(before, inputs)
     _widen(before, after, record)
     _same_interface(before, after)
-    kept, sources, twin = _twin(before, after, original, pruned, record)
-    counts = _compare_constants(before, after, kept or {}, sources)
+    plain = after.clone() if in_tiles(after) else after
+    JoinTiles()(plain)
+    kept, sources, twin = _twin(before, plain, original, pruned, record)
+    if record is not None:
+        _ensure_tiles(plain, load_record(record), pruned)
+    counts = _compare_constants(before, plain, kept or {}, sources)
     if twin is not None and (counts["zeroed"] or counts["changed"]):
-        take_numbers(twin, after, kept or {}, sources)
+        take_numbers(twin, plain, kept or {}, sources)
     judged, change = _compare_outputs(before, after, twin, seed)
     for model in (before, after):
         model_io.ensure_unchanged(model)
@@ -140,6 +145,20 @@ def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
                 f"input '{a.name}' has other extents than in the original: where its caches were narrowed "
                 "(--resize-io), give --record, which says what they kept"
             )
+
+
+def _ensure_tiles(plain: ir.Model, record: Record, pruned: Path) -> None:
+    """Check that weights are zero wherever no recorded tile reads them.
+
+    Raises:
+        DataError: The record has tiles of a weight that the model does not have.
+        VerificationError: A weight is not zero there.
+    """
+    quantised = record.recipe.get("quantize", "no") != "no"
+    for name, mask in ({} if quantised else recorded_masks(plain, record.tiles)).items():
+        tensor = plain.graph.initializers[name].const_value
+        if tensor is not None and np.any(tensor.numpy()[~mask] != 0):
+            raise VerificationError(f"'{pruned}' has weights of '{name}' that no tile of the record reads")
 
 
 def _is_quantised(record: Path | None) -> bool:

@@ -23,6 +23,7 @@ from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
 from onnxprune.pipeline.narrow import narrowed
 from onnxprune.pipeline.result import Delivery, Result, measured_figures, shortcomings
+from onnxprune.pipeline.tiling import in_tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.runtime.session import Optimize
@@ -80,6 +81,8 @@ def deliver(
     recipe = result.recipe
     verifier = _Verifier(original, recipe, latency, eval_data, metric)
     result = replace(result, delivery=Delivery(result.model))
+    if recipe.parts.rewritten:
+        result = in_tiles(result, verifier.again, latency=latency)
     if recipe.quantize != "no":
         result = _quantised(result, verifier, calibration)
     if recipe.interface == "narrow":

@@ -59,6 +59,7 @@ def run_loop(
     training: Training | None = None,
     *,
     remove_dead: bool = False,
+    keep_masks: bool = False,
     clock: Clock | None = None,
 ) -> State:
     """Prune to one sparsity after the other.
@@ -69,6 +70,7 @@ def run_loop(
         sparsities: The sparsity after each step, in order.
         training: What trains after each pruning; None where nothing does.
         remove_dead: Whether dead units are removed.
+        keep_masks: Whether the masks are needed afterwards, where nothing trains.
         clock: Runs each stage.
 
     Returns:
@@ -84,7 +86,8 @@ def run_loop(
     while state.done < count and not state.diverged:
         number = state.done + 1
         name = ("prune" if training is None else "retrain") + (f" {number}/{count}" if count > 1 else "")
-        stage = partial(_prune if training is None else training.iteration, state, steps, sparsities[state.done])
+        prune = partial(_prune, keep_masks=keep_masks) if training is None else training.iteration
+        stage = partial(prune, state, steps, sparsities[state.done])
         state = replace(clock(name, partial(stage, number)), done=number)
         if state.diverged:
             break
@@ -95,9 +98,10 @@ def run_loop(
     return state
 
 
-def _prune(state: State, steps: Pruning, sparsity: float, number: int) -> State:
+def _prune(state: State, steps: Pruning, sparsity: float, number: int, *, keep_masks: bool) -> State:
     """One step without training, so that there are no masks to hold."""
-    return replace(steps.prune(state, sparsity, number), masks={})
+    state = steps.prune(state, sparsity, number)
+    return state if keep_masks else replace(state, masks={})
 
 
 def _clean(state: State, steps: Pruning) -> State:

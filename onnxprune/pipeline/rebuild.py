@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,13 @@ import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.errors import DataError
+from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.linear import set_numbers
+from onnxprune.graph.tiles import Tile, mask_of
 from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
 from onnxprune.passes.normalise import COPY_OF
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.pipeline.record import RecordedTile
 from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
@@ -41,6 +44,27 @@ def masked_twin_of(before: ir.Model, kept: RecordedCut, blocks: list[str]) -> ir
         structure = prepare(structure.model)
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
     return structure.model
+
+
+def recorded_masks(model: ir.Model, tiles: Mapping[str, Sequence[RecordedTile]]) -> dict[str, Bools]:
+    """Return which weights recorded tiles read, by the name of the weight. Shapes are those of the weights.
+
+    Raises:
+        DataError: The record does not fit the model.
+    """
+    masks = {}
+    for name, recorded in tiles.items():
+        value = model.graph.initializers.get(name)
+        nodes = [] if value is None else [node for node, _ in value.uses()]
+        axes = matrix_axes(value, nodes[0]) if value is not None and nodes else None
+        if value is None or value.const_value is None or axes is None:
+            raise DataError(f"the record has tiles of the weight {name!r}, which the model does not have")
+        indices = [Tile(np.array(t.outputs, np.int64), np.array(t.inputs, np.int64)) for t in recorded]
+        try:
+            masks[name] = mask_of(indices, value.const_value.shape.numpy(), axes)
+        except IndexError:
+            raise DataError(f"the record has tiles of {name!r} beyond its extents") from None
+    return masks
 
 
 def take_numbers(twin: ir.Model, after: ir.Model, kept: RecordedCut, sources: Mapping[str, str]) -> None:

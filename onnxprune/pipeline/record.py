@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator
 from pydantic_core import PydanticSerializationError
 
 from onnxprune.errors import DataError, ModelError
@@ -26,6 +26,14 @@ class FileId(BaseModel):
     sha256: str | None = None
 
 
+class RecordedTile(BaseModel):
+    """Some outputs of a layer, and the inputs that they read."""
+
+    model_config = ConfigDict(extra="forbid")
+    outputs: list[NonNegativeInt]
+    inputs: list[NonNegativeInt]
+
+
 class Record(BaseModel):
     """What was done to a model.
 
@@ -37,6 +45,7 @@ class Record(BaseModel):
         kept: For each constant of the source that lost something, the kept indices of each axis that did.
         renamed: For each constant of the output that is a copy, the constant of the source it was copied from.
         blocks: Residual blocks that went, by the names of their sums in the source.
+        tiles: The tiles of each weight that has some, by its name: the weights that no tile reads are zero.
         figures: What was measured.
     """
 
@@ -49,6 +58,7 @@ class Record(BaseModel):
     kept: dict[str, dict[str, list[int]]]
     renamed: dict[str, str]
     blocks: list[str] = []
+    tiles: dict[str, list[RecordedTile]] = {}
     figures: dict[str, Any]
 
     @field_validator("kept")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.graph.tiles import Tile
 from onnxprune.packing import PackReport
 from onnxprune.passes.normalise import renamed_copies
 from onnxprune.pipeline.clock import Clock
-from onnxprune.pipeline.record import FileId, Record
+from onnxprune.pipeline.record import FileId, Record, RecordedTile
 from onnxprune.pipeline.runtime_settings import Interface
 from onnxprune.pipeline.search import Try
 from onnxprune.pipeline.step import State
@@ -20,6 +21,7 @@ from onnxprune.pipeline.trace import Trace
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
+from onnxprune.structure.terms import Bools
 from onnxprune.verify.reach import INEXACT
 from onnxprune.verify.verdict import Verdict
 
@@ -77,6 +79,7 @@ class Result:
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
         interface: What the caches among inputs and outputs kept, where the recipe narrows them.
         target: What a target asked for and what came out; None where the recipe has none.
+        masks: Which numbers of weights stay, by their names, where layers are rewritten by it.
     """
 
     model: ir.Model
@@ -99,6 +102,7 @@ class Result:
     retraining: tuple[Mapping[str, Any], ...] = ()
     target: Reached | None = None
     interface: Interface | None = None
+    masks: Mapping[str, Bools] = field(default_factory=dict)
 
     @property
     def recovered(self) -> Mapping[str, Any] | None:
@@ -143,8 +147,13 @@ class Result:
             kept={n: {str(a): i.tolist() for a, i in axes.items()} for n, axes in self.kept.items()},
             renamed=dict(self.renamed),
             blocks=list(self.blocks),
+            tiles={} if self.delivery is None else {n: _plain_tiles(t) for n, t in self.delivery.tiles.items()},
             figures=self.figures,
         )
+
+
+def _plain_tiles(tiles: Sequence[Tile]) -> list[RecordedTile]:
+    return [RecordedTile(outputs=tile.outputs.tolist(), inputs=tile.inputs.tolist()) for tile in tiles]
 
 
 def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: Verdict | None, clock: Clock) -> Result:
@@ -180,6 +189,7 @@ def result_of(state: State, recipe: Recipe, prunable: int, gone: int, verdict: V
         blocks=trace.blocks,
         reach=trace.reach,
         retraining=tuple(asdict(iteration) for iteration in state.history),
+        masks=state.masks if recipe.parts.rewritten else {},
     )
 
 
@@ -233,6 +243,8 @@ class Delivery:
         quantised_from: What was measured before that; None where nothing was.
         packing: What packing did to each tensor; None where it was not asked for.
         sparse_tensors: How many tensors are written as `sparse_initializer`.
+        tiles: The tiles of each weight that has some, by its name.
+        untiled: Why the layers of some of these weights were not rewritten.
     """
 
     plain: ir.Model
@@ -240,12 +252,16 @@ class Delivery:
     quantised_from: Verdict | None = None
     packing: PackReport | None = None
     sparse_tensors: int = 0
+    tiles: Mapping[str, Sequence[Tile]] = field(default_factory=dict)
+    untiled: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: what was measured before quantising, what packing chose for each tensor."""
         plain: dict[str, Any] = {}
         if self.quantised_from is not None:
             plain["before_quantising"] = self.quantised_from.as_dict()
+        if self.tiles:
+            plain["tiles"] = {"rewritten": [n for n in self.tiles if n not in self.untiled], "not": dict(self.untiled)}
         if self.sparse_tensors:
             plain["sparse_initializers"] = self.sparse_tensors
         if self.packing is not None:

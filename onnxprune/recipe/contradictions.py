@@ -51,10 +51,11 @@ def _check_target(fields: Fields, target: str) -> None:
     parts, flag = fields.parts, _flag(target)
     if parts.sets is not None and not parts.removes:
         raise ValueError(f"{flag}: --structure {parts.text} sets how much goes, there is nothing to look for")
-    if target in ("target_latency", "target_macs") and not parts.removes:
+    smaller = parts.removes or parts.rewritten
+    if target in ("target_latency", "target_macs") and not smaller:
         raise ValueError(f"{flag}: zeros change neither multiply-adds nor latency: take --structure channels")
     stored = fields.pack != "no" or fields.sparse_initializers
-    if target == "target_size" and not parts.removes and not stored:
+    if target == "target_size" and not smaller and not stored:
         raise ValueError(f"{flag}: zeros alone make no file smaller: add --pack, or take --structure channels")
 
 
