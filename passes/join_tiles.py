@@ -53,7 +53,9 @@ class JoinTiles(ir.passes.InPlacePass):
             try:
                 _join(edit, last)
             except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"The layer in tiles {last.name!r} is damaged and cannot be joined: {error}.") from None
+                raise ModelError(
+                    f"The layer in tiles {last.name!r} is damaged and cannot be joined: {error}."
+                ) from None
         if layers:
             RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(layers))

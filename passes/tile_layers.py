@@ -9,7 +9,8 @@ Cases:
 3. Of a single row GatherElements picks single numbers, which is quick there.
 4. A tile that reads all inputs has no Gather. Where the tiles lie in the order of the outputs nothing is put back in
    order. Layers that read the same inputs of the same value share the Gather and the Transpose.
-5. A layer stays as it is where its tiles would take longer by `Costs`, or where it cannot be divided; the pass says why.
+5. A layer stays as it is where its tiles would take longer by `Costs`, or where it cannot be divided, and the pass
+   says why.
 
 `JoinTiles` gives the layers back. It finds them by the name of their last node, and everything else in the names and
 the content of the constants.
@@ -108,9 +109,10 @@ class TileLayers(ir.passes.InPlacePass):
             return "its weights are not those of one node of the main graph"
         node = uses[0].node
         slot, axes = slot_of(value, node), matrix_axes(value, node)
-        why = indivisible(value, node)
-        if why or slot is None or axes is None or value.const_value is None:
-            return why or "its weights are no matrix of outputs by inputs"
+        if slot is None or axes is None or value.const_value is None:
+            return f"its weights are read by {node.op_type}"
+        if why := indivisible(value, node):
+            return why
         if node.inputs[slot.input] is not value or not value.const_value.dtype.is_floating_point():
             return "its weights are computed or stored as integers"
         tiles = tiles_of(mask, axes)

@@ -18,11 +18,14 @@ from onnxprune.report.text import shown
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("unpack", help="Give the plain model of a packed one back, or of one in tiles: weights dense again.")(unpack)
+    app.command("unpack", help="Give the plain model of one back that is packed or in tiles.")(unpack)
 
 
 def unpack(
-    packed: Annotated[Path, typer.Argument(metavar="PACKED", help="A model that --pack or --structure tiles wrote.", show_default=False)],
+    packed: Annotated[
+        Path,
+        typer.Argument(metavar="PACKED", help="A model that --pack or --structure tiles wrote.", show_default=False),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write [PACKED.unpacked.onnx].", show_default=False)
     ] = None,

@@ -28,14 +28,14 @@ class Tile:
 
 
 def tiles_of(mask: Bools, axes: MatrixAxes) -> list[Tile]:
-    """Return the tiles of a mask, in the order of their first outputs; an input that any place of a kernel reads counts.
+    """Return the tiles of a mask in the order of their first outputs; an input is read if a place of a kernel reads it.
 
     Args:
         mask: Which weights stay, in the shape of the weight.
         axes: The axes of the weight.
     """
     moved = np.moveaxis(mask, (axes.output, axes.reduction), (0, 1))
-    reads = moved.reshape(*moved.shape[:2], -1).any(axis=2)
+    reads: Bools = np.asarray(moved.reshape(*moved.shape[:2], -1).any(axis=2))
     _, first, tile_of = np.unique(reads, axis=0, return_index=True, return_inverse=True)
     tile_of = tile_of.reshape(-1)
     order = np.argsort(first, kind="stable")

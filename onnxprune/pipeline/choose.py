@@ -281,8 +281,10 @@ def _tiles(task: Task) -> Plan:
     recipe, context = task.recipe, task.context()
     assert isinstance(recipe.parts.zeros, Tiles)
     shares, criterion = task.allocation(task.weights, task.share, context), relative_to_layers(task.criterion)
-    settings = {"shares": shares, "seed": recipe.seed, "round_to": recipe.round_to}
-    masks = tile_masks(task.weights, criterion, recipe.parts.zeros, task.share, **settings)
+    masks = tile_masks(
+        task.weights, criterion, recipe.parts.zeros, task.share, shares=shares, seed=recipe.seed,
+        round_to=recipe.round_to,
+    )  # fmt: skip
     return _of_pattern(task, PatternMasks(masks, misfits(task.structure, recipe)), context.table)
 
 

@@ -197,8 +197,8 @@ def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     structure = clock("analyse", lambda: prepare(original.clone()))
     steps = _steps(structure, recipe, inputs, clock.progress)
     start = State(original, structure=structure)
-    of_run = {"remove_dead": recipe.remove_dead, "keep_masks": recipe.parts.rewritten}
-    state = run_loop(start, steps, _schedule(recipe), **of_run, clock=clock)
+    run = partial(run_loop, remove_dead=recipe.remove_dead, keep_masks=recipe.parts.rewritten, clock=clock)
+    state = run(start, steps, _schedule(recipe))
     verdict = None
     if inputs.verification:
         check = partial(verify, original, state.model, seed=recipe.seed)

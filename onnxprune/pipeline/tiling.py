@@ -63,8 +63,10 @@ def in_tiles(result: Result, again: Again, *, latency: bool) -> Result:
 
 def _ratio(plain: ir.Model, tiled: ir.Model, feeds: runtime.Feeds) -> float:
     """The time of the model in tiles over that of the masked one."""
-    sessions = [runtime.make_session(m, optimize="all", threads=1, error=VerificationError) for m in (plain, tiled)]
-    return runtime.alternate(*sessions, feeds).least_ratio
+    before, after = (
+        runtime.make_session(m, optimize="all", threads=1, error=VerificationError) for m in (plain, tiled)
+    )
+    return runtime.alternate(before, after, feeds).least_ratio
 
 
 def _tiles(model: ir.Model, masks: Mapping[str, Bools]) -> dict[str, list[Tile]]:
@@ -85,4 +87,5 @@ def _notes(untiled: Mapping[str, str], count: int) -> tuple[str, ...]:
     for reason, names in by_reason(untiled).items():
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         reasons.append(f"{', '.join(names[:_LISTED])}{more}: {reason}")
-    return (f"{len(untiled)} of {count} layers were not rewritten, and their zeros cost as before: {'; '.join(reasons)}",)
+    told = f"{len(untiled)} of {count} layers were not rewritten, and their zeros cost as before"
+    return (f"{told}: {'; '.join(reasons)}",)

@@ -140,6 +140,11 @@ def _step(weight: Weight, round_to: RoundTo) -> int:
     return CONV_BLOCK if operator_of(weight.node).kind == "conv" else SMALLEST_BLOCK
 
 
+def _block(weight: Weight) -> int:
+    """By how many outputs a layer is divided."""
+    return CONV_BLOCK if operator_of(weight.node).kind == "conv" else 1
+
+
 def _layer(weight: Weight, criterion: Criterion, rng: np.random.Generator) -> _Layer:
     axes = matrix_axes(weight.value, weight.node)
     assert axes is not None
@@ -212,7 +217,8 @@ def _divided(layers: Sequence[_Layer], count: int, share: float) -> Labels:
         reads = np.zeros(sums.shape, np.float32)
         np.put_along_axis(reads, np.argsort(-sums, axis=1, kind="stable")[:, :kept], 1.0, axis=1)
         gain = rows @ reads.T
-        tiles = np.concatenate([_balanced(gain[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)])
+        parts = zip(layers, ends[:-1], ends[1:], strict=True)
+        tiles = np.concatenate([_balanced(gain[a:b], _block(layer.weight)) for layer, a, b in parts])
         total = float(gain[np.arange(len(gain)), tiles].sum(dtype=np.float64))
         if total <= most * (1 + 1e-6):
             break
@@ -248,13 +254,13 @@ def _along(rows: Rows) -> npt.NDArray[np.float32]:
     return along
 
 
-def _balanced(gain: Rows) -> Labels:
+def _balanced(gain: Rows, block: int) -> Labels:
     """Give each output the tile of the largest gain, as many outputs to each tile.
 
     Where a tile is full, those go elsewhere that lose least by it.
     """
     outputs, count = gain.shape
-    room = _rooms(outputs, count)
+    room = _rooms(outputs, count, block)
     tiles, left, open_tiles = np.full(outputs, -1), np.arange(outputs), np.arange(count)
     while left.size:
         gains = gain[np.ix_(left, open_tiles)]
@@ -271,8 +277,8 @@ def _balanced(gain: Rows) -> Labels:
     return tiles
 
 
-def _rooms(outputs: int, count: int) -> list[int]:
-    """How many outputs each tile takes: as even as can be, in blocks of convolutions where these divide them."""
-    block = CONV_BLOCK if outputs % CONV_BLOCK == 0 and outputs // CONV_BLOCK >= count else 1
+def _rooms(outputs: int, count: int, block: int) -> list[int]:
+    """How many outputs each tile takes: as even as can be, in whole blocks where these divide them."""
+    block = block if outputs % block == 0 and outputs // block >= count else 1
     each, over = divmod(outputs // block, count)
     return [block * (each + (tile < over)) for tile in range(count)]
