@@ -24,7 +24,6 @@ from onnxprune.graph.tensors import Array
 from onnxprune.graph.tiles import Indices
 from onnxprune.passes.tile_layers import NAMELESS, PREFIX
 
-_PICKS = ("Gather", "GatherElements")
 _MOST = 2**31  # elements of a weight
 _NAME = re.compile(re.escape(PREFIX) + r"(\d+(?:x\d+)*)/(\d(?:x\d)?)/\d+/(.*)", re.DOTALL)
 
@@ -102,7 +101,7 @@ def _join(edit: Editor, last: ir.Node) -> None:
     node, turned, order = last, last.op_type == "Transpose", None
     if turned:
         node = _maker(node.inputs[0])
-    if node.op_type in _PICKS:
+    if _picks(node):
         order = np.argsort(_indices(node.inputs[1]), kind="stable")
         node = _maker(node.inputs[0])
     joined = node.inputs if node.op_type == "Concat" else node.outputs
@@ -136,7 +135,7 @@ def _part(result: ir.Value) -> _Part:
         _refuse(f"{node.op_type} {node.name!r} is no product with weights")
     source = _present(node.inputs[1 - places[0]])
     picks = source.producer()
-    if picks is None or picks.op_type not in _PICKS or not str(_present(picks.inputs[1]).name).startswith(PREFIX):
+    if picks is None or not _picks(picks) or not str(_present(picks.inputs[1]).name).startswith(PREFIX):
         return _Part(node, places[0], source, None)
     return _Part(node, places[0], _present(picks.inputs[0]), _indices(picks.inputs[1]))
 
@@ -201,6 +200,11 @@ def _constant(edit: Editor, numbers: Array, name: str) -> ir.Value:
         if content.dtype == numbers.dtype and content.shape == numbers.shape and content.tobytes() == numbers.tobytes():
             return present
     return edit.constant(numbers, name)
+
+
+def _picks(node: ir.Node) -> bool:
+    """Whether a node picks numbers by indices along an axis."""
+    return 1 in operator_of(node).indices and len(node.inputs) == 2
 
 
 def _maker(value: ir.Value | None) -> ir.Node:

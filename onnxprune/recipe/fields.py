@@ -80,8 +80,9 @@ class Fields(BaseModel):
     structure: Annotated[str, Flag("What goes", "weights (compress), channels (run faster), 2:4.")] = Field(
         "weights",
         description="what goes: weights (single ones become zero), channels (whole units are removed), blocks (whole "
-        "residual blocks are removed), N:M such as 2:4, block:RxC such as block:1x4, or a mix such as channels+weights "
-        "or channels+2:4",
+        "residual blocks are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read "
+        "inputs of their own, and the zeros run faster), or a mix such as channels+weights, channels+2:4 or "
+        "channels+tiles",
     )
     unit_share: Annotated[float, _WHAT] = Field(
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
