@@ -183,7 +183,7 @@ _enter_contrib("GemmFloat8 GemmFastGelu", biases=(2,), **{**_GEMMS, "kind": "oth
 _enter("MatMul", divisible=True, **_MATMULS)
 _enter_contrib("FusedMatMul TransposeMatMul", **_MATMULS)
 _enter_contrib("FusedMatMulActivation", **{**_MATMULS, "kind": "other"})
-_enter_contrib("MatMulNBits", kind="fc", biases=(5,), multiply_adds=counts.matmul,
+_enter_contrib("MatMulNBits", kind="fc", biases=(5,), quantised={1: (2, 3)}, multiply_adds=counts.matmul,
                weights=(Slot(1, output=0, reduction=1, data=0, data_axis=-1, packed=True),))  # fmt: skip
 _enter_contrib("MatMulBnb4 MatMulFpQ4", kind="fc", multiply_adds=counts.matmul)
 _enter("Einsum", kind="fc", equation=True, multiply_adds=counts.einsum)

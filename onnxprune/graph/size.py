@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune import model_io
 from onnxprune.graph.caches import is_link, is_link_matrix
 from onnxprune.graph.operators import key, operator_named, operator_of
+from onnxprune.graph.packed import Packed, layout_of
 from onnxprune.graph.tensors import read
 from onnxprune.model_io.bodies import bodies
 
@@ -58,7 +59,7 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
     counted = list(parameters(model))
     macs, uncounted = graph_macs(model, shapes or {})
     return Figures(
-        parameters=sum(parameter.tensor.size for parameter in counted),
+        parameters=sum(parameter.size for parameter in counted),
         nonzero_parameters=sum(parameter.nonzero() for parameter in counted),
         macs=None if uncounted and not macs else macs,
         file_bytes=model_io.serialized_size(model),
@@ -74,14 +75,22 @@ def graph_macs(model: ir.Model, shapes: Shapes) -> tuple[int, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """Numbers that were learnt, and the one among them that stands for zero."""
+    """Numbers that were learnt, and the one among them that stands for zero; or how several of them share a byte."""
 
     tensor: ir.TensorProtocol
     zero: int = 0
+    layout: Packed | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self.tensor.size if self.layout is None else self.layout.outputs * self.layout.inputs
 
     def nonzero(self) -> int:
         """Return how many are not zero."""
         array = read(self.tensor)
+        if self.layout is not None:
+            return int(np.count_nonzero(self.layout.numbers(array)))
         if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin count faster and surer as floats
             array = array.astype(np.float32)
         return int(np.count_nonzero(array != self.zero if self.zero else array))
@@ -98,7 +107,7 @@ def parameters(model: ir.Model) -> Iterator[Parameter]:
             if tensor is None or id(tensor) in seen or not _is_parameter(value, tensor):
                 continue
             seen.add(id(tensor))
-            yield Parameter(tensor, _zero_point(value))
+            yield Parameter(tensor, _zero_point(value), _layout(value))
 
 
 def holders_of_numbers(model: ir.Model) -> list[str]:
@@ -167,6 +176,15 @@ def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 yield from _final_uses(output)
         else:
             yield node, index
+
+
+def _layout(value: ir.Value) -> Packed | None:
+    """How the numbers of a packed weight lie in its bytes; None for all others."""
+    for node, index in value.uses():
+        if any(slot.packed and slot.input == index for slot in operator_of(node).weights):
+            layout = layout_of(node)
+            return layout if isinstance(layout, Packed) else None
+    return None
 
 
 def _zero_point(value: ir.Value) -> int:

@@ -392,6 +392,11 @@ def _nothing(structure: Structure, recipe: Recipe) -> str:
         names = {*structure.unruled, *holders_of_numbers(structure.model)}
         why = f"the numbers of {', '.join(sorted(names))} are not pruned" if names else "no operator has weights"
         return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({why})"
+    if recipe.parts.zeros and structure.packed and len(structure.packed) == len(prunable_weights(structure)):
+        return (
+            "there is nothing to prune: all weights are packed in a few bits, of which no single one is set to zero; "
+            "take --structure channels, which removes whole blocks with their scales"
+        )
     if recipe.parts.units and not any(not g.inexact for g in structure.groups):
         return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
     if unfit := misfits(structure, recipe):

@@ -41,7 +41,7 @@ def misfit_of(weight: Weight, recipe: Recipe) -> str:
 
 def _chosen(structure: Structure, recipe: Recipe) -> list[Weight]:
     """The weights that name patterns and the treatment of first and last layers leave."""
-    weights = prunable_weights(structure)
+    weights = [w for w in prunable_weights(structure) if not (recipe.parts.zeros and w.is_packed)]
     for flag, patterns in (("--exclude", recipe.exclude), ("--only", recipe.only)):
         for pattern in patterns:
             if not any(_matches(w, [pattern]) for w in weights):

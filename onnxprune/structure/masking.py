@@ -78,6 +78,8 @@ def constant_content(value: ir.Value) -> Array:
 
 def zero_of(fill: Fill | None, array: Array) -> Array:
     """Return what zero means at each element: 0, or a quantised weight's zero point."""
+    if fill is not None and fill.packed is not None:
+        return np.broadcast_to(fill.packed.zeros(), array.shape)
     zero = np.zeros((), array.dtype)
     if fill is not None and fill.zero_point is not None and fill.zero_point.const_value is not None:
         points = fill.zero_point.const_value.numpy().astype(array.dtype)

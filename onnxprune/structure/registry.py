@@ -39,6 +39,7 @@ FAMILIES = (
     "rotary",
     "attention",
     "quantised",
+    "packed",
     "sources",
     "pinned",
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.packed import Packed
 from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import Group, Site, kind_of
@@ -19,10 +20,14 @@ from onnxprune.structure.terms import Bools, Ids, Terms, distinct
 
 @dataclass(frozen=True)
 class Fill:
-    """How a quantised constant is zeroed: with its zero point, given for each index of an axis, or 0."""
+    """How a quantised constant is zeroed: with its zero point, given for each index of an axis, or 0.
+
+    Of a packed one, `packed` says which bytes that makes.
+    """
 
     zero_point: ir.Value | None
     axis: int
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,16 @@ class Structure:
     mixed: dict[ir.Node, list[tuple[int, int]]]
     unmasked: set[ir.Value]
     unruled: dict[str, int]
+
+    @functools.cached_property
+    def packed(self) -> dict[ir.Value, Packed]:
+        """Weights in blocks of a few bits, with their layout."""
+        return {value: fill.packed for value, fill in self.fills.items() if fill.packed is not None}
+
+    def weight_shape(self, value: ir.Value) -> tuple[int, ...]:
+        """Return the shape of the numbers of a weight: of a packed one (outputs, blocks, numbers of a block)."""
+        layout = self.packed.get(value)
+        return layout.shape if layout is not None else tuple(int(n or 0) for n in self.facts.shape(value) or ())
 
     @functools.cached_property
     def sources(self) -> list[ir.Value]:
@@ -118,10 +133,9 @@ class Structure:
         """Return (prunable, all) weight parameters; a weight counts if one of its axes has a free atom there."""
         free = total = 0
         for value in self.weights:
-            shape = self.facts.shape(value)
-            if shape is None or value not in self.axes:
+            if self.facts.shape(value) is None or value not in self.axes:
                 continue
-            extents = [int(n or 0) for n in shape]
+            extents = self.weight_shape(value)
             size = math.prod(extents)
             stuck = size
             for axis, n in enumerate(extents):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.packed import Packed
 from onnxprune.graph.shapes import Facts, Shape
 from onnxprune.model_io.bodies import bodies
 from onnxprune.structure.axes import Axis, Dynamic, parts
@@ -335,6 +336,22 @@ class View:
         if known is not None and known != Fill(zero_point, axis):
             return False
         self.findings.fills[value] = Fill(zero_point, axis)
+        self.findings.zero[value] = [True] * self.rank(value)
+        return True
+
+    def pack(self, value: ir.Value, layout: Packed) -> bool:
+        """Say that a constant holds numbers in blocks of a few bits, and is zeroed by bytes of zero points.
+
+        Returns:
+            Whether nobody said otherwise before.
+        """
+        self.axes(value)
+        known = self.findings.fills.get(value)
+        if known is not None:
+            other = known.packed
+            return other is not None and (other.scales, other.zero_points, other.bits, other.block) == (
+                layout.scales, layout.zero_points, layout.bits, layout.block)  # fmt: skip
+        self.findings.fills[value] = Fill(layout.zero_points, 0, layout)
         self.findings.zero[value] = [True] * self.rank(value)
         return True
 

@@ -30,9 +30,14 @@ class Weight:
     structure: Structure
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its numbers lie in blocks of a few bits, of which only whole blocks go."""
+        return self.value in self.structure.packed
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """The tensor's shape."""
-        return tuple(int(n or 0) for n in self.structure.facts.shape(self.value) or ())
+        """The shape of its numbers."""
+        return self.structure.weight_shape(self.value)
 
     @property
     def size(self) -> int:
@@ -42,6 +47,8 @@ class Weight:
     def numbers(self) -> npt.NDArray[np.float32]:
         """Return the weights as float32; quantised ones as their distance from the zero point."""
         array = constant_content(self.value)
+        if self.value in self.structure.packed:
+            return self.structure.packed[self.value].numbers(array)
         fill = self.structure.fills.get(self.value)
         if fill is not None:
             array = array.astype(np.float32) - zero_of(fill, array).astype(np.float32)

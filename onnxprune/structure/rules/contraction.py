@@ -357,9 +357,3 @@ def _dots_axis(view: View, operands: Sequence[ir.Value], dots: list[list[int]], 
     for axis, _ in candidates[1:]:
         view.unify(candidates[0][0], axis)
     return candidates[0][0], any(z for _, z in candidates)
-
-
-@rule("com.microsoft::MatMulNBits")
-def matmul_nbits(view: View) -> None:
-    """Weights packed in blocks of bits: nothing of them can be cut."""
-    raise RuleMismatch("its weights are packed in blocks of bits")
