@@ -8,18 +8,28 @@ removed, those that are left are compared. Numbers stay only where the error on 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
 
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe.fields import Effort
-from onnxprune.recovery.reconstruct import FOLDS, State, Step, recover_layers
+from onnxprune.recovery.reconstruct import FOLDS, State, Step, as_before_pruning, recover_layers
 from onnxprune.recovery.registry import model_method
 from onnxprune.runtime.stream.gather import Batches
 
 BATCH = 16
 
-STEPS: Mapping[Effort, tuple[int, int, int]] = {"low": (40, 200, 5), "medium": (40, 200, 5), "high": (60, 500, 8)}
-"""By effort, the steps of each block, of the whole, and of each rate tried; low by name takes those of medium."""
+STEPS: Mapping[Effort, tuple[int, int, int, int]] = {
+    "low": (40, 200, 5, 4),
+    "medium": (40, 200, 5, 4),
+    "high": (40, 800, 8, 10),
+}
+"""By effort, the steps of each block, of the whole, of each rate tried, and how many times inputs are drawn.
+
+Low by name takes those of medium.
+"""
 
 
 @model_method(
@@ -43,8 +53,15 @@ def align(run: State, method: str) -> None:
     if not run.steps:
         recover_layers(run, "least-squares")
     samples = Batches.of(run.dense, run.inputs, BATCH, least=2 * FOLDS)
+
+    def fit(nodes: Sequence[ir.Node], some: Batches) -> None:
+        as_before_pruning(run, nodes)  # so that the fit is not compared with one that saw what is held back
+        recover_layers(replace(run, samples=some, steps=[]), "least-squares", only=nodes)
+
     try:
-        work = Alignment(run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress)
+        work = Alignment(
+            run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress, fit
+        )
         for tried in work.run():
             run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))
     except ModelError as error:  # an operator that the bridge does not know: what was fitted before stays

@@ -9,8 +9,7 @@ back: numbers stay only where the error there falls.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,27 +18,25 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from onnxprune.bridge import OnnxModule, to_torch, write_back
-from onnxprune.bridge.dtypes import from_numpy
-from onnxprune.bridge.parameters import Role
-from onnxprune.graph.hints import Feeds
-from onnxprune.recovery.descent import LOOKS, RATES, copied, descend, rate_by_range_test, restore
-from onnxprune.recovery.pictures import Augment, augmentation
+from onnxprune.recovery.descent import LOOKS, RATES, descend, rate_by_range_test
+from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
+from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import Place, compared_at
-from onnxprune.runtime.stream.cursor import Cursor, Program, Values, part_of
+from onnxprune.recovery.tail import Pruning, Tail
+from onnxprune.runtime.stream.cursor import Cursor, Values, part_of
 from onnxprune.runtime.stream.cuts import Block, common_blocks
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
-from onnxprune.training.likeness import Kind, distance, kind_of_outputs
-from onnxprune.training.widen import widen
 
 Array = npt.NDArray[Any]
 
 HELD_EVERY = 5
-_EARLIER = 0.3  # what all cuts but the last weigh together, beside 1 for the last
 _ALIKE = 1e-5  # relative error of a block below which there is nothing to gain
+
+
+Fit = Callable[[Sequence[ir.Node], Batches], None]
+"""Fits the layers of some nodes of the pruned model in closed form, to some batches."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,13 @@ class Plan:
         block: For each block.
         whole: For the network.
         tried: For each rate of the range test.
+        draws: How many times the inputs are drawn, where they are pictures, the first time as they are.
     """
 
     block: int
     whole: int
     tried: int
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Alignment:
         seed: Of everything that is drawn.
         plan: How many steps are taken.
         tell: Called with what goes on.
+        fit: Fits layers in closed form, see `Fit`.
 
     Raises:
         ModelError: The bridge does not know an operator of the model.
@@ -90,10 +90,10 @@ class Alignment:
 
     def __init__(
         self, dense: ir.Model, pruned: ir.Model, kept: Kept, samples: Batches, seed: int, plan: Plan,
-        tell: Callable[[str], None],
+        tell: Callable[[str], None], fit: Fit,
     ) -> None:  # fmt: skip
         self.dense, self.pruned, self.samples = dense, pruned, samples
-        self.seed, self.plan, self.tell = seed, plan, tell
+        self.seed, self.plan, self.tell, self.fit = seed, plan, tell, fit
         self.blocks = common_blocks(dense, pruned, samples.sizes(dense))
         numbers = range(len(samples.feeds))
         self.held = [i for i in numbers if i % HELD_EVERY == HELD_EVERY - 1] or [numbers[-1]]
@@ -104,12 +104,13 @@ class Alignment:
 
     def run(self) -> Iterator[Tried]:
         """Align the blocks, then the whole; says first how long it takes."""
-        whole = self._make_whole()
-        if whole is None:
+        tail = self._end()
+        if not tail.parameters:
             return
         steps = self.plan.whole + self.plan.block + 2 * len(RATES) * self.plan.tried  # all blocks cost one whole
-        seconds = whole.seconds_of_step() * (steps + (LOOKS + 2) * len(self.held))
-        self.tell(f"align: about {seconds / 60:.1f} minutes for {len(self.blocks[1])} blocks and the whole")
+        self.tell(f"align: about {tail.seconds(steps, LOOKS + 2) / 60:.1f} minutes for "
+                  f"{len(self.blocks[1])} blocks and the whole")  # fmt: skip
+        del tail
         yield from self._each_block()
         yield from self._whole()
 
@@ -140,7 +141,7 @@ class Alignment:
 
         def loss(number: int) -> Tensor:
             outputs = as_tuple(module(*tensors(part, pruned.state[number])))
-            return self._squares(places, outputs, targets[number], number)
+            return squares(places, outputs, targets[number], self.samples.tokens[number])
 
         @torch.no_grad()
         def held() -> float:
@@ -161,149 +162,45 @@ class Alignment:
 
     # -- the whole
 
-    def _make_whole(self) -> _Whole | None:
-        """The whole with its numbers as they are; None where there is nothing to train."""
-        feeds, last = self.samples.feeds, len(self.places) - 1
-        places = {p.name: p for number, at in enumerate(self.places) if number < last for p in at}
-        outputs = [str(v.name) for v in self.dense.graph.outputs]
-        names = list(dict.fromkeys([*places, *outputs]))
-        part = part_of(self.pruned, list(self.pruned.graph), names, feeds[0])
-        module, parameters = module_of(part)
-        names = [str(v.name) for v in part.graph.outputs]
-        dense = Program(self.dense, list(self.dense.graph), names, feeds[0])
-        compared = [places[n] for n in names if n in places]
-        return _Whole(self, part, module, parameters, dense, compared, outputs) if parameters else None
+    def _end(self) -> Tail:
+        nets = Pruning(
+            self.dense, self.pruned, self.blocks, [*self.places[:-1], []], self.samples, self.train, self.held
+        )
+        return Tail(nets, augmentation(self.dense, self.samples.feeds[0]), self.plan.draws, self.seed)
 
     def _whole(self) -> Iterator[Tried]:
-        whole = self._make_whole()
-        if whole is None:
+        tail = self._end()
+        if not tail.parameters:
             return
-        first = copied(whole.parameters)
-        self.tell(f"align the whole: {self.plan.whole} steps")
-        rate = rate_by_range_test(whole.parameters, whole.loss_at, self.plan.tried)
-        outputs_before = whole.held_outputs()
-        before, after = descend(whole.parameters, whole.loss_at, whole.held, self.plan.whole, rate)
-        outputs_after = whole.held_outputs()
-        if outputs_after > outputs_before:
-            restore(whole.parameters, first)
+        start = {name: value.const_value for name, value in self.pruned.graph.initializers.items()}
+        self._fit(tail.closed, self.train)
+        outputs_before = tail.held_outputs()
+        for draw in tail.draw():
+            self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
+        self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
+        rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried)
+        before, after = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)
+        tail.take()
+        self._fit(tail.closed, self.train)
+        outputs_after = tail.held_outputs()
+        if after < before and outputs_after <= outputs_before:
+            self._fit(tail.closed, [*self.train, *self.held])
+        else:
             after = before
-        if after < before:
-            take(whole.module, whole.part, self.pruned)
+            for name, tensor in start.items():
+                self.pruned.graph.initializers[name].const_value = tensor
         detail = f"rate {rate:g}, outputs {outputs_before:.4g} -> {outputs_after:.4g}"
         yield Tried("the whole", before, after, detail)
 
-    def _squares(self, places: Sequence[Place], mine: Sequence[Tensor], theirs: Values, number: int) -> Tensor:
-        """Weighted squared differences at some places, each over the variance of the dense values there."""
-        earlier = _EARLIER / max(1, len(places) - 1)
-        total = torch.zeros(())
-        for index, (place, ours) in enumerate(zip(places, mine, strict=True)):
-            gap = (ours.float() - from_numpy(place.left(theirs[place.name])).float()).square() / place.variance
-            counted = self.samples.tokens[number]
-            if counted is not None and gap.shape[:2] == counted.shape:
-                gap = gap[torch.from_numpy(counted)]
-            total = total + gap.mean() * (1.0 if index == len(places) - 1 else earlier)
-        return total
+    def _fit(self, blocks: Sequence[Block], numbers: Sequence[int]) -> None:
+        """Fit what is behind the last place to some of the batches."""
+        if blocks:
+            feeds, tokens = self.samples.feeds, self.samples.tokens
+            count = self.samples.count * len(numbers) // len(feeds)
+            some = Batches([feeds[i] for i in numbers], [tokens[i] for i in numbers], count)
+            self.fit([node for block in blocks for node in block.nodes], some)
 
     def _batch(self, step: int) -> int:
         """The number of the batch of a step: all once, then in another order."""
         epoch, place = divmod(step, len(self.train))
         return self.train[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.train))[place])]
-
-
-class _Whole:
-    """The whole network, its dense twin, and what they are compared by."""
-
-    def __init__(
-        self, work: Alignment, part: ir.Model, module: OnnxModule, parameters: Sequence[Parameter], dense: Program,
-        places: Sequence[Place], outputs: Sequence[str],
-    ) -> None:  # fmt: skip
-        self.part, self.module, self.parameters = part, module, parameters
-        self._work, self._dense, self._places = work, dense, places
-        self._names = [str(v.name) for v in part.graph.outputs]
-        example = dense(work.samples.feeds[0])
-        self._kinds: dict[str, Kind] = {
-            name: kind_of_outputs(np.concatenate([dense(work.samples.feeds[i])[name] for i in work.held]))
-            if example[name].ndim > 1 and len({dense(work.samples.feeds[i])[name].shape[1:] for i in work.held}) == 1
-            else kind_of_outputs(example[name])
-            for name in outputs if name in self._names and example[name].dtype.kind == "f"
-        }  # fmt: skip
-        self._augment: Augment | None = augmentation(work.dense, work.samples.feeds[0])
-
-    def seconds_of_step(self) -> float:
-        """Seconds of a step with its gradients: the least of three."""
-        times = []
-        for step in range(3):
-            started = time.perf_counter()
-            torch.autograd.grad(self.loss_at(step), self.parameters, allow_unused=True)
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    def _parts(self, feed: Feeds, number: int) -> tuple[Tensor, Tensor]:
-        """What is trained on, and the distance of the outputs.
-
-        Scores of classes are trained on only where there are no cuts: the inputs may show none of the classes that
-        count, and what brings the scores nearer on these ruins them on others.
-        """
-        theirs = self._dense(feed)
-        mine = dict(zip(self._names, as_tuple(self.module(*tensors(self.part, feed))), strict=True))
-        cuts = self._work._squares(self._places, [mine[p.name] for p in self._places], theirs, number)
-        ends = {name: distance(kind, mine[name], from_numpy(theirs[name])) for name, kind in self._kinds.items()}
-        classes = ("logits", "probabilities") if self._places else ()
-        trained = [end for name, end in ends.items() if self._kinds[name] not in classes]
-        return torch.stack([cuts, *trained]).sum(), torch.stack([*ends.values(), torch.zeros(())]).sum()
-
-    def loss_at(self, step: int) -> Tensor:
-        """The loss of a step."""
-        number = self._work._batch(step)
-        feed = self._work.samples.feeds[number]
-        if self._augment is not None:
-            feed = self._augment(feed, np.random.default_rng((self._work.seed, 1, step)))
-        return self._parts(feed, number)[0]
-
-    @torch.no_grad()
-    def held(self) -> float:
-        """The same on held-back inputs."""
-        return self._on_held(0)
-
-    @torch.no_grad()
-    def held_outputs(self) -> float:
-        """The distance of the outputs on held-back inputs."""
-        return self._on_held(1)
-
-    def _on_held(self, part: int) -> float:
-        work = self._work
-        return float(np.mean([float(self._parts(work.samples.feeds[i], i)[part]) for i in work.held]))
-
-
-def module_of(part: ir.Model) -> tuple[OnnxModule, list[Parameter]]:
-    """A model as a module in float32, and what is trained of it: not numbers that are stored in few bits."""
-    view = part.clone()
-    widen(view)
-    module = to_torch(view).eval()
-    kinds = {name: target.role for name, target in module.targets.items()}
-    trained = []
-    for name, parameter in module.named_parameters():
-        if kinds.get(name) is Role.PARAMETER and parameter.requires_grad:
-            trained.append(parameter)
-        else:
-            parameter.requires_grad_(False)
-    return module, trained
-
-
-def tensors(part: ir.Model, values: Mapping[str, Array]) -> list[Tensor]:
-    """The inputs of a module from arrays by name."""
-    made = [from_numpy(np.array(values[str(v.name)])) for v in part.graph.inputs]
-    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in made]
-
-
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """Outputs as a tuple, where a module has one only too."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def take(module: OnnxModule, part: ir.Model, model: ir.Model) -> None:
-    """Put a module's numbers into the constants of a model that the part was made from."""
-    trained = write_back(module, part).graph.initializers
-    for name, value in model.graph.initializers.items():
-        if name in trained and trained[name].const_value is not part.graph.initializers[name].const_value:
-            value.const_value = trained[name].const_value

@@ -28,19 +28,15 @@ from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, t
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
-from onnxprune.recovery.expected import expected_inputs
 from onnxprune.recovery.fitting import Layer, Proposal
-from onnxprune.recovery.merging import merge_units
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
 from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
-from onnxprune.runtime.probe import known_facts
 from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
 from onnxprune.runtime.statistics import layer_moments, shadow
 from onnxprune.runtime.stream.gather import Batches
-from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import Kept
 
 FOLDS = 4
@@ -225,9 +221,10 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
 # -- the methods ----------------------------------------------------------------------------------------------------
 
 
-def recover_layers(run: State, method: str) -> None:
+def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = None) -> None:
     layers, refused = linear_layers(run.pruned)
-    originals, changed = _by_output(run.dense), _changed(run)
+    layers = [x for x in layers if only is None or x.node in only]
+    originals, changed = by_output(run.dense), _changed(run)
     affected = [x for x in layers if x.output in changed]
     run.skipped.update(refused)
     missing = [str(x.output.name) for x in affected if str(x.output.name) not in originals]
@@ -258,6 +255,19 @@ def recover_layers(run: State, method: str) -> None:
                 _write(layer, proposal.affine)
 
 
+def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:
+    """Give the layers of some nodes of the pruned model the dense model's weights and biases that are left."""
+    originals = by_output(run.dense)
+    for linear in linear_layers(run.pruned)[0]:
+        original = originals.get(str(linear.output.name))
+        if linear.node in nodes and original is not None:
+            rows = _rows_left(run, linear)
+            factor, offset = dense_to_pruned(original, linear, rows)
+            layer = _layer(run, linear, original, factor)
+            bias = original.bias().reshape(-1)[slice(None) if rows is None else rows].reshape(factor.shape)
+            _write(layer, Affine(layer.dense, factor * bias + offset))
+
+
 def _rows_left(run: State, layer: Linear) -> npt.NDArray[np.int64] | None:
     return run.kept.get(layer.name, {}).get(layer.output_axis)
 
@@ -265,7 +275,7 @@ def _rows_left(run: State, layer: Linear) -> npt.NDArray[np.int64] | None:
 def _changed(run: State) -> set[ir.Value]:
     """The values from the first node on that reads other values than in the dense model, or whose weights changed."""
     layers = {x.node: x for x in linear_layers(run.pruned)[0]}
-    originals = _by_output(run.dense)
+    originals = by_output(run.dense)
     made_of = {str(out.name): _activations(node) for node in run.dense.graph for out in node.outputs}
     changed: set[ir.Value] = set()
     for node in run.pruned.graph:
@@ -273,7 +283,7 @@ def _changed(run: State) -> set[ir.Value]:
         original = None if layer is None else originals.get(str(layer.output.name))
         dirty = any(v in changed for v in node.inputs if v is not None)
         dirty = dirty or any(made_of.get(str(out.name)) != _activations(node) for out in node.outputs)
-        if dirty or (layer is not None and (original is None or _differs(original, layer, run.kept))):
+        if dirty or (layer is not None and (original is None or differs(original, layer, run.kept))):
             changed.update(node.outputs)
     return changed
 
@@ -282,18 +292,18 @@ def _activations(node: ir.Node) -> list[str]:
     return [str(v.name) for v in node.inputs if v is not None and v.const_value is None]
 
 
-def _by_output(model: ir.Model) -> dict[str, Linear]:
+def by_output(model: ir.Model) -> dict[str, Linear]:
     return {str(x.output.name): x for x in linear_layers(model)[0]}
 
 
-def _differs(original: Linear, layer: Linear, kept: Kept) -> bool:
+def differs(original: Linear, layer: Linear, kept: Kept) -> bool:
     """Whether a layer computes something else than the dense one at the outputs that it still has."""
     rows = {axis: i for axis, i in kept.get(layer.name, {}).items() if axis == layer.output_axis}
-    before, after = _left(original, rows), tensor_of(layer.weight).numpy()
+    before, after = left_of(original, rows), tensor_of(layer.weight).numpy()
     return before.shape != after.shape or not np.array_equal(before, after)
 
 
-def _left(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.generic]:
+def left_of(original: Linear, kept: Mapping[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.generic]:
     """What is left of a dense layer's weights."""
     array = tensor_of(original.weight).numpy()
     for axis, indices in kept.items():
@@ -320,7 +330,7 @@ def _recover_stage(run: State, stage: Sequence[Linear], originals: Mapping[str, 
 def _layer(run: State, linear: Linear, original: Linear, factor: Matrix) -> Layer:
     """One layer as its methods see it; `factor` brings the dense network's outputs to the scale of the pruned ones."""
     start = Affine(linear.matrix(), linear.bias())
-    left = _left(original, run.kept.get(linear.name, {}))
+    left = left_of(original, run.kept.get(linear.name, {}))
     dense = linear.to_matrix(left).astype(np.float64) * linear.scale * factor[:, :, None]
     anchor = run.anchors.setdefault(linear.name, start.weight) if run.trained else dense
     gain = scale_behind(linear)
@@ -356,42 +366,3 @@ def _reestimate(run: State, method: str) -> None:
 def _set_all(values: Sequence[ir.Value], arrays: Sequence[Matrix]) -> None:
     for value, array in zip(values, arrays, strict=True):
         set_numbers(value, array)
-
-
-@model_method("merge", needs="nothing", judge="none", source="Kim et al. 2020, Neuron Merging, section 3.2 and eq. 6")
-def _merge(run: State, method: str) -> None:
-    """W[:, j] += |f_i| / |f_j| W[:, i] for a removed unit i and the unit j most like it."""
-    done = merge_units(run.dense, run.pruned, run.kept)
-    run.skipped.update(done.skipped)
-    for name, lost in done.lost.items():
-        merged = done.merged[name]
-        run.steps.append(Step(name, method, None, None, merged > 0, f"{merged} of {lost} units merged"))
-
-
-@model_method(
-    "expected-bias",
-    needs="nothing",
-    judge="none",
-    source="Nagel et al. 2019, Data-Free Quantization, section 4.2.1",
-)
-def _correct_expected(run: State, method: str) -> None:
-    """b += (W_dense - W_pruned) E[x], E[x] behind a BatchNormalization from its scale and shift."""
-    structure, originals = analyse(run.dense, known_facts(run.dense)), _by_output(run.dense)
-    for layer in linear_layers(run.pruned)[0]:
-        original = originals.get(str(layer.output.name))
-        if original is None or not _differs(original, layer, run.kept):
-            continue
-        means = expected_inputs(structure, original)
-        if isinstance(means, str) or layer.shift is None:
-            run.skipped[layer.name] = means if isinstance(means, str) else "there is no place for a bias"
-            continue
-        axes = run.kept.get(layer.name, {})
-        rows = {axis: indices for axis, indices in axes.items() if axis == layer.output_axis}
-        dense = original.to_matrix(_left(original, rows)).astype(np.float64) * original.scale
-        left = means[axes[layer.input_axis]] if layer.input_axis in axes else means
-        factor, offset = dense_to_pruned(original, layer, rows.get(layer.output_axis))
-        kept_bias = original.bias().reshape(-1)[rows.get(layer.output_axis, slice(None))].reshape(factor.shape)
-        target = factor * (dense @ np.repeat(means, original.places) + kept_bias) + offset
-        change = target - layer.matrix() @ np.repeat(left, layer.places) - layer.bias()
-        layer.write(layer.matrix(), change)
-        run.steps.append(Step(layer.name, method, None, None, True))

@@ -58,7 +58,7 @@ METHODS: Registry[Method] = Registry(
     "recovery method",
     Plugins(
         "onnxprune.recovery",
-        ["onnxprune.recovery.methods", "onnxprune.recovery.reconstruct", "onnxprune.recovery.align"],
+        [f"onnxprune.recovery.{module}" for module in ("methods", "reconstruct", "without_data", "align")],
     ),
     flag="--recover",
     of_function=_of_function,

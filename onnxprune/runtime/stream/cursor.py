@@ -7,25 +7,19 @@ cursor.advance()                                   on to the next cut
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.runtime.session import make_session, run
 from onnxprune.runtime.stream.cuts import Block, operands
+from onnxprune.runtime.stream.store import Store
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
-
-IN_MEMORY = 1 << 30
-"""Bytes of the values at one cut; more are kept on disk."""
 
 
 class Program:
@@ -120,8 +114,7 @@ class Cursor:
     def __init__(self, model: ir.Model, blocks: Sequence[Block], feeds: Sequence[Mapping[str, Array]]) -> None:
         self.model, self.blocks, self.position = model, blocks, 0
         self.state: list[Values] = [dict(feed) for feed in feeds]
-        self._folder: Path | None = None
-        self._count = 0
+        self._store = Store()
 
     @property
     def block(self) -> Block:
@@ -143,7 +136,7 @@ class Cursor:
         program = Program(self.model, self.block.nodes, list(dict.fromkeys([*kept, *names])), self.state[0])
         for number, values in enumerate(self.state):
             outputs = program(values)
-            self.state[number] = self._stored({name: outputs[name] for name in kept})
+            self.state[number] = self._store.kept({name: outputs[name] for name in kept}, len(self.state))
             yield {name: outputs[name] for name in names}
         self.position += 1
 
@@ -151,22 +144,3 @@ class Cursor:
         """Go on to the next cut."""
         for _ in self.advance():
             pass
-
-    def _stored(self, values: Values) -> Values:
-        if sum(array.nbytes for array in values.values()) * len(self.state) <= IN_MEMORY:
-            return values
-        return {name: self._on_disk(array) for name, array in values.items()}
-
-    def _on_disk(self, array: Array) -> Array:
-        if array.nbytes < IN_MEMORY >> 12 or array.dtype == object:
-            return array
-        if self._folder is None:
-            folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
-            self._folder = Path(folder.name)
-            weakref.finalize(self, folder.cleanup)
-        self._count += 1
-        path = self._folder / str(self._count)
-        array.tofile(path)
-        mapped: Array = np.memmap(path, array.dtype, "r", shape=array.shape)
-        path.unlink()  # the mapping keeps it until it goes
-        return mapped

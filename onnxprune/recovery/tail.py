@@ -1,0 +1,223 @@
+"""The end of a pruned network that is trained as a whole, with what it reads and what it is compared with.
+
+Leading blocks that give nearly what the dense ones give stay as they are, since they cost the most and gain the least.
+So what they give is made once, as are the dense network's values: for the inputs and, where these are pictures, for
+others drawn from them. A step runs the end of the pruned network only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from onnxprune.bridge.dtypes import from_numpy
+from onnxprune.graph.hints import Feeds
+from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
+from onnxprune.recovery.pictures import Augment
+from onnxprune.recovery.places import Place
+from onnxprune.runtime.stream.cursor import Program, Values, part_of
+from onnxprune.runtime.stream.cuts import Block
+from onnxprune.runtime.stream.gather import Batches
+from onnxprune.runtime.stream.store import Store
+from onnxprune.training.likeness import Kind, distance, kind_of_outputs
+
+Array = npt.NDArray[Any]
+
+ROOM = 3 << 30
+"""Bytes of the values of all drawn inputs, most of them on disk."""
+
+_NEARLY = 1 / 3  # of the relative error in front of the outputs: blocks up to a cut with less are not trained
+_CLASSES = ("logits", "probabilities")
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """A network before and after, cut at the same values.
+
+    Attributes:
+        dense, pruned: The models.
+        blocks: Of each, in equal numbers.
+        places: For each block, where the two are compared behind it; nothing behind the last.
+        samples: Calibration inputs.
+        train, held: Numbers of the batches that are trained on and held back.
+    """
+
+    dense: ir.Model
+    pruned: ir.Model
+    blocks: tuple[Sequence[Block], Sequence[Block]]
+    places: Sequence[Sequence[Place]]
+    samples: Batches
+    train: Sequence[int]
+    held: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """One batch: what the end of the pruned network reads, and the dense values at the places and outputs."""
+
+    number: int
+    read: Values
+    dense: Values
+
+
+class Tail:
+    """The end of a pruned network as a module.
+
+    Args:
+        nets: The networks; the pruned one stays as it is until `take` is called.
+        augment: What draws other inputs; None for none.
+        draws: How many times all inputs are drawn, the first time as they are.
+        seed: Of what is drawn.
+
+    Attributes:
+        first: The number of the first block that is trained.
+        parameters: What is trained; empty where there is nothing.
+        closed: Blocks behind the last place where outputs are scores of classes: nothing is trained there.
+    """
+
+    def __init__(self, nets: Pruning, augment: Augment | None, draws: int, seed: int) -> None:
+        self._nets, self._seed = nets, seed
+        self.first = first_trained(nets)
+        before, after = nets.blocks[1][: self.first], nets.blocks[1][self.first :]
+        self._places = [place for at in nets.places[self.first :] for place in at]
+        outputs = [str(v.name) for v in nets.dense.graph.outputs]
+        names = list(dict.fromkeys([*(place.name for place in self._places), *outputs]))
+        feed = nets.samples.feeds[0]
+        live = sorted(before[-1].live) if before else []
+        self._lead = Program(nets.pruned, [n for b in before for n in b.nodes], live, feed) if before else None
+        self._part = part_of(nets.pruned, [n for b in after for n in b.nodes], names, self._given(feed))
+        self._module, self.parameters = module_of(self._part)
+        self._names = [str(v.name) for v in self._part.graph.outputs]
+        self._places = [place for place in self._places if place.name in self._names]
+        self._dense = Program(nets.dense, list(nets.dense.graph), self._names, feed)
+        self._store = Store()
+        self._held = [self._item(nets.samples.feeds[i], i, len(nets.held)) for i in nets.held]
+        self._kinds = self._kinds_of(outputs)
+        self._augment = augment
+        size = sum(a.nbytes for v in (self._held[0].read, self._held[0].dense) for a in v.values())
+        self.draws = 1 if augment is None else max(1, min(draws, ROOM // (size * len(nets.train))))
+        self._items: list[_Item] = []
+
+    @property
+    def closed(self) -> Sequence[Block]:
+        """See above."""
+        return self._nets.blocks[1][-1:] if self._places and self._of_classes() else ()
+
+    def seconds(self, steps: int, looks: int) -> float:
+        """Estimate the time of drawing and of so many steps and looks at what is held back."""
+        number = self._nets.train[0]
+        started = time.perf_counter()
+        item = self._item(self._nets.samples.feeds[number], number, 1)
+        drawn = time.perf_counter() - started
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            torch.autograd.grad(self._parts(item)[0], self.parameters, allow_unused=True)
+            times.append(time.perf_counter() - started)
+        return drawn * self.draws * len(self._nets.train) + min(times) * (steps + looks * len(self._held) / 2)
+
+    def draw(self) -> Iterator[int]:
+        """Draw all inputs and keep what is needed of them; yields the number of each draw when it is done."""
+        feeds = self._nets.samples.feeds
+        for draw in range(self.draws):
+            for number in self._nets.train:
+                feed = feeds[number]
+                if draw and self._augment is not None:
+                    feed = self._augment(feed, np.random.default_rng((self._seed, draw, number)))
+                self._items.append(self._item(feed, number, self.draws * len(self._nets.train)))
+            yield draw
+
+    def loss_at(self, step: int) -> Tensor:
+        """The loss of a step: all drawn batches once, then in another order."""
+        epoch, place = divmod(step, len(self._items))
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._items))
+        return self._parts(self._items[int(order[place])])[0]
+
+    @torch.no_grad()
+    def held(self) -> float:
+        """The same on held-back inputs."""
+        return float(np.mean([float(self._parts(item)[0]) for item in self._held]))
+
+    def held_outputs(self) -> float:
+        """The distance of the pruned model's outputs, as it stands, from the dense ones on held-back inputs."""
+        nets = self._nets
+        program = Program(nets.pruned, list(nets.pruned.graph), list(self._kinds), nets.samples.feeds[0])
+        apart = []
+        for item in self._held:
+            ours = program(nets.samples.feeds[item.number])
+            apart += [float(distance(kind, from_numpy(np.array(ours[name])), from_numpy(np.array(item.dense[name]))))
+                      for name, kind in self._kinds.items()]  # fmt: skip
+        return float(np.sum(apart)) / len(self._held)
+
+    def take(self) -> None:
+        """Put the numbers into the pruned model."""
+        take(self._module, self._part, self._nets.pruned)
+
+    # -- what it is made of
+
+    def _given(self, feed: Mapping[str, Array]) -> Values:
+        """What the end of the network may read: a batch, and what the leading blocks make of it."""
+        return {**feed, **(self._lead(feed) if self._lead is not None else {})}
+
+    def _item(self, feed: Feeds, number: int, together: int) -> _Item:
+        given = self._given(feed)
+        read = {str(v.name): given[str(v.name)] for v in self._part.graph.inputs}
+        return _Item(number, self._store.kept(read, together), self._store.kept(self._dense(feed), together))
+
+    def _kinds_of(self, outputs: Sequence[str]) -> dict[str, Kind]:
+        kinds = {}
+        for name in (n for n in outputs if n in self._names):
+            arrays = [item.dense[name] for item in self._held]
+            if arrays[0].dtype.kind == "f":
+                alike = arrays[0].ndim > 1 and len({a.shape[1:] for a in arrays}) == 1
+                kinds[name] = kind_of_outputs(np.concatenate(arrays) if alike else arrays[0])
+        return kinds
+
+    def _of_classes(self) -> bool:
+        return bool(self._kinds) and all(kind in _CLASSES for kind in self._kinds.values())
+
+    def _parts(self, item: _Item) -> tuple[Tensor, Tensor]:
+        """What is trained on, and the distance of the outputs.
+
+        Scores of classes are trained on only where there are no cuts: the inputs may show none of the classes that
+        count, and what brings the scores nearer on these ruins them on others.
+        """
+        mine = dict(zip(self._names, as_tuple(self._module(*tensors(self._part, item.read))), strict=True))
+        tokens = self._nets.samples.tokens[item.number]
+        cuts = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
+        ends = {name: distance(kind, mine[name], from_numpy(np.array(item.dense[name])))
+                for name, kind in self._kinds.items()}  # fmt: skip
+        skipped = _CLASSES if self._places else ()
+        trained = [end for name, end in ends.items() if self._kinds[name] not in skipped]
+        return torch.stack([cuts, *trained]).sum(), torch.stack([*ends.values(), torch.zeros(())]).sum()
+
+
+def first_trained(nets: Pruning) -> int:
+    """Return the number of the first block that is trained.
+
+    The blocks before it end in a cut whose relative squared error, on inputs that are held back, is below a third of
+    that at the last cut, in front of the outputs.
+    """
+    compared = [at for at in nets.places[:-1] if at]
+    if not compared:
+        return 0
+    names = [place.name for at in compared for place in at]
+    programs = [Program(m, list(m.graph), names, nets.samples.feeds[0]) for m in (nets.dense, nets.pruned)]
+    totals = dict.fromkeys(names, 0.0)
+    for number in nets.held:
+        theirs, ours = (program(nets.samples.feeds[number]) for program in programs)
+        for place in (place for at in compared for place in at):
+            gap = ours[place.name].astype(np.float64) - place.left(theirs[place.name])
+            totals[place.name] += float(np.square(gap).mean()) / place.variance
+    last = max(totals[place.name] for place in compared[-1])
+    right = [number for number, at in enumerate(nets.places[:-1])
+             if at and max(totals[place.name] for place in at) < _NEARLY * last]  # fmt: skip
+    return right[-1] + 1 if right else 0
