@@ -31,7 +31,7 @@ from onnxprune.training.likeness import Kind, distance, kind_of_outputs
 
 Array = npt.NDArray[Any]
 
-ROOM = 3 << 30
+ROOM = 4 << 30
 """Bytes of the values of all drawn inputs, most of them on disk."""
 
 _NEARLY = 1 / 3  # of the relative error in front of the outputs: blocks up to a cut with less are not trained
