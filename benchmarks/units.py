@@ -122,7 +122,7 @@ def entries_of(
                 calibration = network.calibration(model, draw)
                 started = time.process_time()
                 result = prune(
-                    path, structure="channels", calibration=calibration, latency=False, effort=effort, **settings
+                    path, structure="channels", calibration=calibration, latency=False, progress=_tell, **settings
                 )
                 seconds = round(time.process_time() - started, 1)
                 score = round(network.score(result.model), 4)
