@@ -1,0 +1,137 @@
+"""The end of a network that is trained as a whole: where it begins, what it is trained on, what is fitted behind it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune.recovery import recover, tail
+from onnxprune.recovery.alignment import Alignment
+from onnxprune.recovery.pictures import augmentation
+from onnxprune.recovery.places import compared_at
+from onnxprune.recovery.reconstruct import State, as_before_pruning
+from onnxprune.recovery.tail import Pruning, Tail, first_trained
+from onnxprune.runtime.stream.cuts import common_blocks
+from onnxprune.runtime.stream.gather import Batches
+from onnxprune.structure.rewrite import Kept
+
+from .models_to_recover import constant, cut, network
+
+STACK = """<ir_version: 8, opset_import: ["": 13]>
+stack (float[N, 8] x) => (float[N, 12] y) {
+  s = Gemm<transB = 1>(x, w0, b0)
+  a = Gemm<transB = 1>(s, w1, b1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) t = Add(s, b)
+  c = Gemm<transB = 1>(t, w3, b3) q = Relu(c) d = Gemm<transB = 1>(q, w4, b4) u = Add(t, d)
+  y = Gemm<transB = 1>(u, w5, b5)
+}"""
+SHAPES = {"w0": (6, 8), "b0": (6,), "w1": (16, 6), "b1": (16,), "w2": (6, 16), "b2": (6,), "w3": (16, 6), "b3": (16,),
+          "w4": (6, 16), "b4": (6,), "w5": (12, 6), "b5": (12,)}  # fmt: skip
+X = np.random.default_rng(3).standard_normal((320, 8)).astype(np.float32)
+PICTURES = """<ir_version: 8, opset_import: ["": 13]>
+pictures (float[N, 3, 16, 16] x) => (float[N, 12] y) {
+  a = Conv<pads = [1, 1, 1, 1]>(x, w1, b1) r = Relu(a) c = Conv<pads = [1, 1, 1, 1]>(r, w2, b2) q = Relu(c)
+  p = GlobalAveragePool(q) f = Flatten(p) y = Gemm<transB = 1>(f, w3, b3)
+}"""
+PICTURE_SHAPES = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (12, 8), "b3": (12,)}
+
+
+def pair(dense: ir.Model, pruned: ir.Model, kept: Kept, x: np.ndarray) -> Pruning:
+    """The two networks with batches of 16, the last of them held back."""
+    samples = Batches.of(dense, {"x": x}, 16, least=4)
+    blocks = common_blocks(dense, pruned, samples.sizes(dense))
+    places = [compared_at(dense, pruned, kept, sorted(b.live), samples.feeds[0]) for b in blocks[1][:-1]]
+    numbers = range(len(samples.feeds))
+    return Pruning(dense, pruned, blocks, [*places, []], samples, numbers[:-1], numbers[-1:])
+
+
+def test_blocks_before_the_first_that_lost_something_are_not_trained() -> None:
+    dense = network(STACK, SHAPES)
+    first, kept_first = cut(dense.clone(), "w1", 0, [0, 3, 5])
+    second, kept_second = cut(dense.clone(), "w3", 0, [0, 3, 5])
+    assert first_trained(pair(dense, first, kept_first, X)) == 1  # w0 lost nothing
+    nets = pair(dense, second, kept_second, X)
+    assert first_trained(nets) == 2
+    end = Tail(nets, None, 4, 0)
+    assert {p.shape for p in end.parameters} == {p.shape for n in ("w3", "b3", "w4", "b4", "w5", "b5")
+                                                 for p in [constant(second, n)]}  # fmt: skip
+    assert end.draws == 1  # no pictures: drawn as they are
+
+
+def test_the_end_reads_what_the_whole_network_gives() -> None:
+    dense = network(STACK, SHAPES)
+    pruned, kept = cut(dense.clone(), "w3", 0, [0, 3, 5])
+    end = Tail(pair(dense, pruned, kept, X), None, 1, 0)
+    assert list(end.draw()) == [0]
+    whole = first_of(dense, pruned, kept)
+    assert float(end.loss_at(0).detach()) == pytest.approx(float(whole), rel=1e-4)
+
+
+def first_of(dense: ir.Model, pruned: ir.Model, kept: Kept) -> float:
+    """The loss of the batch that comes first, from both whole networks."""
+    nets = pair(dense, pruned, kept, X)
+    number = int(np.random.default_rng((0, 0)).permutation(len(nets.train))[0])
+    feed = nets.samples.feeds[nets.train[number]]
+    (place,) = nets.places[2]
+    theirs, ours = (tail.Program(m, list(m.graph), ["u"], feed)(feed)["u"] for m in (dense, pruned))
+    return float(np.square(theirs - ours).mean() / place.variance)
+
+
+def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 3, 16, 16)) + rng.standard_normal((64, 3, 1, 1))).astype(np.float32)
+    dense = network(PICTURES, PICTURE_SHAPES)
+    pruned, kept = cut(dense.clone(), "w1", 0, [0, 3])
+    nets = pair(dense, pruned, kept, x)
+    augment = augmentation(dense, nets.samples.feeds[0])
+    assert augment is not None
+    end = Tail(nets, augment, 3, 0)
+    assert list(end.draw()) == [0, 1, 2]
+    losses = {round(float(end.loss_at(step).detach()), 6) for step in range(3 * len(nets.train))}
+    assert len(losses) == 3 * len(nets.train)  # each batch, drawn anew each time
+    monkeypatch.setattr(tail, "ROOM", 1)
+    assert Tail(nets, augment, 3, 0).draws == 1
+
+
+def test_layers_get_back_the_dense_numbers_that_are_left() -> None:
+    """In the pruned network's coordinates: behind the layer its BatchNormalization was trained to twice the scale."""
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y) {
+      h = Conv(x, w1) r = Relu(h) c = Conv(r, w2, b2) y = BatchNormalization<epsilon = 0.0>(c, scale, shift, mean, var)
+    }"""
+    shapes = {"w1": (4, 2, 1, 1), "w2": (2, 4, 1, 1), "b2": (2,)} | dict.fromkeys(
+        ("scale", "shift", "mean", "var"), (2,)
+    )
+    dense = network(text, shapes)
+    pruned, kept = cut(dense, "w1", 0, [1])
+    weights, bias = constant(pruned, "w2").copy(), constant(pruned, "b2").copy()
+    scale = constant(pruned, "scale")
+    pruned.graph.initializers["scale"].const_value = ir.Tensor((2 * scale).astype(np.float32), name="scale")
+    pruned.graph.initializers["w2"].const_value = ir.Tensor(np.zeros_like(weights, np.float32), name="w2")
+    x = {"x": np.random.default_rng(1).standard_normal((32, 2, 3, 3)).astype(np.float32)}
+    state = State(dense, pruned, kept, Batches.of(dense, x, 4), 256, None, lambda _: None)
+    as_before_pruning(state, [n for n in pruned.graph if "w2" in [v.name for v in n.inputs if v]])
+    np.testing.assert_allclose(constant(pruned, "w2"), weights / 2, rtol=1e-5)
+    mean = constant(dense, "mean")
+    np.testing.assert_allclose(constant(pruned, "b2"), (bias - mean) / 2 + mean, rtol=1e-4)
+
+
+def test_what_gives_scores_of_classes_is_fitted_anew_to_the_trained_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = {"x": X}
+    dense = network(STACK, SHAPES)
+    dense.graph.initializers["w5"].const_value = ir.Tensor((0.1 * constant(dense, "w5")).astype(np.float32), name="w5")
+    start, kept = cut(dense, "w3", 0, list(range(8)))
+    done, without = start.clone(), start.clone()
+    steps = recover(dense, done, kept, x, methods=("align",)).steps
+    assert any(step.layer == "the whole" and step.applied for step in steps)
+    assert not np.array_equal(constant(done, "w5"), constant(dense, "w5"))
+    monkeypatch.setattr(Alignment, "_fit", lambda *_: None)
+    recover(dense, without, kept, x, methods=("align",))
+    held = {"x": np.random.default_rng(9).standard_normal((256, 8)).astype(np.float32)}
+    assert gap(dense, done, held) < gap(dense, without, held)
+
+
+def gap(dense: ir.Model, pruned: ir.Model, x: dict[str, np.ndarray]) -> float:
+    """Mean squared difference of the outputs."""
+    theirs, ours = (tail.Program(m, list(m.graph), ["y"], x)(x)["y"] for m in (dense, pruned))
+    return float(np.square(theirs - ours).mean())
