@@ -9,8 +9,8 @@ back: numbers stay only where the error there falls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,9 +110,17 @@ class Alignment:
         steps = self.plan.whole + self.plan.block + 2 * len(RATES) * self.plan.tried  # all blocks cost one whole
         self.tell(f"align: about {tail.seconds(steps, LOOKS + 2) / 60:.1f} minutes for "
                   f"{len(self.blocks[1])} blocks and the whole")  # fmt: skip
+        start = self._numbers()
+        first = self._outputs(tail)
         del tail
-        yield from self._each_block()
-        yield from self._whole()
+        self._put_back(start)
+        blocks = list(self._each_block())
+        whole, best = self._whole(first, any(block.kept for block in blocks))
+        if best > first:
+            self._put_back(start)
+            blocks = [replace(b, after=b.before, detail=f"{b.detail}, the outputs got worse") for b in blocks]
+        yield from blocks
+        yield whole
 
     # -- blocks
 
@@ -168,29 +176,51 @@ class Alignment:
         )
         return Tail(nets, augmentation(self.dense, self.samples.feeds[0]), self.plan.draws, self.seed)
 
-    def _whole(self) -> Iterator[Tried]:
-        tail = self._end()
-        if not tail.parameters:
-            return
-        start = {name: value.const_value for name, value in self.pruned.graph.initializers.items()}
-        self._fit(tail.closed, self.train)
-        outputs_before = tail.held_outputs()
+    def _whole(self, first: float, changed: bool) -> tuple[Tried, float]:
+        """Train the whole; keep the best of what is there before and after.
+
+        Args:
+            first: The distance of the outputs before anything was aligned.
+            changed: Whether blocks were aligned.
+
+        Returns:
+            What was tried, and the distance of the outputs at the end.
+        """
+        tail, start = self._end(), self._numbers()
+        begun, before = self._outputs(tail), tail.held()
+        last, after, detail = begun, before, ""
+        if before > _ALIKE:
+            rate, after = self._descend(tail)
+            tail.take()
+            last = self._outputs(tail)
+            detail = f"rate {rate:g}, outputs {begun:.4g} -> {last:.4g}"
+        if after < before and last <= min(first, begun):
+            self._fit(tail.closed, [*self.train, *self.held])
+            return Tried("the whole", before, after, detail), last
+        self._put_back(start)
+        if changed and begun <= first:
+            self._fit(tail.closed, [*self.train, *self.held])
+        return Tried("the whole", before, before, detail), begun if changed else first
+
+    def _descend(self, tail: Tail) -> tuple[float, float]:
+        """Draw inputs and train; returns the rate and the error on held-back inputs."""
         for draw in tail.draw():
             self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
         self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
         rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried, share=1.0)
-        before, after = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)
-        tail.take()
+        return rate, descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)[1]
+
+    def _outputs(self, tail: Tail) -> float:
+        """The distance of the outputs on held-back inputs, with what is behind the last place fitted to the others."""
         self._fit(tail.closed, self.train)
-        outputs_after = tail.held_outputs()
-        if after < before and outputs_after <= outputs_before:
-            self._fit(tail.closed, [*self.train, *self.held])
-        else:
-            after = before
-            for name, tensor in start.items():
-                self.pruned.graph.initializers[name].const_value = tensor
-        detail = f"rate {rate:g}, outputs {outputs_before:.4g} -> {outputs_after:.4g}"
-        yield Tried("the whole", before, after, detail)
+        return tail.held_outputs()
+
+    def _numbers(self) -> dict[str, ir.TensorProtocol | None]:
+        return {name: value.const_value for name, value in self.pruned.graph.initializers.items()}
+
+    def _put_back(self, numbers: Mapping[str, ir.TensorProtocol | None]) -> None:
+        for name, tensor in numbers.items():
+            self.pruned.graph.initializers[name].const_value = tensor
 
     def _fit(self, blocks: Sequence[Block], numbers: Sequence[int]) -> None:
         """Fit what is behind the last place to some of the batches."""
