@@ -41,17 +41,23 @@ What this says, on these networks:
 
 `--recover align`, which `--effort medium` or `high` adds to `auto`, trains what the closed forms leave, without labels
 and with PyTorch. Each block of the stream (see [units_with_data.md](units_with_data.md)) is trained by itself to give
-what the dense block gives, then the whole network to give the dense values at all cuts. Where channels of such a value
-are gone, those that are left are compared. What else there is to know:
+what the dense block gives, then the end of the network as a whole to give the dense values at all cuts. Where channels
+of such a value are gone, those that are left are compared. What else there is to know:
 
+- Leading blocks up to a cut with less than a third of the error in front of the outputs are not trained with the whole:
+  they cost most and gain least. What they and the dense network give is made once for all inputs, so that a step runs
+  the end of the pruned network alone.
+- Inputs are drawn again and again where the only one is a picture and the dense network minds mirror images little:
+  crops, mirror images and mixtures of two pictures (4 times, 16 with `--effort high`, less where 4 GB do not hold them).
+- Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
+  layers behind the last cut are put back to the dense numbers that are left and fitted by ridge regression, as in least
+  squares, to what they read after the training. Embeddings are compared by cosine, other outputs by squares on the
+  scale of each part.
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm;
-  the rate is half of the best of a short range test.
-- Crops, mirror images and mixtures of two pictures are added where the only input is a picture and the dense network
-  minds mirror images little.
-- Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Embeddings are
-  compared by cosine, other outputs by squares on the scale of each part.
-- Every fifth batch is held back. A block keeps its new numbers where its error there falls, the whole where its error
-  falls and its outputs are no farther. The time is told before it begins; the same seed gives the same numbers.
+  the rate is the best of a short range test, half of it for a block.
+- Every fifth batch is held back from all of this. A block keeps its new numbers where its error there falls. In the end
+  the state whose outputs are nearest to the dense ones there is kept: after the whole, after the blocks, or before.
+  The time is told before it begins; the same seed gives the same numbers.
 
 ## Without data
 
