@@ -87,13 +87,12 @@ def candidate_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[s
 
 
 def rare_settings(model: ir.Model) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Yield settings for models that the likely ones contradict: what the user gave, long ones, and multiples.
+    """Yield settings for models that the likely ones contradict: long ones, and multiples.
 
     Multiples are those of numbers in constant targets of Reshape, such as the frames of a clip.
     """
     if not dynamic_dims(model):
         return
-    yield from given_settings(model)
     yield from _settings(model, [((2, 3), side) for side in _LONG])
     for number in factors(model):
         twice = (number, 2 * number)

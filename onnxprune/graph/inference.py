@@ -19,11 +19,14 @@ from onnxprune.graph.dims import (
     candidate_settings,
     dim_name,
     dynamic_dims,
+    given_settings,
     graph_inputs,
     is_expression,
     rare_settings,
+    sample_axes,
 )
 from onnxprune.graph.layers import data_width
+from onnxprune.graph.product_widths import settled_by_products
 from onnxprune.graph.shapes import Facts, Probe, infer_at, probe_at
 
 _STATES: Mapping[tuple[str, str], tuple[tuple[int, int, tuple[int, ...]], ...]] = {
@@ -103,6 +106,11 @@ def _inferred(model: ir.Model) -> tuple[Facts, Extents]:
     if any(sizes.get(name, n) != n for name, n in demanded.items()):
         facts = _first_consistent(model, known, candidate_settings(model))
     if facts.failures:
+        facts = _first_consistent(model, known, given_settings(model), facts)
+    if facts.failures:
+        known = _with_products(model, known, facts)
+        facts = _first_consistent(model, known, candidate_settings(model), facts)
+    if facts.failures:
         facts = _first_consistent(model, known, rare_settings(model), facts)
     if facts.failures:
         known = _with_sums(model, known, facts)
@@ -147,6 +155,15 @@ def _with_sums(model: ir.Model, known: Extents, facts: Facts) -> Extents:
                 known, least, improved = more, failures, True
                 break
     return known
+
+
+def _with_products(model: ir.Model, known: Extents, facts: Facts) -> Extents:
+    """Add the extents at which the widths of products fit."""
+    dims, axes = dynamic_dims(model), sample_axes(model)
+    free = [n for n in dims if n not in known.settled and n not in known.sums and not is_expression(n, dims)]
+    batches = frozenset(n for n in free if dims[n][1] == axes[str(dims[n][0].name)])
+    settled = settled_by_products(model, facts.first.sizes, free, batches, known.applied)
+    return replace(known, settled={**known.settled, **settled})
 
 
 def _options(names: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -10,6 +10,7 @@ Dynamic dimensions are named by their symbol, or `input[axis]` where they have n
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _EXTENTS = ((8, 64, 4), (16, 224, 8), (32, 32, 0), (1, 128, 0), (64, 256, 16), (
 _LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0), (48000, 1024, 0))  # samples of sound, points
 _BATCHES = (2, 1, 3, 4)
 _MASKS = ("ones", "zeros", "mixed")
+_MOST_NUMBERS = 1 << 25  # in made-up inputs together
 _MOST_UNTOLD = 8  # runs that tell nothing (all NaN, empty) before the first of them is taken
 
 
@@ -72,8 +74,16 @@ def _sizes(
     one_prompt = any(operator_of(node).one_prompt for node in model.graph)
     batches = batches or (_BATCHES[1::-1] if one_prompt else _BATCHES[:2])
     batches = batches if any(dims.values()) else batches[:1]
+    most = max(_MOST_NUMBERS, 4 * _numbers(specs, dict.fromkeys(dims, 1)))
     for batch, chosen in itertools.product(batches, extents):
-        yield known.applied({name: _extent(name, is_batch, specs, batch, chosen) for name, is_batch in dims.items()})
+        sizes = known.applied({n: _extent(n, is_batch, specs, batch, chosen) for n, is_batch in dims.items()})
+        if _numbers(specs, sizes) <= most:
+            yield sizes
+
+
+def _numbers(specs: Iterable[InputSpec], sizes: Mapping[str, int]) -> int:
+    """How many numbers the inputs hold together."""
+    return sum(math.prod(_resolve(spec, sizes)) for spec in specs)
 
 
 def random_inputs(

@@ -68,12 +68,12 @@ def test_a_kernel_longer_than_what_it_runs_over_is_a_contradiction() -> None:
 
 
 def test_extents_of_given_inputs_are_tried() -> None:
-    """300 points by 4 are what the last weight takes; the batch stays free."""
-    network = model("g (float[N, points, 4] x) => (float[N, 2] y) { f = Flatten(x) y = MatMul(f, w) }", w=(1200, 2))
-    assert infer(network).failures > 0
-    give_hints(network, samples=[{"x": np.zeros((2, 300, 4), np.float32)}])
+    """20 x 60 is one way to fill the last weight, which the graph alone does not tell; the batch stays free."""
+    network = model("g (float[N, p, q] x) => (float[N, 2] y) { f = Flatten(x) y = MatMul(f, w) }", w=(1200, 2))
+    assert infer(network).first.sizes["p"] != 20
+    give_hints(network, samples=[{"x": np.zeros((2, 20, 60), np.float32)}])
     facts = infer(network)
-    assert facts.failures == 0 and facts.first.sizes["points"] == 300
+    assert facts.failures == 0 and (facts.first.sizes["p"], facts.first.sizes["q"]) == (20, 60)
     assert facts.first.sizes["N"] != facts.second.sizes["N"]
 
 
@@ -117,3 +117,36 @@ def test_nodes_that_differ_in_attributes_or_content_are_not_alike() -> None:
     )
     facts = infer(model)
     assert [facts.shape(v) for v in model.graph.outputs] == [(4, 2, 3), (3, 4, 2), (6, 4), (2, 12)]
+
+
+HEAD = """c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w) r = Relu(c)
+          p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "weights", "settled"),
+    [
+        ("N, C, H, W", HEAD + "f = Flatten(p) y = MatMul(f, v)", {"w": (4, 1, 3, 3), "v": (196, 3)}, (14, 14)),
+        ("N, 3, H, W", HEAD + "t = Constant<value_ints = [-1, 144]>() f = Reshape(p, t) y = MatMul(f, v)",
+         {"w": (4, 3, 3, 3), "v": (144, 3)}, (12, 12)),
+        ("N, C, H, W", "f = Flatten(x) y = MatMul(f, v)", {"v": (768, 3)}, (16, 16)),
+        ("N, c, h, w", "t = Constant<value_ints = [0, 60]>() f = Reshape(x, t) y = MatMul(f, v)", {"v": (60, 3)}, None),
+        ("N, T, F", "h = MatMul(x, w) f = Flatten(h) y = MatMul(f, v)", {"w": (6, 8), "v": (8 * 50, 3)}, (50, 6)),
+    ],
+    ids=["product", "reshape", "flatten", "one axis", "sequence"],
+)  # fmt: skip
+def test_a_width_behind_the_input_settles_its_extents(
+    shape: str, body: str, weights: dict[str, tuple[int, ...]], settled: tuple[int, int] | None
+) -> None:
+    network = model(f"g (float[{shape}] x) => (float[m, k] y) {{ {body} }}", **weights)
+    extents = find_extents(network)
+    facts = infer(network)
+    assert facts.failures == 0
+    sizes = [facts.first.sizes[name.strip()] for name in shape.split(",")[1:] if not name.strip().isdigit()]
+    assert settled is None or tuple(sizes[-2:]) == settled
+    assert facts.first.sizes["N"] != facts.second.sizes["N"] and "N" not in extents.settled
+
+
+def test_an_extent_that_nothing_fits_stays_free() -> None:
+    network = model("g (float[N, 3, H, W] x) => (float[m, k] y) { f = Flatten(x) y = MatMul(f, v) }", v=(100, 3))
+    assert not find_extents(network).settled and infer(network).failures

@@ -227,3 +227,12 @@ def test_a_batch_on_the_second_axis_is_one() -> None:
     network = model("g (float[time, batch, 4] x) => (float[time, batch, 4] y) { y = Relu(x) }")
     assert dynamic_dims(network) == {"time": False, "batch": True}
     assert [feeds["x"].shape[1] for feeds in working_inputs(network, count=2)] == [2, 1]
+
+
+def test_made_up_inputs_are_not_huge() -> None:
+    text = '<ir_version: 8, opset_import: ["":17]> g (float[p, q, r, s] x) => (float[p, q, r, s] y) { y = Relu(x) }'
+    network = model_io.load_any(parser.parse_model(text))
+    sizes = list(candidate_sizes(network))
+    assert sizes and all(np.prod(list(each.values())) <= 1 << 25 for each in sizes)
+    fixed = '<ir_version: 8, opset_import: ["":17]> g (float[N, 9000, 9000] x) => (float[N, k, l] y) { y = Relu(x) }'
+    assert next(candidate_sizes(model_io.load_any(parser.parse_model(fixed)))) == {"N": 2}
