@@ -150,14 +150,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the trained ResNets; without it they are left out")
     parser.add_argument("--effort", choices=["low", "medium", "high"], default="low", help="of recovery")
     parser.add_argument("--shares", type=float, nargs="+", help="only these shares of MobileNetV2's multiply-adds")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="only these numbers of steps")
     parser.add_argument("--draws", type=int, nargs="+", default=[0], help="of the calibration data")
     arguments = parser.parse_args()
     if arguments.shares:
         CASES["mobilenet"] = [{"target_macs": share} for share in arguments.shares]
+    for name, cases in CASES.items():
+        CASES[name] = [case for case in cases if case.get("iterations", 1) in arguments.steps]
     networks: dict[str, Callable[[], Network] | None] = {
         "mobilenet": arguments.mobilenet and (lambda: Pictures(arguments.data_root, arguments.mobilenet)),
         "minilm": arguments.minilm and (lambda: Sentences(arguments.data_root, arguments.minilm)),
         "fashion": arguments.work and (lambda: Images(arguments.data_root, arguments.work)),
+        "digits": Digits,
     }
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for name, make in networks.items():
