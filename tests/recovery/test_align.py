@@ -17,6 +17,7 @@ from onnxprune.recovery import Recovery, recover
 from onnxprune.recovery.descent import Walk, descend, rate_by_range_test
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import compared_at
+from onnxprune.runtime.session import make_session, run
 
 from .models_to_recover import constant, cut, network, zeroed
 
@@ -168,3 +169,27 @@ def test_effort_is_a_setting_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         run(effort="high")
     with pytest.raises(RecipeError, match=r"--recover align needs PyTorch"):
         run(recover="align")
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+@pytest.mark.parametrize(
+    "name", ["digits_mlp", pytest.param("digits_resnet", marks=pytest.mark.zoo),
+             pytest.param("digits_transformer", marks=pytest.mark.zoo)]
+)  # fmt: skip
+def test_inputs_that_nothing_saw_are_not_farther_from_the_dense_model(name: str, sparsity: float) -> None:
+    path = DIGITS / f"{name}.onnx"
+    dense = model_io.load_any(path)
+    read = str(dense.graph.inputs[0].name)
+    seen = {read: np.load(DIGITS / "digits_train.npz")["image"][:512].astype(np.float32)}
+    unseen = {read: np.load(DIGITS / "digits_mlp.npz")["image"].astype(np.float32)}
+
+    def scores(model: ir.Model) -> np.ndarray:
+        (output,) = run(make_session(model), unseen).values()
+        return np.asarray(output, np.float64)
+
+    def error(effort: str) -> float:
+        done = prune(path, structure="channels", sparsity=sparsity, calibration=seen, latency=False,
+                     verification=False, effort=effort)  # type: ignore[arg-type]  # fmt: skip
+        return float(np.square(scores(done.model) - scores(dense)).mean())
+
+    assert error("medium") < 1.05 * error("low")
