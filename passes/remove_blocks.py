@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune.graph.caches import GONE, PAST, is_way_out
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.structure.blocks import ResidualBlock, joined
@@ -36,6 +37,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit = Editor(model)
+        let_caches_go(edit, self.blocks)
         for block in self.blocks:
             graph, total = block.add.graph, joined(block.add)
             assert graph is not None
@@ -48,6 +50,33 @@ class RemoveBlocks(ir.passes.InPlacePass):
             RemoveUnusedNodesPass()(model)
             _drop_unread_norms(edit, model)
         return ir.passes.PassResult(model, modified=bool(self.blocks))
+
+
+def let_caches_go(edit: Editor, blocks: Sequence[ResidualBlock]) -> None:
+    """Let the cache of another layer stand in for that of one that goes, so that the outputs are there until the end.
+
+    Where the blocks hold all caches, they stay, with what computes them.
+    """
+    going = [node for block in blocks for node in block.nodes if is_way_out(node)]
+    staying = [node for node in edit.model.graph if is_way_out(node) and node not in going]
+    if not staying:
+        return
+    for node in [node for node in edit.model.graph if node in going]:
+        model_of_it = next((n for n in staying if n.inputs[1:] == node.inputs[1:]), None)
+        if model_of_it is not None:
+            output = node.outputs[0]
+            stand_in = edit.after(node, "Identity", [model_of_it.outputs[0]])
+            edit.take_place(output, stand_in, readers=[])
+            maker = stand_in.producer()
+            assert maker is not None
+            maker.metadata_props[GONE] = node.metadata_props[PAST]
+            _move_to_end(edit.model.graph, maker)
+
+
+def _move_to_end(graph: ir.Graph, node: ir.Node) -> None:
+    """What it reads may stand behind it; only an output of the graph reads it."""
+    graph.remove(node)
+    graph.append(node)
 
 
 def _pass_on(edit: Editor, block: ResidualBlock, total: ir.Value) -> None:
@@ -93,6 +122,7 @@ class MaskBlocks(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit = Editor(model)
+        let_caches_go(edit, self.blocks)
         for block in self.blocks:
             value = block.contribution
             dtype = value.dtype or ir.DataType.FLOAT

@@ -17,6 +17,18 @@ LINK = "onnxprune.cache"
 """Marks what stands between a cache and the graph while a run cuts; see `narrowing`."""
 
 
+PAST = "onnxprune.cache.past"
+"""Names the input whose cache a way out hands on."""
+
+GONE = "onnxprune.cache.gone"
+"""Marks the output of a cache whose layer went: another stands in for it until the interface is narrowed."""
+
+
+def is_way_out(node: ir.Node) -> bool:
+    """Say whether a node is the product between a layer and the output that hands its cache on."""
+    return is_link(node) and node.outputs[0].is_graph_output()
+
+
 def is_link(node: ir.Node) -> bool:
     """Say whether a node is one of the products that stand between a cache and the graph while a run cuts."""
     return LINK in node.metadata_props

@@ -15,20 +15,24 @@ new interface.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.graph.caches import LINK, cache_lengths, is_link, is_link_matrix
+from onnxprune.graph.caches import GONE, LINK, PAST, cache_lengths, is_link, is_link_matrix, is_way_out
 from onnxprune.graph.dims import dim_name, graph_inputs
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.inference import known_extents, states
 
 _FREE_DIMS = "onnxprune.free_dims"
+
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +53,17 @@ class Narrowed:
         kept: By name of an input or output, the kept indices of each axis that lost any.
         heads: Heads of each cache that are left, in the order of the inputs.
         size: Extents of the head axis that are left, in the same order.
+        gone: Inputs and outputs of caches whose layers went.
+        renamed: New names of those whose number changed, by the old ones.
+        layers: How many layers have caches.
     """
 
     kept: dict[str, dict[int, npt.NDArray[np.int64]]]
     heads: tuple[int, ...] = ()
     size: tuple[int, ...] = ()
+    gone: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    layers: int = 0
 
     def cut(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return arrays of the wide interface as the narrow one has them: of inputs, or of outputs."""
@@ -61,7 +71,7 @@ class Narrowed:
         for name in out.keys() & self.kept.keys():
             for axis, indices in self.kept[name].items():
                 out[name] = np.take(out[name], indices, axis=axis)
-        return out
+        return {self.renamed.get(name, name): array for name, array in out.items() if name not in self.gone}
 
 
 def caches(model: ir.Model) -> Iterator[Cache]:
@@ -140,6 +150,7 @@ def _link(edit: Editor, cache: Cache, matrices: list[ir.Value], settled: Mapping
         end_node = end.producer()
         assert end_node is not None
         end_node.metadata_props[LINK] = f"{cache.heads},{cache.size}"
+        end_node.metadata_props[PAST] = str(cache.past.name)
         _settle(value, (cache.heads, cache.size), settled, end_node)
     linked.type, cache.present.shape = cache.past.type, None
 
@@ -158,7 +169,8 @@ def _settle(value: ir.Value, axes: tuple[int, int], settled: Mapping[str, int], 
 def narrow_caches(model: ir.Model) -> Narrowed:
     """Take the products away again, in place: inputs and outputs get the extents that are left."""
     narrowed, edit = Narrowed({}), Editor(model)
-    heads, sizes = [], []
+    gone = _drop_caches(model)
+    heads, sizes, touched = [], [], set[str]()
     for node in [node for node in model.graph if is_link(node)]:
         axes = [int(axis) for axis in node.metadata_props[LINK].split(",")]
         kept = [_kept(matrix) for matrix in node.inputs[1:]]
@@ -173,12 +185,60 @@ def narrow_caches(model: ir.Model) -> Narrowed:
             name, shape = result.name, result.shape
             edit.take_place(result, source, readers=[])
             source.shape, source.name, outside = shape, name, source
+        touched.add(str(outside.name))
         _narrow(outside, axes, kept, node.metadata_props.get(_FREE_DIMS, ""), narrowed)
         model.graph.remove(node, safe=True)
     for value in list(model.graph.initializers.values()):
         if is_link_matrix(value):
             del model.graph.initializers[str(value.name)]
-    return Narrowed(narrowed.kept, tuple(heads), tuple(sizes))
+    names = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
+    caches_left = [name for name in names if name in touched]
+    renamed = _renumbered(caches_left) if gone else {}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = renamed.get(str(value.name), value.name)
+    layers = len({_NUMBER.search(name).group() for name in caches_left if _NUMBER.search(name)})  # type: ignore[union-attr]
+    return Narrowed(narrowed.kept, tuple(heads), tuple(sizes), frozenset(gone), renamed, layers)
+
+
+def _drop_caches(model: ir.Model) -> set[str]:
+    """Take the inputs and outputs away of caches whose layers went; return their names."""
+    gone: set[str] = set()
+    for node in [node for node in model.graph if GONE in node.metadata_props]:
+        output, past = node.outputs[0], node.metadata_props[GONE]
+        gone |= {str(output.name), past}
+        model.graph.outputs.remove(output)
+        model.graph.remove(node, safe=True)
+    _read_another(model, gone)
+    for value in [value for value in model.graph.inputs if value.name in gone]:
+        model.graph.inputs.remove(value)
+    return gone
+
+
+def _read_another(model: ir.Model, gone: set[str]) -> None:
+    """Let what still reads the length of a cache that goes read that of one that stays: all are equally long."""
+    ways_in = [node for node in model.graph if is_link(node) and not is_way_out(node)]
+    for node in [node for node in ways_in if node.inputs[0] is not None and node.inputs[0].name in gone]:
+        other = next((n for n in ways_in if n.inputs[0].name not in gone and n.inputs[1:] == node.inputs[1:]), None)  # type: ignore[union-attr]
+        if other is not None:
+            node.outputs[0].replace_all_uses_with(other.outputs[0])
+            model.graph.remove(node, safe=True)
+
+
+def _renumbered(names: list[str]) -> dict[str, str]:
+    """Return new names where the numbers in the names of caches have gaps: 0, 2, 3 become 0, 1, 2.
+
+    Names that are alike but for their first number belong together.
+    """
+    by_form: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        number = _NUMBER.search(name)
+        if number is not None:
+            by_form.setdefault((name[: number.start()], name[number.end() :]), []).append(name)
+    renamed: dict[str, str] = {}
+    for (front, back), alike in by_form.items():
+        ordered = sorted(alike, key=lambda name: int(_NUMBER.search(name).group()))  # type: ignore[union-attr]
+        renamed |= {old: f"{front}{i}{back}" for i, old in enumerate(ordered) if old != f"{front}{i}{back}"}
+    return renamed
 
 
 def widen_caches(model: ir.Model, original: ir.Model, kept: Mapping[str, Mapping[str, list[int]]]) -> None:

@@ -25,7 +25,7 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.size import holders_of_numbers
 from onnxprune.recipe.defaults import settled
-from onnxprune.recipe.granularity import NM, Block, Depth, Shape, Tiles, Units, Weights
+from onnxprune.recipe.granularity import NM, Block, Depth, Layers, Shape, Tiles, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
 from onnxprune.scoring.cache import ScoreCache, cached
@@ -35,14 +35,14 @@ from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import score_units
 from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Allocation, AllocationContext, allocation_of, masks_of_shares
-from onnxprune.selection.depth import select_blocks
+from onnxprune.selection.depth import select_blocks, select_layers
 from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, misfits, protected_weights
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.tiles import tile_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
-from onnxprune.structure.blocks import ResidualBlock
+from onnxprune.structure.blocks import ResidualBlock, layers_of
 from onnxprune.structure.costs import CostName
 from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
@@ -336,6 +336,7 @@ def _units(task: Task) -> Plan:
     return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, untouched, context.table)
 
 
+@chooser(Layers)
 @chooser(Depth)
 def _depth(task: Task) -> Plan:
     """Whole residual blocks."""
@@ -345,9 +346,15 @@ def _depth(task: Task) -> Plan:
         raise NothingToPrune(
             "there is nothing to prune by depth: no Add has a side with prunable weights that nothing else reads"
         )
+    if isinstance(recipe.parts.removed, Layers) and not layers_of(blocks):
+        raise NothingToPrune("there is nothing to prune in layers: no residual block holds an attention")
     task = task if task.criterion.weights is None else _scored(task)
     scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
-    chosen, gone = select_blocks(blocks, scores, eligible_weights(structure, recipe), recipe.sparsity, task.most)
+    weights = eligible_weights(structure, recipe)
+    if isinstance(recipe.parts.removed, Layers):
+        chosen, gone = select_layers(blocks, scores, weights, recipe.sparsity, task.most)
+    else:
+        chosen, gone = select_blocks(blocks, scores, weights, recipe.sparsity, task.most)
     none = np.zeros(structure.terms.count, bool)
     return Plan(structure, none, {}, task.prunable, gone, task.unscored, blocks=tuple(chosen))
 

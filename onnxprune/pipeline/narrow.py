@@ -56,6 +56,8 @@ def narrowed(original: ir.Model, result: Result, *, latency: bool) -> Result:
 
 
 def _told(interface: Narrowed) -> Sequence[str]:
+    if interface.gone:
+        return (f"caches of {interface.layers} layers are left; their inputs and outputs are numbered anew",)
     if not interface.kept:
         return ("--resize-io: no head and no position of a cache went, so inputs and outputs are what they were",)
     heads, sizes = (sorted(set(numbers)) for numbers in (interface.heads, interface.size))

@@ -25,6 +25,7 @@ from onnxprune.model_io.text_files import read_text
 FILES = ("config.json", "genai_config.json")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _SIZE = ("head_dim", "head_size")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
@@ -37,6 +38,7 @@ class Numbers:
     kv_heads: int | None = None
     size: int | None = None
     heads: int | None = None
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def interface_of(original: ir.Model, model: ir.Model, narrowed: Narrowed) -> Int
 
 def numbers_of(model: ir.Model, interface: Narrowed) -> Numbers:
     """Return the numbers of a model whose caches were narrowed."""
-    return Numbers(_one(interface.heads), _one(interface.size), _one(_query_heads(model)))
+    layers = interface.layers if interface.gone else None
+    return Numbers(_one(interface.heads), _one(interface.size), _one(_query_heads(model)), layers)
 
 
 def _one(numbers: tuple[int, ...]) -> int | None:
@@ -101,6 +104,7 @@ def rewritten(text: str, numbers: Numbers, widths: Mapping[int, int], model_file
     _put(decoder, _WIDTH, widths.get)
     _put(decoder, _SIZE, lambda _: numbers.size)
     _put(decoder, _HEADS, lambda _: numbers.heads)
+    _put(decoder, _LAYERS, lambda _: numbers.layers)
     _put(decoder, _KV_HEADS, lambda _: numbers.kv_heads)
     heads, width = (next((old[name] for name in names if name in old), 0) for names in (_HEADS, _WIDTH))
     implied = not any(name in decoder for name in _SIZE) and numbers.size is not None and heads and width

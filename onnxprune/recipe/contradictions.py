@@ -75,8 +75,8 @@ def _check_structure(fields: Fields) -> None:
     if not parts.units and (fields.kinds or fields.allow_inexact):
         flag = "kinds" if fields.kinds else "allow-inexact"
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")
-    if fields.interface == "narrow" and not parts.units:
-        raise ValueError(f"--resize-io: about heads, which --structure {parts.text} does not remove")
+    if fields.interface == "narrow" and not parts.removes:
+        raise ValueError(f"--resize-io: about heads and layers, which --structure {parts.text} does not remove")
     if fields.interface == "narrow" and fields.pack != "no" and fields.pack_values != "fp32":
         raise ValueError("--resize-io: with --pack-values fp32 only")
     if not parts.shape.ranks and fields.allocation not in _RANKED:

@@ -152,6 +152,17 @@ class Depth(Shape):
 
 
 @dataclass(frozen=True)
+class Layers(Depth):
+    """Whole layers of a transformer go: attention and what follows it."""
+
+    called: ClassVar[str] = "layers"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        return cls() if text == "layers" else None
+
+
+@dataclass(frozen=True)
 class Granularity:
     """An entry of the registry.
 
@@ -196,6 +207,7 @@ structure(
 )(Tiles)
 structure(UNITS, "whole units are removed: channels, neurons, heads, ... (--kinds), and the graph gets smaller")(Units)
 structure("blocks", "whole residual blocks are removed, by depth: y = x + f(x) becomes y = x")(Depth)
+structure("layers", "whole layers of a transformer are removed, by depth: attention and all up to the next")(Layers)
 
 MIX = (
     "channels+weights",

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.structure.blocks import ResidualBlock
+from onnxprune.structure.blocks import ResidualBlock, as_one, layers_of
 from onnxprune.structure.weights import Weight
 
 _OVERSHOOT = 0.005  # a block that goes further beyond the target than this share is left out
@@ -50,6 +50,22 @@ def select_blocks(
             taken = {n: b for n, b in taken.items() if b.add not in block.nodes} | {number: block}
             gone = after
     return [taken[number] for number in sorted(taken)], sum(gone.values())
+
+
+def select_layers(
+    blocks: Sequence[ResidualBlock],
+    scores: npt.NDArray[np.float64],
+    weights: Sequence[Weight],
+    sparsity: float,
+    most: float = 0.0,
+) -> tuple[list[ResidualBlock], int]:
+    """Take whole layers, each with all its blocks; its score is the sum of theirs. Arguments as of `select_blocks`."""
+    layers = layers_of(blocks)
+    number = {block: i for i, block in enumerate(blocks)}
+    sums = np.array([sum(scores[number[block]] for block in layer) for layer in layers])
+    whole = [as_one(layer) for layer in layers]
+    chosen, gone = select_blocks(whole, sums, weights, sparsity, most)
+    return [block for i, layer in enumerate(layers) if whole[i] in chosen for block in layer], gone
 
 
 def _counted(block: ResidualBlock, sizes: Mapping[ir.Value, int]) -> dict[ir.Value, int]:

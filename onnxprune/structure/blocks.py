@@ -16,11 +16,12 @@ Blocks may lie in each other: the nodes of an outer one contain those of the inn
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxprune.graph.caches import is_way_out
 from onnxprune.graph.operators import operator_of
 from onnxprune.structure.structure import Structure
 
@@ -34,17 +35,14 @@ class ResidualBlock:
         branch: Which of its inputs is the block's last contribution: 0 or 1.
         nodes: The nodes that are there for the block alone.
         weights: The constants that hold weights (`Structure.weights`) and only these nodes read, with their sizes.
+        name: The name of the value that the Add puts out: it outlives the block.
     """
 
     add: ir.Node
     branch: int
     nodes: frozenset[ir.Node]
     weights: Mapping[ir.Value, int]
-
-    @property
-    def name(self) -> str:
-        """The name of the value that the Add puts out: it outlives the block."""
-        return str(joined(self.add).name)
+    name: str
 
     @property
     def trunk(self) -> ir.Value:
@@ -92,6 +90,26 @@ def residual_blocks(structure: Structure) -> list[ResidualBlock]:
     return blocks
 
 
+def layers_of(blocks: Sequence[ResidualBlock]) -> list[tuple[ResidualBlock, ...]]:
+    """Return whole layers of a transformer: a block with attention and the blocks behind it, up to the next such."""
+    layers: list[list[ResidualBlock]] = []
+    for block in blocks:
+        if any(block.add in other.nodes for other in blocks):
+            continue  # a block that lies in another
+        if any(operator_of(node).heads or operator_of(node).head == "softmax" for node in block.nodes):
+            layers.append([block])
+        elif layers:
+            layers[-1].append(block)
+    return [tuple(layer) for layer in layers]
+
+
+def as_one(layer: Sequence[ResidualBlock]) -> ResidualBlock:
+    """Return all of a layer as if it were one block."""
+    nodes = frozenset(node for block in layer for node in (*block.nodes, block.add))
+    weights = {value: size for block in layer for value, size in block.weights.items()}
+    return ResidualBlock(layer[-1].add, layer[-1].branch, nodes, weights, layer[-1].name)
+
+
 def _joins(node: ir.Node) -> bool:
     """Say whether a node sums two values, and of its statistics, where it has some, nothing is read."""
     operator = operator_of(node)
@@ -129,11 +147,14 @@ def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir
     """Return the nodes that nothing but one input of the Add depends on."""
     inside: set[ir.Node] = set()
     for node in reversed(before):
+        if is_way_out(node):  # an output of a cache that goes with its layer
+            inside.add(node)
+            continue
         uses = [use for out in node.outputs for use in out.uses()]
         leaves = any(out.is_graph_output() for out in node.outputs)
         if uses and not leaves and all(u in inside or (u is add and i == branch) for u, i in uses):
             inside.add(node)
-    return frozenset(inside)
+    return frozenset(node for node in inside if not is_way_out(node) or node.inputs[0].producer() in inside)  # type: ignore[union-attr]
 
 
 def _read_by(nodes: frozenset[ir.Node]) -> set[ir.Value]:
@@ -161,5 +182,5 @@ def _make(structure: Structure, add: ir.Node, branch: int, nodes: frozenset[ir.N
     if shape is None or shape != structure.facts.shape(add.outputs[0]):
         return None
     exclusive = [v for v in structure.weights if all(user in nodes for user, _ in v.uses())]
-    weights = {v: math.prod(int(n or 0) for n in structure.facts.shape(v) or (0,)) for v in exclusive}
-    return ResidualBlock(add, branch, nodes, weights) if weights else None
+    weights = {v: math.prod(structure.weight_shape(v)) for v in exclusive}
+    return ResidualBlock(add, branch, nodes, weights, str(joined(add).name)) if weights else None
