@@ -217,11 +217,17 @@ def _drop_caches(model: ir.Model) -> set[str]:
 def _read_another(model: ir.Model, gone: set[str]) -> None:
     """Let what still reads the length of a cache that goes read that of one that stays: all are equally long."""
     ways_in = [node for node in model.graph if is_link(node) and not is_way_out(node)]
-    for node in [node for node in ways_in if node.inputs[0] is not None and node.inputs[0].name in gone]:
-        other = next((n for n in ways_in if n.inputs[0].name not in gone and n.inputs[1:] == node.inputs[1:]), None)  # type: ignore[union-attr]
+    going = [node for node in ways_in if _first_name(node) in gone]
+    for node in going:
+        other = next((n for n in ways_in if n not in going and n.inputs[1:] == node.inputs[1:]), None)
         if other is not None:
             node.outputs[0].replace_all_uses_with(other.outputs[0])
             model.graph.remove(node, safe=True)
+
+
+def _first_name(node: ir.Node) -> str:
+    value = node.inputs[0]
+    return "" if value is None else str(value.name)
 
 
 def _renumbered(names: list[str]) -> dict[str, str]:

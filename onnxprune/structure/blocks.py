@@ -154,7 +154,13 @@ def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir
         leaves = any(out.is_graph_output() for out in node.outputs)
         if uses and not leaves and all(u in inside or (u is add and i == branch) for u, i in uses):
             inside.add(node)
-    return frozenset(node for node in inside if not is_way_out(node) or node.inputs[0].producer() in inside)  # type: ignore[union-attr]
+    return frozenset(node for node in inside if not is_way_out(node) or _maker(node) in inside)
+
+
+def _maker(node: ir.Node) -> ir.Node | None:
+    """The node that computes what another reads first."""
+    value = node.inputs[0]
+    return None if value is None else value.producer()
 
 
 def _read_by(nodes: frozenset[ir.Node]) -> set[ir.Value]:
