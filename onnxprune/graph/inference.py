@@ -79,11 +79,12 @@ def infer(model: ir.Model) -> Facts:
 
 def known_extents(model: ir.Model) -> Extents:
     """What weights and names tell: channels of a Conv, width of a product, a total length, the width of a cache."""
-    known = Extents(_widths(model), {**cache_sums(model), **_named_sums(model)})
+    settled = {**_widths(model), **_windows(model)}
+    known = Extents(settled, {**cache_sums(model), **_named_sums(model)}, _full_windows(model))
     if not any(True for _ in _free_states(model)):
         return known
     probe = probe_at(model, known.applied(next(candidate_settings(model))[0]))
-    return replace(known, settled={**known.settled, **_states(model, probe)}, least=_full_windows(model))
+    return replace(known, settled={**known.settled, **_states(model, probe)})
 
 
 def find_extents(model: ir.Model) -> Extents:
@@ -203,10 +204,8 @@ def _named_sums(model: ir.Model) -> dict[str, tuple[str, ...]]:
 def _states(model: ir.Model, probe: Probe) -> dict[str, int]:
     """Extents of states among the inputs: heads and widths are those of the next state."""
     widths: dict[str, int] = {}
-    for state, next_state, axes, node in _free_states(model):
+    for state, next_state, axes, _ in _free_states(model):
         shape = probe.shapes.get(next_state)
-        if (window := _window(node)) and state.shape is not None:
-            widths.setdefault(dim_name(state, 2), window)
         if shape is None or state.shape is None or len(shape) != len(state.shape):
             continue
         for axis, (dim, extent) in enumerate(zip(state.shape, shape, strict=True)):
@@ -221,10 +220,17 @@ def _window(node: ir.Node) -> int:
     return node.attributes.get_int("local_window_size", 0) if slides else 0
 
 
+def _windows(model: ir.Model) -> dict[str, int]:
+    """The lengths of caches that hold a window, by the names of their dimensions."""
+    lengths = [(state, _window(node)) for state, _, _, node in states(model) if _window(node)]
+    return {dim_name(state, 2): window for state, window in lengths
+            if state.shape is not None and not isinstance(state.shape[2], int)}  # fmt: skip
+
+
 def _full_windows(model: ir.Model) -> dict[str, int]:
     """How long the past must be to fill windows beside it: what lies in the rest of a window is not defined."""
     window = max(map(_window, model.graph), default=0)
-    pasts = [state for state, _, _, node in _free_states(model) if node.op_type == "GroupQueryAttention"
+    pasts = [state for state, _, _, node in states(model) if node.op_type == "GroupQueryAttention"
              and not _window(node) and len(state.shape or ()) == 4]  # fmt: skip
     free = [state for state in pasts if state.shape is not None and not isinstance(state.shape[2], int)]
     return {dim_name(state, 2): window for state in free if window}

@@ -16,12 +16,15 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import size
+from onnxprune.graph.caches import is_link_matrix
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
+from onnxprune.graph.narrowing import free_caches
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.training import DataSettings
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.structure.blocks import layers_of, residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 
@@ -50,6 +53,23 @@ class WeightInfo:
 
 
 @dataclass(frozen=True)
+class Caches:
+    """What `--resize-io` frees.
+
+    Attributes:
+        count: How many caches there are among the inputs.
+        units: Units by kind that go with the flag alone, the same in every layer.
+        unit_parameters: Parameters that go with some unit, exactly, with the flag.
+        layers: How many whole layers could go.
+    """
+
+    count: int
+    units: dict[str, int]
+    unit_parameters: int
+    layers: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What could be pruned.
 
@@ -65,6 +85,7 @@ class Inspection:
         input_shapes: The inputs that multiply-adds are of: one sample, where the model takes one; empty where the
             model leaves shapes open and no inputs are found that it runs with.
         unruled: Operators that have no rule and pin all that they touch, with how often they occur.
+        caches: What `--resize-io` frees; None where the model has no caches.
     """
 
     groups: tuple[GroupInfo, ...]
@@ -77,6 +98,7 @@ class Inspection:
     uncounted: tuple[str, ...]
     unruled: dict[str, int]
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    caches: Caches | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -147,7 +169,23 @@ def _inspected(original: ir.Model) -> Inspection:
         uncounted=uncounted,
         unruled=dict(structure.unruled),
         input_shapes=input_shapes,
+        caches=_caches(original),
     )
+
+
+def _caches(original: ir.Model) -> Caches | None:
+    """What could go if caches among inputs and outputs were narrowed."""
+    model = original.clone()
+    count = free_caches(model)
+    if not count:
+        return None
+    structure = prepare(model)
+    units: dict[str, int] = {}
+    for group in structure.groups:
+        if any(is_link_matrix(site.value) for site in group.sites):
+            units[group.kind] = units.get(group.kind, 0) + len(group)
+    exact, _ = structure.prunable_share()
+    return Caches(count, units, exact, len(layers_of(residual_blocks(structure))))
 
 
 def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple[int, ...]]]:

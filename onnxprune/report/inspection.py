@@ -23,6 +23,13 @@ def print_inspection(console: Console, model: str, inspection: Inspection) -> No
         f"with --allow-inexact; {inspection.unit_macs / max(inspection.macs, 1):.1%} of {inspection.macs:,} "
         f"multiply-adds{of_inputs(inspection.input_shapes)}"
     )
+    if inspection.caches is not None:
+        caches = inspection.caches
+        freed = " and ".join(f"{n} {kind}" for kind, n in caches.units.items()) or "no more units"
+        console.print(
+            f"--resize-io narrows {caches.count} caches among inputs and outputs: {freed}, the same in every layer, go "
+            f"as well ({caches.unit_parameters / total:.1%} of the weights exactly), or up to {caches.layers} layers"
+        )
     reasons = [reason.split(": ", 1)[1] for w in inspection.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))
     if pinned:

@@ -11,6 +11,7 @@ from onnx import helper, parser
 from onnxprune import model_io
 from onnxprune.graph.caches import cache_lengths, cache_sums
 from onnxprune.graph.inference import infer, known_extents
+from onnxprune.graph.narrowing import free_caches
 from onnxprune.runtime.inputs import working_inputs
 
 # The mask is read at places that are counted while the model runs, as PyTorch writes it: shapes contradict nothing.
@@ -92,5 +93,8 @@ def test_the_width_of_a_cache_is_that_of_the_heads_that_extend_it() -> None:
 
 def test_a_cache_of_a_window_is_filled() -> None:
     """What lies in the rest of a window is whatever was in memory, in every run something else."""
-    (feeds,) = working_inputs(model_io.load_any(windows()), count=1)
-    assert feeds["past_key_values.0.key"].shape[2] == 16 and feeds["past_key_values.1.key"].shape[2] >= 16
+    for free in (False, True):
+        network = model_io.load_any(windows())
+        assert not free or free_caches(network) == 4
+        (feeds,) = working_inputs(network, count=1)
+        assert feeds["past_key_values.0.key"].shape[2] == 16 and feeds["past_key_values.1.key"].shape[2] >= 16

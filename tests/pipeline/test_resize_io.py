@@ -199,3 +199,13 @@ def greedy(path: Path, tokens: list[int], length: int) -> list[int]:
         inputs |= {"input_ids": np.array([tokens]), "attention_mask": np.ones((1, len(tokens)), np.int64)}
         tokens = [*tokens, int(run(path, inputs)["logits"][0, -1].argmax())]
     return tokens
+
+
+def test_inspection_says_what_the_flag_frees() -> None:
+    found = api.inspect(decoders.fused())
+    assert found.caches is not None and found.caches.count == 4 and found.caches.layers == 2
+    assert found.caches.units == {"heads": decoders.KV_HEADS}
+    assert found.caches.unit_parameters > found.unit_parameters
+    proto = plain_decoder()
+    del proto.graph.output[1:]
+    assert api.inspect(proto).caches is None
