@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decoders
 import pytest
 
 import onnxprune
@@ -24,14 +25,18 @@ PAGES = [
     "howto/server.md",
     "howto/no-data.md",
     "howto/no-labels.md",
+    "howto/llm.md",
     "howto/pipelines.md",
 ]
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with models/ in it, and an environment in which `onnxprune` is this one."""
+    """A folder with models/ and a small decoder in it, and an environment in which `onnxprune` is this one."""
     (tmp_path / "models").symlink_to(ROOT / "models")
+    decoders.write(tmp_path / "llama", layers=3)
+    for folder in ("narrow", "shallow"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "onnxprune"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m onnxprune "$@"\n')

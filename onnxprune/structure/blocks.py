@@ -96,11 +96,29 @@ def layers_of(blocks: Sequence[ResidualBlock]) -> list[tuple[ResidualBlock, ...]
     for block in blocks:
         if any(block.add in other.nodes for other in blocks):
             continue  # a block that lies in another
-        if any(operator_of(node).heads or operator_of(node).head == "softmax" for node in block.nodes):
+        if any(operator_of(node).heads or _weighs_values(node, block.nodes) for node in block.nodes):
             layers.append([block])
         elif layers:
             layers[-1].append(block)
     return [tuple(layer) for layer in layers]
+
+
+def _weighs_values(node: ir.Node, nodes: frozenset[ir.Node]) -> bool:
+    """Say whether a Softmax gives the weights of a sum over other activations, as in attention and not in a router."""
+    if operator_of(node).head != "softmax":
+        return False
+    waiting, seen = [node.outputs[0]], set[ir.Node]()
+    while waiting:
+        value = waiting.pop()
+        for reader, index in value.uses():
+            operator = operator_of(reader)
+            if operator.contracts and index == 0 and reader in nodes and len(reader.inputs) > 1:
+                other = reader.inputs[1]
+                return other is not None and other.const_value is None
+            if reader not in seen and reader in nodes and (operator.view or operator.pointwise):
+                seen.add(reader)
+                waiting.append(reader.outputs[0])
+    return False
 
 
 def as_one(layer: Sequence[ResidualBlock]) -> ResidualBlock:
