@@ -109,8 +109,8 @@ FINDINGS = (
     Finding(
         "Sparse beats a dense network with as many parameters",
         "Blalock et al. 2020, section 3.2; Zhu and Gupta 2017",
-        "A dense network with the same depth and a smaller width, its parameters as near as can be to those that the "
-        "sparse one (magnitude, global) keeps, trained for as many steps as dense training and fine-tuning together.",
+        "A dense network with the same depth and a smaller width, trained for as many steps as dense training and "
+        "fine-tuning together. It has as many parameters as the sparse one (magnitude, global) keeps, or nearly so.",
         (Comparison("narrower and dense", SPARSE, Way("narrow", "", "", "scratch")),),
     ),
     Finding(
@@ -155,9 +155,9 @@ Written by `python benchmarks/prunebench.py findings` from `benchmarks/results/p
 Eight statements about pruning, each looked at with the same benchmark: every network is trained once for each data set
 and seed, all methods start from that file, and all are fine-tuned for the same number of steps. Top-1 on the test set
 in percent, mean ± standard deviation over the seeds, and the difference of the two sides, paired by seed. A difference
-*holds* where every seed agrees with the claim and the mean is beyond the deviation, is *reversed* where that is so with
-the other sign, and is *level* otherwise; fewer than three seeds decide nothing. Verdicts in (parentheses) are shown and
-do not count. With few seeds, short training and small networks this says what happens here, not what must happen
+*holds* where every seed agrees with the claim and the mean is beyond the deviation. It is *reversed* where that is so
+with the other sign, and *level* otherwise. Fewer than three seeds decide nothing. Verdicts in (parentheses) are shown
+and do not count. With few seeds, short training and small networks this says what happens here, not what must happen
 elsewhere.
 
 """

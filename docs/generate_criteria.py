@@ -17,10 +17,11 @@ _INTRODUCTION = """\
 Written by `docs/generate_criteria.py` from the registries; do not edit.
 
 A criterion says what is lost when a single weight or a whole unit (a channel, neuron, head, ...) goes. Where it gives
-weights a saliency, that of a unit is the root of the sum over all the weights it takes along, unless the criterion has
-a way of its own for units; a residual block (`--structure blocks`) is scored by the sum, for each parameter it saves.
+weights a saliency, that of a unit is the root of the sum over all the weights it takes along. Some criteria have a way
+of their own for units. A residual block (`--structure blocks`) is scored by the sum, for each parameter it saves.
 `needs` is what has to be given beside the model: *calibration* is unlabelled inputs, *labels* inputs with their labels,
-*training* labelled inputs to train gates on. *Compared within* says where the source compares single weights (all of
+*training* labelled inputs to train gates on, *PyTorch* the extra
+`retrain`. *Compared within* says where the source compares single weights (all of
 the *model*, a *layer*, or one *output*) and the allocation that `auto` takes for it. Criteria that look at the sizes of
 weights see them as they act: times what a BatchNormalization behind the layer multiplies them by. g is the gradient of
 the loss, x and a are activations, H is a Hessian.
@@ -38,8 +39,8 @@ def table() -> str:
     ]
     for name, criterion in criteria().items():
         cells = (
-            f"`{name}`", _scores(criterion), criterion.formula, _compared(criterion), criterion.needs, criterion.cost,
-            criterion.source,
+            f"`{name}`", _scores(criterion), criterion.formula, _compared(criterion), criterion.in_words,
+            criterion.cost, criterion.source,
         )  # fmt: skip
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     lines += ["", "## Allocation", "", "How much goes of each layer, or group of units.", ""]
@@ -59,7 +60,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, method in METHODS.items():
-        cells = (f"`{name}`", method.formula, method.needs, method.judge, method.source)
+        cells = (f"`{name}`", method.formula, method.in_words, method.judge, method.source)
         lines.append("| " + " | ".join(_escaped(c) for c in cells) + " |")
     return "\n".join(lines) + "\n"
 

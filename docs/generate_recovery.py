@@ -29,8 +29,8 @@ _READING = """\
 
 What this says, on these networks:
 
-- Least squares is the strongest where units go, by a wide margin, and is what `--recover auto` does there. OBC, which
-  also chooses anew which weights are zero, comes nearer to the dense outputs than least squares on the given zeros; at
+- Least squares is the strongest where units go, by a wide margin, and is what `--recover auto` does there. OBC also
+  chooses anew which weights are zero, and comes nearer to the dense outputs than least squares on the given zeros. At
   4x the test error hardly tells the two apart.
 - Units chosen by OBC, which sees what the others can make up for, leave less to recover than those chosen by magnitude.
   Steps add little to that.
@@ -41,8 +41,8 @@ What this says, on these networks:
 
 `--recover align`, which `--effort medium` or `high` adds to `auto`, trains what the closed forms leave, without labels
 and with PyTorch. Each block of the stream (see [units_with_data.md](units_with_data.md)) is trained by itself to give
-what the dense block gives, then the end of the network as a whole to give the dense values at all cuts. Where channels
-of such a value are gone, those that are left are compared. What else there is to know:
+what the dense block gives. Then the end of the network is trained as a whole to give the dense values at all cuts.
+Where channels of such a value are gone, those that are left are compared. What else there is to know:
 
 - Leading blocks up to a cut with less than a third of the error in front of the outputs are not trained with the whole:
   they cost most and gain least. What they and the dense network give is made once for all inputs, so that a step runs
@@ -50,11 +50,11 @@ of such a value are gone, those that are left are compared. What else there is t
 - Inputs are drawn again where the only one is a picture and the dense network minds mirror images little: crops,
   mirror images and mixtures of two pictures (4 times, 16 with `--effort high`, less where 4 GB do not hold them).
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
-  layers behind the last cut are put back to the dense numbers that are left and fitted by ridge regression, as in least
-  squares, to what they read after the training. Embeddings are compared by cosine, other outputs by squares on the
-  scale of each part.
-- Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm;
-  the rate is the best of a short range test, half of it for a block.
+  layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge regression,
+  as in least squares, to what they read after the training. Embeddings are compared by cosine,
+  other outputs by squares on the scale of each part.
+- Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
+  The rate is the best of a short range test, half of it for a block.
 - Every fifth batch is held back from all of this. A block keeps its new numbers where its error there falls. In the end
   the state whose outputs are nearest to the dense ones there is kept: after the whole, after the blocks, or before.
   The time is told before it begins; the same seed gives the same numbers.
@@ -76,7 +76,7 @@ _SINGLE = """
 
 From `benchmarks/results/single_weights.json` (`python benchmarks/single_weights.py --data-root DATA --minilm FILE`):
 accuracy in percent of a ResNet on Fashion-MNIST with 1,024 unlabelled images, exported with BatchNormalization folded
-and not, and Spearman's correlation of MiniLM on the STS benchmark with 512 unlabelled sentences. Mean and deviation
+and not. Of MiniLM it is Spearman's correlation on the STS benchmark with 512 unlabelled sentences. Mean and deviation
 over the draws of the calibration data; CPU seconds of the whole run. A row that names no recovery is `--recover auto`.
 
 | network | settings | score | deviation | CPU s | draws |
@@ -91,8 +91,8 @@ _SINGLE_READING = """
 """
 
 _LAYERS = """
-On the {count} layers of MiniLM at 70 %, from the same Gram matrices, the error of ALPS is below that of SparseGPT on
-{alps} and {ratio:.2f} of it in the mean; SparseSwaps lowers that of Wanda's mask on {swaps}, to {swapped:.2f} of it,
+All {count} layers of MiniLM at 70 %, from the same Gram matrices: the error of ALPS is below that of SparseGPT on
+{alps}, and {ratio:.2f} of it in the mean. SparseSwaps lowers that of Wanda's mask on {swaps}, to {swapped:.2f} of it,
 and raises it on {raised}.
 """
 

@@ -5,6 +5,8 @@ The command line prints the message and leaves with the error's exit status; the
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OnnxPruneError(Exception):
     """Base of every error raised on purpose.
@@ -29,9 +31,14 @@ class DataError(OnnxPruneError):
 
 
 class VerificationError(OnnxPruneError):
-    """The result was measured and does not hold what was promised; nothing was written."""
+    """The result was measured and does not hold what was promised; no model was written.
+
+    Attributes:
+        result: What was measured, a `Result`, where the run came to its end and only a limit or the proof failed.
+    """
 
     exit_status = 1
+    result: Any = None
 
 
 class NothingToPrune(OnnxPruneError):

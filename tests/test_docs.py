@@ -20,7 +20,12 @@ from onnxprune.recipe.recipe import Recipe
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
+    "../README.md",
+    "index.md",
+    "methods.md",
     "tutorial.md",
+    "howto/browser.md",
+    "howto/retrain.md",
     "howto/edge.md",
     "howto/server.md",
     "howto/no-data.md",

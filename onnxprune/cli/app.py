@@ -7,36 +7,42 @@ from typing import Annotated, NoReturn, get_args
 
 import typer
 
-from onnxprune.cli.console import complain
+from onnxprune.cli.console import complain, set_volume, warnings_logged
 from onnxprune.cli.failures import sentence_of
+from onnxprune.cli.group import CommandGroup
 from onnxprune.errors import OnnxPruneError
 from onnxprune.recipe.recipe import Recipe
 
 app = typer.Typer(
     name="onnxprune",
-    help="Make an ONNX model smaller and faster: [b]onnxprune MODEL --sparsity 0.9[/b]",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
+    help="Make an ONNX model smaller and faster: [b]onnxprune MODEL --sparsity 0.9[/b]. "
+    "[b]onnxprune MODEL[/b] alone looks at a model and proposes commands.",
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DEFAULT_COMMAND = "prune"
-
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from onnxprune.version import version
 
-        print(version("onnxprune"))
+        print(version())
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only (anywhere on the line).")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log each stage with its time (anywhere on the line).")
+    ] = False,
 ) -> None:
     """Options before the command."""
+    set_volume(quiet=quiet, verbose=verbose)
 
 
 def register() -> None:
@@ -70,12 +76,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """
     register()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {c.name for c in app.registered_commands}
-    if arguments and arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version"):
-        arguments.insert(0, DEFAULT_COMMAND)  # ``onnxprune MODEL`` prunes
-    arguments = _spell_out(arguments)
+    arguments = _spell_out(arguments or ["--help"])
     try:
-        status = app(args=arguments, prog_name="onnxprune", standalone_mode=False)
+        with warnings_logged():
+            status = app(args=arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:
         complain(str(error))
         sys.exit(error.exit_status)

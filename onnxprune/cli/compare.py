@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, InputShapeFlag, SampleAxisFlag, SeedFlag
+from onnxprune.errors import OnnxPruneError, VerificationError
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +43,7 @@ def compare(
     from onnxprune.recipe.training import DataSettings
     from onnxprune.report.console import print_comparison
     from onnxprune.runtime.libraries import custom_operators
-    from onnxprune.verify.verdict import verify
+    from onnxprune.verify.verdict import sample_inputs, verify
 
     with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
         tell("measure")
@@ -48,7 +51,10 @@ def compare(
         give_inputs(before, inputs, reading)
         data = None if eval_data is None else open_data(before, eval_data, reading)
         after = model_io.load(b)
-        verdict = verify(before, after, seed=seed, eval_data=data, metric=metric)
+        with _saying(a):
+            sample_inputs(before, seed=seed, eval_data=data)  # refused here: it is the first model that does not run
+        with _saying(b, VerificationError):
+            verdict = verify(before, after, seed=seed, eval_data=data, metric=metric)
         for model in (before, after):
             model_io.ensure_unchanged(model)
     if json:
@@ -58,3 +64,14 @@ def compare(
         print_json("compare", {"a": str(a), "b": str(b), **content})
     else:
         print_comparison(console, str(a), str(b), verdict)
+
+
+@contextmanager
+def _saying(model: Path, kind: type[OnnxPruneError] = OnnxPruneError) -> Iterator[None]:
+    """Name the model in errors of a kind."""
+    try:
+        yield
+    except kind as error:
+        if str(model) in str(error):
+            raise
+        raise type(error)(f"'{model}': {error}") from error

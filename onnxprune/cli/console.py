@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 
 from onnxprune.model_io import strict_json
-from onnxprune.report.text import shown, visible
+from onnxprune.report.text import cut_middle, shown, visible
 
 
 class SafeConsole(Console):
@@ -26,6 +28,37 @@ class SafeConsole(Console):
 
 console = SafeConsole()
 errors = SafeConsole(stderr=True)
+LOG = logging.getLogger("onnxprune")
+
+
+class _Lines(logging.Handler):
+    """Writes each record of the log as a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        line = f"{record.levelname.lower()}: {record.getMessage()}"
+        errors.print(shown(line), style="dim", soft_wrap=True, highlight=False)
+
+
+def set_volume(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Say how much is printed: nothing but errors and what was asked for as JSON, or the log as well."""
+    console.quiet = quiet
+    LOG.handlers = [handler for handler in LOG.handlers if not isinstance(handler, _Lines)]
+    LOG.setLevel(logging.INFO if verbose else logging.NOTSET)
+    if verbose:
+        LOG.addHandler(_Lines())
+
+
+@contextmanager
+def warnings_logged() -> Iterator[None]:
+    """Send what libraries warn of to the log, so that they stand on a terminal with ``--verbose`` only."""
+
+    def log(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+        LOG.info("%s: %s", category.__name__, message)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = log
+        yield
 
 
 def complain(message: str) -> None:
@@ -49,9 +82,32 @@ def print_json(command: str, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def stages(title: str) -> Iterator[Callable[[str], None]]:
-    """Show the stage that runs and for how long, on standard error and only on a terminal; gone at the end."""
+    """Show the stage that runs and for how long, on standard error and only on a terminal; gone at the end.
+
+    The stage has the first right to the line, so that the figures of a training are seen on 80 columns; the title gets
+    what is left.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    hidden = console.quiet or not errors.is_terminal
+    with Progress(*columns, console=errors, transient=True, disable=hidden) as progress:
         title = visible(title)
-        task = progress.add_task(title)
-        yield lambda stage: progress.update(task, description=f"{title}: {stage}")
+        task = progress.add_task(line_of_stage(title, "", errors.width))
+
+        def tell(stage: str) -> None:
+            progress.update(task, description=line_of_stage(title, visible(stage), errors.width))
+
+        yield tell
+
+
+_AROUND = 11
+"""Columns of the spinner, of the time, and of the spaces between."""
+
+
+def line_of_stage(title: str, stage: str, width: int) -> str:
+    """Return one line for a title and a stage, the title shortened to what the stage leaves of the width."""
+    room = width - _AROUND - len(stage) - 2
+    name = cut_middle(title, room) if room >= _LEAST_TITLE else ""
+    return f"{name}: {stage}" if name and stage else name or stage
+
+
+_LEAST_TITLE = 8

@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def is_path(self) -> bool:
-        """Whether it names a file or folder."""
+        """Whether it names a file or folder, or several."""
         plain = _plain_type(self.field)
         return plain is Path or (get_origin(plain) is tuple and get_args(plain)[0] is Path)
 
@@ -187,7 +187,8 @@ def _annotation(setting: Setting) -> Any:
     """The flag's type, name and help; None stands for a flag that is not given."""
     field, flag = setting.field, setting.flag
     if flag.argument:
-        return Annotated[Path, typer.Argument(metavar=setting.name.upper(), help=_help(field), show_default=False)]
+        name = f"{setting.parameter.upper()}..."
+        return Annotated[list[Path], typer.Argument(metavar=name, help=_help(field), show_default=False)]
     value_type, name = _type(setting), setting.spelling
     if value_type is bool and field.default is True:
         name = f"{name}/--no-{name[2:]}"
@@ -276,4 +277,6 @@ def save_settings(ctx: typer.Context, path: Path, recipe: Recipe) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, list, tuple)) or value is None else str(value)
+    if isinstance(value, (list, tuple)):
+        return str(value[0]) if len(value) == 1 and isinstance(value[0], Path) else [_plain(part) for part in value]
+    return value if isinstance(value, (bool, int, float)) or value is None else str(value)

@@ -18,14 +18,14 @@ class Invocation(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    model: Annotated[Path, Flag("Run", "The .onnx file; it is never changed.", argument=True)] = Field(
-        description="the .onnx file; it is never changed"
-    )
+    models: Annotated[
+        tuple[Path, ...], Flag("Run", "The .onnx file, or several; never changed.", name="model", argument=True)
+    ] = Field(description="the .onnx file; several go into the folder of --output; - is standard input")
     preset: Annotated[str | None, Flag("How much", "Or settings for an aim: smallest, fastest, safe.")] = Field(
         None, description=f"settings for an aim: {', '.join(PRESETS)}; flags win over it"
     )
     output: Annotated[Path | None, Flag("Run", "Where to write [MODEL.pruned.onnx].", short="-o")] = Field(
-        None, description="where to write [MODEL.pruned.onnx]"
+        None, description="file or folder to write into [MODEL.pruned.onnx]; - is standard output"
     )
     calibration: Annotated[Path | None, Flag("Data", "Inputs to look at: better choices, recovery.")] = Field(
         None,
@@ -72,6 +72,12 @@ class Invocation(BaseModel):
     force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
         False, description="replace an existing output"
     )
+
+    @property
+    def model(self) -> Path:
+        """The one model of a run."""
+        (model,) = self.models
+        return model
 
     @property
     def target(self) -> Path | None:

@@ -45,6 +45,8 @@ def run(
 
 def _as_flag(option: Any, value: Any) -> Any:
     """Return a value of the file as the flag takes it: a list for a flag given once is separated by commas."""
+    if getattr(option, "nargs", 1) == -1:
+        return value if isinstance(value, list) else [value]
     if isinstance(value, list) and not getattr(option, "multiple", False):
         return ",".join(map(str, value))
     return True if isinstance(value, Mapping) else value

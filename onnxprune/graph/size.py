@@ -7,7 +7,8 @@ counted is named in the result: its operator may multiply matrices and has no fo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -122,6 +123,36 @@ def holders_of_numbers(model: ir.Model) -> list[str]:
             if not operator_of(node).movement and any(attribute.type in held for attribute in node.attributes.values()):
                 holders.add(key(node.domain, node.op_type))
     return sorted(name for name in holders if operator_named(name).data != ())
+
+
+def numbers_elsewhere(model: ir.Model, weights: Container[ir.Value]) -> dict[str, int]:
+    """Count what was learnt but is no prunable weight, by the operator that holds it: trees, embeddings, biases.
+
+    Args:
+        model: The model.
+        weights: The constants that are prunable weights.
+    """
+    counts: Counter[str] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if value not in weights and tensor is not None and _is_parameter(value, tensor):
+                user = next((node for node, _ in value.uses()), None)
+                counts[key(user.domain, user.op_type) if user is not None else "no operator"] += tensor.size
+        for node in graph:
+            if not operator_of(node).movement and node.op_type != "Constant":
+                counts[key(node.domain, node.op_type)] += sum(map(_numbers_in, node.attributes.values()))
+    return {name: count for name, count in counts.most_common() if count}
+
+
+def _numbers_in(attribute: ir.Attr) -> int:
+    """Float numbers that an attribute holds: the thresholds of trees, the coefficients of linear models."""
+    if attribute.type == ir.AttributeType.FLOATS:
+        return len(attribute.as_floats())
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return tensor.size if tensor.dtype.is_floating_point() and len(tensor.shape) else 0
+    return 0
 
 
 def counted_values(model: ir.Model) -> set[ir.Value]:

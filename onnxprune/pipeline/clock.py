@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+LOG = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
 Progress = Callable[[str], None]
 """Called with the name of each stage as it begins."""
@@ -29,5 +31,7 @@ class Clock:
             self.progress(name)
         start = time.perf_counter()
         outcome = stage()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        LOG.info("%s: %.2f s", name, seconds)
         return outcome

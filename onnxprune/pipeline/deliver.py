@@ -92,9 +92,22 @@ def deliver(
     elif recipe.sparse_initializers:
         result = _sparse(result, verifier)
     result = replace(result, notes=(*result.notes, *shortcomings(result)))
-    _ensure_proved(result)
-    check_requirements(map(parse, recipe.require), measured_figures(result))
+    ensure_wanted(result)
     return result
+
+
+def ensure_wanted(result: Result) -> None:
+    """Check that the cut was proved, and the limits of the recipe.
+
+    Raises:
+        VerificationError: Nothing was proved, or a limit is missed; the error holds the result as evidence.
+    """
+    try:
+        _ensure_proved(result)
+        check_requirements(map(parse, result.recipe.require), measured_figures(result))
+    except VerificationError as error:
+        error.result = result
+        raise
 
 
 def _ensure_proved(result: Result) -> None:
@@ -106,7 +119,7 @@ def _ensure_proved(result: Result) -> None:
     verdict = result.verdict
     if verdict is not None and verdict.unproved and not result.recipe.accept_unproved:
         raise VerificationError(
-            f"nothing was proved, so nothing was written: {verdict.unproved}. Give inputs on which the outputs react "
+            f"nothing was proved, so no model was written: {verdict.unproved}. Give inputs on which the outputs react "
             "(--eval-data), or --accept-unproved"
         )
 

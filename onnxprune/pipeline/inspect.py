@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
+from onnxprune.data.fit import input_specs
 from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError
@@ -86,6 +87,9 @@ class Inspection:
             model leaves shapes open and no inputs are found that it runs with.
         unruled: Operators that have no rule and pin all that they touch, with how often they occur.
         caches: What `--resize-io` frees; None where the model has no caches.
+        elsewhere: Learnt numbers that are no prunable weights, by the operator that holds them: trees, embeddings,
+            biases, scales.
+        inputs: What the model takes: each input with its dimensions, a text where one is not fixed.
     """
 
     groups: tuple[GroupInfo, ...]
@@ -99,6 +103,8 @@ class Inspection:
     unruled: dict[str, int]
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     caches: Caches | None = None
+    elsewhere: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -170,6 +176,8 @@ def _inspected(original: ir.Model) -> Inspection:
         unruled=dict(structure.unruled),
         input_shapes=input_shapes,
         caches=_caches(original),
+        elsewhere=size.numbers_elsewhere(structure.model, {weight.value for weight in weights}),
+        inputs={spec.name: spec.dims or () for spec in input_specs(original)},
     )
 
 

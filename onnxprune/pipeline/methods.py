@@ -24,8 +24,9 @@ class Entry:
         name: The value.
         about: What it does: a formula, where there is one.
         fits: ``weights``, ``units`` or ``weights, units``; empty where the question makes no sense.
-        needs: ``nothing``, ``calibration``, ``labels`` or ``training`` (labelled inputs to train gates on); of a metric
-            ``labels``, ``targets`` or ``original`` (the original model's outputs).
+        needs: ``nothing``, ``calibration``, ``labels`` or ``training`` (labelled inputs to train gates on), with
+            ``PyTorch`` where it takes gradients; of a metric ``labels``, ``targets`` or ``original`` (the original
+            model's outputs).
     """
 
     setting: str
@@ -40,10 +41,10 @@ def catalogue() -> list[Entry]:
     return [
         *(Entry("structure", name, granularity.about) for name, granularity in STRUCTURES.items()),
         Entry("structure", *MIX),
-        *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.needs) for name, c in criteria().items()),
+        *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.in_words) for name, c in criteria().items()),
         *_allocations(),
         *(Entry("schedule", name, summary(function)) for name, function in SCHEDULES.items()),
-        *(Entry("recover", name, m.formula, needs=m.needs) for name, m in METHODS.items()),
+        *(Entry("recover", name, m.formula, needs=m.in_words) for name, m in METHODS.items()),
         *(Entry("metric", name, m.formula, needs=m.needs) for name, m in METRICS.items()),
     ]
 

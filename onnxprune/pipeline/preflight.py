@@ -68,6 +68,10 @@ def check_scores(recipe: Recipe, calibration: AnyData | None, *, trains: bool) -
             f"--criterion {criterion.name} scores {called[criterion.scores[0]]}, not {called[scored]}: use it with "
             f"--structure {fit}"
         )
+    if criterion.needs_pytorch and importlib.util.find_spec("torch") is None:
+        raise RecipeError(
+            f"--criterion {criterion.name} needs PyTorch, which is not installed: pip install 'onnxprune[retrain]'."
+        )
     if criterion.needs != "nothing":
         labels = needs_labels(recipe)
         what = "inputs with their labels" if labels else "inputs"

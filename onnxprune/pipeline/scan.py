@@ -6,7 +6,7 @@ The scan of Han et al. 2015 (section 4.1 and figure 6), of a metric on labelled 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Scan:
         structure: ``weights`` or ``channels``.
         table: By layer or group, and level.
         skipped: Layers and groups that were not scanned, with the reason.
+        nodes: The name of the node that reads each weight.
     """
 
     measured: str
@@ -62,6 +63,7 @@ class Scan:
     structure: str
     table: Sensitivity
     skipped: Mapping[str, str]
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -151,7 +153,8 @@ def _scan(
         by_metric = _Metric(structure.model, eval_data, metric)
         measure, measured, dense = by_metric, by_metric.name, by_metric.dense
     table, skipped = _scanned(structure, recipe, samples, measure, levels, progress)
-    return Scan(measured, dense, recipe.structure, table, skipped)
+    nodes = {w.name: w.node.name or f"{w.node.op_type} {w.name}" for w in prunable_weights(structure)}
+    return Scan(measured, dense, recipe.structure, table, skipped, nodes)
 
 
 def _levels(recipe: Recipe, levels: Sequence[float] | None) -> tuple[float, ...]:

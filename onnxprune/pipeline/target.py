@@ -18,14 +18,12 @@ from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph import size
-from onnxprune.pipeline.deliver import written_bytes
+from onnxprune.pipeline.deliver import ensure_wanted, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
-from onnxprune.recipe.requirements import parse
 from onnxprune.verify.evaluate import measured_metric, start_meter
-from onnxprune.verify.requirements import check_requirements
 from onnxprune.verify.verdict import sample_inputs
 
 Figure = Callable[["Result"], float]
@@ -145,7 +143,7 @@ class _Search:
         if sparsity not in self.results:
             return self.run(self.recipe.model_copy(update={"sparsity": sparsity}), whole=True)
         result = self.results[sparsity]
-        check_requirements(map(parse, self.recipe.require), measured_figures(result))
+        ensure_wanted(replace(result, recipe=self.recipe))
         return result
 
 

@@ -283,8 +283,8 @@ def _told(progress: Callable[[str], None] | None) -> Callable[[Event], None] | N
         return None
 
     def tell(event: Event) -> None:
-        place = f"retrain {event.iteration}/{event.iterations}, step {event.step:,} of {event.steps:,}"
-        progress(f"{place}  {describe(event)}")
+        done = event.step / event.steps if event.steps else 0.0
+        progress(f"retrain {event.iteration}/{event.iterations} {done:.0%}  {describe(event)}")
 
     return tell
 

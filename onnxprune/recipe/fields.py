@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from onnxprune.recipe import requirements
 from onnxprune.recipe.flag import TURNS, Flag
 from onnxprune.recipe.granularity import DEFAULT_UNIT_SHARE, KINDS, Parts, parse_structure
+from onnxprune.recipe.numbers import fraction, share_gone, share_left
 from onnxprune.recipe.training import DataSettings, Survivors, TrainSettings
 
 TARGETS = ("target_latency", "target_macs", "target_size", "max_drop")
@@ -21,11 +22,6 @@ TARGETS = ("target_latency", "target_macs", "target_size", "max_drop")
 
 AMOUNTS = ("sparsity", "quality", *TARGETS)
 """Fields that say how much goes; a recipe has one of them."""
-
-
-def _without_x(ratio: Any) -> Any:
-    """``0.5x`` is 0.5."""
-    return ratio.strip().removesuffix("x") if isinstance(ratio, str) else ratio
 
 
 def _listed(names: Any) -> Any:
@@ -38,8 +34,14 @@ def _by_default(settings: Any) -> Any:
     return {} if settings is True else None if settings is False else settings
 
 
-Ratio = Annotated[float, BeforeValidator(_without_x), Field(gt=0, lt=1)]
-"""A figure after / before: 0.5 or ``0.5x``."""
+Ratio = Annotated[float, BeforeValidator(share_left), Field(gt=0, lt=1)]
+"""A figure after / before: 0.5, ``50%``, ``0.5x`` or ``2x`` (twice as fast, half as large)."""
+
+Gone = Annotated[float, BeforeValidator(share_gone)]
+"""A share that goes: 0.5, ``50%`` or ``2x`` (half of it is left)."""
+
+Fraction = Annotated[float, BeforeValidator(fraction)]
+"""A share: 0.01 or ``1%``."""
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
 Effort = Literal["low", "medium", "high"]
@@ -54,16 +56,23 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sparsity: Annotated[
-        float, Flag("How much", "Share of the weights that goes, such as 0.5.", short="-s", shown="")
-    ] = Field(0.0, ge=0, lt=1, description="share of prunable parameters that end up zero or gone")
+    sparsity: Annotated[Gone, Flag("How much", "Share of the weights that goes: 0.5 or 50%.", short="-s", shown="")] = (
+        Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="share of prunable parameters that end up zero or gone: 0.5, 50% or 2x (half is left)",
+        )
+    )
     quality: Annotated[float | None, _AMOUNT] = Field(
         None,
         gt=0,
         description="instead of a share: weights below q standard deviations of their layer go (Han et al. 2015)",
     )
     target_latency: Annotated[Ratio | None, Flag("How much", "Or the latency to reach, after / before.")] = Field(
-        None, description="look for the sparsity at which the measured latency, after / before, is this: 0.5 or 0.5x"
+        None,
+        description="look for the sparsity at which the measured latency, after / before, is this: 0.5, 50%, 0.5x or "
+        "2x (twice as fast)",
     )
     target_macs: Annotated[Ratio | None, _AMOUNT] = Field(
         None, description="look for the sparsity at which at most this share of the multiply-adds is left"
@@ -71,11 +80,11 @@ class Fields(BaseModel):
     target_size: Annotated[Ratio | None, _AMOUNT] = Field(
         None, description="look for the sparsity at which the file has at most this share of its bytes"
     )
-    max_drop: Annotated[float | None, Flag("How much", "Or the most that the metric may fall.")] = Field(
+    max_drop: Annotated[Fraction | None, Flag("How much", "Or the most that the metric may fall.")] = Field(
         None,
         ge=0,
         description="look for the highest sparsity at which the metric on --eval-data falls by at most this, in its "
-        "own unit (0.01 is one point of accuracy)",
+        "own unit (0.01 or 1% is one point of accuracy)",
     )
     structure: Annotated[str, Flag("What goes", "weights (compress), channels (run faster), 2:4.")] = Field(
         "weights",
@@ -84,7 +93,7 @@ class Fields(BaseModel):
         "inputs of their own, and the zeros run faster), or a mix such as channels+weights, channels+2:4 or "
         "channels+tiles",
     )
-    unit_share: Annotated[float, _WHAT] = Field(
+    unit_share: Annotated[Fraction, _WHAT] = Field(
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"
     )
     criterion: Annotated[str, _WHAT] = Field(
@@ -131,7 +140,8 @@ class Fields(BaseModel):
         "heads that are left (narrow), instead of keeping their extents (keep)",
     )
     round_to: Annotated[RoundTo, _WHAT] = Field(
-        "auto", description="step of kept counts: auto (16 for Conv, 8 or more for wide layers), none or a number"
+        "auto",
+        description="step of kept counts: auto (16 for Conv, 8 or more for wide layers), none or a number",
     )
     floor: Annotated[int, _WHAT] = Field(1, ge=1, description="no axis keeps fewer indices")
     exclude: Annotated[tuple[str, ...], _WHAT] = Field(
@@ -157,7 +167,7 @@ class Fields(BaseModel):
     schedule: Annotated[str, _STEPS] = Field(
         "exponential", description="sparsity after each step: one-shot, linear, exponential, cubic, or module:function"
     )
-    initial_sparsity: Annotated[float, _STEPS] = Field(
+    initial_sparsity: Annotated[Gone, _STEPS] = Field(
         0.0, ge=0, lt=1, description="sparsity that the schedule starts from"
     )
     survivors: Annotated[Survivors, _TURNS] = Field(
@@ -180,7 +190,7 @@ class Fields(BaseModel):
         description="prune while training instead of before it: every so many steps the sparsity rises along the "
         "schedule, and what goes is chosen from the weights as they are (Zhu and Gupta 2017, whose schedule is cubic)",
     )
-    ramp: Annotated[float, _TURNS] = Field(
+    ramp: Annotated[Fraction, _TURNS] = Field(
         0.75, gt=0, le=1, description="share of the training over which the sparsity rises, with --prune-every"
     )
     shrink: Annotated[str, _TURNS] = Field(

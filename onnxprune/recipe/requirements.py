@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnxprune.errors import RecipeError
+from onnxprune.recipe.numbers import fraction, share_left
 
 FIGURES: Mapping[str, str] = {
     "latency": "time of one run, after / before, on one thread (measured in alternation)",
@@ -24,6 +25,7 @@ FIGURES: Mapping[str, str] = {
 }
 """What a limit can name."""
 
+_RATIOS = ("latency", "size", "parameters", "macs")  # after / before
 
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -31,7 +33,7 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_FORM = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*")
+_FORM = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+[%x]?)\s*")
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,20 @@ class Limit:
         return _OPERATORS[self.comparison](measured, self.bound)
 
 
+def _bound(name: str, text: str) -> float:
+    """The number of a limit: 0.6 or 60%, and 0.6x or 2x (twice as fast) of a figure after / before."""
+    return float(share_left(text) if name in _RATIOS else fraction(text))
+
+
 def parse(text: str) -> Limit:
-    """Read a limit such as ``latency<=0.6``.
+    """Read a limit such as ``latency<=0.6`` or ``size<=25%``.
 
     Raises:
         RecipeError: It is not of this form, or names a figure that is not measured.
     """
     match = _FORM.fullmatch(text)
     try:
-        bound = float(match[3]) if match else None
+        bound = _bound(match[1], match[3]) if match else None
     except ValueError:
         bound = None
     if match is None or bound is None:

@@ -37,6 +37,7 @@ Low by name takes those of medium.
     needs="calibration",
     judge="of the model",
     source="Li et al. 2021, BRECQ, section 3.2; Romero et al. 2015, FitNets, eq. 3; Kingma and Ba 2015, Adam",
+    needs_pytorch=True,
 )
 def align(run: State, method: str) -> None:
     """min sum_cuts |F_dense - F_pruned|^2 / Var[F_dense] by Adam, block by block, then the whole; after least squares.

@@ -30,6 +30,7 @@ class Method:
         source: Where it comes from.
         propose: What it does with one layer; None where it sees the model.
         run: What it does with the model; None where it sees one layer at a time.
+        needs_pytorch: Whether it trains through the bridge.
     """
 
     needs: Needs
@@ -37,6 +38,12 @@ class Method:
     source: str
     propose: Propose | None = None
     run: Run | None = None
+    needs_pytorch: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """What it needs, in words."""
+        return f"{self.needs}, PyTorch" if self.needs_pytorch else self.needs
 
     @property
     def judged_by_outputs(self) -> bool:
@@ -77,11 +84,13 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
     return register
 
 
-def model_method(name: str, *, needs: Needs, judge: Judge, source: str) -> Callable[[Run], Run]:
+def model_method(
+    name: str, *, needs: Needs, judge: Judge, source: str, needs_pytorch: bool = False
+) -> Callable[[Run], Run]:
     """Register a method that sees the whole model."""
 
     def register(function: Run) -> Run:
-        METHODS.add(name, Method(needs, judge, source, run=function), function)
+        METHODS.add(name, Method(needs, judge, source, run=function, needs_pytorch=needs_pytorch), function)
         return function
 
     return register

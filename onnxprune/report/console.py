@@ -149,9 +149,13 @@ def _verdict(verdict: Verdict, changed: str) -> str:
             "equal outputs say nothing of the cut"
         )
     return (
-        f"[green]the cut is verified in ONNX Runtime[/]: it loads and runs ({verdict.batches} batch sizes), {equal}; "
+        f"[green]the cut is verified in ONNX Runtime[/]: it loads and runs{_in_batches(verdict.batches)}, {equal}; "
         f"against the original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"
     )
+
+
+def _in_batches(count: int) -> str:
+    return f" in {count} batch sizes" if count > 1 else ""
 
 
 def print_comparison(console: Console, a: str, b: str, verdict: Verdict) -> None:

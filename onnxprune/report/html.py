@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,14 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.pipeline.inspect import Inspection, inspect
-from onnxprune.pipeline.result import NOT_VERIFIED
+from onnxprune.pipeline.result import NOT_VERIFIED, measured_figures
 from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.text import visible
 from onnxprune.verify.reach import Reach
+from onnxprune.verify.requirements import missed_limits
+from onnxprune.version import version
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -87,11 +88,12 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
     record = result.record().as_text()
     recipe = result.recipe.model_dump(mode="json", exclude_defaults=True)
     shown = rows[:_MOST_ROWS]
+    limits = [requirements.parse(text) for text in result.recipe.require]
     plots = [_magnitudes(layer) if i < _MOST_PLOTS else "" for i, layer in enumerate(shown)]
     return {
         "model": Path(model).name,
         "output": Path(output).name if output else None,
-        "version": version("onnxprune"),
+        "version": version(),
         "result": result,
         "verdict": result.verdict,
         "reach": [Reach(**reach).line for reach in result.reach[-1:]],
@@ -101,7 +103,8 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "trade_off": _trade_off(result),
         "sensitivity": [(row, _curve(row)) for row in _scan(result)[:_MOST_ROWS]],
         "figures": _figures(result.verdict),
-        "limits": [str(requirements.parse(text)) for text in result.recipe.require],
+        "limits": [str(limit) for limit in limits],
+        "missed": missed_limits(limits, measured_figures(result)),
         "layers": list(zip(shown, plots, strict=True)),
         "more_layers": len(rows) - len(shown),
         "packed": any(layer.form != "dense" for layer in rows),

@@ -1,4 +1,4 @@
-"""What `inspect` found, as tables on the console."""
+"""What `inspect` found, as tables on the console: first a summary, then the groups, then what is pinned and why."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from rich.table import Table
 
 from onnxprune.pipeline.inspect import Inspection
 from onnxprune.report.console import of_inputs, uncounted_line
-from onnxprune.report.text import shown
+from onnxprune.report.text import cut_middle, readable_name, shown
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
+_MOST_GROUPS = 20
+_MOST_HOLDERS = 6
+_LONGEST_NAME, _LONGEST_SITE = 36, 20
 
-def print_inspection(console: Console, model: str, inspection: Inspection) -> None:
-    """Print groups, shares, and what is pinned and why."""
-    console.print(_groups(model, inspection))
-    total = max(inspection.weight_parameters, 1)
-    exact, inexact = inspection.unit_parameters / total, inspection.inexact_parameters / total
-    console.print(
-        f"{inspection.weight_parameters:,} weights; {exact:.1%} of them go with whole units exactly, {inexact:.1%} "
-        f"with --allow-inexact; {inspection.unit_macs / max(inspection.macs, 1):.1%} of {inspection.macs:,} "
-        f"multiply-adds{of_inputs(inspection.input_shapes)}"
-    )
-    if inspection.caches is not None:
-        caches = inspection.caches
-        freed = " and ".join(f"{n} {kind}" for kind, n in caches.units.items()) or "no more units"
-        console.print(
-            f"--resize-io narrows {caches.count} caches among inputs and outputs: {freed}, the same in every layer, go "
-            f"as well ({caches.unit_parameters / total:.1%} of the weights exactly), or up to {caches.layers} layers"
-        )
+
+def print_inspection(console: Console, model: str, inspection: Inspection, *, every_group: bool = False) -> None:
+    """Print groups, shares, and what is pinned and why.
+
+    Args:
+        console: Where to.
+        model: The name of the model.
+        inspection: What `inspect` found.
+        every_group: Show all groups, not only the largest.
+    """
+    print_summary(console, model, inspection)
+    if inspection.groups:
+        left_out = 0 if every_group else max(len(inspection.groups) - _MOST_GROUPS, 0)
+        console.print(_groups(inspection, left_out))
+        if left_out:
+            console.print(f"these are the largest groups; {left_out} more with --all")
     reasons = [reason.split(": ", 1)[1] for w in inspection.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))
     if pinned:
@@ -46,11 +48,59 @@ def print_inspection(console: Console, model: str, inspection: Inspection) -> No
         console.print(f"[yellow]operators without a rule, all that they touch is pinned:[/] {shown(listed)}")
 
 
-def _groups(model: str, inspection: Inspection) -> Table:
-    table = Table(title=shown(model), title_justify="left")
+def print_summary(console: Console, model: str, inspection: Inspection) -> None:
+    """Print what can go in a few lines: weights, kinds of units, and learnt numbers that are no weights."""
+    console.print(f"[b]{shown(model)}[/]", soft_wrap=True)
+    exact, inexact, total = inspection.unit_parameters, inspection.inexact_parameters, inspection.weight_parameters
+    if inspection.weights:
+        more = f", {inexact / total:.1%} with --allow-inexact" if inexact > exact else ""
+        layers = f"{inspection.weight_parameters:,} weights in {len(inspection.weights)} layers"
+        console.print(f"{layers}; {exact / total:.1%} of them go with whole units exactly{more}")
+        cuttable = inspection.unit_macs / max(inspection.macs, 1)
+        work = f"{inspection.macs:,} multiply-adds{of_inputs(inspection.input_shapes)}"
+        console.print(f"{work}; {cuttable:.1%} of them in layers that can be cut")
+    else:
+        console.print("it holds no weights that can be pruned: there is no Conv, Gemm, MatMul or recurrent layer")
+    if inspection.caches is not None:
+        caches = inspection.caches
+        freed = " and ".join(f"{n} {kind}" for kind, n in caches.units.items()) or "no more units"
+        console.print(
+            f"--resize-io narrows {caches.count} caches among inputs and outputs: {freed}, the same in every layer, go "
+            f"as well ({caches.unit_parameters / max(total, 1):.1%} of the weights exactly), or up to {caches.layers} layers"
+        )
+    for kind, counts in _by_kind(inspection).items():
+        console.print(f"{len(counts)} {'groups' if len(counts) > 1 else 'group'} of {kind}: {sum(counts):,} units")
+    if inspection.elsewhere:
+        items = list(inspection.elsewhere.items())
+        listed = ", ".join(f"{name} ({count:,})" for name, count in items[:_MOST_HOLDERS])
+        rest = f" and {len(items) - _MOST_HOLDERS} more operators" if len(items) > _MOST_HOLDERS else ""
+        console.print(f"learnt numbers that are no prunable weights, by operator: {shown(listed)}{rest}")
+
+
+def _by_kind(inspection: Inspection) -> dict[str, list[int]]:
+    """The number of units in each group, by kind; the most units first."""
+    kinds: dict[str, list[int]] = {}
+    for group in inspection.groups:
+        kinds.setdefault(group.kind, []).append(group.units)
+    return dict(sorted(kinds.items(), key=lambda item: -sum(item[1])))
+
+
+def _groups(inspection: Inspection, left_out: int) -> Table:
+    groups = inspection.groups
+    if left_out:
+        groups = tuple(sorted(groups, key=lambda group: -group.units)[:-left_out])
+    table = Table()
     for name in ("group", "kind", "units", "cuts", "exact"):
         table.add_column(name, justify="right" if name == "units" else "left", overflow="fold")
-    for group in inspection.groups:
-        sites = group.sites[0] if len(group.sites) == 1 else f"{len(group.sites)} axes"
-        table.add_row(shown(group.name), group.kind, str(group.units), shown(sites), shown(group.inexact) or "yes")
+    nodes = {w.name: w.node or f"{w.operator} {w.name}" for w in inspection.weights}
+    for group in groups:
+        name, site = (readable_name(name, nodes) for name in (group.name, group.sites[0]))
+        sites = cut_middle(site, _LONGEST_SITE) if len(group.sites) == 1 else f"{len(group.sites)} axes"
+        table.add_row(
+            shown(cut_middle(name, _LONGEST_NAME)),
+            group.kind,
+            str(group.units),
+            shown(sites),
+            shown(group.inexact) or "yes",
+        )
     return table

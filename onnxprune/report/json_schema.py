@@ -41,7 +41,8 @@ class PruneOutput(BaseModel):
 
     format: Literal["onnxprune-prune/1"] = Field(description="name and version of this layout")
     model: str = Field(description="the model that was pruned")
-    output: str | None = Field(description="the file that was written; null after a dry run")
+    output: str | None = Field(description="the file that was written; null after a dry run or a missed limit")
+    missed: str | None = Field(None, description="why no model was written: the limit that was missed")
     sha256: str | None = Field(None, description="of the output, its external data included")
     recipe: Recipe = Field(description="all settings, defaults included")
     sparsity: float = Field(description="share of prunable parameters that are zero or gone")

@@ -13,9 +13,10 @@ from rich.table import Table
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.pipeline.scan import OUTPUT_ERROR, Scan
-from onnxprune.report.text import shown, visible
+from onnxprune.report.text import cut_middle, readable_name, shown, visible
 
 _FORMATS = (".png", ".svg", ".pdf")
+_LONGEST_NAME = 40
 _MOST_NAMED = 20  # curves beyond these, the least sensitive, are drawn without a name
 
 
@@ -28,7 +29,8 @@ def print_scan(console: Console, model: str, scan: Scan) -> None:
     for name in ("weights", *(f"{level:g}" for level in scan.table.levels)):
         table.add_column(name, justify="right", no_wrap=True)
     for name, size, values in zip(scan.table.names, scan.table.sizes, scan.table.errors.tolist(), strict=True):
-        table.add_row(shown(name), f"{size:,}", *(f"{value:.3g}" for value in values))
+        layer = cut_middle(readable_name(name, scan.nodes), _LONGEST_NAME)
+        table.add_row(shown(layer), f"{size:,}", *(f"{value:.3g}" for value in values))
     console.print(table)
     for name, reason in scan.skipped.items():
         console.print(f"[yellow]{shown(name)} was left out: {shown(reason)}[/]")
@@ -79,7 +81,7 @@ def _drawn(scan: Scan, model: str, kind: str) -> bytes:
     table, falls = scan.table, scan.measured not in (OUTPUT_ERROR, "mse")
     order = (table.errors[:, -1] * (1 if falls else -1)).argsort(kind="stable")
     for rank, i in enumerate(order.tolist()):
-        name = _label(table.names[i]) if rank < _MOST_NAMED else None
+        name = _label(readable_name(table.names[i], scan.nodes)) if rank < _MOST_NAMED else None
         axes.plot([0.0, *table.levels], [scan.dense, *table.errors[i].tolist()], marker="o", markersize=3, label=name)
     axes.set_xlabel("sparsity of one " + ("layer" if scan.structure == "weights" else "group of units") + " alone")
     axes.set_ylabel(scan.measured)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Mapping
 
 from rich.markup import escape
 
@@ -33,3 +35,30 @@ def _escaped(character: str) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Shorten a text in its middle, where names of layers differ least: ``cut_middle("blocks.0.conv1", 9)`` is
+    ``bloc…onv1``."""
+    if len(text) <= width:
+        return text
+    kept = max(width - 1, 2)
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
+_NUMBERED = re.compile(r"(?:onnx::)?(?:[A-Za-z]+_)?\d+")
+
+
+def readable_name(name: str, nodes: Mapping[str, str]) -> str:
+    """Return the name of a weight, or of one of its axes, as a person knows it.
+
+    Exporters that fold or transpose a weight call it by a number: ``onnx::Conv_497[0]``. The node that reads it still
+    bears the name of the layer: ``/layer1/conv1/Conv[0]``.
+
+    Args:
+        name: The weight's, with or without an axis in brackets.
+        nodes: The name of the node that reads each weight.
+    """
+    weight, bracket, axis = name.partition("[")
+    node = nodes.get(weight, "")
+    return f"{node}{bracket}{axis}" if node and _NUMBERED.fullmatch(weight) else name

@@ -187,10 +187,10 @@ def working_inputs(
     if untold:
         return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
     if hints_of(model).inputs:
-        raise DataError(f"the model does not run the inputs of --inputs ({first_failure})")
+        raise DataError(f"the model does not run the inputs of --inputs ({str(first_failure).rstrip('. ')})")
     raise DataError(
         f"no inputs were found that the model runs with: give some by --inputs FILE.npz, one array for each input "
-        f"({first_failure})"
+        f"({str(first_failure).rstrip('. ')})"
     )
 
 

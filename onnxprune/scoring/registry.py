@@ -100,6 +100,18 @@ class Criterion:
         return tuple(name for name, f in functions.items() if self.weights is not None or f is not None)
 
     @property
+    def in_words(self) -> str:
+        """What it needs, with PyTorch where it takes gradients."""
+        if not self.needs_pytorch:
+            return self.needs
+        return "PyTorch" if self.needs == "nothing" else f"{self.needs}, PyTorch"
+
+    @property
+    def needs_pytorch(self) -> bool:
+        """Whether it takes gradients, which the bridge to PyTorch gives."""
+        return self.looks_at == "gradients" or self.needs in ("labels", "training")
+
+    @property
     def formula(self) -> str:
         """The first sentence of the docstring, which is the formula."""
         function = self.weights or self.units or self.blocks

@@ -1,7 +1,8 @@
 """Kept counts that kernels run fast.
 
-ONNX Runtime's convolutions run in blocks of 16 channels, and a count that is no multiple of 4 leaves the fast path;
-MatMul and Gemm are smooth; a wide one steps by 8 or more all the same, so that choosing takes no longer than it tells.
+ONNX Runtime's convolutions run in blocks of 16 channels, and a count that is no multiple of 4 leaves the fast path.
+MatMul and Gemm are smooth there in float32; tensor cores and most accelerators want multiples of 8, so that products of
+64 or more units step by 8. Wide ones step by more, so that choosing takes no longer than it tells.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ RoundTo = int | Literal["auto", "none"]
 CONV_BLOCK = 16
 SMALLEST_BLOCK = 4
 
-_WIDE, _LEVELS, _VECTOR = 1024, 256, 8  # of a product: from which width it steps, to about how many counts, by what
+_STEPPED, _LEVELS, _VECTOR = 64, 256, 8  # of a product: from which width it steps, to at most how many counts, by what
 
 
 def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
@@ -33,8 +34,10 @@ def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
     if round_to == "auto":
         readers = [structure.weights[s.value] for s in group.sites if s.value in structure.weights]
         if not any(operator_of(node).kind == "conv" for node in readers):
-            return 1 if len(group) <= _WIDE else _VECTOR * math.ceil(len(group) / (_VECTOR * _LEVELS))
-        block = CONV_BLOCK
+            indices = len(group) * _indices_per_atom(structure, group)
+            block = 1 if indices < _STEPPED else _VECTOR * math.ceil(len(group) / (_VECTOR * _LEVELS))
+        else:
+            block = CONV_BLOCK
     else:
         block = int(round_to)
     return block // math.gcd(block, _indices_per_atom(structure, group))

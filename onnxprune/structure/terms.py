@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 PINNED = 0
 """The id of the empty term."""
 
+_WEAK = ("an axis of extent 1", "it is a spatial axis", "it is tied to an index that is never removed")
+_STRONG = 1 << 32  # reasons from this number on stand before the weak ones, which tell a user less
 
 _LONGEST = 1 << 28  # elements of an axis; a file may claim any number
 
@@ -35,7 +37,7 @@ class Terms:
     """A union-find forest of term ids with products, pins and tags.
 
     Attributes:
-        reasons: Texts; ``pinned`` and ``mixed`` hold indices into it (0 means no).
+        reasons: Texts by number; ``pinned`` and ``mixed`` hold numbers (0 means no).
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class Terms:
         self.paired: Bools = np.zeros(1024, bool)
         self.first: Ids = np.zeros(1024, np.int64)
         self.second: Ids = np.zeros(1024, np.int64)
-        self.reasons: list[str] = [""]
+        self.reasons: dict[int, str] = {0: ""}
         self._reason_ids: dict[str, int] = {"": 0}
         self._products: dict[tuple[int, ...], int] = {}
         self._grids: dict[tuple[bytes, bytes], Ids] = {}
@@ -270,8 +272,8 @@ class Terms:
     def reason_id(self, text: str) -> int:
         """Return the number of a reason text."""
         if text not in self._reason_ids:
-            self._reason_ids[text] = len(self.reasons)
-            self.reasons.append(text)
+            number = len(self.reasons) + (0 if text.endswith(_WEAK) else _STRONG)
+            self._reason_ids[text], self.reasons[number] = number, text
         return self._reason_ids[text]
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -282,7 +284,8 @@ class Terms:
         if self.bound[roots].any():
             _, inner = self.members(ids)
             roots = np.concatenate([roots[~self.bound[roots]], inner])
-        flags[roots] = np.where(flags[roots] == 0, number, flags[roots])
+        before = flags[roots]
+        flags[roots] = np.where((before == 0) | ((before < _STRONG) & (number >= _STRONG)), number, before)
 
     def _can_link(self, children: Ids, roots: Ids) -> bool:
         """Say whether all children are different atoms that the roots have no part of."""

@@ -58,10 +58,10 @@ def display() -> Iterator[Progress]:
 
 
 def describe(event: Event) -> str:
-    """The event's figures on one line."""
-    metric = "" if event.metric is None else f"  {event.metric_name} {event.metric:.4f}"
-    minutes, seconds = divmod(int(event.seconds_left), 60)
-    return f"loss {event.loss:.4f}{metric}  sparsity {event.sparsity:.2%}  {minutes}:{seconds:02d} left"
+    """The event's figures on one line, the most wanted first: what lies behind may be cut."""
+    metric = "" if event.metric is None else f"{event.metric_name} {event.metric:.4f}  "
+    minutes, seconds = divmod(int(event.seconds_left) if event.seconds_left == event.seconds_left else 0, 60)
+    return f"{metric}loss {event.loss:.3g}  {minutes}:{seconds:02d} left  sparsity {event.sparsity:.1%}"
 
 
 class Ticker:

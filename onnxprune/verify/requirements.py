@@ -14,12 +14,18 @@ def check_requirements(limits: Iterable[Limit], measured: Mapping[str, float]) -
     Raises:
         VerificationError: One is missed, or its figure could not be measured; the sentence names each.
     """
+    missed = missed_limits(limits, measured)
+    if missed:
+        raise VerificationError(f"no model was written, because {' and '.join(missed)}")
+
+
+def missed_limits(limits: Iterable[Limit], measured: Mapping[str, float]) -> list[str]:
+    """Say of each limit that is missed, or whose figure could not be measured, what was found and what was wanted."""
     missed = []
     for limit in limits:
+        wanted = f"(wanted {limit.comparison} {limit.bound:g})"
         if limit.name not in measured:
-            missed.append(f"{limit.name} could not be measured (wanted {limit.comparison} {limit.bound:g})")
+            missed.append(f"{limit.name} could not be measured {wanted}")
         elif not limit.holds(measured[limit.name]):
-            value = measured[limit.name]
-            missed.append(f"{limit.name} is {value:.4g} (wanted {limit.comparison} {limit.bound:g})")
-    if missed:
-        raise VerificationError(f"nothing was written, because {' and '.join(missed)}")
+            missed.append(f"{limit.name} is {measured[limit.name]:.4g} {wanted}")
+    return missed

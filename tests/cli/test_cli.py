@@ -93,7 +93,7 @@ def test_sparsity_out_of_range(model: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sparsity_missing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--sparsity" in refused(capsys, model.parent, model)
+    assert "--sparsity" in refused(capsys, model.parent, model, "--structure", "channels")
 
 
 def test_unknown_structure(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

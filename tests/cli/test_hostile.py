@@ -64,7 +64,7 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
     "a limit without a number": (GOOD + "require = ['size<=small']\n", "line 3: require"),
     "rounding to nothing": (GOOD + "round_to = 0\n", "line 3: round_to"),
     "a number for a path": ("sparsity = 0.5\nmodel = 3\n", "line 2: model"),
-    "a list for a path": ("sparsity = 0.5\nmodel = ['net.onnx']\n", "line 2: model"),
+    "a list for a path": (GOOD + "record = ['net.json']\n", "line 3: record"),
     "a path with a zero": ("sparsity = 0.5\nmodel = 'a\\u0000b'\n", "model"),
     "a very long path": (f"sparsity = 0.5\nmodel = '{'a' * 5000}'\n", "too long"),
     "the input as output": (GOOD + "output = 'net.onnx'\n", "input"),

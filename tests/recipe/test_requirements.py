@@ -56,7 +56,7 @@ def test_the_sentence_names_what_was_measured_and_what_was_wanted() -> None:
     with pytest.raises(VerificationError) as missed:
         check_requirements(wanted, {"size": 0.3, "sparsity": 0.95})
     assert str(missed.value) == (
-        "nothing was written, because size is 0.3 (wanted <= 0.25) and macs could not be measured (wanted <= 1)"
+        "no model was written, because size is 0.3 (wanted <= 0.25) and macs could not be measured (wanted <= 1)"
     )
 
 

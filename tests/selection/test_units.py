@@ -31,8 +31,8 @@ def test_allowed_counts(n: int, step: int, floor: int, counts: list[int]) -> Non
     assert kept_counts(n, step, floor) == counts
 
 
-@pytest.mark.parametrize(("width", "step"), [(1024, 1), (1025, 8), (3072, 16), (16384, 64)])
-def test_a_wide_product_shrinks_to_some_256_counts_whatever_its_width(width: int, step: int) -> None:
+@pytest.mark.parametrize(("width", "step"), [(63, 1), (64, 8), (1025, 8), (3072, 16), (16384, 64)])
+def test_a_product_keeps_multiples_of_8_and_a_wide_one_some_256_counts(width: int, step: int) -> None:
     structure = prepare(two_layers(width))
     (group,) = structure.groups
     assert step_of(structure, group, "auto") == step
@@ -51,7 +51,7 @@ def choose(
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9])
 def test_the_budget_is_met(sparsity: float) -> None:
-    chosen, _ = choose(UnitBudget(sparsity))
+    chosen, _ = choose(UnitBudget(sparsity, round_to="none"))
     assert chosen.sparsity == pytest.approx(sparsity, abs=0.01)
 
 
@@ -102,8 +102,10 @@ def test_lamp_of_units_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_floor_holds() -> None:
-    _, kept = choose(UnitBudget(0.99, floor=10))
+    _, kept = choose(UnitBudget(0.99, floor=10, round_to="none"))
     assert min(kept.values()) == 10
+    _, kept = choose(UnitBudget(0.99, floor=10))
+    assert min(kept.values()) == 16  # the next multiple of 8
 
 
 def test_the_least_important_go() -> None:

@@ -315,7 +315,7 @@ def test_progress_tells_loss_metric_sparsity_and_time() -> None:
     assert last.step == last.steps
     assert last.sparsity == 0.75
     assert last.metric is not None and last.metric > 0.7
-    assert describe(last).startswith(f"loss {last.loss:.4f}  accuracy {last.metric:.4f}  sparsity 75.00%  0:00 left")
+    assert describe(last).startswith(f"accuracy {last.metric:.4f}  loss {last.loss:.3g}  0:00 left  sparsity 75.0%")
     with display() as show:
         show(last)
 

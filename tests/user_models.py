@@ -1,0 +1,124 @@
+"""Small networks of the kinds that users bring, exported as they would: stand-ins for models that need a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Detector(nn.Module):
+    """The graph of a YOLO from version 8 on: two scales, sides of boxes as Softmax over 16 bins, classes by Sigmoid."""
+
+    def __init__(self, classes: int = 12) -> None:
+        super().__init__()
+        self.classes = classes
+        self.fine = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.SiLU())
+        self.coarse = nn.Sequential(nn.Conv2d(32, 48, 3, 2, 1), nn.SiLU())
+        self.boxes, self.scores = (
+            nn.ModuleList(
+                nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, outputs, 1))
+                for width in (32, 48)
+            )
+            for outputs in (64, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine(images)
+        scales = (fine, self.coarse(fine))
+        heads = [torch.cat((b(x), s(x)), 1) for x, b, s in zip(scales, self.boxes, self.scores, strict=True)]
+        joined = torch.cat([head.view(images.shape[0], 64 + self.classes, -1) for head in heads], 2)
+        boxes, scores = joined.split((64, self.classes), 1)
+        bins = boxes.view(images.shape[0], 4, 16, -1).transpose(2, 1).softmax(1)
+        sides = (bins * torch.arange(16.0).view(1, 16, 1, 1)).sum(1)
+        first, last = sides.chunk(2, 1)
+        return torch.cat(((first + last) / 2, last - first, scores.sigmoid()), 1)
+
+
+class Classifier(nn.Module):
+    """A small residual network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
+        self.branch = nn.Sequential(
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 32, 3, padding=1)
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        return self.head((x + self.branch(x)).relu().mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """Two layers of BERT: masked attention with heads, an MLP, LayerNorm behind each."""
+
+    def __init__(self, width: int = 32, heads: int = 4, words: int = 100) -> None:
+        super().__init__()
+        self.heads, self.words, self.places = heads, nn.Embedding(words, width), nn.Embedding(32, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {name: nn.Linear(width, width) for name in ("query", "key", "value", "out")}
+                | {"up": nn.Linear(width, 4 * width), "down": nn.Linear(4 * width, width)}
+                | {"norm1": nn.LayerNorm(width), "norm2": nn.LayerNorm(width)}
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
+        hidden = (1.0 - attention_mask[:, None, None, :].float()) * -10000.0
+        batch, length, width = x.shape
+        for layer in self.layers:
+            q, k, v = (
+                layer[name](x).view(batch, length, self.heads, -1).transpose(1, 2) for name in ("query", "key", "value")
+            )
+            weights = (q @ k.transpose(-2, -1) / (width / self.heads) ** 0.5 + hidden).softmax(-1)
+            x = layer["norm1"](x + layer["out"]((weights @ v).transpose(1, 2).reshape(batch, length, width)))
+            x = layer["norm2"](x + layer["down"](nn.functional.gelu(layer["up"](x))))
+        return x
+
+
+def _export(network: nn.Module, inputs: dict[str, Tensor], path: Path, axes: dict[int, str]) -> None:
+    dynamic = dict.fromkeys(inputs, axes)
+    torch.onnx.export(
+        network.eval(), tuple(inputs.values()), path, dynamo=False, opset_version=17,
+        input_names=list(inputs), output_names=["output0"], dynamic_axes=dynamic,
+    )  # fmt: skip
+
+
+def make_detector(folder: Path) -> None:
+    """yolo.onnx and pictures.npz."""
+    torch.manual_seed(0)
+    _export(Detector(), {"images": torch.zeros(1, 3, 32, 32)}, folder / "yolo.onnx", {0: "batch"})
+    np.savez(folder / "pictures.npz", images=_numbers(64, 3, 32, 32))
+
+
+def make_classifier(folder: Path) -> None:
+    """classifier.onnx, pictures.npz, and validation.npz with labels."""
+    torch.manual_seed(0)
+    if not (folder / "classifier.onnx").exists():
+        _export(Classifier(), {"image": torch.zeros(1, 3, 32, 32)}, folder / "classifier.onnx", {0: "batch"})
+        size = 32
+    else:
+        size = 224  # what the page itself exported
+    np.savez(folder / "pictures.npz", image=_numbers(48, 3, size, size))
+    np.savez(folder / "validation.npz", image=_numbers(32, 3, size, size), label=np.arange(32) % 10)
+
+
+def make_encoder(folder: Path) -> None:
+    """bert.onnx and sentences.npz, padded."""
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(1, 100, (128, 16))
+    mask = (np.arange(16) < np.random.default_rng(1).integers(4, 17, (128, 1))).astype(np.int64)
+    inputs = {"input_ids": torch.ones(1, 16, dtype=torch.long), "attention_mask": torch.ones(1, 16, dtype=torch.long)}
+    _export(Encoder(), inputs, folder / "bert.onnx", {0: "batch", 1: "length"})
+    np.savez(folder / "sentences.npz", input_ids=ids * mask, attention_mask=mask)
+
+
+def _numbers(*shape: int) -> Any:
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
