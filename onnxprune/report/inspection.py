@@ -64,9 +64,10 @@ def print_summary(console: Console, model: str, inspection: Inspection) -> None:
     if inspection.caches is not None:
         caches = inspection.caches
         freed = " and ".join(f"{n} {kind}" for kind, n in caches.units.items()) or "no more units"
+        share = caches.unit_parameters / max(total, 1)
         console.print(
             f"--resize-io narrows {caches.count} caches among inputs and outputs: {freed}, the same in every layer, go "
-            f"as well ({caches.unit_parameters / max(total, 1):.1%} of the weights exactly), or up to {caches.layers} layers"
+            f"as well ({share:.1%} of the weights exactly), or up to {caches.layers} layers"
         )
     for kind, counts in _by_kind(inspection).items():
         console.print(f"{len(counts)} {'groups' if len(counts) > 1 else 'group'} of {kind}: {sum(counts):,} units")
