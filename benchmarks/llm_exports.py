@@ -11,7 +11,7 @@ repository: two layers, width 64, vocabulary 320, all numbers random. The table 
 kinds of units with their numbers and the share of the weights that can go exactly and inexactly with ``--resize-io``,
 how many whole layers can go, the inexact share without that flag, and the largest difference between removed and
 masked in ONNX Runtime, with caches that are not empty. The builder of onnxruntime-genai 0.18 needs transformers 5,
-which optimum-onnx does not accept: a second environment with transformers==5.24.0 writes its forms (genai).
+which optimum-onnx does not accept: a second environment with transformers==5.24.0 writes its forms (genai, experts).
 """
 
 from __future__ import annotations
@@ -165,6 +165,35 @@ def export_opset23(family: str, out: Path) -> None:
     program.save(out / "model.onnx")
 
 
+def export_experts(family: str, out: Path) -> None:
+    """torch.onnx.export(dynamo=True) without a cache, the experts as one product of stacked matrices (transformers 5)."""
+    import torch
+    import transformers
+
+    name, settings = DECODERS[family]
+    torch.manual_seed(SEED)
+    config = getattr(transformers, f"{name}Config")(**settings)
+    model = (
+        getattr(transformers, f"{name}ForCausalLM")
+        ._from_config(config, attn_implementation="eager", experts_implementation="batched_mm")
+        .eval()
+    )
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any) -> Any:
+            return self.model(input_ids=input_ids, use_cache=False).logits
+
+    auto, ids = torch.export.Dim.DYNAMIC, torch.ones(2, 7, dtype=torch.long)
+    program = torch.onnx.export(Logits(), (ids,), dynamo=True, opset_version=18, verbose=False,
+                                dynamic_shapes={"input_ids": {0: auto, 1: auto}}, input_names=["input_ids"])  # fmt: skip
+    assert program is not None
+    program.save(out / "model.onnx")
+
+
 def export_encoder(family: str, out: Path) -> None:
     """torch.onnx.export(dynamo=True) of an encoder with dynamic batch and sequence."""
     _encoder(family, out / "model.onnx", dynamo=True)
@@ -252,7 +281,7 @@ def export_fused(family: str, out: Path) -> None:
 Export = Callable[[str, Path], None]
 FORMS: dict[str, Export] = {
     "dynamo": export_dynamo, "opset23": export_opset23, "optimum": export_optimum, "merged": export_optimum_merged,
-    "genai": export_genai, "genai-int4": export_genai_int4, "encoder": export_encoder,
+    "experts": export_experts, "genai": export_genai, "genai-int4": export_genai_int4, "encoder": export_encoder,
     "encoder-legacy": export_encoder_legacy, "fused": export_fused,
 }  # fmt: skip
 
@@ -264,6 +293,7 @@ def cells() -> Iterator[tuple[str, str]]:
         yield from ((family, form) for form in ("dynamo", "opset23", "optimum"))
         if family in built:
             yield from ((family, form) for form in ("genai", "genai-int4"))
+    yield from ((family, "experts") for family in ("mixtral", "qwen3-moe"))
     yield from ((family, "merged") for family in ("llama", "gpt2"))
     for family in ENCODERS:
         yield from ((family, form) for form in ("encoder", "encoder-legacy", "opset23"))

@@ -84,7 +84,8 @@ _enter("Concat", movement="join", data=None, factor_rank=3, **_MOVES)
 _enter("Pad", movement="pad", settings=(2,), **_MOVES)
 _enter("GatherElements", indices={1: (0, None)}, passes_units=True)
 _enter("ScatterElements Scatter", indices={1: (0, None)}, passes_units=True)
-_enter("CenterCropPad Compress CumProd CumSum GatherND ReverseSequence ScatterND TensorScatter TopK Trilu",
+_enter("GatherND", movement="pick", passes_units=True)
+_enter("CenterCropPad Compress CumProd CumSum ReverseSequence ScatterND TensorScatter TopK Trilu",
        passes_units=True)  # fmt: skip
 _enter("Resize", settings=(1, 2), passes_units=True)
 _enter("Upsample", settings=(1,), passes_units=True)

@@ -287,7 +287,7 @@ class View:
         node = value.producer()
         while node is not None and operator_of(node).view and node.inputs[0] is not None:
             node = node.inputs[0].producer()
-        table = node.inputs[0] if node is not None and operator_of(node).tables == (0,) else None
+        table = node.inputs[0] if node is not None and self._picks_matrices(node) else None
         if table is not None and self.is_source(table) and self.rank(table) > 2:
             yield table
 

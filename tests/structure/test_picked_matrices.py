@@ -19,6 +19,10 @@ PICKED = {
         s = MatMul(x, router) top, i = TopK<axis=-1>(s, one) f = Squeeze(i, last)
         u = Gather<axis=0>(up, f) d = Gather<axis=0>(down, f) r = Unsqueeze(x, axis1)
         h = MatMul(r, u) a = Relu(h) o = MatMul(a, d) y = Squeeze(o, axis1) }""",
+    "a GatherND by tokens": """agraph (float[T,8] x) => (float[T,8] y) {
+        s = MatMul(x, router) top, i = TopK<axis=-1>(s, one)
+        u = GatherND(up, i) d = GatherND(down, i) r = Unsqueeze(x, axis1)
+        h = MatMul(r, u) a = Relu(h) o = MatMul(a, d) y = Squeeze(o, axis1) }""",
     "a Gather by a number": """agraph (float[T,8] x, int64 e) => (float[T,8] y) {
         s = MatMul(x, router) m = ReduceMax<axes=[1]>(s) u = Gather<axis=0>(up, e) d = Gather<axis=0>(down, e)
         h = MatMul(x, u) a = Relu(h) o = MatMul(a, d) y = Mul(o, m) }""",
