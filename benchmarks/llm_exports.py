@@ -166,7 +166,7 @@ def export_opset23(family: str, out: Path) -> None:
 
 
 def export_experts(family: str, out: Path) -> None:
-    """torch.onnx.export(dynamo=True) without a cache, the experts as one product of stacked matrices (transformers 5)."""
+    """torch.onnx.export(dynamo=True) without a cache, experts as products of stacked matrices (transformers 5)."""
     import torch
     import transformers
 
@@ -188,8 +188,9 @@ def export_experts(family: str, out: Path) -> None:
             return self.model(input_ids=input_ids, use_cache=False).logits
 
     auto, ids = torch.export.Dim.DYNAMIC, torch.ones(2, 7, dtype=torch.long)
+    shapes = {"input_ids": {0: auto, 1: auto}}
     program = torch.onnx.export(Logits(), (ids,), dynamo=True, opset_version=18, verbose=False,
-                                dynamic_shapes={"input_ids": {0: auto, 1: auto}}, input_names=["input_ids"])  # fmt: skip
+                                dynamic_shapes=shapes, input_names=["input_ids"])  # fmt: skip
     assert program is not None
     program.save(out / "model.onnx")
 
