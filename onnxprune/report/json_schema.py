@@ -66,7 +66,8 @@ class PruneOutput(BaseModel):
     proved: bool = Field(description="whether equal outputs of removed and masked prove that the cut is right")
     unproved: str = Field(description='why nothing was proved; "" where something was')
     output_change: float | None = Field(
-        None, description="largest difference to the original, relative to its largest output"
+        None,
+        description="largest difference to the original, relative to its largest output; of whole numbers the share",
     )
     latency_ratio: float | None = Field(None, description="after / before")
     latency: LatencyFigure | None = Field(None, description="milliseconds, and the machine that measured them")

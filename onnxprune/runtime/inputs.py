@@ -169,6 +169,7 @@ def working_inputs(
     first_failure: DataError | None = None
     untold: list[Feeds] = []
     failed: set[tuple[tuple[int, ...], ...]] = set()
+    made_up = not hints_of(model).inputs and not hints_of(model).samples
     for feeds in input_sets(model, seed=seed, sizes=sizes):
         shapes = tuple(np.shape(array) for array in feeds.values())
         if shapes in failed and not hints_of(model).inputs:
@@ -179,11 +180,14 @@ def working_inputs(
             first_failure = first_failure or failure
             failed.add(shapes)
             continue
-        if tells_something(outputs):
-            return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
-        untold.append(feeds)
-        if len(untold) == _MOST_UNTOLD:
-            break
+        if not tells_something(outputs) and made_up and _runs_and_tells(session, _positive(feeds)):
+            feeds = _positive(feeds)  # for a root or a logarithm
+        elif not tells_something(outputs):
+            untold.append(feeds)
+            if len(untold) == _MOST_UNTOLD:
+                break
+            continue
+        return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
     if untold:
         return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
     if hints_of(model).inputs:
@@ -192,6 +196,18 @@ def working_inputs(
         f"no inputs were found that the model runs with: give some by --inputs FILE.npz, one array for each input "
         f"({str(first_failure).rstrip('. ')})"
     )
+
+
+def _positive(feeds: Feeds) -> Feeds:
+    """The same without a sign."""
+    return {name: np.abs(array) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+
+
+def _runs_and_tells(session: ort.InferenceSession, feeds: Feeds) -> bool:
+    try:
+        return tells_something(run(session, feeds))
+    except DataError:
+        return False
 
 
 def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) -> Feeds:
@@ -264,6 +280,8 @@ def _others(
         candidates = (f for f in users if {name: np.shape(array) for name, array in f.items()} != shapes)
     else:
         candidates = _other_batches(model, seed, chosen, told)
+        if all((array >= 0).all() for array in chosen.values() if array.dtype.kind == "f"):
+            candidates = map(_positive, candidates)
     for feeds in candidates:
         try:
             run(session, feeds)

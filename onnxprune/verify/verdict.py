@@ -191,11 +191,16 @@ def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) ->
 def change_of_output(expected: Any, actual: Any) -> float:
     """Return the largest difference of an output, relative to the largest value of the part that it lies in.
 
+    Whole numbers of 32 and 64 bits are indices and labels, which have no distance: of them it is the share that
+    differs.
+
     Boxes in pixels and scores from 0 to 1 may share one tensor of three or more axes. So each index of the axis behind
     the samples, and of the last axis, is a part with a scale of its own where it holds enough values to tell a scale.
     """
-    whole = runtime.relative_difference(expected, actual)
     a, b = np.asarray(expected), np.asarray(actual)
+    if a.shape == b.shape and a.dtype == b.dtype and (a.dtype.kind == "b" or a.dtype.kind in "iu" and a.itemsize >= 4):
+        return float(np.mean(a != b)) if a.size else 0.0
+    whole = runtime.relative_difference(expected, actual)
     if a.shape != b.shape or a.ndim < _PARTS_FROM_RANK or a.dtype.kind not in "fiu" or not np.isfinite(whole):
         return whole
     a, b = a.astype(np.float64), b.astype(np.float64)

@@ -236,3 +236,13 @@ def test_made_up_inputs_are_not_huge() -> None:
     assert sizes and all(np.prod(list(each.values())) <= 1 << 25 for each in sizes)
     fixed = '<ir_version: 8, opset_import: ["":17]> g (float[N, 9000, 9000] x) => (float[N, k, l] y) { y = Relu(x) }'
     assert next(candidate_sizes(model_io.load_any(parser.parse_model(fixed)))) == {"N": 2}
+
+
+def test_a_root_or_a_logarithm_gets_positive_numbers() -> None:
+    text = """<ir_version: 8, opset_import: ["":17]> g (float[N, 4] x, float[N, 4] z) => (float[one, one] y)
+        { a = Sqrt(x) b = Log(z) c = Add(a, b) y = ReduceSum<keepdims = 1>(c) }"""
+    network = model_io.load_any(parser.parse_model(text))
+    sets = working_inputs(network, count=2)
+    assert len({feeds["x"].shape for feeds in sets}) == 2
+    for feeds in sets:
+        assert np.isfinite(run(make_session(network), feeds)["y"]).all()

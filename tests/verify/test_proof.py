@@ -122,6 +122,14 @@ def test_each_part_of_an_output_has_its_own_scale() -> None:
     assert change_of_output(np.ones((2, 10)), np.full((2, 10), 1.01)) == pytest.approx(0.01)
 
 
+def test_the_change_of_indices_is_the_share_that_differs() -> None:
+    labels = np.zeros((10, 1), np.int64)
+    other = labels.copy()
+    other[:3] = 7
+    assert change_of_output(labels, other) == pytest.approx(0.3) and change_of_output(labels, labels) == 0
+    assert change_of_output(labels > 0, other > 0) == pytest.approx(0.3)
+
+
 def _ill(epsilon: float, dtype: type = np.float32) -> onnx.ModelProto:
     """1 / (m - m'), where m' is nearly m: rounding moves it by a large share of its largest value."""
     rng = np.random.default_rng(0)
