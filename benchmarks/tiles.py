@@ -2,8 +2,8 @@
 
     python benchmarks/tiles.py --output benchmarks/results/tiles.json
 
-Latency is thread CPU time on one thread, the median of rounds that alternate with the dense model, as a ratio; the ratio
-of the fastest samples stands beside it, which other work on the machine disturbs least. Each model is pruned as
+Latency is thread CPU time on one thread, the median of rounds that alternate with the dense model, as a ratio; the
+ratio of the fastest samples stands beside it, which other work on the machine disturbs least. Each model is pruned as
 ``onnxprune MODEL --structure tiles --allocation uniform`` does it, and its outputs are compared with those of the same
 model with masked weights. Weights are random: what they are changes no time.
 """

@@ -17,12 +17,16 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.layers import result_axis, slots_of
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.shapes import Facts
 from onnxprune.graph.tensors import Array
 from onnxprune.graph.tiles import Indices
-from onnxprune.passes.tile_layers import NAMELESS, PREFIX
+from onnxprune.passes.order import followers
+from onnxprune.passes.tile_layers import INNER, NAMELESS, ORDER, PREFIX
 
 _MOST = 2**31  # elements of a weight
 _NAME = re.compile(re.escape(PREFIX) + r"(\d+(?:x\d+)*)/(\d(?:x\d)?)/\d+/(.*)", re.DOTALL)
@@ -48,15 +52,18 @@ class JoinTiles(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit, layers = Editor(model), [node for node in model.graph if _is_last(node)]
+        ordered: list[tuple[ir.Node, Indices]] = []
         for last in layers:
             try:
-                _join(edit, last)
+                ordered += _join(edit, last)
             except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(
-                    f"The layer in tiles {last.name!r} is damaged and cannot be joined: {error}."
-                ) from None
+                raise ModelError(f"The layer in tiles {last.name!r} cannot be joined: {error}.") from None
         if layers:
             RemoveUnusedNodesPass()(model)
+        if ordered:
+            facts = runtime.known_facts(model)
+            for node, order in ordered:
+                _put_back(edit, node, order, facts)
         return ir.passes.PassResult(model, modified=bool(layers))
 
 
@@ -69,12 +76,14 @@ class _Part:
         place: Which of its inputs holds weights.
         source: What the layer reads.
         inputs: Which inputs of that the tile reads; None for all.
+        activation: What is applied to its result; None for nothing.
     """
 
     node: ir.Node
     place: int
     source: ir.Value
     inputs: Indices | None
+    activation: ir.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,24 @@ class _Whole:
         return _Whole(shape, axes, match[3])
 
 
-def _join(edit: Editor, last: ir.Node) -> None:
-    """Put one node in the place of a layer in tiles."""
+def _put_back(edit: Editor, node: ir.Node, order: Indices, facts: Facts) -> None:
+    """Let what reads the outputs of a joined layer read them in their old order again.
+
+    Raises:
+        ModelError: Something cannot.
+    """
+    shape, kind = facts.shape(node.outputs[0]), operator_of(node).kind
+    slot = next(slot for slot in slots_of(node) if _present(node.inputs[slot.input]).is_initializer())
+    after = None
+    if shape is not None:
+        after = followers(node.outputs[0], 1 if kind == "conv" else result_axis(slot, node) + len(shape), facts)
+    if after is None:
+        raise ModelError(f"The layer in tiles {node.name!r} cannot be joined: what reads it keeps another order.")
+    after.follow(edit, np.argsort(order))
+
+
+def _join(edit: Editor, last: ir.Node) -> list[tuple[ir.Node, Indices]]:
+    """Put one node in the place of a layer in tiles; return it with the order in which its outputs are read, if any."""
     node, turned, order = last, last.op_type == "Transpose", None
     if turned:
         node = _maker(node.inputs[0])
@@ -111,6 +136,9 @@ def _join(edit: Editor, last: ir.Node) -> None:
         _refuse("its tiles do not read the same value")
     if turned:
         source = _present(_maker(source).inputs[0])
+    kept_order = last.metadata_props.get(ORDER)
+    if kept_order is not None:
+        order = np.array([int(number) for number in kept_order.split()], np.int64)
     inputs = _whole_inputs(edit, parts, order, turned=turned)
     inputs[first.place if turned else 1 - first.place] = source
     attributes: dict[str, Any] = {name: attribute.value for name, attribute in first.node.attributes.items()}
@@ -119,25 +147,40 @@ def _join(edit: Editor, last: ir.Node) -> None:
     whole = edit.before(last, first.node.op_type, inputs, attributes)
     new = _maker(whole)
     new.doc_string = last.doc_string
-    new.metadata_props.update(last.metadata_props)
+    new.metadata_props.update({key: text for key, text in last.metadata_props.items() if key != ORDER})
+    if first.activation is not None:
+        whole = _whole_activation(edit, last, whole, first.activation)
     edit.take_place(last.outputs[0], whole)
     assert isinstance(last.graph, ir.Graph)
     last.graph.remove(last, safe=True)
     name = (last.name or "")[len(PREFIX) :]
     new.name = None if name.startswith(NAMELESS) else edit.fresh(name)
+    return [] if kept_order is None or order is None else [(new, order)]
+
+
+def _whole_activation(edit: Editor, last: ir.Node, whole: ir.Value, part: ir.Node) -> ir.Value:
+    """The activation behind the whole node, from that of one tile."""
+    attributes = {name: attribute.value for name, attribute in part.attributes.items()}
+    names = [str(name)[len(INNER) :].partition("/")[2] for name in (part.name, _present(part.inputs[0]).name)]
+    result = edit.before(last, part.op_type, [whole, *part.inputs[1:]], attributes)
+    _maker(result).name = None if names[0].startswith(NAMELESS) else edit.fresh(names[0])
+    whole.name = edit.fresh(names[1])
+    return result
 
 
 def _part(result: ir.Value) -> _Part:
     """The node of one tile, from its result."""
-    node = _maker(result)
+    node, activation = _maker(result), None
+    if operator_of(node).pointwise == "unary":
+        activation, node = node, _maker(node.inputs[0])
     places = [i for i, value in enumerate(node.inputs[:2]) if value is not None and value.is_initializer()]
     if not operator_of(node).divisible or len(places) != 1:
         _refuse(f"{node.op_type} {node.name!r} is no product with weights")
     source = _present(node.inputs[1 - places[0]])
     picks = source.producer()
     if picks is None or not _picks(picks) or not str(_present(picks.inputs[1]).name).startswith(PREFIX):
-        return _Part(node, places[0], source, None)
-    return _Part(node, places[0], _present(picks.inputs[0]), _indices(picks.inputs[1]))
+        return _Part(node, places[0], source, None, activation)
+    return _Part(node, places[0], _present(picks.inputs[0]), _indices(picks.inputs[1]), activation)
 
 
 def _whole_inputs(

@@ -18,7 +18,6 @@ the content of the constants.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -27,39 +26,25 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.edit import Editor
-from onnxprune.graph.layers import data_axis, matrix_axes, result_axis, slot_of
+from onnxprune.graph.layers import matrix_axes, result_axis, slot_of
 from onnxprune.graph.operators import operator_of
-from onnxprune.graph.properties import Slot
 from onnxprune.graph.shapes import Facts
 from onnxprune.graph.tensors import Array
 from onnxprune.graph.tiles import Bools, Indices, Tile, indivisible, tiles_of
+from onnxprune.passes.order import followers
+from onnxprune.passes.tile_ways import Costs, Layer, Shapes, bias_of, bias_place, cost, dense_cost, ways_of
 
 PREFIX = "onnxprune.tiles/"
 """What the names of the last node of a layer in tiles and of the constants of its tiles begin with."""
 
+INNER = "onnxprune.tile."
+"""What the names of activations of a tile, and of what they read, begin with."""
+
+ORDER = "onnxprune.order"
+"""The key of the metadata of that node that hold the order of the outputs, where all that reads them follows it."""
+
 NAMELESS = "?"
 """What follows there where the node had no name."""
-
-Shapes = Mapping[ir.Value, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What things take in ONNX Runtime on a CPU, in the time of one multiply-add (benchmarks/tiles.py measures them).
-
-    Attributes:
-        moved: Copying one number as a part of a row, or transposing it.
-        picked: Copying a single number by Gather.
-        node: One more node.
-        read: Reading one weight, which counts where each is used for few results.
-        block: Channels that a convolution takes at once.
-    """
-
-    moved: float = 17.0
-    picked: float = 400.0
-    node: float = 50_000.0
-    read: float = 3.0
-    block: int = 16
 
 
 class TileLayers(ir.passes.InPlacePass):
@@ -97,11 +82,30 @@ class TileLayers(ir.passes.InPlacePass):
             else:
                 layers.append(layer)
         for layer in sorted(layers, key=lambda layer: order[layer.node]):
-            writer.write(layer)
             self.tiled[str(layer.weight.name)] = list(layer.tiles)
+        for layer in self._absorbed(writer.edit, sorted(layers, key=lambda layer: order[layer.node])):
+            writer.write(layer)
         return ir.passes.PassResult(model, modified=bool(layers))
 
-    def _layer(self, model: ir.Model, name: str, mask: Bools) -> _Layer | str:
+    def _absorbed(self, edit: Editor, layers: Sequence[Layer]) -> list[Layer]:
+        """Let the layers behind read the outputs in the order of the tiles, where all that reads them can follow."""
+        by_node = {layer.node: layer for layer in layers}
+        for node in by_node:
+            layer = by_node[node]
+            axis = 1 if operator_of(node).kind == "conv" else result_axis(layer.slot, node) + layer.rank
+            after = followers(node.outputs[0], axis, self.facts) if layer.reordered else None
+            if after is None:
+                continue
+            after.follow(edit, layer.order)
+            by_node[node] = replace(layer, absorbed=True)
+            new_place = np.argsort(layer.order)
+            for reader, _, _ in after.layers:
+                if reader in by_node:
+                    tiles = [Tile(t.outputs, np.sort(new_place[t.inputs])) for t in by_node[reader].tiles]
+                    by_node[reader] = replace(by_node[reader], tiles=tiles)
+        return list(by_node.values())
+
+    def _layer(self, model: ir.Model, name: str, mask: Bools) -> Layer | str:
         """A layer with the quickest way to compute it in tiles, or why it stays as it is."""
         value = model.graph.initializers.get(name)
         uses = [] if value is None else list(value.uses())
@@ -120,141 +124,12 @@ class TileLayers(ir.passes.InPlacePass):
             return "a tile reads nothing"
         if all(len(tile.inputs) == mask.shape[axes.reduction] for tile in tiles):
             return "every output reads all inputs"
-        ways = _ways(node, slot, value, tiles, self.shapes, self.facts)
+        ways = ways_of(node, slot, value, tiles, self.shapes, self.facts)
         if isinstance(ways, str):
             return ways
-        best = min(ways, key=lambda way: _cost(way, self.shapes, self.costs))
-        estimate = _cost(best, self.shapes, self.costs) / _dense_cost(best, self.shapes, self.costs)
+        best = min(ways, key=lambda way: cost(way, self.shapes, self.costs))
+        estimate = cost(best, self.shapes, self.costs) / dense_cost(best, self.shapes, self.costs)
         return best if estimate < 1 else "its tiles would take longer by what things cost in ONNX Runtime"
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer, and a way to compute it in tiles.
-
-    Attributes:
-        node: The Conv, Gemm or MatMul.
-        slot: Where its weights are.
-        weight: The weights.
-        tiles: Its tiles.
-        rank: Of the data.
-        axis: The axis of the data that inputs are picked from.
-        result: The axis of the result that counts outputs.
-        turned: Whether it is computed transposed; `axis` and `result` are those of the transposed values.
-        single: Whether the data are one row, of which GatherElements picks.
-    """
-
-    node: ir.Node
-    slot: Slot
-    weight: ir.Value
-    tiles: Sequence[Tile]
-    rank: int
-    axis: int
-    result: int
-    turned: bool = False
-    single: bool = False
-
-    @property
-    def data(self) -> ir.Value:
-        """What it reads."""
-        value = self.node.inputs[self.slot.data]
-        assert value is not None
-        return value
-
-    @property
-    def order(self) -> Indices:
-        """The outputs in the order of the tiles."""
-        return np.concatenate([tile.outputs for tile in self.tiles])
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs the whole layer reads."""
-        axes = matrix_axes(self.weight, self.node)
-        assert axes is not None and self.weight.const_value is not None
-        return int(self.weight.const_value.shape.numpy()[axes.reduction])
-
-    @property
-    def reordered(self) -> bool:
-        """Whether the outputs have to be put back in order."""
-        return bool((np.diff(self.order) < 0).any())
-
-
-def _ways(
-    node: ir.Node, slot: Slot, weight: ir.Value, tiles: Sequence[Tile], shapes: Shapes, facts: Facts
-) -> list[_Layer] | str:
-    """The ways in which a layer can be computed in tiles, or why there are none."""
-    data, result = node.inputs[slot.data], node.outputs[0]
-    if data is None or len(shapes.get(data, ())) < 2 or len(shapes.get(result, ())) < 2:
-        return "the shape of what it reads is not known"
-    rank = len(shapes[data])
-    axis, out = data_axis(slot, node, rank) % rank, result_axis(slot, node)
-    layer = _Layer(node, slot, weight, tiles, rank, axis, out)
-    by_number = axis == rank - 1 and operator_of(node).kind != "conv"
-    ways = [layer]
-    if by_number and out == -1:
-        rows = math.prod(shapes[data][:-1]), math.prod(shapes[result][:-1])
-        known = facts.shape(data) is not None and all(facts.static(data, i) for i in range(rank))
-        ways = [replace(layer, single=known and rows == (1, 1)), replace(layer, axis=-2, result=-2, turned=True)]
-    ways = [way for way in ways if _divides_bias(way)]
-    if by_number != (out == -1) or not ways:
-        return "its bias is computed, or no row of numbers" if not ways else "its data are transposed"
-    return ways
-
-
-def _divides_bias(layer: _Layer) -> bool:
-    """Whether the bias of a layer can be divided among its tiles, or is the same for all outputs."""
-    bias = _bias(layer)
-    if bias is None:
-        return True
-    if bias.const_value is None or bias.is_graph_input():
-        return False
-    shape, place = bias.const_value.shape.numpy(), _bias_place(layer)
-    extent = shape[place] if len(shape) >= -place and shape else 1
-    return extent == len(layer.order) or (extent == 1 and not (layer.turned and bias.const_value.size > 1))
-
-
-def _bias_place(layer: _Layer) -> int:
-    """The axis of a bias that counts outputs."""
-    return 0 if operator_of(layer.node).kind == "conv" else -1 if layer.turned else layer.result
-
-
-def _bias(layer: _Layer) -> ir.Value | None:
-    places = operator_of(layer.node).biases
-    return layer.node.inputs[places[0]] if places and places[0] < len(layer.node.inputs) else None
-
-
-# -- how long it takes ----------------------------------------------------------------------------------------------
-
-
-def _dense_cost(layer: _Layer, shapes: Shapes, costs: Costs) -> float:
-    """What the layer takes as it is."""
-    return _product(layer, shapes, costs, len(layer.order), layer.inputs) + costs.node
-
-
-def _cost(layer: _Layer, shapes: Shapes, costs: Costs) -> float:
-    """What the layer takes in tiles."""
-    x, y = math.prod(shapes[layer.data]), math.prod(shapes[layer.node.outputs[0]])
-    picked = sum(len(t.inputs) for t in layer.tiles if len(t.inputs) < layer.inputs) * x / layer.inputs
-    products = sum(_product(layer, shapes, costs, len(t.outputs), len(t.inputs)) for t in layer.tiles)
-    by_number = layer.axis % layer.rank == layer.rank - 1 and operator_of(layer.node).kind != "conv"
-    pick = costs.picked if by_number and not layer.single else costs.moved
-    moved = (x + y) * layer.turned + y * (len(layer.tiles) > 1)
-    return products + costs.moved * moved + pick * (picked + y * layer.reordered) + costs.node * 2 * len(layer.tiles)
-
-
-def _product(layer: _Layer, shapes: Shapes, costs: Costs, outputs: int, inputs: int) -> float:
-    """What a product of so many outputs and inputs takes."""
-    weight = layer.weight.const_value
-    assert weight is not None
-    if operator_of(layer.node).kind == "conv":
-        outputs, inputs = _up(outputs, costs.block), _up(inputs, costs.block)
-    places = weight.size / (len(layer.order) * layer.inputs)  # of a kernel
-    results = math.prod(shapes[layer.node.outputs[0]]) / len(layer.order)
-    return outputs * inputs * places * (results + costs.read)
-
-
-def _up(count: int, block: int) -> int:
-    return -(-count // block) * block if count >= block else count
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -272,7 +147,7 @@ class _Writer:
     edit: Editor
     known: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
 
-    def write(self, layer: _Layer) -> None:
+    def write(self, layer: Layer) -> None:
         """Let tiles take the place of a layer's node."""
         node, edit = layer.node, self.edit
         source = self._transposed(node, layer.data, layer) if layer.turned else layer.data
@@ -282,6 +157,11 @@ class _Writer:
             if len(tile.inputs) < layer.inputs:
                 read = self._picked(node, source, tile.inputs, layer.axis, layer)
             parts.append(self._product(layer, number, read))
+        old = node.outputs[0]
+        activation = _activation(node) if len(parts) > 1 else None
+        if activation is not None:
+            parts = [self._activated(node, activation, part, number) for number, part in enumerate(parts)]
+            old = activation.outputs[0]
         result = parts[0] if len(parts) == 1 else edit.before(node, "Concat", parts, {"axis": layer.result})
         if layer.reordered:
             result = self._picked(node, result, np.argsort(layer.order), layer.result, layer)
@@ -292,21 +172,33 @@ class _Writer:
         last.name = edit.fresh(f"{PREFIX}{node.name or NAMELESS + str(node.outputs[0].name)}")
         last.doc_string = node.doc_string
         last.metadata_props.update(node.metadata_props)
+        if layer.absorbed:
+            last.metadata_props[ORDER] = " ".join(map(str, layer.order))
         constants = [v for v in node.inputs if v is not None and v.is_initializer()]
-        edit.take_place(node.outputs[0], result)
+        edit.take_place(old, result)
         graph = node.graph
-        graph.remove(node, safe=True)
+        graph.remove([node] if activation is None else [activation, node], safe=True)
         for value in constants:
             if not value.uses() and not value.is_graph_output():
                 graph.initializers.pop(str(value.name), None)
 
-    def _transposed(self, near: ir.Node, value: ir.Value, layer: _Layer) -> ir.Value:
+    def _activated(self, node: ir.Node, activation: ir.Node, part: ir.Value, number: int) -> ir.Value:
+        """The activation of one tile, which ONNX Runtime makes part of its convolution."""
+        attributes = {name: attribute.value for name, attribute in activation.attributes.items()}
+        result = self.edit.before(node, activation.op_type, [part, *activation.inputs[1:]], attributes)
+        maker = result.producer()
+        assert maker is not None
+        maker.name = self.edit.fresh(f"{INNER}{number}/{activation.name or NAMELESS}")
+        part.name = self.edit.fresh(f"{INNER}{number}/{node.outputs[0].name}")
+        return result
+
+    def _transposed(self, near: ir.Node, value: ir.Value, layer: Layer) -> ir.Value:
         key = ("transposed", value)
         if key not in self.known:
             self.known[key] = self.edit.before(near, "Transpose", [value], {"perm": _swapped(layer.rank)})
         return self.known[key]
 
-    def _picked(self, near: ir.Node, value: ir.Value, indices: Indices, axis: int, layer: _Layer) -> ir.Value:
+    def _picked(self, near: ir.Node, value: ir.Value, indices: Indices, axis: int, layer: Layer) -> ir.Value:
         key = ("picked", value, indices.tobytes(), axis)
         if key not in self.known:
             index, op_type = indices.astype(np.int64), "Gather"
@@ -316,7 +208,7 @@ class _Writer:
             self.known[key] = self.edit.before(near, op_type, [value, constant], {"axis": axis})
         return self.known[key]
 
-    def _product(self, layer: _Layer, number: int, read: ir.Value) -> ir.Value:
+    def _product(self, layer: Layer, number: int, read: ir.Value) -> ir.Value:
         """The node of one tile."""
         node, tile = layer.node, layer.tiles[number]
         axes = matrix_axes(layer.weight, node)
@@ -334,15 +226,15 @@ class _Writer:
             numbers = numbers.T
         place_of_weight = layer.slot.data if layer.turned else layer.slot.input
         inputs[place_of_weight] = self._constant(numbers, layer.weight, (axes.output, axes.reduction), number)
-        bias = _bias(layer)
+        bias = bias_of(layer)
         if bias is not None:
             inputs[operator_of(node).biases[0]] = self._bias(layer, bias, number)
         return self.edit.before(node, node.op_type, inputs, attributes)
 
-    def _bias(self, layer: _Layer, bias: ir.Value, number: int) -> ir.Value:
+    def _bias(self, layer: Layer, bias: ir.Value, number: int) -> ir.Value:
         """The bias of one tile, or the whole one where it is the same for all outputs."""
         assert bias.const_value is not None
-        array, place = bias.const_value.numpy(), _bias_place(layer)
+        array, place = bias.const_value.numpy(), bias_place(layer)
         if not array.ndim or array.ndim < -place or array.shape[place] != len(layer.order):
             return bias
         cut: Array = np.take(array, layer.tiles[number].outputs, axis=place)
@@ -355,6 +247,17 @@ class _Writer:
         assert whole.const_value is not None
         shape, cut = ("x".join(map(str, some)) for some in (whole.const_value.shape.numpy(), axes))
         return self.edit.constant(np.ascontiguousarray(numbers), f"{PREFIX}{shape}/{cut}/{number}/{whole.name}")
+
+
+def _activation(node: ir.Node) -> ir.Node | None:
+    """The activation that alone reads a convolution, where ONNX Runtime would make it part of that."""
+    uses = list(node.outputs[0].uses())
+    if operator_of(node).kind != "conv" or len(uses) != 1 or node.outputs[0].is_graph_output():
+        return None
+    reader, operator = uses[0].node, operator_of(uses[0].node)
+    unary = operator.pointwise == "unary" and operator.joins_convolution and not operator.movement
+    plain = reader.domain == "" and all(value is None or value.is_initializer() for value in reader.inputs[1:])
+    return reader if unary and plain and uses[0].idx == 0 and reader.graph is node.graph else None
 
 
 def _swapped(rank: int) -> list[int]:

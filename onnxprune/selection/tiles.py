@@ -24,8 +24,9 @@ from onnxprune.selection.rounding import CONV_BLOCK, SMALLEST_BLOCK, RoundTo
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight
 
-LEAST_OUTPUTS = 16
-"""A tile has no fewer outputs, so that its product is worth a node."""
+LEAST_OUTPUTS = 64
+"""A tile has no fewer outputs: picking an input takes as long as some 17 multiply-adds, and twice that where the layout
+of convolutions is left and entered again, so that an input has to serve many outputs."""
 
 _TURNS = 8  # of choosing inputs for tiles and tiles for outputs
 _POWER_STEPS = 8  # of finding the direction in which rows differ most

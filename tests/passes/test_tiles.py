@@ -18,7 +18,8 @@ from onnxprune.graph.layers import MatrixAxes
 from onnxprune.graph.tiles import Tile, mask_of
 from onnxprune.passes import JoinTiles, TileLayers
 from onnxprune.passes.join_tiles import in_tiles
-from onnxprune.passes.tile_layers import PREFIX, Costs
+from onnxprune.passes.tile_layers import PREFIX
+from onnxprune.passes.tile_ways import Costs
 
 Masks = dict[str, npt.NDArray[np.bool_]]
 FREE = Costs(moved=0, picked=0, node=0, read=0, block=1)
@@ -169,6 +170,83 @@ def test_a_layer_that_cannot_be_written_so_stays_and_says_why(
     rewrite = tile(model, {"w": mask})
     assert not rewrite.tiled and why in rewrite.plain["w"]
     assert content(model) == before
+
+
+GELU = "h = MatMul(x, w) b = Add(h, bias) e = Erf(b) o = Add(e, one) g = Mul(b, o) y = MatMul(g, v)"
+DEPTHWISE = "h = Conv(x, w, b) r = Relu(h) d = Conv<group = 24, pads = [1,1,1,1]>(r, dw, db) s = Relu(d) y = Conv(s, v)"
+PRODUCTS = {"w": (16, 24), "bias": (24,), "one": (1,), "v": (24, 12)}
+CONVOLUTIONS = {"w": (24, 16, 1, 1), "b": (24,), "dw": (24, 1, 3, 3), "db": (24,), "v": (12, 24, 1, 1)}
+FOLLOWED: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, tuple[int, int]], int]] = {
+    "a branch of both": (
+        f"a (float[N,S,16] x) => (float[N,S,12] y) {{ {GELU} }}", PRODUCTS, {"w": (1, 0), "v": (1, 0)}, 3 + 3 + 1
+    ),
+    "a dense layer behind": (
+        f"a (float[N,S,16] x) => (float[N,S,12] y) {{ {GELU} }}", PRODUCTS, {"w": (1, 0)}, 3
+    ),
+    "convolutions by depth": (
+        f"a (float[N,16,6,6] x) => (float[N,12,6,6] y) {{ {DEPTHWISE} }}", CONVOLUTIONS, {"w": (0, 1), "v": (0, 1)},
+        3 + 3 + 1,
+    ),
+    "a sum with something else": (
+        "a (float[N,16,6,6] x) => (float[N,16,6,6] y) { h = Conv(x, w, b) r = Relu(h) y = Add(r, x) }",
+        {"w": (16, 16, 1, 1), "b": (16,)}, {"w": (0, 1)}, 3 + 1,
+    ),
+    "a normalisation of groups": (
+        "a (float[N,16,6,6] x) => (float[N,12,6,6] y) { h = Conv(x, w, b) n = LRN<size = 3>(h) y = Conv(n, v) }",
+        {"w": (24, 16, 1, 1), "b": (24,), "v": (12, 24, 1, 1)}, {"w": (0, 1)}, 3 + 1,
+    ),
+    "an output of the model": (
+        "a (float[N,16] x) => (float[N,24] h, float[N,12] y) { h = Gemm(x, w) y = Gemm(h, v) }",
+        {"w": (16, 24), "v": (24, 12)}, {"w": (1, 0)}, 3 + 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("costs", [FREE, TURNED], ids=["straight", "turned"])
+@pytest.mark.parametrize("case", FOLLOWED)
+def test_the_order_of_outputs_is_absorbed_where_every_reader_can_follow(case: str, costs: Costs) -> None:
+    """Gathers: one for each tile, and one for each layer whose outputs have to be put back in order."""
+    text, shapes, axes, gathers = FOLLOWED[case]
+    model = graph(text, {name: random(*shape) for name, shape in shapes.items()})
+    for number, node in enumerate(model.graph):
+        node.name = f"node {number}"
+    masks = {name: masked(model, name, *of) for name, of in axes.items()}
+    before, feeds = model.clone(), runtime.one_sample(model, seed=0)
+    rewrite = tile(model, masks, costs)
+    assert set(rewrite.tiled) == set(axes)
+    assert sum(node.op_type == "Gather" for node in model.graph) == gathers
+    expected, actual = (runtime.run(runtime.make_session(m), feeds) for m in (before, model))
+    for name, array_ in expected.items():
+        np.testing.assert_allclose(actual[name], array_, atol=1e-4 * np.abs(array_).max())
+    model = ir.from_proto(ir.to_proto(model))
+    JoinTiles()(model)
+    assert content(model) == content(before)
+
+
+def test_a_single_tile_needs_neither_a_concat_nor_an_order() -> None:
+    text = "a (float[N,16,6,6] x) => (float[N,12,6,6] y) { h = Conv(x, w, b) y = Relu(h) }"
+    model = graph(text, {"w": random(12, 16, 1, 1), "b": random(12)})
+    model.graph[0].name, model.graph[1].name = "first", "second"
+    mask = mask_of([Tile(np.arange(12), np.arange(8))], (12, 16, 1, 1), MatrixAxes(1, 0))
+    set_array(model, "w", np.where(mask, array(model, "w"), 0).astype(np.float32))
+    before = content(model)
+    tile(model, {"w": mask})
+    assert [node.op_type for node in model.graph] == ["Gather", "Conv", "Relu"]
+    JoinTiles()(model)
+    assert content(model) == before
+
+
+def test_a_constant_that_others_read_too_keeps_its_order_for_them() -> None:
+    text = """a (float[N,16] x, float[N,24] z) => (float[N,12] y, float[N,24] u) {
+      h = MatMul(x, w) b = Add(h, bias) y = MatMul(b, v) u = Add(z, bias) }"""
+    model = graph(text, {"w": random(16, 24), "bias": random(24), "v": random(24, 12)})
+    masks = {"w": masked(model, "w", 1, 0)}
+    before, feeds = model.clone(), runtime.one_sample(model, seed=0)
+    tile(model, masks)
+    assert sum(node.op_type == "Gather" for node in model.graph) == 3
+    expected, actual = (runtime.run(runtime.make_session(m), feeds) for m in (before, model))
+    for name, array_ in expected.items():
+        np.testing.assert_allclose(actual[name], array_, atol=1e-4 * np.abs(array_).max())
 
 
 @pytest.mark.parametrize("damage", ["name", "indices", "weights"])
