@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.layers import data_width
+from onnxprune.graph.reshapes import has_places, shape_and_target
 from onnxprune.graph.shapes import Probe, probe_at
 
 _MOST_WALKS = 160  # inferences of the whole model
@@ -113,18 +114,13 @@ def _demands(node: ir.Node, probe: Probe) -> Iterator[_Demand]:
         width = data_width(node, index, len(shape)) if shape else None
         if value is not None and shape and width is not None:
             yield _Demand(value, (width[0] % len(shape),), width[1])
-    if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[1] is None:
-        return
-    shape, target = probe.shapes.get(node.inputs[0]), probe.data.get(node.inputs[1])
-    if not shape or target is None or None in shape:
-        return
-    entries = [int(entry) for entry in target.reshape(-1)]
-    fixed = math.prod(entry for entry in entries if entry > 0)
-    if entries[:1] == [-1] and math.prod(int(extent or 0) for extent in shape) % fixed:
-        entries[0] = 0  # samples, each of which fills the rest
-    kept = [axis for axis, entry in enumerate(entries) if entry == 0]
-    axes = tuple(axis for axis in range(len(shape)) if axis not in kept)
-    if -1 not in entries and axes:
+    extents, target = shape_and_target(node, probe.shapes, probe.data)
+    kept = [axis for axis, entry in enumerate(target) if entry == 0]
+    fixed = math.prod(entry for entry in target if entry > 0)
+    if target[:1] == [-1] and not has_places(extents, target):
+        kept, target = [*kept, 0], target[1:]  # samples, each of which fills the rest
+    axes = tuple(axis for axis in range(len(extents)) if axis not in kept)
+    if -1 not in target and axes and node.inputs[0] is not None:
         yield _Demand(node.inputs[0], axes, fixed)
 
 

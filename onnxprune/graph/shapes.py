@@ -8,7 +8,6 @@ resolve are left out (a probing run in ONNX Runtime may fill them, see `Facts.fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnxprune.graph import contrib_shapes
+from onnxprune.graph import contrib_shapes, reshapes
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.evaluate import bare_node, evaluate_node
 
@@ -243,7 +242,7 @@ class _Walk:
         if question not in self.asked:
             self.asked[question] = self._infer_outputs(node, schema, proto)
         types_by_name = self.asked[question]
-        if types_by_name is None or not self._has_places(node):
+        if types_by_name is None or not reshapes.fits(node, self.probe.shapes, self.probe.data):
             self.probe.failures += 1
         if types_by_name is None:
             return
@@ -257,23 +256,6 @@ class _Walk:
                     self.probe.failures += 1  # a kernel that is larger than what it runs over
                 elif tensor.HasField("shape"):
                     self.probe.shapes[value] = shape
-
-    def _has_places(self, node: ir.Node) -> bool:
-        """Whether a Reshape has a place for each number, which inference does not check; True where that is open."""
-        if node.op_type != "Reshape" or node.domain or node.inputs[0] is None or node.inputs[1] is None:
-            return True
-        shape, target = self.probe.shapes.get(node.inputs[0]), self.probe.data.get(node.inputs[1])
-        if shape is None or target is None or node.attributes.get_int("allowzero", False):
-            return True
-        extents = [extent for extent in shape if extent is not None]
-        if len(extents) < len(shape):
-            return True
-        entries = [int(entry) for entry in target.reshape(-1)]
-        if any(entry == 0 and axis >= len(extents) for axis, entry in enumerate(entries)):
-            return False
-        places = math.prod(extents[axis] if entry == 0 else abs(entry) for axis, entry in enumerate(entries))
-        numbers = math.prod(extents)
-        return numbers == places if -1 not in entries or not places else numbers % places == 0
 
     def _infer_contrib(self, node: ir.Node) -> bool:
         """Infer an operator for which onnx has no inference; return whether it is one."""
