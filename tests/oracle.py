@@ -145,6 +145,11 @@ def choose(structure: Structure, candidates: npt.NDArray[np.int64], share: float
     rng = np.random.default_rng(seed)
     removed = np.zeros(structure.terms.count, bool)
     removed[rng.permutation(candidates)[: int(len(candidates) * share)]] = True
+    for ids, least in structure.least:  # experts that a router takes of each token
+        rows, atoms = structure.terms.members(ids)
+        for row in range(len(ids)):
+            if len(ids) - len(np.unique(rows[removed[atoms]])) < least:
+                removed[atoms[rows == row]] = False
     seen: set[int] = set()
     for axes in structure.axes.values():
         for ids in (ids for axis in axes for ids in parts(axis)):

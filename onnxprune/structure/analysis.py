@@ -43,6 +43,9 @@ def complete(findings: Findings) -> Structure:
     for value in model.graph.outputs:
         findings.still(value, f"graph output {value.name}")
     findings.walk(findings, model.graph)
+    for value, ids in findings.picks.items():
+        if value.is_graph_output():
+            findings.terms.pin(ids, f"graph output {value.name}")
     _no_axis_empties(findings)
     return Structure(
         model=model,
@@ -55,6 +58,8 @@ def complete(findings: Findings) -> Structure:
         mixed=findings.mixed,
         unmasked=findings.unmasked,
         unruled=dict(Counter(findings.unruled.values())),
+        picks=findings.picks,
+        least=findings.least,
     )
 
 
@@ -82,19 +87,38 @@ def _apply(view: View, name: str) -> None:
         if reason is None:
             view.findings.unruled[view.node] = name
             reason = "there is no rule for this operator"
+        _follow_picks(view)
         view.opaque(reason)
         return
     try:
         rule(view)
+        _follow_picks(view)
         _require_all_outputs(view)
     except RuleMismatch as error:
+        _follow_picks(view)
         view.opaque(str(error))
         for value in weight_operands(view.node):  # its weights count, though nothing of them can go
             if len(view.facts.shape(value) or ()) > 1:
                 view.weight(value)
     except Exception as error:  # a form of the operator that its rule does not foresee: pinning is always sound
         view.findings.unruled[view.node] = f"{name} (its rule failed)"
+        _follow_picks(view)
         view.opaque(f"its rule failed on it ({type(error).__name__}: {error})")
+
+
+def _follow_picks(view: View) -> None:
+    """Follow integers that are indices of an axis: views pass them on, a pick by them is tied to that axis.
+
+    Whatever else reads them keeps the axis as it is, for they would be other numbers.
+    """
+    state, node = view.findings, view.node
+    for i, value in enumerate(node.inputs):
+        if value is None or value not in state.picks:
+            continue
+        if operator_of(node).view and i == 0:
+            state.picks[node.outputs[0]] = state.picks[value]
+        elif not (operator_of(node).movement == "pick" and i == 1 and view.picked_by_rule):
+            view.pin(state.picks[value], "it reads the positions of indices along this axis")
 
 
 def _require_all_outputs(view: View) -> None:

@@ -82,7 +82,8 @@ class Ledger:
         self.structure = structure
         self.removed: Bools = np.zeros(structure.terms.count, bool)
         self.gone = 0
-        self._floor = floor
+        self._floor, self._floors = floor, list[int]()
+        self._least = {structure.terms.find(ids).tobytes(): n for ids, n in structure.least}
         self._alive: list[Bools] = []
         self._left: list[int] = []
         pieces: list[_Places] = []
@@ -121,7 +122,7 @@ class Ledger:
         axes, indices = self._places.of(atoms)
         dead = {k: np.unique(indices[axes == k]) for k in np.unique(axes).tolist()}
         left = {k: self._left[k] - int(np.count_nonzero(self._alive[k][rows])) for k, rows in dead.items()}
-        if any(n < self._floor for n in left.values()):
+        if any(n < self._floors[k] for k, n in left.items()):
             return None
         sizes = {w: self._size(w, left) for w in {w for k in left for w in self._users.get(k, ())}}
         values = {self._names[i] for k in left for i in self._values.get(k, ())}
@@ -157,6 +158,7 @@ class Ledger:
         self._index[key] = k = len(self._alive)
         self._alive.append(np.ones(len(ids), bool))
         self._left.append(len(ids))
+        self._floors.append(max(self._floor, self._least.get(key, 0)))
         pieces.append(_Places(atoms[wanted], np.full(int(wanted.sum()), k), rows[wanted]))
 
     def _numbers(self, axis: Axis) -> list[int]:

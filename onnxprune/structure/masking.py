@@ -140,6 +140,9 @@ def _run_on_survivors(
             node.replace_input_with(k, rewriter.edit.before(node, "Gather", [node.inputs[k], indices], {"axis": i}))
     for out, cuts in zip(node.outputs, outputs, strict=True):
         current = out
+        if out in structure.picks:  # positions among survivors are those of the original again
+            kept = np.flatnonzero(rewriter.keep.ids(structure.picks[out]))
+            current = _behind(rewriter, out, "Gather", [rewriter.constant(kept, node), out], {})
         for i, flags in cuts:
             padded = _pad_one(rewriter, node, current, i, len(structure.axes[out]))
             place = np.where(flags, np.cumsum(flags) - 1, int(flags.sum()))

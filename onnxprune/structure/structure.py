@@ -6,7 +6,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +45,8 @@ class Structure:
         mixed: For each node that mixes along an axis, the (input, axis) pairs.
         unmasked: Constants that must not be zeroed (divisors, quantisation scales).
         unruled: Operators without a rule, with how often they occur.
+        picks: Integers that are indices of an axis, with the terms of that axis.
+        least: Axes that must keep so many indices: the experts that a router takes of each token.
     """
 
     model: ir.Model
@@ -57,6 +59,8 @@ class Structure:
     mixed: dict[ir.Node, list[tuple[int, int]]]
     unmasked: set[ir.Value]
     unruled: dict[str, int]
+    picks: dict[ir.Value, Ids] = field(default_factory=dict)
+    least: list[tuple[Ids, int]] = field(default_factory=list)
 
     @functools.cached_property
     def packed(self) -> dict[ir.Value, Packed]:

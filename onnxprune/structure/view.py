@@ -45,6 +45,8 @@ class Findings:
         fills: What zero is for quantised constants.
         weights: Weights, with the node that they belong to.
         mixed: Axes whose indices a node mixes.
+        picks: Integers that are indices of an axis, such as those of the experts that a router takes, with its terms.
+        least: Axes that must keep so many indices.
         divided: The last dynamic axis with a static part, such as batch x heads, by its extents at both settings.
         unruled: Operators without a rule, by node: the body of a loop may be walked twice.
     """
@@ -59,6 +61,8 @@ class Findings:
     fills: dict[ir.Value, Fill] = field(default_factory=dict)
     weights: dict[ir.Value, ir.Node] = field(default_factory=dict)
     mixed: dict[ir.Node, list[tuple[int, int]]] = field(default_factory=dict)
+    picks: dict[ir.Value, Ids] = field(default_factory=dict)
+    least: list[tuple[Ids, int]] = field(default_factory=list)
     divided: dict[tuple[int | None, int | None], Dynamic] = field(default_factory=dict)
     unruled: dict[ir.Node, str] = field(default_factory=dict)
 
@@ -93,6 +97,7 @@ class View:
         self.facts = findings.facts
         self.opset = findings.model.opset_imports.get(node.domain, 1)
         operator = operator_of(node)
+        self.picked_by_rule = False
         self._zero_points = operator.knows_zero_points or operator.keeps_zero_point
 
     # -- what the node is ---------------------------------------------------------------------------------------
@@ -264,6 +269,15 @@ class View:
         else:
             state.axes[out] = checked
             state.zero[out] = list(zero)
+
+    def pick(self, value: ir.Value | None, axis: Axis) -> bool:
+        """Tie an axis to the one whose indices some integers are; return whether they are known to be indices."""
+        ids = None if value is None else self.findings.picks.get(value)
+        if ids is None or isinstance(axis, Dynamic) or len(ids) != len(axis):
+            return False
+        self.unify(axis, ids)
+        self.picked_by_rule = True
+        return True
 
     # -- weights ------------------------------------------------------------------------------------------------
 

@@ -161,9 +161,11 @@ def _gather(view: View, along: int, data: npt.NDArray[np.generic] | None) -> Non
             middle = [view.still(n, "indices are picked") for n in data.shape]
         flags = [zero[along]] * data.ndim
     else:
-        view.pin(axis, "its indices are known only while the model runs")
+        if not view.pick(view.x(1), axis):
+            view.pin(axis, "its indices are known only while the model runs")
         indices = view.need(1)
-        middle, flags = list(view.axes(indices)), [False] * view.rank(indices)
+        lead = view.rank(indices) - (view.node.op_type == "GatherND")
+        middle, flags = list(view.axes(indices))[:lead], [False] * lead
     view.give(view.out(), [*axes[:along], *middle, *axes[along + 1 :]], [*zero[:along], *flags, *zero[along + 1 :]])
 
 
@@ -231,6 +233,10 @@ def gather_nd(view: View) -> None:
     data = view.data(1)
     if data is not None and _of_one_axis(view.node, data) and not isinstance(view.axis(x, 0), Dynamic):
         _gather(view, 0, data[..., 0])
+        return
+    if view.shape(indices)[-1] == 1 and view.int_attr("batch_dims", 0) == 0 and indices in view.findings.picks:
+        view.pin(view.axis(indices, -1), "it holds index tuples")
+        _gather(view, 0, None)
         return
     batch = view.int_attr("batch_dims", 0)
     depth = view.shape(indices)[-1]
@@ -312,8 +318,24 @@ def _still_along(view: View, chosen: Sequence[int], reason: str, *, zero: bool =
 
 @rule("TopK")
 def top_k(view: View) -> None:
-    """Positions along the axis are results, so nothing of it can go."""
-    _still_along(view, [view.int_attr("axis", -1)], "it ranks the indices of this axis", zero=False)
+    """Positions along the axis are results; indices can go where all that reads the positions picks by them.
+
+    What is taken of the rest is something else than before, and as many must be left as are taken.
+    """
+    x, k, out = view.need(0), view.data(1), view.out(1)
+    along = view.int_attr("axis", -1) % view.rank(x)
+    axis = view.axis(x, along)
+    if k is None or out is None or isinstance(axis, Dynamic) or not view.int_attr("largest", 1):
+        _still_along(view, [along], "it ranks the indices of this axis", zero=False)
+        return
+    view.mix(0, along, "it ranks the indices of this axis")
+    view.tag(axis, "experts")
+    view.findings.picks[out] = axis
+    view.findings.least.append((axis, int(k.reshape(-1)[0])))
+    for result in view.node.outputs:
+        if result.name != "" and view.facts.shape(result) is not None:
+            taken = view.still_axis(result, along, "it is one of those taken")
+            view.give(result, [taken if i == along else a for i, a in enumerate(view.axes(x))], [False] * view.rank(x))
 
 
 @rule("Trilu")
