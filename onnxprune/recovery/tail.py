@@ -101,6 +101,8 @@ class Tail:
         self._store = Store()
         self._held = [self._item(nets.samples.feeds[i], i, len(nets.held)) for i in nets.held]
         self._kinds = self._kinds_of(outputs)
+        if not self._places and not self._kinds:
+            self.parameters = []  # there is nothing to compare
         self._augment = augment
         size = sum(a.nbytes for v in (self._held[0].read, self._held[0].dense) for a in v.values())
         self.draws = 1 if augment is None else max(1, min(draws, ROOM // (size * len(nets.train))))
@@ -120,7 +122,7 @@ class Tail:
         times = []
         for _ in range(2):
             started = time.perf_counter()
-            torch.autograd.grad(self._parts(item)[0], self.parameters, allow_unused=True)
+            torch.autograd.grad(self._loss(item), self.parameters, allow_unused=True)
             times.append(time.perf_counter() - started)
         return drawn * self.draws * len(self._nets.train) + min(times) * (steps + looks * len(self._held) / 2)
 
@@ -139,12 +141,12 @@ class Tail:
         """The loss of a step: all drawn batches once, then in another order."""
         epoch, place = divmod(step, len(self._items))
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._items))
-        return self._parts(self._items[int(order[place])])[0]
+        return self._loss(self._items[int(order[place])])
 
     @torch.no_grad()
     def held(self) -> float:
         """The same on held-back inputs."""
-        return float(np.mean([float(self._parts(item)[0]) for item in self._held]))
+        return float(np.mean([float(self._loss(item)) for item in self._held]))
 
     def held_outputs(self) -> float:
         """The distance of the pruned model's outputs, as it stands, from the dense ones on held-back inputs."""
@@ -184,20 +186,19 @@ class Tail:
     def _of_classes(self) -> bool:
         return bool(self._kinds) and all(kind in _CLASSES for kind in self._kinds.values())
 
-    def _parts(self, item: _Item) -> tuple[Tensor, Tensor]:
-        """What is trained on, and the distance of the outputs.
+    def _loss(self, item: _Item) -> Tensor:
+        """The loss of a batch.
 
         Scores of classes are trained on only where there are no cuts: the inputs may show none of the classes that
         count, and what brings the scores nearer on these ruins them on others.
         """
         mine = dict(zip(self._names, as_tuple(self._module(*tensors(self._part, item.read))), strict=True))
         tokens = self._nets.samples.tokens[item.number]
-        cuts = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
-        ends = {name: distance(kind, mine[name], from_numpy(np.array(item.dense[name])))
-                for name, kind in self._kinds.items()}  # fmt: skip
-        skipped = _CLASSES if self._places else ()
-        trained = [end for name, end in ends.items() if self._kinds[name] not in skipped]
-        return torch.stack([cuts, *trained]).sum(), torch.stack([*ends.values(), torch.zeros(())]).sum()
+        total = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
+        for name, kind in self._kinds.items():
+            if not self._places or kind not in _CLASSES:
+                total = total + distance(kind, mine[name], from_numpy(np.array(item.dense[name])))
+        return total
 
 
 def first_trained(nets: Pruning) -> int:
