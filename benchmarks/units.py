@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--mobilenet", type=Path, help="MobileNetV2, BatchNorm folded")
     parser.add_argument("--minilm", type=Path, help="all-MiniLM-L6-v2")
     parser.add_argument("--work", type=Path, help="folder of the trained ResNets; without it they are left out")
+    parser.add_argument("--digits", action="store_true", help="the networks of models/")
     parser.add_argument("--effort", choices=["low", "medium", "high"], default="low", help="of recovery")
     parser.add_argument("--shares", type=float, nargs="+", help="only these shares of MobileNetV2's multiply-adds")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="only these numbers of steps")
@@ -161,7 +162,7 @@ def main() -> None:
         "mobilenet": arguments.mobilenet and (lambda: Pictures(arguments.data_root, arguments.mobilenet)),
         "minilm": arguments.minilm and (lambda: Sentences(arguments.data_root, arguments.minilm)),
         "fashion": arguments.work and (lambda: Images(arguments.data_root, arguments.work)),
-        "digits": Digits,
+        "digits": Digits if arguments.digits else None,
     }
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for name, make in networks.items():
