@@ -127,6 +127,9 @@ def entries_of(
                 seconds = round(time.process_time() - started, 1)
                 score = round(network.score(result.model), 4)
                 entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}
+                print(
+                    *(step for step in (result.recovered or {}).get("steps", ()) if step["method"] == "align"), sep="\n"
+                )
                 yield entry | {"sparsity": round(result.sparsity, 4), "difference": _difference(result)}
 
 

@@ -48,13 +48,13 @@ Where channels of such a value are gone, those that are left are compared. What 
   they cost most and gain least. What they and the dense network give is made once for all inputs, so that a step runs
   the end of the pruned network alone.
 - Inputs are drawn again where the only one is a picture and the dense network minds mirror images little: crops,
-  mirror images and mixtures of two pictures (4 times, 16 with `--effort high`, less where 4 GB do not hold them).
+  mirror images and mixtures of two pictures (4 times, 12 with `--effort high`, less where 4 GB do not hold them).
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
   layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge regression,
   as in least squares, to what they read after the training. Embeddings are compared by cosine,
   other outputs by squares on the scale of each part.
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
-  The rate is the best of a short range test, half of it for a block.
+  The rate is half of the best of a short range test.
 - Every fifth batch is held back from all of this. A block keeps its new numbers where its error there falls. In the end
   the state whose outputs are nearest to the dense ones there is kept: after the whole, after the blocks, or before.
   The time is told before it begins; the same seed gives the same numbers.

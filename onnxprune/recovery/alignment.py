@@ -207,7 +207,7 @@ class Alignment:
         for draw in tail.draw():
             self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
         self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
-        rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried, share=1.0)
+        rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried)
         return rate, descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)[1]
 
     def _outputs(self, tail: Tail) -> float:

@@ -77,11 +77,10 @@ def restore(parameters: Sequence[Parameter], numbers: Sequence[Tensor]) -> None:
             parameter.copy_(array)
 
 
-def rate_by_range_test(parameters: Sequence[Parameter], loss_at: LossAt, steps: int, share: float = 0.5) -> float:
-    """Return a share of the rate that leads to the least loss in a few steps from the start, which is put back.
+def rate_by_range_test(parameters: Sequence[Parameter], loss_at: LossAt, steps: int) -> float:
+    """Return half of the rate that leads to the least loss in a few steps from the start, which is put back.
 
-    By default half, since a few steps favour what falls fast over what ends low (Smith 2017, section 3.3); a long
-    training comes down from the whole rate.
+    Half, since a few steps favour what falls fast over what ends low (Smith 2017, section 3.3).
     """
     start, results = copied(parameters), {}
     for rate in RATES:
@@ -90,7 +89,7 @@ def rate_by_range_test(parameters: Sequence[Parameter], loss_at: LossAt, steps: 
         restore(parameters, start)
         late = losses[steps // 2 :]
         results[rate] = sum(late) / len(late) if all(map(math.isfinite, late)) else math.inf
-    return min(RATES, key=lambda rate: results[rate]) * share
+    return min(RATES, key=lambda rate: results[rate]) / 2
 
 
 def descend(
