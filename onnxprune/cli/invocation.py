@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.file import PRESETS
 from onnxprune.recipe.flag import Flag, flag_name
 
@@ -30,7 +31,8 @@ class Invocation(BaseModel):
     calibration: Annotated[Path | None, Flag("Data", "Inputs to look at: better choices, recovery.")] = Field(
         None,
         description="inputs (in the forms of --data; label where there are labels) for criteria that look at data, for "
-        "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are left",
+        "--allocation sensitivity and --quantize int8; they turn on --recover, which changes the weights that are "
+        "left; or the word synthetic: inputs are made up from the model, which is second best",
     )
     eval_data: Annotated[Path | None, Flag("Data", "Labelled inputs to measure the metric on.")] = Field(
         None, description="labelled inputs to measure the metric on, in the forms of --data"
@@ -95,7 +97,8 @@ class Invocation(BaseModel):
         data = ("calibration", "eval_data", "inputs", "data")
         names = {f"the data of {flag_name(Invocation, name)}": getattr(self, name) for name in data}
         libraries = {f"the library '{path.name}' of --custom-ops": path for path in self.custom_ops}
-        return {"the model": self.model, **names, **libraries}
+        paths = {what: path for what, path in names.items() if not is_synthetic(path)}
+        return {"the model": self.model, **paths, **libraries}
 
     @property
     def writes_beside(self) -> dict[str, Path | None]:

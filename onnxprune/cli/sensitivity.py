@@ -11,6 +11,7 @@ from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import CustomOpsFlag, ExcludeFlag, InputsFlag, OnlyFlag, SampleAxisFlag, SeedFlag
 from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
+from onnxprune.recipe.fields import is_synthetic
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,7 @@ def sensitivity(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Inputs, on which the error of the outputs is measured: forms as for prune.",
+            help="Inputs, on which the error of the outputs is measured: forms as for prune; or synthetic.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +59,11 @@ def sensitivity(
 
     if plot is not None:
         check_plot(plot)
-        read = {"the model": model, "the data of --calibration": calibration, "the data of --eval-data": eval_data}
+        read = {
+            "the model": model,
+            "the data of --calibration": None if is_synthetic(calibration) else calibration,
+            "the data of --eval-data": eval_data,
+        }
         check_outputs({**read, "the data of --inputs": inputs}, None, {"--plot": plot}, force=force)
     with stages(str(model)) as tell:
         curves = scan(

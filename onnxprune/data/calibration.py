@@ -28,10 +28,12 @@ class Calibration:
     Attributes:
         inputs: By input name, with the axis that counts samples (see `Samples`).
         labels: Class numbers or targets, one for each sample; None where there are none.
+        made_up: How they were made up, in words; empty for a user's own.
     """
 
     inputs: Inputs = field(default_factory=dict)
     labels: npt.NDArray[Any] | None = None
+    made_up: str = ""
 
     @property
     def digest(self) -> str:

@@ -86,6 +86,21 @@ def output_scale(output: ir.Value, width: int, *, axis: int) -> Matrix:
     return last.scale
 
 
+def affine_behind(value: ir.Value, width: int, *, axis: int) -> tuple[Matrix, Matrix]:
+    """Return scale and shift, each [width], of a value before the first node that is not affine.
+
+    Args:
+        value: Any value, such as a graph input that is normalised inside the graph.
+        width: The extent of the axis.
+        axis: The axis that each scale belongs to an index of.
+
+    Example:
+        (x - 127) / 128 has the scale 1 / 128 and the shift -127 / 128.
+    """
+    *_, last = _follow_value(value, width, axis=axis)
+    return last.scale, last.shift
+
+
 def follow(layer: Linear) -> Iterator[Follow]:
     """The layer's output, and each value that only scales and shifts it, in order."""
     return _follow_value(layer.output, int(np.prod(layer.matrix().shape[:2])), axis=layer.result_axis)

@@ -16,6 +16,7 @@ from onnxprune.errors import RecipeError
 from onnxprune.pipeline.choose import allocations_of
 from onnxprune.pipeline.given import RunInputs
 from onnxprune.recipe.defaults import settled
+from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.granularity import NM, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
@@ -77,6 +78,8 @@ def check_scores(recipe: Recipe, calibration: AnyData | None, *, trains: bool) -
         what = "inputs with their labels" if labels else "inputs"
         if calibration is None and not trains:
             raise RecipeError(f"--criterion {criterion.name} needs {what} to look at: give --calibration FILE.npz")
+        if labels and is_synthetic(calibration):
+            raise RecipeError(f"--criterion {criterion.name} needs {what}, and inputs that are made up have none")
     if _allocation_scans(recipe) and calibration is None and not trains:
         raise RecipeError(f"--allocation {recipe.allocation} scans the layers on inputs: give --calibration FILE.npz")
 

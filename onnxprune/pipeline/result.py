@@ -204,7 +204,8 @@ def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str,
         return ()
     return (
         f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little "
-        "use as it is: give --calibration with some of its inputs (no labels needed), or --retrain with --data",
+        "use as it is: give --calibration with some of its inputs (no labels needed), where there are none "
+        "--calibration synthetic, or --retrain with --data",
     )
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune import model_io
-from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
@@ -35,10 +34,12 @@ from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten
 from onnxprune.pipeline.runtime_settings import write_beside
 from onnxprune.pipeline.step import State, Steps
 from onnxprune.pipeline.target import reach
+from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
+from onnxprune.synthetic.samples import NOTE, calibration_of
 from onnxprune.verify.verdict import verify
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def prune(
             the first that fits the data.
         calibration: Inputs, in any form that ``data`` may have, with labels where there are some: for criteria that
             look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
-            By default criteria take them from ``data`` when retraining, int8 from ``eval_data``.
+            By default criteria take them from ``data`` when retraining, int8 from ``eval_data``. The word
+            ``synthetic``: they are made up from the model, which is second best.
         inputs: Inputs that the model runs with, one array for each: they take the place of made-up ones.
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
         checkpoint: Folder that a retraining run keeps its state in.
@@ -123,9 +125,9 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     """
     calibration, eval_data, samples = inputs.calibration, inputs.eval_data, None
     give_inputs(original, inputs.inputs, recipe.reading)
-    if calibration is not None:
-        limit, seed, reading = recipe.calibration_samples, recipe.seed, recipe.reading
-        samples = clock("read calibration", lambda: read_calibration(calibration, original, limit, seed, reading))
+    if (given := calibration) is not None:
+        stage = "make up calibration" if is_synthetic(calibration) else "read calibration"
+        samples = clock(stage, lambda: calibration_of(original, given, recipe, clock.progress))
         check_labels(recipe, samples)
     if eval_data is not None:
         eval_data = open_data(original, eval_data, recipe.reading)
@@ -133,7 +135,9 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
         give_samples(original, samples.inputs)
     elif isinstance(eval_data, Data):
         give_samples(original, eval_data)
-    return replace(inputs, eval_data=eval_data, samples=samples)
+    if samples is not None and samples.made_up:
+        calibration = dict(samples.inputs)
+    return replace(inputs, eval_data=eval_data, calibration=calibration, samples=samples)
 
 
 def save(result: Result, path: str | Path, *, force: bool = False, record: str | Path | None = None) -> FileId:
@@ -179,6 +183,8 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
         result = _pruned(original, recipe, inputs, clock)
     else:
         result = _pruned_and_trained(original, recipe, inputs, clock)
+    if inputs.samples is not None and inputs.samples.made_up:
+        result = replace(result, notes=(*result.notes, NOTE.format(how=inputs.samples.made_up)))
     return clock(
         "deliver",
         lambda: deliver(

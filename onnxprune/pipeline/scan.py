@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
-from onnxprune.data.calibration import Calibration, read_calibration
+from onnxprune.data.calibration import Calibration
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import NothingToPrune, RecipeError
@@ -40,6 +40,7 @@ from onnxprune.selection.sensitivity import (
     scan_units,
 )
 from onnxprune.structure.structure import Structure
+from onnxprune.synthetic.samples import calibration_of
 from onnxprune.verify.evaluate import start_meter
 
 OUTPUT_ERROR = "output error"
@@ -99,7 +100,7 @@ def sensitivity(
     Args:
         model: A path, an onnx.ModelProto or an onnx_ir.Model. It is never changed.
         calibration: Inputs, as an .npz, a folder of images, ...: the error of the outputs is measured on them, unless
-            there are ``eval_data``; criteria that need data look at them.
+            there are ``eval_data``; criteria that need data look at them. ``synthetic``: they are made up.
         eval_data: Labelled inputs, in any form that ``calibration`` may have: a metric is measured.
         metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` or ``module:function``; by default the first that fits.
         inputs: Inputs that the model runs with, where none are found.
@@ -138,10 +139,7 @@ def _scan(
     metric: str | None,
     progress: Callable[[str], None] | None,
 ) -> Scan:
-    limit, seed = recipe.calibration_samples, recipe.seed
-    samples = (
-        Calibration() if calibration is None else read_calibration(calibration, original, limit, seed, recipe.reading)
-    )
+    samples = Calibration() if calibration is None else calibration_of(original, calibration, recipe, progress)
     if calibration is not None:
         check_labels(recipe, samples)
         give_samples(original, samples.inputs)

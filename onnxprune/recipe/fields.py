@@ -23,6 +23,14 @@ TARGETS = ("target_latency", "target_macs", "target_size", "max_drop")
 AMOUNTS = ("sparsity", "quality", *TARGETS)
 """Fields that say how much goes; a recipe has one of them."""
 
+SYNTHETIC = "synthetic"
+"""In the place of calibration data: inputs are made up from the model."""
+
+
+def is_synthetic(calibration: object) -> bool:
+    """Say whether what was given as calibration data is the word for inputs made up from the model."""
+    return isinstance(calibration, (str, Path)) and str(calibration) == SYNTHETIC
+
 
 def _listed(names: Any) -> Any:
     """Several names may be written in one text, with commas."""

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.model_io.text_files import read_text
+from onnxprune.recipe.fields import SYNTHETIC
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
 if sys.version_info >= (3, 11):
@@ -107,7 +108,7 @@ def read(
         if name in settings:
             value, key = settings[name], written[name]
             many = isinstance(value, list) and name in lists
-            parts = [str(folder / _text(path, text, part, key)) for part in (value if many else [value])]
+            parts = [_from_folder(folder, _text(path, text, part, key)) for part in (value if many else [value])]
             settings[name] = parts if name in lists else parts[0]
     return RecipeFile(path, settings)
 
@@ -138,7 +139,14 @@ def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str
         raise ModelError(f"the recipe '{path}' cannot be written: {error.strerror or error}.") from error
 
 
+def _from_folder(folder: Path, text: str) -> str:
+    """A path of a file as an absolute one; a word that stands for data stays as it is."""
+    return text if text == SYNTHETIC else str(folder / text)
+
+
 def _relative(value: Any, folder: Path) -> Any:
+    if str(value) == SYNTHETIC:
+        return SYNTHETIC
     if isinstance(value, (list, tuple)):
         return [_relative(part, folder) for part in value]
     return Path(os.path.relpath(value, folder)).as_posix()

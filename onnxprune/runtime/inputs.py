@@ -137,7 +137,7 @@ def input_sets(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
 
 
 def _made_up(model: ir.Model, seed: int, sizes: Mapping[str, int]) -> Iterator[Feeds]:
-    masks = _MASKS if any(_is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
+    masks = _MASKS if any(is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
     for candidate in candidate_sizes(model):
         for kind in masks:
             yield random_inputs(model, seed=seed, sizes={**candidate, **sizes}, masks=kind)
@@ -294,7 +294,7 @@ def _other_batches(model: ir.Model, seed: int, chosen: Feeds, told: Mapping[str,
     sizes = sizes_of(model, chosen)
     sizes = {name: n for name, n in sizes.items() if not is_expression(name, sizes)}
     batches = [name for name, is_batch in dynamic_dims(model).items() if is_batch and name not in told]
-    kind = _kind_of_masks(model, chosen)
+    kind = kind_of_masks(model, chosen)
     first = max((sizes[name] for name in batches), default=1)
     for batch in (*_BATCHES, 2 * first):
         other = {**sizes, **dict.fromkeys(batches, batch)}
@@ -302,9 +302,9 @@ def _other_batches(model: ir.Model, seed: int, chosen: Feeds, told: Mapping[str,
             yield random_inputs(model, seed=seed, sizes=other, masks=kind)
 
 
-def _kind_of_masks(model: ir.Model, feeds: Feeds) -> str:
-    """Which of the kinds of mask these inputs have."""
-    masks = [feeds[spec.name] for spec in input_specs(model) if _is_mask(spec)]
+def kind_of_masks(model: ir.Model, feeds: Feeds) -> str:
+    """Return which of the kinds of mask these inputs have: ones, zeros or mixed."""
+    masks = [feeds[spec.name] for spec in input_specs(model) if is_mask(spec)]
     return next((k for k in _MASKS if all(np.array_equal(m, _mask(m.shape, k).astype(m.dtype)) for m in masks)), "ones")
 
 
@@ -327,7 +327,8 @@ def _extent(name: str, is_batch: bool, specs: Sequence[InputSpec], batch: int, e
     return sequence
 
 
-def _is_mask(spec: InputSpec) -> bool:
+def is_mask(spec: InputSpec) -> bool:
+    """Say whether an input is a mask, which its name tells."""
     return "mask" in spec.name.lower()
 
 
@@ -341,20 +342,20 @@ def _mask(shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
 
 def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], masks: str) -> npt.NDArray[Any]:
     """Numbers for one input: masks, ids within bounds, images of bytes, floats from a standard normal."""
-    is_mask = _is_mask(spec)
+    masked = is_mask(spec)
     if spec.element_type == ir.DataType.STRING:
         return np.full(shape, "a", dtype=object)
     dtype = spec.element_type.numpy()
     if spec.element_type == ir.DataType.BOOL:
-        return _mask(shape, masks) if is_mask else rng.integers(0, 2, shape).astype(bool)
+        return _mask(shape, masks) if masked else rng.integers(0, 2, shape).astype(bool)
     if spec.element_type.is_integer():
         role = integer_role(spec.value)
-        if role.bound is None and role.constant is None and is_mask:
+        if role.bound is None and role.constant is None and masked:
             return _mask(shape, masks).astype(dtype)
         return _integers(rng, spec.element_type, shape, role.bound, role.constant)
     if np.dtype(dtype).kind == "c":
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-    return _mask(shape, masks).astype(dtype) if is_mask else rng.standard_normal(shape, np.float32).astype(dtype)
+    return _mask(shape, masks).astype(dtype) if masked else rng.standard_normal(shape, np.float32).astype(dtype)
 
 
 def _integers(
