@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.caches import is_link
 from onnxprune.graph.layers import MatrixAxes, activation_of, data_axis, matrix_axes, result_axis, slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
@@ -152,7 +153,7 @@ def linear_layers(model: ir.Model) -> tuple[list[Linear], dict[str, str]]:
     refused: dict[str, str] = {}
     for node in model.graph:
         operator = operator_of(node)
-        if operator.knows_zero_points or not operator.contracts:
+        if operator.knows_zero_points or not operator.contracts or is_link(node):
             continue
         layer = _linear(node) if operator.weights and operator.kind in ("conv", "fc") else _not_followed(node)
         if isinstance(layer, Linear):

@@ -60,7 +60,11 @@ def protected_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
     """
     if recipe.ends != "auto" or recipe.parts.zeros is None or recipe.exclude or recipe.only:
         return []
-    return [w for w in _ends(prunable_weights(structure), recipe) if not misfit_of(w, recipe)]
+    return [
+        w
+        for w in _ends([w for w in prunable_weights(structure) if not w.is_packed], recipe)
+        if not misfit_of(w, recipe)
+    ]
 
 
 def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:

@@ -209,3 +209,15 @@ def test_inspection_says_what_the_flag_frees() -> None:
     proto = plain_decoder()
     del proto.graph.output[1:]
     assert api.inspect(proto).caches is None
+
+
+def test_recovery_leaves_the_products_of_caches_alone() -> None:
+    """They are no layers: nothing is said of them, and nothing of them is in the result."""
+    count = 8
+    data = {name: np.concatenate([feeds(decoders.KV_HEADS, seed=i)[name][..., :0, :] if "past" in name
+                                  else feeds(decoders.KV_HEADS, seed=i)[name][:, :5] for i in range(count)])
+            for name in feeds(decoders.KV_HEADS)}  # fmt: skip
+    result = api.prune(decoders.fused(), sparsity=0.4, structure="channels", interface="narrow", latency=False,
+                       calibration=data)  # fmt: skip
+    assert result.recovered is not None and not any("Einsum" in note for note in result.notes)
+    assert not any(node.op_type == "Einsum" for node in result.model.graph)
