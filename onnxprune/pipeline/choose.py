@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
-from onnxprune.graph.size import holders_of_numbers
+from onnxprune.pipeline.prunable import prunable_size, why_nothing
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.granularity import NM, Block, Depth, Layers, Shape, Tiles, Units, Weights
 from onnxprune.recipe.recipe import Recipe
@@ -44,7 +44,6 @@ from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation
 from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.blocks import ResidualBlock, layers_of
 from onnxprune.structure.costs import CostName
-from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight, total_size
@@ -102,30 +101,13 @@ def choose(
     recipe = settled(recipe, calibrated=calibration is not None)
     weights = eligible_weights(structure, recipe)
     if not weights:
-        raise NothingToPrune(_nothing(structure, recipe))
+        raise NothingToPrune(why_nothing(structure, recipe))
     cache = cache or ScoreCache()
     criterion = _criterion(structure, recipe, calibration, cache)
     task = Task(structure, recipe, calibration, weights, criterion, cache, most=most, auto=auto)
     if recipe.parts.zeros is not None:
         task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
     return _chooser_of(recipe.parts.shape)(task)
-
-
-def prunable_size(structure: Structure, recipe: Recipe) -> int:
-    """Return how many parameters could go, of which a sparsity is a share.
-
-    Raises:
-        NothingToPrune: None.
-    """
-    weights = eligible_weights(structure, recipe)
-    if not recipe.parts.units or recipe.parts.mixed:
-        size = total_size([*weights, *protected_weights(structure, recipe)]) if weights else 0
-    else:
-        groups = eligible_groups(structure, weights, recipe)
-        size = Ledger(structure, prunable_weights(structure), groups, recipe.floor).prunable
-    if not size:
-        raise NothingToPrune(_nothing(structure, recipe))
-    return size
 
 
 def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
@@ -314,7 +296,7 @@ def _units(task: Task) -> Plan:
     structure, recipe = task.structure, task.recipe
     groups = eligible_groups(structure, task.weights, recipe)
     if not groups:
-        raise NothingToPrune(_nothing(structure, recipe))
+        raise NothingToPrune(why_nothing(structure, recipe))
     scored = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
     if task.auto and scored.unscored:  # nothing is known of what they put out: by their weights
         rest, by_weights = list(scored.unscored), find_criterion("magnitude")
@@ -392,21 +374,3 @@ def _of_survivors(criterion: Criterion) -> Criterion:
     return replace(
         criterion, weights=lambda weight, at: np.where(weight.numbers() != 0, np.maximum(saliency(weight, at), tiny), 0)
     )
-
-
-def _nothing(structure: Structure, recipe: Recipe) -> str:
-    if not structure.weights:
-        names = {*structure.unruled, *holders_of_numbers(structure.model)}
-        why = f"the numbers of {', '.join(sorted(names))} are not pruned" if names else "no operator has weights"
-        return f"there is nothing to prune: no Conv, Gemm, MatMul or recurrent weights were found ({why})"
-    if recipe.parts.zeros and structure.packed and len(structure.packed) == len(prunable_weights(structure)):
-        return (
-            "there is nothing to prune: all weights are packed in a few bits, of which no single one is set to zero; "
-            "take --structure channels, which removes whole blocks with their scales"
-        )
-    if recipe.parts.units and not any(not g.inexact for g in structure.groups):
-        return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
-    if unfit := misfits(structure, recipe):
-        why = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
-        return f"there is nothing to prune: --structure {recipe.structure} fits no layer ({why})"
-    return "there is nothing to prune: the patterns and kinds given leave no weights"

@@ -101,19 +101,13 @@ def prune(
     """
     recipe = recipe or make_recipe(**settings)
     folder = None if checkpoint is None else Path(checkpoint)
-    run_inputs = RunInputs(
-        data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs
-    )
-    preflight(recipe, run_inputs)
+    asked = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
+    preflight(recipe, asked)
     clock = Clock(progress)
     with custom_operators(custom_ops):
         original = clock("load", lambda: model_io.load_any(model))
-        run_inputs = _opened(original, recipe, run_inputs, clock)
-        if recipe.interface == "narrow":
-            free_interface(original)
-        if recipe.target is None:
-            return _run(original, recipe, run_inputs, clock)
-        return _search(original, recipe, run_inputs, clock)
+        opened = _opened(original, recipe, asked, clock)
+        return (_run if recipe.target is None else _search)(original, recipe, opened, clock)
 
 
 def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:
@@ -137,6 +131,8 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
         give_samples(original, eval_data)
     if samples is not None and samples.made_up:
         calibration = dict(samples.inputs)
+    if recipe.interface == "narrow":
+        free_interface(original)
     return replace(inputs, eval_data=eval_data, calibration=calibration, samples=samples)
 
 

@@ -26,8 +26,9 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.graph.operators import operator_of
 from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
-from onnxprune.pipeline.choose import Plan, choose, prunable_size
+from onnxprune.pipeline.choose import Plan, choose
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
+from onnxprune.pipeline.prunable import prunable_size
 from onnxprune.pipeline.trace import STARVED, Trace
 from onnxprune.recipe.granularity import Weights
 from onnxprune.recipe.recipe import Recipe
