@@ -82,7 +82,7 @@ def deliver(
     verifier = _Verifier(original, recipe, latency, eval_data, metric)
     result = replace(result, delivery=Delivery(result.model))
     if recipe.parts.rewritten:
-        result = in_tiles(result, verifier.again, latency=latency)
+        result = in_tiles(original, result, verifier.again, latency=latency)
     if recipe.quantize != "no":
         result = _quantised(result, verifier, calibration)
     if recipe.interface == "narrow":

@@ -110,6 +110,13 @@ class Result:
         return self.steps[-1].get("recovery") if self.steps else None
 
     @property
+    def faster(self) -> bool:
+        """Whether the graph computes less than that of the original: units went, or layers are written in tiles."""
+        tiles = {} if self.delivery is None else self.delivery.tiles
+        untiled = {} if self.delivery is None else self.delivery.untiled
+        return self.recipe.parts.removes or any(name not in untiled for name in tiles)
+
+    @property
     def figures(self) -> dict[str, Any]:
         """The figures as plain data."""
         figures: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune import runtime
@@ -28,10 +29,11 @@ Again = Callable[[ir.Model, Verdict | None], Verdict | None]
 """Verifies a later form of a model, from the verdict on the form before."""
 
 
-def in_tiles(result: Result, again: Again, *, latency: bool) -> Result:
+def in_tiles(original: ir.Model, result: Result, again: Again, *, latency: bool) -> Result:
     """Rewrite the layers of a result that run faster in tiles.
 
     Args:
+        original: The model before the run, at whose usual inputs the time of layers is judged.
         result: A result with masks.
         again: Verifies the model once more.
         latency: Whether the two forms are measured against each other.
@@ -41,7 +43,7 @@ def in_tiles(result: Result, again: Again, *, latency: bool) -> Result:
     """
     assert result.delivery is not None
     model, plain = result.model.clone(), result.model
-    feeds = runtime.one_sample(plain, seed=result.recipe.seed)
+    feeds = runtime.one_sample(original, seed=result.recipe.seed)
     rewrite = TileLayers(result.masks, runtime.concrete_shapes(model, feeds), runtime.known_facts(model))
     rewrite(model)
     untiled, tiles = dict(rewrite.plain), _tiles(plain, result.masks)
@@ -50,7 +52,7 @@ def in_tiles(result: Result, again: Again, *, latency: bool) -> Result:
         why = f"the whole model takes {ratio:.2f} of the time with its layers in tiles"
         untiled |= dict.fromkeys(rewrite.tiled, why)
     delivery = replace(result.delivery, tiles=tiles, untiled=untiled)
-    result = replace(result, delivery=delivery, notes=(*result.notes, *_notes(untiled, len(tiles))))
+    result = replace(result, delivery=delivery, notes=(*result.notes, *_notes(untiled, len(tiles), feeds)))
     if not rewrite.tiled or ratio > 1:
         return result
     verdict = result.verdict
@@ -80,7 +82,7 @@ def _tiles(model: ir.Model, masks: Mapping[str, Bools]) -> dict[str, list[Tile]]
     return tiles
 
 
-def _notes(untiled: Mapping[str, str], count: int) -> tuple[str, ...]:
+def _notes(untiled: Mapping[str, str], count: int, feeds: runtime.Feeds) -> tuple[str, ...]:
     if not untiled:
         return ()
     reasons = []
@@ -88,4 +90,5 @@ def _notes(untiled: Mapping[str, str], count: int) -> tuple[str, ...]:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         reasons.append(f"{', '.join(names[:_LISTED])}{more}: {reason}")
     told = f"{len(untiled)} of {count} layers were not rewritten, and their zeros cost as before"
-    return (f"{told}: {'; '.join(reasons)}",)
+    shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in feeds.items())
+    return (f"{told}: {'; '.join(reasons)}. Time was judged at {shapes} (--inputs gives others)",)

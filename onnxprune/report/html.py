@@ -112,7 +112,7 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "more_groups": max(0, len(inspection.groups) - _MOST_ROWS),
         "pinned": _pinned(inspection),
         "unruled": sorted(inspection.unruled.items()),
-        "no_faster": "" if result.recipe.parts.removes else NO_FASTER,
+        "no_faster": "" if result.faster else NO_FASTER,
         "recipe": json.dumps(recipe, indent=1),
         "record": record if len(record) <= _MOST_RECORD else "",
         "record_size": len(record),
