@@ -106,11 +106,23 @@ def rewritten(text: str, numbers: Numbers, widths: Mapping[int, int], model_file
     _put(decoder, _HEADS, lambda _: numbers.heads)
     _put(decoder, _LAYERS, lambda _: numbers.layers)
     _put(decoder, _KV_HEADS, lambda _: numbers.kv_heads)
+    _keep_quotient(decoder, old, numbers.size)
     heads, width = (next((old[name] for name in names if name in old), 0) for names in (_HEADS, _WIDTH))
     implied = not any(name in decoder for name in _SIZE) and numbers.size is not None and heads and width
     if implied and _of(decoder, _WIDTH) != numbers.size * _of(decoder, _HEADS):  # type: ignore[operator]
         decoder["head_dim"] = numbers.size
     return json.dumps(settings, indent=4 if genai else 2) + "\n"
+
+
+def _keep_quotient(settings: dict[str, Any], old: Mapping[str, int], size: int | None) -> None:
+    """Keep the number of query heads where width / heads was the head size and would no longer be.
+
+    optimum takes the size of a cache from that quotient, also where the file has a head_dim; the number of query heads
+    itself shapes no input.
+    """
+    name, width = next((n for n in _HEADS if n in old), ""), _of(settings, _WIDTH)
+    if name and size and any(n in settings for n in _KV_HEADS) and width // int(settings[name]) != size:
+        settings[name] = old[name] if width // old[name] == size else settings[name]
 
 
 def _of(settings: Mapping[str, Any], names: tuple[str, ...]) -> int:

@@ -20,6 +20,7 @@ from onnxprune import model_io
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.graph.narrowing import free_caches, narrow_caches
 from onnxprune.pipeline.check import check
+from onnxprune.pipeline.runtime_settings import Numbers, rewritten
 from onnxprune.structure.analysis import analyse
 
 PAST = 3
@@ -221,3 +222,12 @@ def test_recovery_leaves_the_products_of_caches_alone() -> None:
                        calibration=data)  # fmt: skip
     assert result.recovered is not None and not any("Einsum" in note for note in result.notes)
     assert not any(node.op_type == "Einsum" for node in result.model.graph)
+
+
+def test_the_head_size_that_optimum_divides_out_stays() -> None:
+    """It takes hidden_size // num_attention_heads, also beside a head_dim."""
+    config = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    text = rewritten(json.dumps(config), Numbers(kv_heads=2, size=8, heads=4), {}, "m.onnx")
+    assert json.loads(text) == {**config, "num_key_value_heads": 2}
+    text = rewritten(json.dumps(config), Numbers(kv_heads=2, size=4, heads=4), {}, "m.onnx")
+    assert json.loads(text) == {**config, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 4}
