@@ -111,6 +111,8 @@ class TileLayers(ir.passes.InPlacePass):
         uses = [] if value is None else list(value.uses())
         if value is None or len(uses) != 1 or uses[0].node.graph is not model.graph:
             return "its weights are not those of one node of the main graph"
+        if value.is_graph_input() or value.is_graph_output():
+            return "its weights are an input or output of the model as well"
         node = uses[0].node
         slot, axes = slot_of(value, node), matrix_axes(value, node)
         if slot is None or axes is None or value.const_value is None:

@@ -249,6 +249,16 @@ def test_a_constant_that_others_read_too_keeps_its_order_for_them() -> None:
         np.testing.assert_allclose(actual[name], array_, atol=1e-4 * np.abs(array_).max())
 
 
+def test_weights_that_are_an_input_too_stay() -> None:
+    model = graph(MATMUL, {"w": random(16, 12)})
+    mask = masked(model, "w", 1, 0)
+    shapes, facts = runtime.concrete_shapes(model, runtime.one_sample(model, seed=0)), runtime.known_facts(model)
+    model.graph.inputs.append(model.graph.initializers["w"])
+    rewrite = TileLayers({"w": mask}, shapes, facts, FREE)
+    rewrite(model)
+    assert not rewrite.tiled and "input" in rewrite.plain["w"] and "w" in model.graph.initializers
+
+
 @pytest.mark.parametrize("damage", ["name", "indices", "weights"])
 def test_a_damaged_layer_in_tiles_is_refused(damage: str) -> None:
     model = graph(MATMUL, {"w": random(16, 12)})
