@@ -47,13 +47,13 @@ def ways(
     def calibration() -> dict[str, Any]:
         return dict(pictures.calibration(dense, 0))
 
+    if arguments.weights is not None:
+        for ratio in RATIOS:
+            yield OTHER, ratio, lambda r=ratio: torch_pruned(arguments.weights, r, calibration())
     for share in SHARES:
         settings: dict[str, Any] = {"structure": "channels", "target_macs": share, "latency": False}
         yield OURS, share, lambda s=settings: prune(arguments.mobilenet, calibration=calibration(), **s).model
         yield BARE, share, lambda s=settings: prune(arguments.mobilenet, **s).model
-    if arguments.weights is not None:
-        for ratio in RATIOS:
-            yield OTHER, ratio, lambda r=ratio: torch_pruned(arguments.weights, r, calibration())
 
 
 def torch_pruned(weights: Path, ratio: float, calibration: dict[str, Any]) -> ir.Model:
