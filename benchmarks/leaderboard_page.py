@@ -20,12 +20,13 @@ _HEAD = """\
 # Leaderboard
 
 What is left of a network, by method and cost, without labels and without training. Figures are the mean and the
-deviation over three draws of the calibration samples, which are 334 to 1,024 samples of the training set without their
-labels; without a deviation it is one draw. Scores are accuracy in percent on held-out samples; of MiniLM, Spearman's
-rank correlation. `work` and `latency` are after / before: multiply-adds of one sample, and CPU time of one sample in
-ONNX Runtime on one thread, which says little of networks that take microseconds. `bytes` is the file, after / before,
+deviation over three draws of the calibration samples; without a deviation it is one draw. A draw is 334 to 1,024
+samples of the training set without their labels. Scores are accuracy in percent on held-out samples; of MiniLM,
+Spearman's rank correlation. `work` and `latency` are after / before: multiply-adds and CPU time of one sample in ONNX
+Runtime on one thread. Latency says little of networks that take microseconds. `bytes` is the file, after / before,
 zeros packed. `CPU s` is the whole run. `removed == masked` is the largest difference between the cut model and the
-original with the same units zeroed, relative to the largest output, before anything is fitted; only onnxprune shows it.
+original with the same units zeroed, relative to the largest output. It is taken before anything is fitted, and only
+onnxprune shows it.
 
 Written by `python benchmarks/leaderboard.py` ({date}; {versions}).
 A row without figures says why. A run goes on where the last one ended; what the page lacks is not measured yet.

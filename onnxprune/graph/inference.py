@@ -163,7 +163,8 @@ def _with_products(model: ir.Model, known: Extents, facts: Facts) -> Extents:
     dims, axes = dynamic_dims(model), sample_axes(model)
     free = [n for n in dims if n not in known.settled and n not in known.sums and not is_expression(n, dims)]
     batches = frozenset(n for n in free if dims[n][1] == axes[str(dims[n][0].name)])
-    settled = settled_by_products(model, facts.first.sizes, free, batches, known.applied)
+    contradicted = facts.first if facts.first.failures else facts.second
+    settled = settled_by_products(model, contradicted.sizes, free, batches, known.applied)
     return replace(known, settled={**known.settled, **settled})
 
 
