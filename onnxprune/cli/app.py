@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from onnxprune.version import version
+        from onnxprune.report.version import version
 
         print(version())
         raise typer.Exit

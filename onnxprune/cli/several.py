@@ -46,10 +46,10 @@ def files_of(model: Path) -> Iterator[Path]:
     if model.exists() or not glob.has_magic(str(model)):
         yield model
         return
-    found = sorted(glob.glob(str(model), recursive=True))
-    if not found:
+    matches = sorted(glob.glob(str(model), recursive=True))
+    if not matches:
         raise ModelError(f"no file matches '{model}'")
-    yield from map(Path, found)
+    yield from map(Path, matches)
 
 
 def _alone(invocation: Invocation, model: Path) -> Invocation:

@@ -41,7 +41,7 @@ def is_link_matrix(value: ir.Value) -> bool:
 
 def cache_lengths(model: ir.Model) -> dict[ir.Value, int]:
     """Return the axis along which each cache among the inputs grows, where its length is free."""
-    found: dict[ir.Value, int] = {}
+    axes: dict[ir.Value, int] = {}
     for value in graph_inputs(model):
         rank = len(value.shape or ())
         for node, index in behind_link(value).uses():
@@ -49,8 +49,8 @@ def cache_lengths(model: ir.Model) -> dict[ir.Value, int]:
                 continue
             axis = node.attributes.get_int("axis", 0) % rank
             if value.shape is not None and not isinstance(value.shape[axis], int):
-                found[value] = axis
-    return found
+                axes[value] = axis
+    return axes
 
 
 def behind_link(value: ir.Value) -> ir.Value:

@@ -87,10 +87,10 @@ def settled_by_products(
         before = probe.failures if probe is not None else 0
         for together, others in _ways(model, names):
             extent = _bisect(search, demand, {**sizes, **settled, **others}, together)
-            found = {**settled, **others, **dict.fromkeys(together, extent or 0)}
-            after = search.at({**sizes, **found}) if extent else None
+            tried = {**settled, **others, **dict.fromkeys(together, extent or 0)}
+            after = search.at({**sizes, **tried}) if extent else None
             if after is not None and after.failures < before:
-                settled = found
+                settled = tried
                 break
         else:
             break

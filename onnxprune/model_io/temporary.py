@@ -63,9 +63,9 @@ def remove(temporary: Path) -> None:
 
 def leftovers(folder: Path, kind: str) -> list[tuple[Path, int]]:
     """The files of ours in a folder whose process is gone, each with a descriptor that holds its lock from now on."""
-    found: list[tuple[Path, int]] = []
+    files: list[tuple[Path, int]] = []
     if fcntl is None:
-        return found
+        return files
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not is_ours(entry.name, kind) or not entry.is_file(follow_symlinks=False):
@@ -73,10 +73,10 @@ def leftovers(folder: Path, kind: str) -> list[tuple[Path, int]]:
             with contextlib.suppress(OSError):
                 descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 if stat.S_ISREG(os.fstat(descriptor).st_mode) and _lock(descriptor):
-                    found.append((Path(entry.path), descriptor))
+                    files.append((Path(entry.path), descriptor))
                 else:
                     os.close(descriptor)
-    return found
+    return files
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -119,9 +119,9 @@ def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     """
     calibration, eval_data, samples = inputs.calibration, inputs.eval_data, None
     give_inputs(original, inputs.inputs, recipe.reading)
-    if (given := calibration) is not None:
+    if (asked := calibration) is not None:
         stage = "make up calibration" if is_synthetic(calibration) else "read calibration"
-        samples = clock(stage, lambda: calibration_of(original, given, recipe, clock.progress))
+        samples = clock(stage, lambda: calibration_of(original, asked, recipe, clock.progress))
         check_labels(recipe, samples)
     if eval_data is not None:
         eval_data = open_data(original, eval_data, recipe.reading)

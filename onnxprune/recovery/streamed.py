@@ -85,14 +85,14 @@ def with_other_rows(
     feeds = samples.feeds[0]
     before = concrete_shapes(dense, feeds, [layer.data for _, layer in layers])
     after = concrete_shapes(pruned, feeds, [layer.data for layer, _ in layers])
-    found: set[ir.Value] = set()
+    reshaped: set[ir.Value] = set()
     for layer, other in layers:
         shapes = before.get(other.data), after.get(layer.data)
         if shapes[0] is not None and shapes[1] is not None:
             rows = [[n for axis, n in enumerate(s) if axis != layer.data_axis % len(s)] for s in shapes if s]
             if rows[0] != rows[-1]:
-                found.add(layer.output)
-    return found
+                reshaped.add(layer.output)
+    return reshaped
 
 
 def streamed_moments(

@@ -170,8 +170,8 @@ class Tail:
         return {**feed, **(self._lead(feed) if self._lead is not None else {})}
 
     def _item(self, feed: Feeds, number: int, together: int) -> _Item:
-        given = self._given(feed)
-        read = {str(v.name): given[str(v.name)] for v in self._part.graph.inputs}
+        values = self._given(feed)
+        read = {str(v.name): values[str(v.name)] for v in self._part.graph.inputs}
         return _Item(number, self._store.kept(read, together), self._store.kept(self._dense(feed), together))
 
     def _kinds_of(self, outputs: Sequence[str]) -> dict[str, Kind]:

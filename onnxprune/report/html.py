@@ -21,9 +21,9 @@ from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.text import visible
+from onnxprune.report.version import version
 from onnxprune.verify.reach import Reach
 from onnxprune.verify.requirements import missed_limits
-from onnxprune.version import version
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result

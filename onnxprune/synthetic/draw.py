@@ -95,8 +95,8 @@ def setting_of(model: ir.Model, seed: int) -> Setting:
         DataError: No inputs are found that the model runs with.
     """
     feeds, free = one_sample(model, seed=seed), dynamic_dims(model)
-    found = {name: extent for name, extent in sizes_of(model, feeds).items() if name in free}
-    setting, hints = Setting(found, kind_of_masks(model, feeds)), hints_of(model)
+    extents = {name: extent for name, extent in sizes_of(model, feeds).items() if name in free}
+    setting, hints = Setting(extents, kind_of_masks(model, feeds)), hints_of(model)
     if hints.inputs or hints.samples or hints.shapes:
         return setting
     longer = {
@@ -104,9 +104,9 @@ def setting_of(model: ir.Model, seed: int) -> Setting:
         for spec in input_specs(model)
         if spec.dtype is not None and spec.dtype.kind in "iu"
         for dim in spec.known_dims
-        if isinstance(dim, str) and not free.get(dim, True) and 1 < found.get(dim, TOKENS) < TOKENS
+        if isinstance(dim, str) and not free.get(dim, True) and 1 < extents.get(dim, TOKENS) < TOKENS
     }
-    longest = Setting({**found, **longer}, setting.masks)
+    longest = Setting({**extents, **longer}, setting.masks)
     return longest if longer and _runs(model, longest.feeds(model, seed)) else setting
 
 

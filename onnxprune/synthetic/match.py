@@ -171,7 +171,7 @@ class Painter:
 
 def _statistics(model: ir.Model) -> list[tuple[ir.Value, Array, Array]]:
     """What each BatchNormalization of the main graph reads, with running mean and variance."""
-    found = []
+    read = []
     for node in model.graph:
         training = node.attributes.get_int("training_mode", 0)
         if node.op_type != "BatchNormalization" or node.domain != "" or training:
@@ -180,23 +180,23 @@ def _statistics(model: ir.Model) -> list[tuple[ir.Value, Array, Array]]:
         value = node.inputs[0]
         if value is not None and not value.is_graph_input() and all(t is not None for t in tensors):
             mean, variance = (t.numpy().astype(np.float32) for t in tensors if t is not None)
-            found.append((value, mean, variance))
-    return found
+            read.append((value, mean, variance))
+    return read
 
 
 def _classes(model: ir.Model, drawn: Drawn) -> dict[int, bool]:
     """The outputs [samples, classes], and whether they are probabilities."""
     few, session = drawn.samples.part(0, _LOOKED_AT), make_session(model)
     outputs = [run(session, feeds) for feeds in batches(model, few)]
-    found = {}
+    of_classes = {}
     for place, value in enumerate(model.graph.outputs):
         arrays = [np.asarray(part[str(value.name)]) for part in outputs]
         array = np.concatenate(arrays) if arrays[0].ndim == 2 else arrays[0]
         if array.ndim == 2 and array.shape[1] > 1 and array.dtype == np.float32:
             kind = kind_of_outputs(array)
             if kind in ("logits", "probabilities"):
-                found[place] = kind == "probabilities"
-    return found
+                of_classes[place] = kind == "probabilities"
+    return of_classes
 
 
 def _chunk(module: OnnxModule, model: ir.Model, drawn: Drawn) -> int:

@@ -57,9 +57,9 @@ class Reach:
             return f"reach of the proof: none of the {self.units:,} removed units was zeroed by itself"
         of = "" if self.tested == self.units else f" tested, of {self.units:,}"
         text = f"reach of the proof: {self.moved:,} of {self.tested:,} removed units{of} moved an output when zeroed"
-        still = [name for name, reacted in self.outputs.items() if not reacted]
-        if still:
-            text += f"; {len(still)} of {len(self.outputs)} outputs did not react, such as '{still[0]}'"
+        silent = [name for name, reacted in self.outputs.items() if not reacted]
+        if silent:
+            text += f"; {len(silent)} of {len(self.outputs)} outputs did not react, such as '{silent[0]}'"
         half = [name for name, ran in self.branches.items() if len(ran) == 1]
         if half:
             text += (
@@ -151,7 +151,7 @@ class _Probe:
         conditions = _show_conditions(copy)
         session = runtime.make_session(copy)
         expected = [runtime.run(session, {**feeds, **constants}) for feeds in batches]
-        ran = {name: tuple(dict.fromkeys("then" if bool(np.all(found[of])) else "else" for found in expected))
+        ran = {name: tuple(dict.fromkeys("then" if bool(np.all(outputs[of])) else "else" for outputs in expected))
                for name, of in conditions.items()}  # fmt: skip
         return _Probe(structure, session, constants, batches, expected, ran)
 
@@ -160,17 +160,17 @@ class _Probe:
         zeroed = {str(value.name): array for value, array in zeroed_units(self.structure, flags)}
         arrays = {name: zeroed[name].astype(array.dtype) if name in zeroed else array
                   for name, array in self.constants.items()}  # fmt: skip
-        found: set[str] = set()
+        moved: set[str] = set()
         for feeds, expected in zip(self.batches, self.expected, strict=True):
             outputs = runtime.run(self.session, {**feeds, **arrays})
-            found |= {n for n in expected if runtime.relative_difference(expected[n], outputs[n]) > 0}
-        return found
+            moved |= {n for n in expected if runtime.relative_difference(expected[n], outputs[n]) > 0}
+        return moved
 
 
 def _show_conditions(model: ir.Model) -> dict[str, str]:
     """Make the condition of each If an output; return, by the If's name, the name of its condition."""
     shown = {str(value.name) for value in model.graph.outputs}
-    found: dict[str, str] = {}
+    conditions: dict[str, str] = {}
     for node in list(model.graph):
         condition = node.inputs[0] if node.op_type == "If" and node.inputs else None
         if condition is None or condition.producer() is None:
@@ -180,5 +180,5 @@ def _show_conditions(model: ir.Model) -> dict[str, str]:
             condition.dtype = condition.dtype or ir.DataType.BOOL
             model.graph.outputs.append(condition)
             shown.add(name)
-        found[node.name or str(node.outputs[0].name)] = name
-    return found
+        conditions[node.name or str(node.outputs[0].name)] = name
+    return conditions
