@@ -85,6 +85,13 @@ REASONS = {
     "46bd4b798321": "an If whose condition follows from shapes becomes the branch that runs",
     "f6f783fe378f": "a step of a schedule may take a cut that is larger than the step",
     "2d4a6fa81d84": "constants pass through HardSwish, Mish and Gelu, so that more dead units are found",
+    "feac2138d3db": "ALPS adds in another order, and looks for a ridge only up to where it gets worse",
+    "095785bd03c5": "the types of initializers are not written a second time, into value_info",
+    "7d30ee210928": (
+        "the cut is the same; numbers that come from shapes keep what they were before it where a target of Reshape, "
+        "Expand or Tile is computed from them, so that heads merged with the batch are found"
+    ),
+    "d6a4f566992a": "the units of products keep multiples of 8 where there are 64 and more",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
