@@ -49,6 +49,15 @@ CONVOLUTION_SHAPES = {
 }  # fmt: skip
 
 
+_STACK = """<ir_version: 8, opset_import: ["": 13]>
+stack (float[N, 8] x) => (float[N, classes] y) {
+  s = Gemm<transB = 1>(x, w0, b0)
+  a = Gemm<transB = 1>(s, w1, b1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) t = Add(s, b)
+  c = Gemm<transB = 1>(t, w3, b3) q = Relu(c) d = Gemm<transB = 1>(q, w4, b4) u = Add(t, d)
+  y = Gemm<transB = 1>(u, w5, b5)
+}"""
+
+
 def network(text: str, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> ir.Model:
     """The model with weights from a normal distribution; variances are positive."""
     rng = np.random.default_rng(seed)
@@ -100,3 +109,10 @@ def constant(model: ir.Model, name: str) -> npt.NDArray[np.float64]:
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
     return tensor.numpy().astype(np.float64)
+
+
+def residual_stack(outputs: int) -> ir.Model:
+    """Two residual blocks of width 6 on inputs [N, 8], and a layer of so many outputs."""
+    shapes = {"w0": (6, 8), "b0": (6,), "w1": (16, 6), "b1": (16,), "w2": (6, 16), "b2": (6,), "w3": (16, 6),
+              "b3": (16,), "w4": (6, 16), "b4": (6,), "w5": (outputs, 6), "b5": (outputs,)}  # fmt: skip
+    return network(_STACK.replace("classes", str(outputs)), shapes)

@@ -19,23 +19,14 @@ from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import compared_at
 from onnxprune.runtime.session import make_session, run
 
-from .models_to_recover import constant, cut, network, zeroed
+from .models_to_recover import constant, cut, network, residual_stack, zeroed
 
-STACK = """<ir_version: 8, opset_import: ["": 13]>
-stack (float[N, 8] x) => (float[N, 4] y) {
-  s = Gemm<transB = 1>(x, w0, b0)
-  a = Gemm<transB = 1>(s, w1, b1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) t = Add(s, b)
-  c = Gemm<transB = 1>(t, w3, b3) q = Relu(c) d = Gemm<transB = 1>(q, w4, b4) u = Add(t, d)
-  y = Gemm<transB = 1>(u, w5, b5)
-}"""
-SHAPES = {"w0": (6, 8), "b0": (6,), "w1": (16, 6), "b1": (16,), "w2": (6, 16), "b2": (6,), "w3": (16, 6), "b3": (16,),
-          "w4": (6, 16), "b4": (6,), "w5": (4, 6), "b5": (4,)}  # fmt: skip
 X = {"x": np.random.default_rng(3).standard_normal((320, 8)).astype(np.float32)}
 
 
 def dense(scale: float = 1.0) -> ir.Model:
     """Two residual blocks; where the last weights are scaled down the outputs are no scores of classes."""
-    model = network(STACK, SHAPES)
+    model = residual_stack(outputs=4)
     model.graph.initializers["w5"].const_value = ir.Tensor(
         (scale * constant(model, "w5")).astype(np.float32), name="w5"
     )

@@ -16,17 +16,8 @@ from onnxprune.runtime.stream.cuts import common_blocks
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
 
-from .models_to_recover import constant, cut, network
+from .models_to_recover import constant, cut, network, residual_stack
 
-STACK = """<ir_version: 8, opset_import: ["": 13]>
-stack (float[N, 8] x) => (float[N, 12] y) {
-  s = Gemm<transB = 1>(x, w0, b0)
-  a = Gemm<transB = 1>(s, w1, b1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) t = Add(s, b)
-  c = Gemm<transB = 1>(t, w3, b3) q = Relu(c) d = Gemm<transB = 1>(q, w4, b4) u = Add(t, d)
-  y = Gemm<transB = 1>(u, w5, b5)
-}"""
-SHAPES = {"w0": (6, 8), "b0": (6,), "w1": (16, 6), "b1": (16,), "w2": (6, 16), "b2": (6,), "w3": (16, 6), "b3": (16,),
-          "w4": (6, 16), "b4": (6,), "w5": (12, 6), "b5": (12,)}  # fmt: skip
 X = np.random.default_rng(3).standard_normal((320, 8)).astype(np.float32)
 PICTURES = """<ir_version: 8, opset_import: ["": 13]>
 pictures (float[N, 3, 16, 16] x) => (float[N, 12] y) {
@@ -46,7 +37,7 @@ def pair(dense: ir.Model, pruned: ir.Model, kept: Kept, x: np.ndarray) -> Prunin
 
 
 def test_blocks_before_the_first_that_lost_something_are_not_trained() -> None:
-    dense = network(STACK, SHAPES)
+    dense = residual_stack(outputs=12)
     first, kept_first = cut(dense.clone(), "w1", 0, [0, 3, 5])
     second, kept_second = cut(dense.clone(), "w3", 0, [0, 3, 5])
     assert first_trained(pair(dense, first, kept_first, X)) == 1  # w0 lost nothing
@@ -59,7 +50,7 @@ def test_blocks_before_the_first_that_lost_something_are_not_trained() -> None:
 
 
 def test_the_end_reads_what_the_whole_network_gives() -> None:
-    dense = network(STACK, SHAPES)
+    dense = residual_stack(outputs=12)
     pruned, kept = cut(dense.clone(), "w3", 0, [0, 3, 5])
     end = Tail(pair(dense, pruned, kept, X), None, 1, 0)
     assert list(end.draw()) == [0]
@@ -118,7 +109,7 @@ def test_layers_get_back_the_dense_numbers_that_are_left() -> None:
 
 def test_what_gives_scores_of_classes_is_fitted_anew_to_the_trained_features(monkeypatch: pytest.MonkeyPatch) -> None:
     x = {"x": X}
-    dense = network(STACK, SHAPES)
+    dense = residual_stack(outputs=12)
     dense.graph.initializers["w5"].const_value = ir.Tensor((0.1 * constant(dense, "w5")).astype(np.float32), name="w5")
     start, kept = cut(dense, "w3", 0, list(range(8)))
     done, without = start.clone(), start.clone()
@@ -138,7 +129,7 @@ def gap(dense: ir.Model, pruned: ir.Model, x: dict[str, np.ndarray]) -> float:
 
 
 def test_nothing_stays_where_the_outputs_of_held_back_inputs_get_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = network(STACK, SHAPES)
+    dense = residual_stack(outputs=12)
     start, kept = cut(dense, "w3", 0, [0, 3, 5])
     closed, done = start.clone(), start.clone()
     recover(dense, closed, kept, {"x": X}, methods=("least-squares",))
@@ -146,5 +137,5 @@ def test_nothing_stays_where_the_outputs_of_held_back_inputs_get_worse(monkeypat
     monkeypatch.setattr(Tail, "held_outputs", lambda _: next(worse))
     steps = recover(dense, done, kept, {"x": X}, methods=("align",)).steps
     assert not any(step.applied for step in steps if step.method == "align")
-    for name in SHAPES:
+    for name in dense.graph.initializers:
         assert np.array_equal(constant(done, name), constant(closed, name))
