@@ -87,7 +87,15 @@ def sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def publish(temporary: Path, path: Path, *, replace: bool, durable: bool = True, mode_of: Path | None = None) -> None:
+def publish(
+    temporary: Path,
+    path: Path,
+    *,
+    replace: bool,
+    durable: bool = True,
+    mode_of: Path | None = None,
+    named_by_content: bool = False,
+) -> None:
     """Give a finished file its name, in one step that other processes see whole, and make the step durable.
 
     Inside `together` this happens at its end. A file that replaces another keeps that one's permissions.
@@ -98,12 +106,13 @@ def publish(temporary: Path, path: Path, *, replace: bool, durable: bool = True,
         replace: Whether an existing file may be replaced.
         durable: Whether a power cut must not take it.
         mode_of: The file whose permissions it gets, by default the one that it replaces.
+        named_by_content: Whether a file of that name holds the same bytes.
 
     Raises:
         FileExistsError: `path` exists and `replace` is false, even if it appeared a moment ago.
         OSError: The file system refused.
     """
-    file = Finished(temporary, path, replace, durable, mode_of)
+    file = Finished(temporary, path, replace, durable, mode_of, named_by_content)
     waiting = _waiting.get()
     if waiting is not None:
         waiting.append(file)

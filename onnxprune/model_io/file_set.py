@@ -33,6 +33,7 @@ class Finished:
         replace: Whether it may take the place of another file.
         durable: Whether a power cut must not take it.
         mode_of: The file whose permissions it gets, where that exists: the one that it replaces.
+        named_by_content: Whether a file of that name holds the same bytes, so that none has to come back.
     """
 
     temporary: Path
@@ -40,6 +41,7 @@ class Finished:
     replace: bool
     durable: bool = True
     mode_of: Path | None = None
+    named_by_content: bool = False
 
 
 def name_all(files: Sequence[Finished]) -> None:
@@ -149,7 +151,8 @@ def _name(file: Finished) -> Callable[[bool], None]:
 
         return settle_new
     _take_mode(file)
-    backup = _second_name(file.path)
+    # Readers refuse external data while they have a second name.
+    backup = None if file.named_by_content else _second_name(file.path)
     existed = os.path.lexists(file.path)
     try:
         os.replace(file.temporary, file.path)

@@ -135,7 +135,7 @@ def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool
         digest = combined(hashes, file_hash(temporary)[0])
         ensure_unchanged(model, data_alone=True)
         if data_temporary and data_file:
-            publish(data_temporary, data_file, replace=True, durable=durable, mode_of=path)
+            publish(data_temporary, data_file, replace=True, durable=durable, mode_of=path, named_by_content=True)
         publish(temporary, path, replace=replace, durable=durable)
     return Saved(path, data_file, size, digest)
 
