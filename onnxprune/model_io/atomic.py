@@ -7,21 +7,16 @@ is named as one (file_set.py), and what killed processes left is removed (tempor
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import temporary as temporaries
 from onnxprune.model_io.file_set import Finished, name_all, tidy
-
-_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-
+from onnxprune.model_io.stops import held, let_through, unwinding
 
 _waiting: ContextVar[list[Finished] | None] = ContextVar("_waiting", default=None)
 
@@ -38,16 +33,17 @@ def together() -> Iterator[None]:
         return
     finished: list[Finished] = []
     token = _waiting.set(finished)
-    try:
-        with _stop_signals_unwind():
+    with unwinding(), held():
+        try:
             try:
-                yield
+                with let_through():
+                    yield
             finally:
                 _waiting.reset(token)
             _name_all(finished)
-    finally:
-        for file in finished:
-            temporaries.remove(file.temporary)
+        finally:
+            for file in finished:
+                temporaries.remove(file.temporary)
 
 
 def _name_all(finished: list[Finished]) -> None:
@@ -70,11 +66,11 @@ def temporary_beside(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     Raises:
         OSError: The file cannot be created, written or synced.
     """
-    with _stop_signals_unwind():
-        tidy(path.parent)
+    tidy(path.parent)
+    with unwinding(), held():
         temporary, file = temporaries.create(path)
         try:
-            with file:
+            with let_through(), file:
                 yield temporary, file
         finally:
             if not any(other.temporary == temporary for other in _waiting.get() or ()):
@@ -117,22 +113,5 @@ def publish(
     if waiting is not None:
         waiting.append(file)
     else:
-        name_all([file])
-
-
-@contextmanager
-def _stop_signals_unwind() -> Iterator[None]:
-    """While inside, SIGTERM and SIGHUP end the program through its `finally` clauses instead of at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {s: signal.signal(s, stop) for s in _STOP_SIGNALS if signal.getsignal(s) == signal.SIG_DFL}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with held():
+            name_all([file])

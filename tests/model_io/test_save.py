@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from model_io_models import mlp, stored, stored_external
 
 from onnxprune import model_io
 from onnxprune.errors import ModelError
+from onnxprune.model_io import atomic, file_set, temporary
 from onnxprune.runtime import make_session, run
 
 X = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
@@ -261,6 +263,46 @@ def test_a_terminated_writer_cleans_up(tmp_path: Path) -> None:
         process.wait(timeout=60)
         assert process.returncode != 0
         assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["create", "remove"])
+def test_a_stop_beside_the_temporary_file_waits(
+    number: int, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that comes when the file exists and no clause removes it yet, or just before that clause removes it."""
+    real = getattr(temporary, moment)
+
+    def stopped(*arguments: Any) -> Any:
+        result = real(*arguments) if moment == "create" else None
+        signal.raise_signal(number)
+        return real(*arguments) if moment == "remove" else result
+
+    monkeypatch.setattr(temporary, moment, stopped)
+    before = signal.getsignal(number)
+    with (
+        pytest.raises((SystemExit, KeyboardInterrupt)),
+        atomic.temporary_beside(tmp_path / "out.onnx") as (_, file),
+    ):
+        file.write(b"half of it")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_stop_between_the_names_of_a_set_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = file_set._name
+
+    def stopped(file: file_set.Finished) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(file)
+
+    monkeypatch.setattr(file_set, "_name", stopped)
+    with pytest.raises(SystemExit), atomic.together():
+        for name in ("a", "b"):
+            with atomic.temporary_beside(tmp_path / name) as (path, file):
+                file.write(name.encode())
+                atomic.publish(path, tmp_path / name, replace=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "a", "b": "b"}
 
 
 def test_two_writers_of_one_path_never_mix(tmp_path: Path) -> None:
