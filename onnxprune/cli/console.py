@@ -67,12 +67,12 @@ def complain(message: str) -> None:
     errors.print(f"[bold red]onnxprune:[/] {shown(sentence)}", soft_wrap=True, highlight=False)
 
 
-def print_json(command: str, content: Mapping[str, Any]) -> None:
+def print_json(command: str, content: Mapping[str, Any], version: int = 1) -> None:
     """Write JSON, and nothing else, to standard output; ``format`` names the command and the version of its layout.
 
     Figures that are not finite are null, and a sentence in ``notes`` says which.
     """
-    versioned = {"format": f"onnxprune-{command}/1", **content}
+    versioned = {"format": f"onnxprune-{command}/{version}", **content}
     text, lost = strict_json.dumps(versioned)
     if lost:
         note = f"not finite, so null here: {', '.join(lost[:20])}" + (" and more" if len(lost) > 20 else "")

@@ -36,7 +36,7 @@ def verify(
         tell("verify")
         checked = check(original, pruned, record, seed=seed, inputs=inputs, custom_ops=custom_ops)
     if json:
-        print_json("verify", asdict(checked))
+        print_json("verify", asdict(checked), 2)
         return
     for line in checked.lines():
         console.print(shown(line), soft_wrap=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_DEFAULTS = {name: signal.SIG_DFL for name in ("SIGTERM", "SIGHUP")} | {"SIGINT": signal.default_int_handler}
+_DEFAULTS = dict.fromkeys(("SIGTERM", "SIGHUP"), signal.SIG_DFL) | {"SIGINT": signal.default_int_handler}
 _HANDLED = {getattr(signal, name): default for name, default in _DEFAULTS.items() if hasattr(signal, name)}
 
 

@@ -16,10 +16,11 @@ from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.narrowing import free_caches, widen_caches
 from onnxprune.packing import is_packed, unpack
-from onnxprune.passes import JoinTiles, Normalise
+from onnxprune.passes import JoinTiles
 from onnxprune.passes.join_tiles import in_tiles
-from onnxprune.passes.normalise import one_name_each
-from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, recovered_cut, take_numbers
+from onnxprune.pipeline.constants import Constant, compare_constants, sentences
+from onnxprune.pipeline.matching import recovered_cut
+from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verify.proof import Judgement, judge, other_inputs, seeded
@@ -36,12 +37,13 @@ class Check:
     """What was found equal, and how far the outputs are apart.
 
     Attributes:
-        identical: Constants that are bit by bit what they were (after cutting, where a record tells the indices).
+        identical: Constants whose numbers are bit by bit what they were (after cutting, where some went).
         zeroed: Constants that differ from the original only by zeros.
         changed: Constants with other numbers (after retraining or recovery).
-        cut: Constants that lost indices and cannot be compared without a record.
-        removed_vs_masked: Largest difference to the original with the recorded units zeroed; None without a record
-            of removed units.
+        cut: Constants that lost indices, whether what is left is as it was or has other numbers.
+        constants: All constants that are not as they were, with what became of each.
+        removed_vs_masked: Largest difference to the original with the removed units zeroed; None where nothing tells
+            what went.
         output_change: Largest difference to the original, relative to its largest output.
         unproved: What was not proved, and what was compared instead; "" where all outputs were.
     """
@@ -50,16 +52,31 @@ class Check:
     zeroed: int
     changed: int
     cut: int
+    constants: tuple[Constant, ...]
     removed_vs_masked: float | None
     output_change: float
     unproved: str = ""
+
+    @staticmethod
+    def of(constants: Sequence[Constant], difference: float | None, change: float, unproved: str) -> Check:
+        """Count what became of the constants."""
+        states = [constant.state for constant in constants]
+        return Check(
+            identical=states.count("unchanged"),
+            zeroed=states.count("zeros"),
+            changed=states.count("numbers"),
+            cut=sum(constant.is_cut for constant in constants),
+            constants=tuple(c for c in constants if c.state != "unchanged" or c.is_cut),
+            removed_vs_masked=difference,
+            output_change=change,
+            unproved=unproved,
+        )
 
     def lines(self) -> list[str]:
         """Return the findings as sentences."""
         out = [
             "the pruned model loads and runs, with the inputs and outputs of the original",
-            f"weights: {self.identical} unchanged, {self.zeroed} with new zeros only, {self.changed} with new numbers, "
-            f"{self.cut} cut",
+            *sentences(self.identical, self.constants),
             f"outputs differ from the original's by {self.output_change:.2g} of their largest value",
         ]
         if self.removed_vs_masked is not None:
@@ -108,8 +125,9 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     kept, sources, twin = _twin(before, plain, original, pruned, record)
     if record is not None:
         _ensure_tiles(plain, load_record(record), pruned)
-    counts = _compare_constants(before, plain, kept or {}, sources)
-    if twin is not None and (counts["zeroed"] or counts["changed"]):
+    constants = compare_constants(before, plain, kept or {}, sources)
+    _ensure_order(constants, pruned)
+    if twin is not None and any(constant.state in ("zeros", "numbers") for constant in constants):
         take_numbers(twin, plain, kept or {}, sources)
     judged, change = _compare_outputs(before, after, twin, seed)
     for model in (before, after):
@@ -124,7 +142,7 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
         unproved = "; ".join(f"output '{name}' {why}" for name, why in judged.unclear.items())
         judged = None if len(judged.unclear) == len(before.graph.outputs) else judged
     difference = None if judged is None else judged.difference
-    return Check(counts["identical"], counts["zeroed"], counts["changed"], counts["cut"], difference, change, unproved)
+    return Check.of(constants, difference, change, unproved)
 
 
 def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
@@ -206,45 +224,18 @@ def _same_files(record: Record, original: Path, pruned: Path) -> None:
             raise DataError(f"the record is of another file than '{path}': their hashes differ")
 
 
-def _compare_constants(
-    before: ir.Model, after: ir.Model, kept: RecordedCut, sources: Mapping[str, str]
-) -> dict[str, int]:
-    counts = {"identical": 0, "zeroed": 0, "changed": 0, "cut": 0}
-    normal = before.clone()
-    Normalise()(normal)
-    old = {**dict(_constants(normal)), **dict(_constants(before))}  # weights that were computed are stored now
-    written = after.clone()
-    one_name_each(written)
-    for name, tensor in _constants(written):
-        source = old.get(name, old.get(sources.get(name, "")))
-        if source is None:
-            continue
-        expected, actual = source.numpy(), tensor.numpy()
-        for axis, indices in kept.get(name, {}).items():
-            if int(axis) < expected.ndim and max(indices, default=0) < expected.shape[int(axis)]:
-                expected = np.take(expected, indices, axis=int(axis))
-        counts[_verdict_on(expected, actual)] += 1
-    return counts
+def _ensure_order(constants: Sequence[Constant], pruned: Path) -> None:
+    """Check that no constant holds the numbers of the original in another order, which nothing of ours ever does.
 
-
-def _verdict_on(expected: np.ndarray, actual: np.ndarray) -> str:
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return "cut"
-    if expected.tobytes() == actual.tobytes():
-        return "identical"
-    return "zeroed" if bool(((expected == actual) | (actual == np.zeros((), actual.dtype))).all()) else "changed"
-
-
-def _constants(model: ir.Model) -> list[tuple[str, ir.TensorProtocol]]:
-    out = []
-    for graph in (model.graph, *model.graph.subgraphs()):
-        out += [(str(v.name), v.const_value) for v in graph.initializers.values() if v.const_value is not None]
-        for node in graph:
-            if node.op_type == "Constant":
-                tensor = ir.convenience.get_const_tensor(node.outputs[0])
-                if tensor is not None:
-                    out.append((str(node.outputs[0].name), tensor))
-    return [(name, tensor) for name, tensor in out if tensor.dtype != ir.DataType.STRING]
+    Raises:
+        VerificationError: One does.
+    """
+    moved = [constant.label for constant in constants if constant.state == "reordered"]
+    if moved:
+        raise VerificationError(
+            f"'{pruned}' holds numbers of the original in another order, which no pruning does: {moved[0]}"
+            + (f" and {len(moved) - 1} more constants" if len(moved) > 1 else "")
+        )
 
 
 def _compare_outputs(

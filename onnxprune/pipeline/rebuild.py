@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune import model_io
@@ -13,7 +12,7 @@ from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.linear import set_numbers
 from onnxprune.graph.tiles import Tile, mask_of
-from onnxprune.passes import MaskBlocks, MaskUnits, Normalise, RemoveBlocks, Tidy
+from onnxprune.passes import MaskBlocks, MaskUnits, RemoveBlocks, Tidy
 from onnxprune.passes.normalise import COPY_OF
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import RecordedTile
@@ -95,101 +94,6 @@ def take_numbers(twin: ir.Model, after: ir.Model, kept: RecordedCut, sources: Ma
             changed = array.copy()
             changed[place] = numbers
             set_numbers(value, changed)
-
-
-def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
-    """Find what was kept of each constant from the two files alone; None where they do not tell.
-
-    Constants keep their names and the order of what is left. So an axis that lost indices is matched slice by slice;
-    what is found on one axis tells the others, since units live and die together.
-    """
-    structure, pruned = prepare(before.clone()), after.clone()
-    Normalise()(pruned)
-    written = {str(v.name): v.const_value.numpy() for v in model_io.all_initializers(pruned) if v.const_value}
-    for value in structure.weights:
-        array = written.get(str(value.name))
-        if array is None or value.const_value is None or array.dtype != value.const_value.numpy().dtype:
-            return None  # gone with its layer, or stored otherwise (quantised)
-    matched: dict[tuple[ir.Value, int], Bools] = {}
-    while True:
-        lost = structure.keep(_removed(structure, matched, written)).lost()
-        newly_matched = _matches(structure, written, lost, matched)
-        if not newly_matched:
-            break
-        matched.update(newly_matched)
-    for value in structure.sources:
-        array = written.get(str(value.name))
-        if array is None or value.const_value is None:
-            continue
-        cut = lost.get(value, {})
-        shape = tuple(int(cut[i].sum()) if i in cut else n for i, n in enumerate(value.const_value.shape.numpy()))
-        if shape != array.shape:
-            return None
-    return {
-        str(value.name): {str(axis): np.flatnonzero(flags).tolist() for axis, flags in axes.items()}
-        for value, axes in lost.items()
-    }
-
-
-def _removed(
-    structure: Structure, matched: Mapping[tuple[ir.Value, int], Bools], written: Mapping[str, npt.NDArray[np.generic]]
-) -> Bools:
-    """The atoms that are gone by what was matched, and that no axis of full extent holds."""
-    gone = np.zeros(structure.terms.count, bool)
-    stays = np.zeros(structure.terms.count, bool)
-    for value in structure.sources:
-        array = written.get(str(value.name))
-        for axis in range(len(structure.axes[value])):
-            ids = structure.ids(value, axis)
-            if ids is None or array is None or array.ndim != len(structure.axes[value]):
-                continue
-            flags = matched.get((value, axis))
-            if flags is None and array.shape[axis] == len(ids):
-                flags = np.ones(len(ids), bool)
-            if flags is not None:
-                rows, atoms = structure.terms.members(ids)
-                gone[atoms[~flags[rows]]] = True
-                stays[atoms[flags[rows]]] = True
-    removed: Bools = gone & ~stays
-    return removed
-
-
-def _matches(
-    structure: Structure,
-    written: Mapping[str, npt.NDArray[np.generic]],
-    lost: Mapping[ir.Value, Mapping[int, Bools]],
-    matched: Mapping[tuple[ir.Value, int], Bools],
-) -> dict[tuple[ir.Value, int], Bools]:
-    """Axes that can be matched now: those of constants of which one cut axis is still open."""
-    kept_by_axis: dict[tuple[ir.Value, int], Bools] = {}
-    for value in structure.sources:
-        new = written.get(str(value.name))
-        if new is None or value.const_value is None or len(value.const_value.shape) != new.ndim:
-            continue
-        old = value.const_value.numpy()
-        for axis, flags in lost.get(value, {}).items():
-            if int(flags.sum()) == new.shape[axis]:
-                old = np.compress(flags, old, axis=axis)
-        open_axes = [axis for axis in range(new.ndim) if old.shape[axis] != new.shape[axis]]
-        if len(open_axes) == 1 and (value, open_axes[0]) not in matched:
-            flags_of = _subsequence(old, new, open_axes[0])
-            if flags_of is not None:
-                kept_by_axis[value, open_axes[0]] = flags_of
-    return kept_by_axis
-
-
-def _subsequence(old: npt.NDArray[np.generic], new: npt.NDArray[np.generic], axis: int) -> Bools | None:
-    """Which slices of the old array the new one has, in order; None where it has another."""
-    flags = np.zeros(old.shape[axis], bool)
-    place = 0
-    for piece in np.moveaxis(new, axis, 0):
-        while place < len(flags) and np.take(old, place, axis=axis).tobytes() != np.ascontiguousarray(piece).tobytes():
-            place += 1
-        if place == len(flags):
-            return None
-        flags[place] = True
-        place += 1
-    return flags
 
 
 def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int]]]) -> Bools:

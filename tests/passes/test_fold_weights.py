@@ -53,7 +53,7 @@ def test_verify_finds_the_weights_that_were_computed(tmp_path: Path) -> None:
     model_io.save(standardised(), original)
     onnxprune.save(onnxprune.prune(original, sparsity=0.5, structure="channels"), pruned, record=record)
     found = check(original, pruned, record)
-    assert (found.identical, found.zeroed, found.changed, found.cut) == (2, 0, 0, 0)
+    assert (found.identical, found.zeroed, found.changed, found.cut) == (2, 0, 0, 2)
 
 
 LATER = "h = MatMul(x, weight) y = MatMul(h, v) }"

@@ -95,7 +95,7 @@ def test_the_record_rebuilds_the_pruned_model(tmp_path: Path) -> None:
     assert record.output.sha256 == model_io.sha256(tmp_path / "pruned.onnx")
     found = check(source, tmp_path / "pruned.onnx", tmp_path / "r.json")
     assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
-    assert found.cut == found.changed == 0
+    assert found.cut >= 2 and found.changed == 0
 
 
 def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_the_record_of_steps_proves_the_file(tmp_path: Path) -> None:
     )
     onnxprune.save(result, out, record=record)
     found = check(source, out, record)
-    assert found.cut == 0 and found.changed > 0
+    assert found.cut > 0 and found.changed > 0
     removed = removed_atoms(prepare(model_io.load(source).clone()), load_record(record).kept)
     assert removed.any()
     figures = json.loads(record.read_text())["figures"]
