@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from onnxprune.graph.hints import Feeds, hints_of
 from onnxprune.graph.inference import Extents, find_extents, known_extents
 from onnxprune.graph.input_roles import integer_role
 from onnxprune.graph.operators import operator_of
+from onnxprune.runtime.other_numbers import other_numbers
 from onnxprune.runtime.session import make_session, run
 
 # (sequence length or other extent, side of an image, past length), the likeliest first.
@@ -34,6 +35,7 @@ _LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0), (48000, 1024, 0))  
 _BATCHES = (2, 1, 3, 4)
 _MASKS = ("ones", "zeros", "mixed")
 _MOST_NUMBERS = 1 << 25  # in made-up inputs together
+_RETRIED = 3  # sets of inputs of other extents that are tried again with other numbers
 _MOST_UNTOLD = 8  # runs that tell nothing (all NaN, empty) before the first of them is taken
 
 
@@ -168,6 +170,7 @@ def working_inputs(
     session = session or make_session(model)
     first_failure: DataError | None = None
     untold: list[Feeds] = []
+    refused: list[Feeds] = []
     failed: set[tuple[tuple[int, ...], ...]] = set()
     made_up = not hints_of(model).inputs and not hints_of(model).samples
     for feeds in input_sets(model, seed=seed, sizes=sizes):
@@ -179,6 +182,7 @@ def working_inputs(
         except DataError as failure:
             first_failure = first_failure or failure
             failed.add(shapes)
+            refused.append(feeds)
             continue
         if not tells_something(outputs) and made_up and _runs_and_tells(session, _positive(feeds)):
             feeds = _positive(feeds)  # for a root or a logarithm
@@ -188,6 +192,11 @@ def working_inputs(
                 break
             continue
         return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
+    for feeds in () if hints_of(model).inputs else (*untold[:1], *refused[:_RETRIED]):
+        for change in other_numbers(model, feeds):
+            if _runs_and_tells(session, change(feeds)):
+                others = _others(model, session, seed, feeds, sizes or {}, change)
+                return [change(feeds), *itertools.islice(others, count - 1)]
     if untold:
         return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
     if hints_of(model).inputs:
@@ -269,9 +278,14 @@ def tells_something(outputs: Mapping[str, Any]) -> bool:
 
 
 def _others(
-    model: ir.Model, session: ort.InferenceSession, seed: int, chosen: Feeds, told: Mapping[str, int]
+    model: ir.Model,
+    session: ort.InferenceSession,
+    seed: int,
+    chosen: Feeds,
+    told: Mapping[str, int],
+    change: Callable[[Feeds], Feeds] = dict,
 ) -> Iterator[Feeds]:
-    """Inputs of other batch sizes than the chosen ones: the user's, or the same made up anew."""
+    """Inputs of other batch sizes than the chosen ones: the user's, or the same made up anew, with the same change."""
     hints = hints_of(model)
     shapes = {name: np.shape(array) for name, array in chosen.items()}
     users = [dict(feeds) for feeds in (*hints.inputs, *hints.samples)]
@@ -282,7 +296,7 @@ def _others(
         candidates = _other_batches(model, seed, chosen, told)
         if all((array >= 0).all() for array in chosen.values() if array.dtype.kind == "f"):
             candidates = map(_positive, candidates)
-    for feeds in candidates:
+    for feeds in map(change, candidates):
         try:
             run(session, feeds)
         except DataError:

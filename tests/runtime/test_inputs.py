@@ -246,3 +246,25 @@ def test_a_root_or_a_logarithm_gets_positive_numbers() -> None:
     assert len({feeds["x"].shape for feeds in sets}) == 2
     for feeds in sets:
         assert np.isfinite(run(make_session(network), feeds)["y"]).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """g (float[1, 2, 16, 16] x, float[r, 4] boxes, int64[r] image) => (float[r, 2, 2, 2] y)
+        { y = RoiAlign<output_height = 2, output_width = 2>(x, boxes, image) }""",
+        """g (float[N, 6] x, int64[k] i) => (float[N, k, 6] y)
+        <int64[1] one = {1}> { u = Unsqueeze(x, one) y = Gather<axis = 1>(u, i) }""",
+        """g (float[3, 6] x, int64[k] i) => (float[k, 6] y)
+        <int64 ten = {10}> { j = Sub(i, ten) y = Gather(x, j) }""",
+        """g (float[9, 6] x, int64[1] start, int64[1] end) => (float[k, 6] y) { y = Slice(x, start, end) }""",
+        """g (float[6, 6] x, int64[1] k, int64[2] shape) => (float[a, b] y, int64[c, d] i)
+        { z = Reshape(x, shape) y, i = TopK(z, k) }""",
+    ],
+    ids=["batch of an RoiAlign", "axis of one element", "offset", "start before end", "shape and count"],
+)
+def test_integers_that_run_are_found_by_trying(text: str) -> None:
+    network = model(text)
+    session = make_session(network)
+    for feeds in working_inputs(network, count=2):
+        assert run(session, feeds)["y"].size
