@@ -121,7 +121,7 @@ def main() -> None:
         return
     files = [f for p in arguments.models for f in (sorted(p.glob("*.onnx")) if p.is_dir() else [p])]
     versions = {tool: version(tool) for tool in TOOLS[1:]}
-    from onnxprune.report.version import version as our_version
+    from onnxprune.pipeline.version import version as our_version
 
     tools = {"onnxprune": our_version(), **versions}
     content: dict[str, Any] = {"date": datetime.date.today().isoformat(), "share": _SHARE, "tools": tools, "models": {}}

@@ -26,6 +26,7 @@ PAGES = [
     "tutorial.md",
     "howto/browser.md",
     "howto/retrain.md",
+    "howto/sweep.md",
     "howto/edge.md",
     "howto/server.md",
     "howto/no-data.md",

@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from onnxprune.report.version import version
+        from onnxprune.pipeline.version import version
 
         print(version())
         raise typer.Exit
@@ -49,9 +49,9 @@ def register() -> None:
     """Add every command to the app, once."""
     if app.registered_commands:
         return
-    from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, unpack, verify
+    from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, sweep, unpack, verify
 
-    for command in (prune, run, inspect, sensitivity, methods, verify, compare, unpack):
+    for command in (prune, run, sweep, inspect, sensitivity, methods, verify, compare, unpack):
         command.register(app)
 
 

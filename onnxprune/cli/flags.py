@@ -115,8 +115,14 @@ LISTS_OF_PATHS = frozenset(s.parameter for s in SETTINGS if s.is_path and get_or
 """Those that may be given several times."""
 
 
-def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with a flag for every setting in the place of its parameters `settings` and `invocation`."""
+def with_flags(command: Callable[..., None], *, leave_out: frozenset[str] = frozenset()) -> Callable[..., None]:
+    """Return the command with a flag for every setting in the place of its parameters `settings` and `invocation`.
+
+    Args:
+        command: The command.
+        leave_out: Flags that it has not, as Python writes them.
+    """
+    offered = [setting for setting in SETTINGS if setting.parameter not in leave_out]
     signature = inspect.signature(command, eval_str=True)
     kept = [p for p in signature.parameters.values() if p.name not in ("settings", _INVOCATION)]
     made = [
@@ -126,16 +132,16 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
             default=inspect.Parameter.empty if setting.flag.argument else None,
             annotation=_annotation(setting),
         )
-        for setting in SETTINGS
+        for setting in offered
     ]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept[:1]] + made
     parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept[1:]]
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
-        values = {s.parameter: arguments.pop(s.parameter) for s in SETTINGS}
+        values = {s.parameter: arguments.pop(s.parameter) for s in offered}
         told = {name: value for name, value in values.items() if value not in (None, [])}
-        invocation = Invocation(**{s.name: told[s.parameter] for s in SETTINGS if _is_told(s, _INVOCATION, told)})
+        invocation = Invocation(**{s.name: told[s.parameter] for s in offered if _is_told(s, _INVOCATION, told)})
         command(**arguments, settings=_arguments(arguments["ctx"], told), invocation=invocation)
 
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

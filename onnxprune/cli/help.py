@@ -34,9 +34,9 @@ class EverydayHelp(TyperCommand):
         with _changed(self.params) as parameters:
             for parameter in parameters:
                 if not ctx.meta.get(_ALL):
-                    name = str(parameter.name)
-                    parameter.hidden = name not in EVERYDAY and name not in ("help", "help_all")
-                    parameter.help = EVERYDAY.get(name, parameter.help)
+                    name, made = str(parameter.name), parameter.param_type_name == "argument" or _is_made(parameter)
+                    parameter.hidden = made and name not in EVERYDAY
+                    parameter.help = EVERYDAY.get(name, parameter.help) if made else parameter.help
                     parameter.rich_help_panel = None
                     parameter.show_default = False
                 elif parameter.param_type_name == "option":
@@ -45,6 +45,11 @@ class EverydayHelp(TyperCommand):
                         parameter.help = f"{parameter.help} \\[default: {parameter.show_default}]"
                         parameter.show_default = False
             super().format_help(ctx, formatter)
+
+
+def _is_made(parameter: Any) -> bool:
+    """Whether a flag is made from a setting, and is not a command's own: only these have a subject."""
+    return getattr(parameter, "rich_help_panel", None) is not None
 
 
 @contextmanager

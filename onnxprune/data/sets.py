@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,13 +63,22 @@ def open_sets(
 
 
 def identity(data: AnyData | None) -> str | None:
-    """What tells these data from others, for a checkpoint: the content of a file, the name of anything else."""
+    """What tells these data from others: the content of files and arrays, the names and sizes of a folder's files."""
     if data is None or isinstance(data, Data):
         return None if data is None else "data that are open"
     if isinstance(data, Mapping):
-        return None if data is None else "arrays: " + ", ".join(f"{n}{list(np.shape(a))}" for n, a in data.items())
+        return "arrays: " + ", ".join(f"{n}{list(np.shape(a))} {_of_array(a)}" for n, a in data.items())
     path = Path(data)
+    if path.is_dir():
+        files = sorted((str(f.relative_to(path)), f.stat().st_size) for f in path.rglob("*") if f.is_file())
+        return f"folder {hashlib.sha256(repr(files).encode()).hexdigest()}"
     return f"sha256 {_sha256(path)}" if path.is_file() else str(data)
+
+
+def _of_array(array: Any) -> str:
+    content = np.ascontiguousarray(array)
+    plain = content.tobytes() if content.dtype != object else repr(content.tolist()).encode()
+    return hashlib.sha256(f"{content.dtype}".encode() + plain).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,12 @@
-"""Text files of the user: recipes and records. A pipe that nobody writes to would be read for ever."""
+"""Small files of the user: recipes, records, pages. A pipe that nobody writes to would be read for ever."""
 
 from __future__ import annotations
 
 import errno
 from pathlib import Path
+
+from onnxprune.errors import ModelError
+from onnxprune.model_io.atomic import publish, sync, temporary_beside
 
 _LARGEST = 1 << 30  # bytes
 
@@ -20,3 +23,23 @@ def read_text(path: Path) -> str:
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise OSError(errno.EFBIG, "it is larger than 1 GiB", str(path))
     return path.read_text(encoding="utf-8")
+
+
+def write_whole(path: Path, content: bytes | str, what: str) -> None:
+    """Write a file, whole or not at all; an older one is replaced.
+
+    Args:
+        path: Where.
+        content: What; a text is written as UTF-8.
+        what: What messages call the file: "the record".
+
+    Raises:
+        ModelError: It cannot be written.
+    """
+    try:
+        with temporary_beside(path) as (temporary, file):
+            file.write(content.encode() if isinstance(content, str) else content)
+            sync(file)
+            publish(temporary, path, replace=True)
+    except OSError as error:
+        raise ModelError(f"{what} '{path}' cannot be written: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.data.metrics import METRICS
@@ -19,7 +20,7 @@ from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.granularity import NM, Weights
 from onnxprune.recipe.recipe import Recipe
-from onnxprune.recipe.requirements import parse
+from onnxprune.recipe.requirements import Limit, parse
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import find_criterion
@@ -44,7 +45,7 @@ def preflight(recipe: Recipe, inputs: RunInputs) -> None:
     SCHEDULES.find(recipe.schedule)
     check_scores(recipe, inputs.calibration, trains=recipe.retrain is not None)
     _check_recovery(recipe, calibrated=inputs.calibration is not None or recipe.retrain is not None)
-    _check_limits(recipe, inputs)
+    check_limits(map(parse, recipe.require), recipe, inputs)
     _check_data(recipe, inputs)
     _check_target(recipe, inputs)
 
@@ -107,15 +108,19 @@ def _check_recovery(recipe: Recipe, *, calibrated: bool) -> None:
         raise RecipeError(f"--recover {','.join(recipe.recover)} needs inputs: give --calibration FILE.npz")
 
 
-def _check_limits(recipe: Recipe, inputs: RunInputs) -> None:
-    """Refuse limits on figures that the run would not measure."""
-    for limit in map(parse, recipe.require):
+def check_limits(limits: Iterable[Limit], recipe: Recipe, inputs: RunInputs, flag: str = "--require") -> None:
+    """Refuse limits on figures that the run would not measure.
+
+    Raises:
+        RecipeError: The sentence names the flag and the limit.
+    """
+    for limit in limits:
         if not inputs.verification and limit.name != "sparsity":
-            raise RecipeError(f"--require {limit} cannot be checked with --no-verify")
+            raise RecipeError(f"{flag} {limit} cannot be checked with --no-verify")
         if limit.name == "metric_drop" and not _has_metric(recipe, inputs):
-            raise RecipeError(f"--require {limit} needs labelled data to measure the metric on: give --eval-data")
+            raise RecipeError(f"{flag} {limit} needs labelled data to measure the metric on: give --eval-data")
         if limit.name == "latency" and not inputs.latency:
-            raise RecipeError(f"--require {limit} cannot be checked where latency is not measured")
+            raise RecipeError(f"{flag} {limit} cannot be checked where latency is not measured")
 
 
 def _check_data(recipe: Recipe, inputs: RunInputs) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator
 from pydantic_core import PydanticSerializationError
 
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError
 from onnxprune.model_io import strict_json
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.model_io.text_files import read_text
+from onnxprune.model_io.text_files import read_text, write_whole
 
 FORMAT = "onnxprune-record/1"
 
@@ -88,13 +87,7 @@ class Record(BaseModel):
         Raises:
             ModelError: It cannot be written.
         """
-        try:
-            with temporary_beside(Path(path)) as (temporary, file):
-                file.write(self.as_text().encode() + b"\n")
-                sync(file)
-                publish(temporary, Path(path), replace=True)
-        except OSError as error:
-            raise ModelError(f"the record '{path}' cannot be written: {error.strerror or error}.") from error
+        write_whole(Path(path), self.as_text() + "\n", "the record")
 
 
 def load_record(path: str | Path) -> Record:

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import ModelError, OnnxPruneError, RecipeError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.model_io.file_set import tidy
-from onnxprune.model_io.text_files import read_text
+from onnxprune.model_io.text_files import read_text, write_whole
 from onnxprune.recipe.recipe import Recipe
 
 RUN = "run.json"
@@ -98,12 +97,9 @@ def begin(folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
     forget(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary_beside(folder / RUN) as (temporary, file):
-            file.write(content.encode() + b"\n")
-            sync(file)
-            publish(temporary, folder / RUN, replace=True)
     except OSError as error:
         raise ModelError(f"the checkpoint '{folder / RUN}' cannot be written: {error.strerror or error}") from error
+    write_whole(folder / RUN, content + "\n", "the checkpoint")
 
 
 def begin_search(folder: Path, recipe: Recipe, *, resume: bool) -> float | None:

@@ -37,6 +37,12 @@ def _listed(names: Any) -> Any:
     return tuple(part.strip() for part in names.split(",") if part.strip()) if isinstance(names, str) else names
 
 
+def _methods(names: Any) -> Any:
+    """Methods of recovery; ``none`` is another word for ``no``."""
+    listed = _listed(names)
+    return ("no",) if listed in (("none",), ["none"]) else listed
+
+
 def _by_default(settings: Any) -> Any:
     """True means: with the default settings; False means: not at all."""
     return {} if settings is True else None if settings is False else settings
@@ -117,7 +123,7 @@ class Fields(BaseModel):
         "where --calibration is given, else cost, and lamp for weights, but for criteria that are made for global or "
         "uniform",
     )
-    recover: Annotated[Names, Flag("Data", commas=True)] = Field(
+    recover: Annotated[tuple[str, ...], BeforeValidator(_methods), Flag("Data", commas=True)] = Field(
         ("auto",),
         description="change the weights that are left so that outputs come back to the original's: auto (where "
         "--calibration is given), no, or methods",

@@ -21,9 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onnxprune.errors import ModelError, RecipeError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
-from onnxprune.model_io.text_files import read_text
+from onnxprune.errors import RecipeError
+from onnxprune.model_io.text_files import read_text, write_whole
 from onnxprune.recipe.fields import SYNTHETIC
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
@@ -130,13 +129,7 @@ def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str
         if value is not None:
             shown = _relative(value, path.resolve().parent) if name in paths else value
             lines.append(f"{name} = {_toml(shown)}")
-    try:
-        with temporary_beside(path) as (temporary, file):
-            file.write(("\n".join(lines) + "\n").encode())
-            sync(file)
-            publish(temporary, path, replace=True)
-    except OSError as error:
-        raise ModelError(f"the recipe '{path}' cannot be written: {error.strerror or error}.") from error
+    write_whole(path, "\n".join(lines) + "\n", "the recipe")
 
 
 def _from_folder(folder: Path, text: str) -> str:

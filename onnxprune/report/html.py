@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, RecipeError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.model_io.text_files import write_whole
 from onnxprune.pipeline.inspect import Inspection, inspect
 from onnxprune.pipeline.result import NOT_VERIFIED, measured_figures
+from onnxprune.pipeline.version import version
 from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
-from onnxprune.report.text import visible
-from onnxprune.report.version import version
+from onnxprune.report.page import render_page
 from onnxprune.verify.reach import Reach
 from onnxprune.verify.requirements import missed_limits
 
@@ -48,14 +47,7 @@ def write_report(original: ir.Model, result: Result, path: str | Path, *, model:
         RecipeError: jinja2 is not installed.
         ModelError: The file cannot be written.
     """
-    text = render(original, result, model=model, output=output)
-    try:
-        with temporary_beside(Path(path)) as (temporary, file):
-            file.write(text.encode())
-            sync(file)
-            publish(temporary, Path(path), replace=True)
-    except OSError as error:
-        raise ModelError(f"the report '{path}' cannot be written: {error.strerror or error}.") from error
+    write_whole(Path(path), render(original, result, model=model, output=output), "the report")
 
 
 def render(original: ir.Model, result: Result, *, model: str, output: str | None) -> str:
@@ -64,22 +56,7 @@ def render(original: ir.Model, result: Result, *, model: str, output: str | None
     Raises:
         RecipeError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'") from None
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda content: visible(content, keep="\n\t") if type(content) is str else content,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["shape"] = lambda shape: "×".join(map(str, shape)) or "scalar"
-    return environment.get_template("page.html.j2").render(**_content(original, result, model, output))
+    return render_page("page.html.j2", _content(original, result, model, output), flag="--report")
 
 
 def _content(original: ir.Model, result: Result, model: str, output: str | None) -> dict[str, Any]:

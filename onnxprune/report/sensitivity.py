@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune.errors import ModelError, RecipeError
-from onnxprune.model_io.atomic import publish, sync, temporary_beside
+from onnxprune.errors import RecipeError
+from onnxprune.model_io.text_files import write_whole
 from onnxprune.pipeline.scan import OUTPUT_ERROR, Scan
 from onnxprune.report.text import cut_middle, readable_name, shown, visible
 
@@ -54,14 +54,7 @@ def write_plot(scan: Scan, path: Path, model: str) -> None:
     Raises:
         ModelError: The file cannot be written.
     """
-    content = _drawn(scan, model, path.suffix.lower().removeprefix("."))
-    try:
-        with temporary_beside(path) as (temporary, file):
-            file.write(content)
-            sync(file)
-            publish(temporary, path, replace=True)
-    except OSError as error:
-        raise ModelError(f"the plot '{path}' cannot be written: {error.strerror or error}.") from error
+    write_whole(path, _drawn(scan, model, path.suffix.lower().removeprefix(".")), "the plot")
 
 
 def _label(name: str) -> str:

@@ -21,8 +21,8 @@ from small_models import conv_net, two_layers
 
 from onnxprune import model_io
 from onnxprune.cli.console import line_of_stage
+from onnxprune.pipeline.version import version
 from onnxprune.report.text import cut_middle, readable_name
-from onnxprune.report.version import version
 from onnxprune.training.progress import Event, describe
 
 ROOT = Path(__file__).resolve().parents[2]

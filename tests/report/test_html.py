@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, chromium, requests
 from small_models import conv_net, set_array, two_layers
 
 import onnxprune
@@ -24,9 +23,6 @@ from onnxprune.report.html import render
 from onnxprune.report.layers import layers
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +165,6 @@ document.body.append(probe);
 </script></body>"""
 
 
-def chromium(page: Path, *flags: str, width: int = 1280) -> subprocess.CompletedProcess:
-    own = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [str(CHROMIUM), *own, profile, *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1280])  # 500 is the narrowest window that Chromium opens
 def test_in_a_browser_tables_sort_and_nothing_goes_wrong(page: str, tmp_path: Path, width: int) -> None:
@@ -200,10 +189,3 @@ def test_the_browser_test_would_notice(tmp_path: Path) -> None:
     path.write_text("<script>console.error('wrong')</script><img src='http://127.0.0.1:9/x.png' alt=''>")
     done = chromium(path, "--dump-dom", f"--log-net-log={log}")
     assert "CONSOLE" in done.stderr and requests(log) == ["http://127.0.0.1:9/x.png"]
-
-
-def requests(log: Path) -> list[str]:
-    """What was asked for over a network; Chromium's own look for updates is not the page's doing."""
-    asked = sorted(set(re.findall(r'"url":"([^"]+)"', log.read_text(encoding="utf-8", errors="replace"))))
-    own = ("file:", "data:", "chrome", "about:")
-    return [url for url in asked if not url.startswith(own) and "google" not in url and "gvt1" not in url]
