@@ -39,8 +39,8 @@ from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import open_data
 from onnxprune.packing import pack
 from onnxprune.runtime import one_sample
-from onnxprune.verify.evaluate import evaluate
-from onnxprune.verify.verdict import measure_latency
+from onnxprune.verification.evaluate import evaluate
+from onnxprune.verification.verdict import measure_latency
 
 RESULTS = Path(__file__).parent / "results" / "leaderboard.json"
 Inputs = dict[str, npt.NDArray[Any]]

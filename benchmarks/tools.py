@@ -55,7 +55,7 @@ def case(tool: str, path: Path) -> dict[str, Any]:
     """One model and tool, measured."""
     from onnxprune import model_io, runtime
     from onnxprune.graph import size
-    from onnxprune.verify.verdict import measure_latency, sample_inputs
+    from onnxprune.verification.verdict import measure_latency, sample_inputs
 
     original = model_io.load(path)
     inputs = sample_inputs(original)

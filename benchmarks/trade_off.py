@@ -28,7 +28,7 @@ import onnx_ir as ir
 from onnxprune import model_io, runtime
 from onnxprune.graph import size
 from onnxprune.pipeline.run import prune
-from onnxprune.verify.verdict import measure_latency
+from onnxprune.verification.verdict import measure_latency
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trade_off.json"

@@ -43,7 +43,7 @@ def compare(
     from onnxprune.recipe.training import DataSettings
     from onnxprune.report.console import print_comparison
     from onnxprune.runtime.libraries import custom_operators
-    from onnxprune.verify.verdict import sample_inputs, verify
+    from onnxprune.verification.verdict import sample_inputs, verify
 
     with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
         tell("measure")

@@ -23,7 +23,7 @@ from onnxprune.pipeline.matching import recovered_cut
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
-from onnxprune.verify.proof import Judgement, judge, other_inputs, seeded
+from onnxprune.verification.proof import Judgement, judge, other_inputs, seeded
 
 _NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
 _QUANTISED = (

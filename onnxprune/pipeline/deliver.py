@@ -27,8 +27,8 @@ from onnxprune.pipeline.tiling import in_tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
 from onnxprune.runtime.session import Optimize
-from onnxprune.verify.requirements import check_requirements
-from onnxprune.verify.verdict import Verdict, verify
+from onnxprune.verification.requirements import check_requirements
+from onnxprune.verification.verdict import Verdict, verify
 
 _LEVELS: tuple[Optimize, ...] = ("basic", "all")
 _LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision

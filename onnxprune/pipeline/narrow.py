@@ -18,8 +18,8 @@ from onnxprune.graph.narrowing import Narrowed, free_caches, narrow_caches
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.runtime_settings import interface_of
 from onnxprune.runtime.session import run
-from onnxprune.verify.proof import TOLERANCE, seeded
-from onnxprune.verify.verdict import Verdict, measure_latency
+from onnxprune.verification.proof import TOLERANCE, seeded
+from onnxprune.verification.verdict import Verdict, measure_latency
 
 
 def free_interface(original: ir.Model) -> None:

@@ -22,8 +22,8 @@ from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.terms import Bools
-from onnxprune.verify.reach import INEXACT
-from onnxprune.verify.verdict import Verdict
+from onnxprune.verification.reach import INEXACT
+from onnxprune.verification.verdict import Verdict
 
 RUINED = 0.5
 """From this change of the outputs, relative to their largest value, a person is warned where nothing made up for it."""
@@ -75,7 +75,7 @@ class Result:
             a scan of sensitivity found.
         untouched: Weights, or groups of units, that the pattern or the criterion did not fit, with the reason.
         blocks: Residual blocks that went, by the names of their sums in the original.
-        reach: How far the proof of each cut reaches, as plain data: see `verify.reach.Reach`.
+        reach: How far the proof of each cut reaches, as plain data: see `verification.reach.Reach`.
         retraining: Each iteration of pruning and retraining as plain data: what it aimed at, reached, and its epochs.
         interface: What the caches among inputs and outputs kept, where the recipe narrows them.
         target: What a target asked for and what came out; None where the recipe has none.

@@ -40,7 +40,7 @@ from onnxprune.recipe.schedules import sparsities
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import NOTE, calibration_of
-from onnxprune.verify.verdict import verify
+from onnxprune.verification.verdict import verify
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.trainer import Trainer

@@ -41,7 +41,7 @@ from onnxprune.selection.sensitivity import (
 )
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import calibration_of
-from onnxprune.verify.evaluate import start_meter
+from onnxprune.verification.evaluate import start_meter
 
 OUTPUT_ERROR = "output error"
 

@@ -41,8 +41,8 @@ from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import total_size
-from onnxprune.verify.proof import Proof, prove
-from onnxprune.verify.reach import Reach, reach_of
+from onnxprune.verification.proof import Proof, prove
+from onnxprune.verification.reach import Reach, reach_of
 
 if TYPE_CHECKING:
     from onnxprune.training.task import TrainResult

@@ -23,8 +23,8 @@ from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
-from onnxprune.verify.evaluate import measured_metric, start_meter
-from onnxprune.verify.verdict import sample_inputs
+from onnxprune.verification.evaluate import measured_metric, start_meter
+from onnxprune.verification.verdict import sample_inputs
 
 Figure = Callable[["Result"], float]
 

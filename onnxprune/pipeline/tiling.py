@@ -20,8 +20,8 @@ from onnxprune.passes import TileLayers
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.trace import by_reason
 from onnxprune.structure.terms import Bools
-from onnxprune.verify.proof import prove
-from onnxprune.verify.verdict import Verdict
+from onnxprune.verification.proof import prove
+from onnxprune.verification.verdict import Verdict
 
 _LISTED = 8  # names that a note lists for one reason
 

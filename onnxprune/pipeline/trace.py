@@ -12,8 +12,8 @@ import numpy as np
 from onnxprune.passes.remove_dead import compose_kept
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
-from onnxprune.verify.proof import Proof
-from onnxprune.verify.reach import Reach
+from onnxprune.verification.proof import Proof
+from onnxprune.verification.reach import Reach
 
 STARVED = 0.001
 """A layer that keeps a smaller share of its weights is told of."""

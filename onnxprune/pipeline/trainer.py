@@ -45,8 +45,8 @@ from onnxprune.training.turn import (
     span_of,
     start_weights,
 )
-from onnxprune.verify.evaluate import measured
-from onnxprune.verify.verdict import Verdict, ensure_same_interface, verify
+from onnxprune.verification.evaluate import measured
+from onnxprune.verification.verdict import Verdict, ensure_same_interface, verify
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from onnxprune.pipeline.sweep_grid import label_of
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import Limit
-from onnxprune.verify.requirements import missed_limits
+from onnxprune.verification.requirements import missed_limits
 
 COSTS: Mapping[str, str] = {
     "latency": "latency, after / before",

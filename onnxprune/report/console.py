@@ -11,12 +11,12 @@ from rich.table import Table
 
 from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.report.text import shown
-from onnxprune.verify.reach import Reach
+from onnxprune.verification.reach import Reach
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
     from onnxprune.runtime.latency import LatencyFigure
-    from onnxprune.verify.verdict import Verdict
+    from onnxprune.verification.verdict import Verdict
 
 NO_FASTER = (
     "ONNX Runtime runs zeros no faster than other numbers (nor do block and 2:4 zeros on a CPU): for "

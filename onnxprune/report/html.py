@@ -21,12 +21,12 @@ from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.page import render_page
-from onnxprune.verify.reach import Reach
-from onnxprune.verify.requirements import missed_limits
+from onnxprune.verification.reach import Reach
+from onnxprune.verification.requirements import missed_limits
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
-    from onnxprune.verify.verdict import Verdict
+    from onnxprune.verification.verdict import Verdict
 
 _MOST_ROWS = 1000  # of a table; beyond, the largest layers and the first groups are shown
 _MOST_PLOTS = 300

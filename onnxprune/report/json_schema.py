@@ -16,9 +16,9 @@ from onnxprune.packing import TensorReport
 from onnxprune.pipeline.result import Reached
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.latency import LatencyFigure
-from onnxprune.verify.evaluate import MeasuredMetric
-from onnxprune.verify.reach import Reach
-from onnxprune.verify.verdict import Verdict
+from onnxprune.verification.evaluate import MeasuredMetric
+from onnxprune.verification.reach import Reach
+from onnxprune.verification.verdict import Verdict
 
 FORMAT = "onnxprune-prune/1"
 

@@ -25,7 +25,7 @@ from onnxprune.data.readers import open_data, read_data
 from onnxprune.data.sources import first_batch
 from onnxprune.errors import DataError, OnnxPruneError
 from onnxprune.recipe.training import DataSettings
-from onnxprune.verify.evaluate import evaluate
+from onnxprune.verification.evaluate import evaluate
 
 X, LABEL = blobs(20)
 

@@ -10,7 +10,7 @@ import pytest
 from onnxprune import model_io
 from onnxprune.errors import VerificationError
 from onnxprune.graph.bounded import bounded_outputs
-from onnxprune.verify.proof import prove
+from onnxprune.verification.proof import prove
 
 
 def network(shift: float = 0.0) -> ir.Model:

@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune import model_io
 from onnxprune.data.readers import open_data
-from onnxprune.verify.evaluate import evaluate
+from onnxprune.verification.evaluate import evaluate
 
 pytest.importorskip("olive", reason="olive-ai is not installed: pip install 'onnxprune[olive]'")
 

@@ -15,7 +15,7 @@ from onnxprune import model_io, packing, runtime
 from onnxprune.data.readers import open_data
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.pipeline.deliver import compare_forms
-from onnxprune.verify.evaluate import evaluate
+from onnxprune.verification.evaluate import evaluate
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
 QUICK = {"sparsity": 0.9, "latency": False}

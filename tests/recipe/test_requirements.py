@@ -12,8 +12,8 @@ import onnxprune
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.pipeline.result import measured_figures
 from onnxprune.recipe import requirements
-from onnxprune.verify.evaluate import MeasuredMetric
-from onnxprune.verify.requirements import check_requirements
+from onnxprune.verification.evaluate import MeasuredMetric
+from onnxprune.verification.requirements import check_requirements
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
 

@@ -17,8 +17,8 @@ from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
-from onnxprune.verify.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
-from onnxprune.verify.proof import seeded
+from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
+from onnxprune.verification.proof import seeded
 
 _ROUNDS = 15
 _PARTS_FROM_RANK = 3  # [samples, classes] has one scale: a class has too few values to tell its own

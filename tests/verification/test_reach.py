@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.pipeline.run import prune
-from onnxprune.verify.reach import Reach
+from onnxprune.verification.reach import Reach
 
 info = helper.make_tensor_value_info
 

@@ -16,7 +16,7 @@ from onnxprune import model_io, runtime
 from onnxprune.data.metrics import METRICS, drop, hits, same_classes
 from onnxprune.data.readers import Data, open_data
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.verify.evaluate import MeasuredMetric, evaluate, measured, start_meter
+from onnxprune.verification.evaluate import MeasuredMetric, evaluate, measured, start_meter
 
 LOGITS = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6]] * 5 + np.arange(8, dtype=np.float32) / 10
 LABEL = np.array([0, 1, 2, 3, 4, 0, 0])

@@ -13,8 +13,8 @@ from small_models import graph, random
 import onnxprune
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.pipeline.run import prune
-from onnxprune.verify.proof import prove, seeded
-from onnxprune.verify.verdict import change_of_output
+from onnxprune.verification.proof import prove, seeded
+from onnxprune.verification.verdict import change_of_output
 
 WEIGHTS = {"w1": random(8, 32), "w2": random(32, 4)}
 
@@ -98,7 +98,7 @@ def test_the_limit_follows_the_models_own_rounding() -> None:
 
 
 def test_a_model_of_which_nothing_is_proved_is_written_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune.verify import proof
+    from onnxprune.verification import proof
 
     monkeypatch.setattr(proof, "_in_front", lambda model: [])
     model = SILENT["constant"][0]
