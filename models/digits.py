@@ -75,7 +75,7 @@ def save(model: nn.Module, name: str, exporter: str, opset: int = 18) -> None:
     """Write NAME.onnx (dynamic batch), NAME.npz (held-out inputs and labels) and digits_train.npz into this folder."""
     example = torch.zeros(2, 1, 8, 8)
     proto = _by_dynamo(model, example, opset) if exporter == "dynamo" else _by_legacy(model, example, opset)
-    _strip_build_traces(proto)
+    strip_build_traces(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, FOLDER / f"{name}.onnx")
     train_images, images, train_labels, labels = split()
@@ -120,7 +120,7 @@ def _by_legacy(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _strip_build_traces(proto: onnx.ModelProto) -> None:
+def strip_build_traces(proto: onnx.ModelProto) -> None:
     """Drop the exporter's notes on every node and tensor: they hold source paths, and half of the file."""
     graph = proto.graph
     for part in [graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:

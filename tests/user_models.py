@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from text_models import WORDS, write_tokenizer
 from torch import Tensor, nn
 
 
@@ -111,13 +113,17 @@ def make_classifier(folder: Path) -> None:
 
 
 def make_encoder(folder: Path) -> None:
-    """bert.onnx and sentences.npz, padded."""
+    """bert.onnx, its tokenizer.json, sentences.txt, and pairs.jsonl with scores."""
     torch.manual_seed(0)
-    ids = np.random.default_rng(0).integers(1, 100, (128, 16))
-    mask = (np.arange(16) < np.random.default_rng(1).integers(4, 17, (128, 1))).astype(np.int64)
     inputs = {"input_ids": torch.ones(1, 16, dtype=torch.long), "attention_mask": torch.ones(1, 16, dtype=torch.long)}
     _export(Encoder(), inputs, folder / "bert.onnx", {0: "batch", 1: "length"})
-    np.savez(folder / "sentences.npz", input_ids=ids * mask, attention_mask=mask)
+    write_tokenizer(folder)
+    rng = np.random.default_rng(0)
+    sentences = [" ".join(rng.choice(WORDS, rng.integers(3, 15))) for _ in range(128)]
+    (folder / "sentences.txt").write_text("\n".join(sentences))
+    pairs = [{"sentence1": a, "sentence2": b, "score": float(rng.random())}
+             for a, b in zip(sentences[::2], sentences[1::2], strict=True)]  # fmt: skip
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
 
 
 def _numbers(*shape: int) -> Any:

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, InputShapeFlag, SampleAxisFlag, SeedFlag
+from onnxprune.cli.flags import (
+    CustomOpsFlag,
+    InputsFlag,
+    InputShapeFlag,
+    SampleAxisFlag,
+    SeedFlag,
+    SequenceLengthFlag,
+    TextFlag,
+    TokenizerFlag,
+)
 from onnxprune.errors import OnnxPruneError, VerificationError
 
 
@@ -27,9 +36,14 @@ def compare(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="accuracy, top5, mse, agreement or module:function.", show_default=False),
+        typer.Option(
+            help="accuracy, top5, mse, agreement, perplexity, cosine, spearman or module:function.", show_default=False
+        ),
     ] = None,
     inputs: InputsFlag = None,
+    tokenizer: TokenizerFlag = None,
+    sequence_length: SequenceLengthFlag = None,
+    text: TextFlag = "auto",
     sample_axis: SampleAxisFlag = [],  # noqa: B006
     input_shape: InputShapeFlag = [],  # noqa: B006
     custom_ops: CustomOpsFlag = [],  # noqa: B006
@@ -39,15 +53,19 @@ def compare(
     """Compare two models."""
     from onnxprune import model_io
     from onnxprune.data.readers import open_data
+    from onnxprune.data.text import check_text
     from onnxprune.data.working import give_inputs
-    from onnxprune.recipe.training import DataSettings
+    from onnxprune.recipe.recipe import make_recipe
     from onnxprune.report.console import print_comparison
     from onnxprune.runtime.libraries import custom_operators
     from onnxprune.verification.verdict import sample_inputs, verify
 
     with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
         tell("measure")
-        before, reading = model_io.load(a), DataSettings(sample_axis=tuple(sample_axis), input_shape=tuple(input_shape))
+        how = {"sample_axis": sample_axis, "input_shape": input_shape, "tokenizer": tokenizer}
+        reading = make_recipe(sparsity=0, reading={**how, "sequence_length": sequence_length, "text": text}).reading
+        check_text(reading, (eval_data, inputs))
+        before = model_io.load(a)
         give_inputs(before, inputs, reading)
         data = None if eval_data is None else open_data(before, eval_data, reading)
         after = model_io.load(b)

@@ -47,13 +47,13 @@ class Invocation(BaseModel):
     )
     metric: Annotated[str | None, _DATA] = Field(
         None,
-        description="what is measured: accuracy, top5, mse, agreement (with the original) or module:function; else "
-        "what fits the data",
+        description="what is measured: accuracy, top5, mse, agreement (with the original), perplexity, cosine, "
+        "spearman or module:function; else what fits the data",
     )
     data: Annotated[Path | None, Flag("Retrain", "What to train on: .npz, .csv, folder, module:fn.")] = Field(
         None,
-        description="what to train on: .npz with arrays named as the inputs, and label; .csv; a folder of images by "
-        "class; or module:function",
+        description="what to train on: .npz with arrays named as the inputs, and label; .csv; .txt or .jsonl with "
+        "--tokenizer; a folder of images by class; or module:function",
     )
     checkpoint: Annotated[Path | None, Flag("Retrain", shown="OUTPUT.checkpoint")] = Field(
         None, description="folder for the state of the run; the one beside the output is removed at the end"

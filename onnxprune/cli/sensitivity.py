@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import CustomOpsFlag, ExcludeFlag, InputsFlag, OnlyFlag, SampleAxisFlag, SeedFlag
+from onnxprune.cli.flags import (
+    CustomOpsFlag,
+    ExcludeFlag,
+    InputsFlag,
+    OnlyFlag,
+    SampleAxisFlag,
+    SeedFlag,
+    SequenceLengthFlag,
+    TextFlag,
+    TokenizerFlag,
+)
 from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.fields import is_synthetic
@@ -35,9 +45,14 @@ def sensitivity(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="accuracy, top5, mse, agreement or module:function.", show_default=False),
+        typer.Option(
+            help="accuracy, top5, mse, agreement, perplexity, cosine, spearman or module:function.", show_default=False
+        ),
     ] = None,
     inputs: InputsFlag = None,
+    tokenizer: TokenizerFlag = None,
+    sequence_length: SequenceLengthFlag = None,
+    text: TextFlag = "auto",
     sample_axis: SampleAxisFlag = [],  # noqa: B006
     custom_ops: CustomOpsFlag = [],  # noqa: B006
     structure: Annotated[str, typer.Option(help="weights (by layer) or channels (by group of units).")] = "weights",
@@ -69,7 +84,9 @@ def sensitivity(
         curves = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
             inputs=inputs, custom_ops=custom_ops,
-            reading={"sample_axis": sample_axis}, structure=structure, criterion=criterion, exclude=exclude,
+            reading={"sample_axis": sample_axis, "tokenizer": tokenizer, "sequence_length": sequence_length,
+                     "text": text},
+            structure=structure, criterion=criterion, exclude=exclude,
             only=only, seed=seed,
         )  # fmt: skip
         if plot is not None:

@@ -7,6 +7,7 @@ no sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from onnxprune.errors import DataError
 from onnxprune.plugins import Plugins, Registry, summary
 
 Array = npt.NDArray[Any]
-Needs = Literal["labels", "targets", "original"]
+Needs = Literal["labels", "targets", "original", "scores"]
 Update = Callable[[Array, Array], tuple[float, int]]
+_MOST_NATS = 700.0  # exp of more is infinite
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Metric:
 
     Attributes:
         name: What ``--metric`` says.
-        needs: labels (class numbers), targets (of any type), or the original model's outputs.
+        needs: labels (class numbers), targets (of any type), the original model's outputs, or pairs of sentences with
+            their scores.
         higher_is_better: Whether a larger value is better.
         update: (output, target) -> (sum, count) of one batch; the target is the original model's output where `needs`
             is "original". None for a user's function.
         whole: A user's function (outputs, targets) -> float, each a tuple of arrays over all samples.
+        finish: From the mean over all that was summed to the metric; None where the mean is it.
+        pools: Whether it looks at one vector a sample: vectors of tokens are averaged before, where the mask is 1.
     """
 
     name: str
@@ -40,6 +45,13 @@ class Metric:
     higher_is_better: bool
     update: Update | None = None
     whole: Callable[[tuple[Array, ...], tuple[Array, ...]], float] | None = None
+    finish: Callable[[float], float] | None = None
+    pools: bool = False
+
+    def of_sum(self, total: float, count: int) -> float:
+        """Return the metric from the sums over all batches; NaN where nothing was counted."""
+        mean = total / count if count else float("nan")
+        return mean if self.finish is None else self.finish(mean)
 
     @property
     def formula(self) -> str:
@@ -63,11 +75,11 @@ METRICS: Registry[Metric] = Registry("metric", Plugins("onnxprune.metrics"), fla
 returns a number. Larger is better, unless the function has an attribute `higher_is_better = False`."""
 
 
-def metric(name: str, *, needs: Needs, higher_is_better: bool) -> Callable[[Update], Update]:
-    """Register an (output, target) -> (sum, count) function of one batch."""
+def metric(name: str, *, needs: Needs, higher_is_better: bool, **more: Any) -> Callable[[Update], Update]:
+    """Register an (output, target) -> (sum, count) function of one batch; `more` are other attributes of `Metric`."""
 
     def register(update: Update) -> Update:
-        METRICS.add(name, Metric(name, needs, higher_is_better, update), update)
+        METRICS.add(name, Metric(name, needs, higher_is_better, update, **more), update)
         return update
 
     return register
@@ -96,6 +108,30 @@ def agreement(output: Array, original: Array) -> tuple[float, int]:
     """Share of samples for which the model and the original choose the same class (axis 1, or the last of rank 3)."""
     return _sum(same_classes(output, original))
 
+
+def _exp(mean: float) -> float:
+    return math.exp(mean) if mean < _MOST_NATS else math.inf
+
+
+@metric("perplexity", needs="labels", higher_is_better=False, finish=_exp)
+def perplexity(output: Array, target: Array) -> tuple[float, int]:
+    """exp of the mean of -log p(next token), p being the softmax of the logits at each position."""
+    return _sum(negative_log_likelihoods(output, target))
+
+
+@metric("cosine", needs="original", higher_is_better=True, pools=True)
+def cosine(output: Array, original: Array) -> tuple[float, int]:
+    """Mean cosine between the embeddings of the model and of the original."""
+    return _sum(cosines(output, original))
+
+
+def spearman(outputs: tuple[Array, ...], scores: tuple[Array, ...]) -> float:
+    """Spearman's rank correlation of the cosine of two sentences' embeddings with the score of the pair."""
+    embeddings = outputs[0]
+    return rank_correlation(cosines(embeddings[::2], embeddings[1::2]), scores[0])
+
+
+METRICS.add("spearman", Metric("spearman", "scores", True, whole=spearman, pools=True), spearman)
 
 ORIGINAL_MSE = Metric("mse", "original", False, mse)
 """The mean squared difference from the original's outputs, where the data have no targets."""
@@ -126,6 +162,9 @@ def check_metric(metric: Metric, target: Array | None) -> None:
     """Raise DataError where the data have not what the metric needs."""
     if metric.needs == "original":
         return
+    if metric.needs == "scores":
+        raise DataError(f"The metric '{metric.name}' is measured on pairs of sentences with scores: .jsonl or .csv "
+                        "with sentence1, sentence2 and score.")  # fmt: skip
     if target is None:
         raise DataError(f"The metric '{metric.name}' needs targets, and the data have none; 'agreement' needs none.")
     if metric.needs == "labels" and target.dtype.kind not in "iubOSU":
@@ -191,3 +230,54 @@ def same_classes(a: Array, b: Array) -> Array:
         return np.asarray(a == b)
     axis = -1 if a.ndim == 3 else min(1, a.ndim - 1)
     return np.asarray(a.argmax(axis) == b.argmax(axis))
+
+
+def negative_log_likelihoods(output: Array, target: Array) -> Array:
+    """-log softmax(output)[target] at each position, in float64.
+
+    Args:
+        output: [rows, positions, classes] or [rows, classes].
+        target: [rows, positions] or [rows].
+
+    Raises:
+        DataError: The shapes do not fit.
+    """
+    if output.dtype.kind in "iubOSU" or output.shape[:-1] != target.shape:
+        raise DataError(f"The metric 'perplexity' needs scores of every token of the vocabulary; the targets have the "
+                        f"shape {in_words(target.shape)} and the output {in_words(output.shape)}.")  # fmt: skip
+    losses = np.empty(target.shape, np.float64)
+    for row, (scores, wanted) in enumerate(zip(output, target, strict=True)):
+        scores = np.asarray(scores, np.float64)
+        shifted = scores - scores.max(-1, keepdims=True)
+        chosen = np.take_along_axis(shifted, np.asarray(wanted)[..., None], -1)[..., 0]
+        losses[row] = np.log(np.exp(shifted).sum(-1)) - chosen
+    return losses
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """The cosines between vectors along the last axis; 0 beside a vector of zeros."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray((a * b).sum(-1) / np.where(lengths > 0, lengths, 1))
+
+
+def pooled(output: Array, mask: Array | None) -> Array:
+    """One vector a sample: the mean of [samples, tokens, width] over the tokens whose mask is 1."""
+    if output.ndim != 3:
+        return output
+    if mask is None:
+        return np.asarray(output.mean(1))
+    weights = (np.asarray(mask)[:, -output.shape[1] :] != 0).astype(np.float64)[..., None]
+    return np.asarray((output * weights).sum(1) / np.maximum(weights.sum(1), 1))
+
+
+def rank_correlation(a: Array, b: Array) -> float:
+    """Spearman's rank correlation; equal numbers share their mean rank, and NaN is that of numbers all alike."""
+    a, b = _ranks(a), _ranks(b)
+    spread = float(a.std() * b.std())
+    return float(((a - a.mean()) * (b - b.mean())).mean()) / spread if spread else float("nan")
+
+
+def _ranks(numbers: Array) -> Array:
+    _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[places.reshape(-1)])

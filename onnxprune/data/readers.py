@@ -1,4 +1,4 @@
-"""From what the user names to a `Source`: .npz, .npy, a folder of images by class, CSV, or `module:function`.
+"""From what the user names to a `Source`: .npz, .npy, a folder of images by class, CSV, text, or `module:function`.
 
 Each kind is one registered reader `(reference, model, settings) -> Data`, tried in order by what it `accepts`.
 ``--data``, ``--eval-data``, ``--calibration`` and ``--inputs`` are all read here. Nothing is unpickled. What a reader
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from onnxprune.data.fit import InputSpec, find_axes, fit_source, input_specs, ou
 from onnxprune.data.images import ImageFolder, find_images
 from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source, first_batch
 from onnxprune.data.stream import next_within, one_thread
+from onnxprune.data.text import read_text
+from onnxprune.data.text_files import is_table, is_table_of_pairs, is_text
 from onnxprune.errors import DataError
 from onnxprune.graph.hints import hints_of
 from onnxprune.plugins import Plugins, Registry, is_reference, load_function
@@ -38,11 +40,17 @@ class Data:
         source: The samples.
         outputs: The k-th target belongs to the model's output of this number.
         name: What messages call the data.
+        metric: What suits them first; None where targets and outputs decide.
+        scores: Of pairs of sentences, which are the samples 2 i and 2 i + 1; None where they are no pairs.
+        batch: Samples that are run at once where the model takes any number; None for the usual number.
     """
 
     source: Source
     outputs: tuple[int, ...]
     name: str = "the data"
+    metric: str | None = None
+    scores: Array | None = None
+    batch: int | None = None
 
 
 AnyData = str | Path | Mapping[str, Any] | Data
@@ -110,7 +118,7 @@ def _fitted(data: Data, model: ir.Model) -> Data:
     with saying(data.name):
         fitted = fit_source(data.source, input_specs(model))
         first_batch(fitted, 2)
-    return Data(fitted, data.outputs, data.name)
+    return replace(data, source=fitted)
 
 
 @contextmanager
@@ -215,12 +223,22 @@ def to_array(values: Any, where: str) -> Array:
     return array
 
 
-@reader(".csv", lambda name: Path(name).suffix.lower() in (".csv", ".tsv"))
+@reader(".txt, .jsonl", is_text)
+def read_texts(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """Rows of tokens with all that the graph takes beside them; see `text`."""
+    text = read_text(reference, model, settings)
+    return Data(text.source, (0,) if text.has_targets else (), f"'{reference}'", text.metric, text.scores, text.batch)
+
+
+@reader(".csv", is_table)
 def read_csv(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """A table with a header: the target column, and the others as features in the order in which they stand.
 
-    A model with one input [N, F] takes all the features; one with an input per column takes them by name.
+    A model with one input [N, F] takes all the features; one with an input per column takes them by name. With a
+    tokenizer, a table of pairs of sentences with scores is text.
     """
+    if settings.tokenizer is not None and is_table_of_pairs(Path(reference)):
+        return read_texts(reference, model, settings)
     header, rows = _table(reference)
     target = settings.target or header[-1]
     if target not in header:

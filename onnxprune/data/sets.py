@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def open_sets(
     """
     whole = open_data(model, data, reading)
     train, held = split(whole.source, settings.validation, settings.seed)
-    validation = None if held is None else Data(held, whole.outputs, whole.name)
-    sets = Sets(Data(train, whole.outputs, whole.name), validation, validation)
+    validation = None if held is None else replace(whole, source=held, scores=None)
+    sets = Sets(replace(whole, source=train, scores=None), validation, validation)
     if eval_data is not None:
         return Sets(sets.train, validation, open_data(model, eval_data, reading))
     if validation is None or held is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from onnxprune.data.calibration import Calibration
 from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData
+from onnxprune.data.text import check_text
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.choose import allocations_of
 from onnxprune.pipeline.given import RunInputs
@@ -43,6 +44,7 @@ def preflight(recipe: Recipe, inputs: RunInputs) -> None:
         RecipeError: A name does not exist, or something is missing or left over; the sentence names the flag.
     """
     SCHEDULES.find(recipe.schedule)
+    check_text(recipe.reading, (inputs.data, inputs.eval_data, inputs.calibration, inputs.inputs))
     check_scores(recipe, inputs.calibration, trains=recipe.retrain is not None)
     _check_recovery(recipe, calibrated=inputs.calibration is not None or recipe.retrain is not None)
     check_limits(map(parse, recipe.require), recipe, inputs)

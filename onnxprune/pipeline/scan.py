@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from onnxprune import model_io, runtime
 from onnxprune.data.calibration import Calibration
-from onnxprune.data.readers import AnyData, open_data
+from onnxprune.data.readers import AnyData, Data, open_data
+from onnxprune.data.text import check_text
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
@@ -123,6 +124,7 @@ def sensitivity(
     chosen = _levels(recipe, levels)
     if calibration is None and eval_data is None:
         raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
+    check_text(recipe.reading, (calibration, eval_data, inputs))
     check_scores(recipe, calibration, trains=False)
     with custom_operators(custom_ops):
         original = model_io.load_any(model)
@@ -148,7 +150,7 @@ def _scan(
         measure: Measure = OutputError(structure.model, samples.inputs)
         measured, dense = OUTPUT_ERROR, 0.0
     else:
-        by_metric = _Metric(structure.model, eval_data, metric)
+        by_metric = _Metric(structure.model, open_data(structure.model, eval_data, recipe.reading), metric)
         measure, measured, dense = by_metric, by_metric.name, by_metric.dense
     table, skipped = _scanned(structure, recipe, samples, measure, levels, progress)
     nodes = {w.name: w.node.name or f"{w.node.op_type} {w.name}" for w in prunable_weights(structure)}
@@ -195,9 +197,9 @@ def _scanned(
 class _Metric:
     """A metric on labelled inputs, of a model with other numbers in some constants."""
 
-    def __init__(self, model: ir.Model, eval_data: AnyData, name: str | None) -> None:
+    def __init__(self, model: ir.Model, eval_data: Data, name: str | None) -> None:
         self._model = model
-        self._meter, self.dense = start_meter(model, runtime.make_session(model), open_data(model, eval_data), name)
+        self._meter, self.dense = start_meter(model, runtime.make_session(model), eval_data, name)
         self.name = self._meter.metric.name
 
     def __call__(self, changed: Mapping[str, Array]) -> float:

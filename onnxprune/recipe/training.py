@@ -8,6 +8,7 @@ needs these classes where it is not installed.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -62,6 +63,20 @@ class DataSettings(_Settings):
     input_shape: Annotated[tuple[str, ...], _READING] = Field(
         default=(),
         description="Shape of an input at which figures and latency are taken: image:1x3x224x224.",
+    )
+    tokenizer: Annotated[Path | None, _READING] = Field(
+        default=None,
+        description="The tokenizer.json of the model, which .txt and .jsonl data are cut into tokens with.",
+    )
+    sequence_length: Annotated[int | None, _READING] = Field(
+        default=None,
+        ge=1,
+        description="Tokens in a row of text; by default what the model takes, at most 128.",
+    )
+    text: Annotated[Literal["auto", "packed", "lines"], _READING] = Field(
+        default="auto",
+        description="Rows of text: packed (all tokens one after the other), lines (a row for each line or record), or "
+        "auto: packed for models that predict the next token.",
     )
     timeout: Annotated[float, replace(_READING, name="data-timeout")] = Field(
         default=40.0,
@@ -145,7 +160,8 @@ class TrainSettings(_Settings):
     )
     metric: str | None = Field(
         default=None,
-        description="accuracy, top5, mse, agreement (with the original model), or module:function; by default the one "
+        description="accuracy, top5, mse, agreement (with the original model), perplexity, cosine, spearman, or "
+        "module:function; by default the one "
         "that fits the data.",
     )
     validation: Annotated[float, _RETRAIN] = Field(

@@ -73,7 +73,7 @@ def _summed(
         sums = torch.tensor([total, float(count)], dtype=torch.float64, device=feed.device)
         torch.distributed.all_reduce(sums)
         total, count = float(sums[0]), int(sums[1])
-    return total / count if count else float("nan")
+    return metric.of_sum(total, count)
 
 
 def _whole(module: nn.Module, feed: Feed, heads: Sequence[Head], metric: Metric) -> float:

@@ -17,11 +17,12 @@ import onnxruntime as ort
 from onnxprune import runtime
 from onnxprune.data import metrics
 from onnxprune.data.fit import find_axes, fit_target, fixed_batch, input_specs, output_specs
-from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes
+from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes, pooled
 from onnxprune.data.readers import Data, saying
 from onnxprune.data.sources import Array, Axes, Batch, first_batch, join, pick
 from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.text_inputs import text_inputs
 
 BATCH = 64
 """Samples run at once by a model that takes any number."""
@@ -52,7 +53,10 @@ class MeasuredMetric:
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch's outputs with their axes of samples, its targets as metrics take them, and how many samples it has."""
+    """A batch's outputs with their axes of samples, its targets as metrics take them, and how many samples it has.
+
+    Of a metric that is a sum over batches, only the output that it looks at, and its target.
+    """
 
     outputs: tuple[Array, ...]
     axes: Axes
@@ -89,7 +93,7 @@ class Meter:
         Raises:
             DataError: The data do not fit the model, or the metric gives no number.
         """
-        return _value(self, _told(_run(session, model, self.data, self.metric), tell))
+        return _value(self, _told(_run(session, model, self.data, self.metric, self.output), tell))
 
 
 def start_meter(
@@ -115,10 +119,10 @@ def start_meter(
     metric = _choose(model, session, data, output, name, classes)
     meter = Meter(metric, data, output, (), 0)
     if metric.needs == "original":
-        seen = tuple(_run(session, model, data, metric))
+        seen = tuple(_run(session, model, data, metric, output))
         meter = Meter(metric, data, output, seen, sum(batch.samples for batch in seen))
         return meter, _value(meter, iter(seen))
-    counted = _Counted(_run(session, model, data, metric))
+    counted = _Counted(_run(session, model, data, metric, output))
     value = _value(meter, iter(counted))
     return Meter(metric, data, output, (), counted.samples), value
 
@@ -177,7 +181,7 @@ def _choose(
     model: ir.Model, session: ort.InferenceSession, data: Data, output: int, name: str | None, classes: bool | None
 ) -> Metric:
     """The metric asked for, or the first that fits the data."""
-    target = next(iter(first_batch(data.source, 1).targets), None)
+    target, name = next(iter(first_batch(data.source, 1).targets), None), name or data.metric
     if name is not None:
         metric = METRICS.find(name)
         metric = ORIGINAL_MSE if metric.name == "mse" and target is None else metric
@@ -185,10 +189,11 @@ def _choose(
         classes = _ends_in_classes(model.graph.outputs[output]) if classes is None else classes
         metric = metrics.default_metric(None, classes)
     else:
-        batch, outputs, _ = next(_outputs(session, model, data))
-        one_score = not chooses_classes(outputs[output]) and outputs[output].size == batch.targets[0].size
+        batch, (scores,), _ = next(_outputs(session, model, data, output))
+        one_score = not chooses_classes(scores) and scores.size == batch.targets[0].size
         metric = METRICS["mse"] if one_score else metrics.default_metric(target, classes=True)
-    check_metric(metric, target)
+    if metric.needs != "scores" or data.scores is None:
+        check_metric(metric, target)
     return metric
 
 
@@ -197,32 +202,55 @@ def _ends_in_classes(value: ir.Value) -> bool:
     return node is not None and operator_of(node).classifies
 
 
-def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Metric) -> Iterator[Seen]:
-    """What a model gives for the data, batch by batch, beside the targets as the metric takes them."""
+def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Metric, output: int) -> Iterator[Seen]:
+    """What a model gives for the data, batch by batch, beside the targets as the metric takes them.
+
+    A metric that is a sum over batches sees one output alone; others, such as a decoder's caches, are not kept.
+    """
+    one = metric.whole is None or metric.pools
+    masks = _mask_input(model) if metric.pools else None
     names = [str(value.name) for value in model.graph.outputs]
-    for batch, arrays, axes in _outputs(session, model, data):
-        chosen_targets = zip(batch.targets, data.outputs, strict=True)
-        with saying(f"{data.name}, label"):
-            targets = tuple(_target(target, arrays[i], names[i], metric) for target, i in chosen_targets)
-        yield Seen(arrays, axes, targets, batch.target_sample_axes, len(batch))
+    for batch, arrays, axes in _outputs(session, model, data, output if one else None):
+        if metric.pools:
+            arrays = tuple(pooled(a, None if masks is None else batch.inputs[masks]) for a in arrays)
+        targets: tuple[Array, ...] = ()
+        if metric.needs in ("labels", "targets"):
+            numbers = data.outputs[:1] if one else data.outputs
+            with saying(f"{data.name}, label"):
+                targets = tuple(
+                    _target(target, arrays[0 if one else number], names[number], metric)
+                    for target, number in zip(batch.targets, numbers, strict=not one)
+                )
+        yield Seen(arrays, axes, targets, batch.target_sample_axes[: len(targets)], len(batch))
+
+
+def _mask_input(model: ir.Model) -> int | None:
+    """The place of the input that says which tokens count."""
+    inputs = text_inputs(model)
+    name = None if inputs is None else inputs.named("mask")
+    return next((i for i, spec in enumerate(input_specs(model)) if spec.name == name), None)
 
 
 def _outputs(
-    session: ort.InferenceSession, model: ir.Model, data: Data
+    session: ort.InferenceSession, model: ir.Model, data: Data, only: int | None = None
 ) -> Iterator[tuple[Batch, tuple[Array, ...], Axes]]:
     """Each batch with the model's outputs and their axes of samples.
 
     A model of fixed batch size is fed batches of that size, the last one filled up by repetition.
+
+    Args:
+        session, model, data: What is run.
+        only: The number of the one output that is asked for; None for all.
     """
     inputs, results = [spec.name for spec in input_specs(model)], output_specs(model)
-    outputs = [spec.name for spec in results]
+    outputs = [spec.name for i, spec in enumerate(results) if only in (None, i)]
     size = fixed_batch(model, first_batch(data.source, 1).sample_axes)
-    for whole in data.source.epoch(size or BATCH):
+    for whole in data.source.epoch(size or data.batch or BATCH):
         for batch in _pieces(whole, size):
             full = batch if size is None or len(batch) == size else batch.rows(np.arange(size) % len(batch))
             by_name = runtime.run(session, dict(zip(inputs, full.inputs, strict=True)), outputs)
             arrays = tuple(_array(by_name[name]) for name in outputs)
-            axes = find_axes(arrays, results, (), len(full))
+            axes = find_axes(arrays, [spec for spec in results if spec.name in by_name], (), len(full))
             wanted = np.arange(len(batch))
             yield batch, tuple(pick(a, wanted, axis) for a, axis in zip(arrays, axes, strict=True)), axes
 
@@ -259,11 +287,15 @@ def _target(target: Array, output: Array, name: str, metric: Metric) -> Array:
 
 
 def _value(meter: Meter, batches: Iterator[Seen]) -> float:
-    metric, output = meter.metric, meter.output
+    metric = meter.metric
     if metric.whole is not None:
         seen = list(batches)
         outputs = join([batch.outputs for batch in seen], seen[0].axes)
-        value = metric.whole(outputs, join([batch.targets for batch in seen], seen[0].target_axes))
+        if metric.needs == "scores":
+            targets: tuple[Array, ...] = () if meter.data.scores is None else (meter.data.scores,)
+        else:
+            targets = join([batch.targets for batch in seen], seen[0].target_axes)
+        value = metric.whole(outputs, targets)
         try:
             return float(np.asarray(value))
         except (TypeError, ValueError):
@@ -272,7 +304,7 @@ def _value(meter: Meter, batches: Iterator[Seen]) -> float:
     originals = iter(meter.original)
     total, count = 0.0, 0
     for batch in batches:
-        target = next(originals).outputs[output] if metric.needs == "original" else batch.targets[0]
-        part, number = metric.update(batch.outputs[output], target)
+        target = next(originals).outputs[0] if metric.needs == "original" else batch.targets[0]
+        part, number = metric.update(batch.outputs[0], target)
         total, count = total + part, count + number
-    return total / count if count else float("nan")
+    return metric.of_sum(total, count)
