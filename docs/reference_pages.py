@@ -120,7 +120,7 @@ def _api() -> str:
     for name in onnxprune.__all__:
         thing = getattr(onnxprune, name)
         lines += [f"## onnxprune.{name}", ""]
-        if not (inspect.isclass(thing) and issubclass(thing, (Exception, BaseModel))):
+        if callable(thing) and not (inspect.isclass(thing) and issubclass(thing, (Exception, BaseModel))):
             lines += ["```python", f"{name}{inspect.signature(thing)}".replace(", ", ",\n    "), "```", ""]
         lines += ["```text", inspect.getdoc(thing) or "", "```", ""]
         if inspect.isclass(thing) and not issubclass(thing, BaseModel):

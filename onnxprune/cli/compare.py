@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +18,6 @@ from onnxprune.cli.flags import (
     TextFlag,
     TokenizerFlag,
 )
-from onnxprune.errors import OnnxPruneError, VerificationError
 
 
 def register(app: typer.Typer) -> None:
@@ -51,30 +48,15 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Compare two models."""
-    from onnxprune import model_io
-    from onnxprune.data.readers import open_data
-    from onnxprune.data.text import check_text
-    from onnxprune.data.working import give_inputs
-    from onnxprune.recipe.recipe import make_recipe
+    from onnxprune.pipeline.compare import compare as compare_models
     from onnxprune.report.console import print_comparison
-    from onnxprune.runtime.libraries import custom_operators
-    from onnxprune.verification.verdict import sample_inputs, verify
 
-    with custom_operators(custom_ops), stages(f"{a} and {b}") as tell:
+    with stages(f"{a} and {b}") as tell:
         tell("measure")
-        how = {"sample_axis": sample_axis, "input_shape": input_shape, "tokenizer": tokenizer}
-        reading = make_recipe(sparsity=0, reading={**how, "sequence_length": sequence_length, "text": text}).reading
-        check_text(reading, (eval_data, inputs))
-        before = model_io.load(a)
-        give_inputs(before, inputs, reading)
-        data = None if eval_data is None else open_data(before, eval_data, reading)
-        after = model_io.load(b)
-        with _saying(a):
-            sample_inputs(before, seed=seed, eval_data=data)  # refused here: it is the first model that does not run
-        with _saying(b, VerificationError):
-            verdict = verify(before, after, seed=seed, eval_data=data, metric=metric)
-        for model in (before, after):
-            model_io.ensure_unchanged(model)
+        verdict = compare_models(
+            a, b, eval_data=eval_data, metric=metric, inputs=inputs, sample_axis=sample_axis, input_shape=input_shape,
+            custom_ops=custom_ops, seed=seed,
+        )  # fmt: skip
     if json:
         content = verdict.as_dict()
         for name in ("removed_vs_masked", "unproved"):
@@ -82,14 +64,3 @@ def compare(
         print_json("compare", {"a": str(a), "b": str(b), **content})
     else:
         print_comparison(console, str(a), str(b), verdict)
-
-
-@contextmanager
-def _saying(model: Path, kind: type[OnnxPruneError] = OnnxPruneError) -> Iterator[None]:
-    """Name the model in errors of a kind."""
-    try:
-        yield
-    except kind as error:
-        if str(model) in str(error):
-            raise
-        raise type(error)(f"'{model}': {error}") from error

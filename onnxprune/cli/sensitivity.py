@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,12 +80,14 @@ def sensitivity(
             "the data of --eval-data": eval_data,
         }
         check_outputs({**read, "the data of --inputs": inputs}, None, {"--plot": plot}, force=force)
+    reading: Any = {
+        "sample_axis": sample_axis, "tokenizer": tokenizer, "sequence_length": sequence_length, "text": text
+    }  # fmt: skip
     with stages(str(model)) as tell:
         curves = scan(
             model, calibration=calibration, eval_data=eval_data, metric=metric, levels=_numbers(levels), progress=tell,
             inputs=inputs, custom_ops=custom_ops,
-            reading={"sample_axis": sample_axis, "tokenizer": tokenizer, "sequence_length": sequence_length,
-                     "text": text},
+            reading=reading,
             structure=structure, criterion=criterion, exclude=exclude,
             only=only, seed=seed,
         )  # fmt: skip

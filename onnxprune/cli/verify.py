@@ -30,7 +30,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Check a pruned model against its original."""
-    from onnxprune.pipeline.check import check
+    from onnxprune.pipeline.check import verify as check
 
     with stages(f"{original} and {pruned}") as tell:
         tell("verify")

@@ -23,6 +23,7 @@ from onnxprune.pipeline.matching import recovered_cut
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.proof import Judgement, judge, other_inputs, seeded
 
 _NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
@@ -72,6 +73,13 @@ class Check:
             unproved=unproved,
         )
 
+    def __repr__(self) -> str:
+        return f"<Check: {self.lines()[-1]}>"
+
+    def _repr_html_(self) -> str:
+        first, *others = self.lines()
+        return in_notebook(first, notes=others)
+
     def lines(self) -> list[str]:
         """Return the findings as sentences."""
         out = [
@@ -87,10 +95,10 @@ class Check:
         return out
 
 
-def check(
-    original: Path,
-    pruned: Path,
-    record: Path | None = None,
+def verify(
+    original: str | Path,
+    pruned: str | Path,
+    record: str | Path | None = None,
     *,
     seed: int = 0,
     inputs: AnyData | None = None,
@@ -109,9 +117,16 @@ def check(
         ModelError: A model cannot be read.
         DataError: The record cannot be read or belongs to other models.
         VerificationError: The pruned model does not run, has other inputs or outputs, or is not what the record says.
+
+    >>> import onnxprune
+    >>> result = onnxprune.prune("models/digits_mlp.onnx", sparsity=0.5, structure="channels", latency=False)
+    >>> file = onnxprune.save(result, "half.onnx", record="half.json")
+    >>> onnxprune.verify("models/digits_mlp.onnx", "half.onnx", "half.json").removed_vs_masked < 1e-4
+    True
     """
     with custom_operators(custom_ops):
-        return _checked(original, pruned, record, seed, inputs)
+        files = Path(original), Path(pruned), None if record is None else Path(record)
+        return _checked(*files, seed, inputs)
 
 
 def _checked(original: Path, pruned: Path, record: Path | None, seed: int, inputs: AnyData | None) -> Check:

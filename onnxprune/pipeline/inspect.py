@@ -28,6 +28,7 @@ from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.blocks import layers_of, residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
+from onnxprune.verification.notebook import in_notebook
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,24 @@ class Inspection:
         """Return plain data for JSON."""
         return asdict(self)
 
+    @property
+    def headline(self) -> str:
+        """How much there is, and how much of it can go, in a few words."""
+        share = self.unit_parameters / max(self.weight_parameters, 1)
+        return (
+            f"{self.weight_parameters:,} weights in {len(self.weights)} layers, {share:.1%} go with whole units; "
+            f"{len(self.groups)} groups of units; {self.macs:,} multiply-adds"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Inspection: {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(g.name, g.kind, g.units, len(g.sites), g.inexact or "exact") for g in self.groups]
+        unruled = [f"{name} ({count})" for name, count in sorted(self.unruled.items())]
+        notes = [f"Operators without a rule, all that they touch is pinned: {', '.join(unruled)}"] if unruled else []
+        return in_notebook(self.headline, ("group", "kind", "units", "axes", "removal"), rows, notes)
+
 
 def inspect(
     model: str | Path | onnx.ModelProto | ir.Model,
@@ -128,6 +147,11 @@ def inspect(
 
     Raises:
         ModelError: The model cannot be read.
+
+    >>> import onnxprune
+    >>> inspection = onnxprune.inspect("models/digits_mlp.onnx")
+    >>> [(group.kind, group.units) for group in inspection.groups]
+    [('neurons', 300), ('neurons', 100)]
     """
     with custom_operators(custom_ops):
         original = model_io.load_any(model)

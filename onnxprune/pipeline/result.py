@@ -22,6 +22,7 @@ from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.terms import Bools
+from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.reach import INEXACT
 from onnxprune.verification.verdict import Verdict
 
@@ -103,6 +104,23 @@ class Result:
     target: Reached | None = None
     interface: Interface | None = None
     masks: Mapping[str, Bools] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """What came out, in a few words."""
+        share = f"{self.sparsity:.1%} of the prunable weights are {self.recipe.parts.gone}"
+        if self.verdict is None:
+            return f"{share}; not proved: {NOT_VERIFIED}"
+        return f"{self.verdict.headline}; {share}"
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        if self.verdict is None:
+            return in_notebook(self.headline, notes=self.notes)
+        rows = [(row.name, row.before, row.after, "" if row.ratio is None else row.ratio) for row in self.verdict.rows]
+        return in_notebook(self.headline, ("", "before", "after", "after / before"), rows, self.notes)
 
     @property
     def recovered(self) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -37,12 +37,15 @@ from onnxprune.pipeline.target import reach
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
+from onnxprune.recipe.settings import Settings
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import NOTE, calibration_of
 from onnxprune.verification.verdict import verify
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from onnxprune.pipeline.trainer import Trainer
 
 __all__ = ["prune", "save"]
@@ -63,7 +66,7 @@ def prune(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Result:
     """Prune a model.
 
@@ -98,6 +101,13 @@ def prune(
         DataError: The data do not fit the model.
         NothingToPrune: No weight of the model may be pruned under this recipe.
         VerificationError: The result is not what was promised.
+
+    >>> import onnxprune
+    >>> result = onnxprune.prune(
+    ...     "models/digits_mlp.onnx", sparsity=0.5, structure="channels", calibration="models/digits_train.npz"
+    ... )
+    >>> result.verdict.after.parameters < 0.6 * result.verdict.before.parameters
+    True
     """
     recipe = recipe or make_recipe(**settings)
     folder = None if checkpoint is None else Path(checkpoint)
@@ -141,6 +151,11 @@ def save(result: Result, path: str | Path, *, force: bool = False, record: str |
 
     Raises:
         ModelError: One of both is the input, exists (without ``force``), or cannot be written.
+
+    >>> import onnxprune
+    >>> result = onnxprune.prune("models/digits_mlp.onnx", sparsity=0.9, pack="auto", latency=False)
+    >>> onnxprune.save(result, "small.onnx", record="small.json").file
+    'small.onnx'
     """
     if record is not None:
         model_io.check_output(record, force=force, source=model_io.source_of(result.model))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.recipe import Recipe, make_recipe
+from onnxprune.recipe.settings import Settings
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.scoring.evidence import Evidence
@@ -43,6 +44,10 @@ from onnxprune.selection.sensitivity import (
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import calibration_of
 from onnxprune.verification.evaluate import start_meter
+from onnxprune.verification.notebook import in_notebook
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OUTPUT_ERROR = "output error"
 
@@ -66,6 +71,15 @@ class Scan:
     table: Sensitivity
     skipped: Mapping[str, str]
     nodes: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Scan: {self.measured} of {len(self.table.names)} {self.structure} at {len(self.table.levels)} levels>"
+
+    def _repr_html_(self) -> str:
+        names = zip(self.table.names, self.table.sizes, self.table.errors.tolist(), strict=True)
+        heads = ("", "weights", *(f"{level:g}" for level in self.table.levels))
+        title = f"{self.measured} when a share of one alone goes (as it is: {self.dense:.4g})"
+        return in_notebook(title, heads, [(name, size, *values) for name, size, values in names])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -94,7 +108,7 @@ def sensitivity(
     custom_ops: Sequence[str | Path] = (),
     levels: Sequence[float] | None = None,
     progress: Callable[[str], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Scan:
     """Prune each layer, or each group of units, alone to several levels and measure the model.
 
@@ -116,6 +130,11 @@ def sensitivity(
         RecipeError: A setting is wrong, or there is nothing to measure on.
         DataError: The data do not fit the model.
         NothingToPrune: Nothing may be pruned under these settings.
+
+    >>> import onnxprune
+    >>> scan = onnxprune.sensitivity("models/digits_mlp.onnx", eval_data="models/digits_mlp.npz", levels=(0.5, 0.9))
+    >>> scan
+    <Scan: accuracy of 3 weights at 2 levels>
     """
     of = settings.get("structure", "weights")
     if of not in ("weights", "channels"):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -30,12 +30,17 @@ from onnxprune.pipeline.preflight import check_limits, preflight
 from onnxprune.pipeline.result import Result, measured_figures
 from onnxprune.pipeline.run import prune
 from onnxprune.pipeline.sweep_folder import key_of, leave_if_empty, prepare_folder, read_result, write_result
-from onnxprune.pipeline.sweep_grid import Combination, combinations
-from onnxprune.pipeline.trials import Trial, best_first, front
+from onnxprune.pipeline.sweep_grid import Combination, combinations, shown_value
+from onnxprune.pipeline.trials import COSTS, Trial, best_first, front
 from onnxprune.pipeline.version import version
 from onnxprune.recipe.as_flags import flags_of
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import Limit, parse
+from onnxprune.recipe.settings import SweepSettings
+from onnxprune.verification.notebook import in_notebook
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,18 @@ class Sweep:
     left_out: Mapping[str, str] = field(default_factory=dict)
     source: AnyModel | None = field(default=None, repr=False)
     given: Given = field(default_factory=Given, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Sweep of {self.model}: {len(self.trials)} settings>"
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for trial in self.trials for name in trial.varied))
+        rows = [
+            (*(shown_value(t.varied.get(name, "")) for name in names), t.failed or t.loss, *map(t.figures.get, COSTS))
+            for t in self.trials
+        ]
+        heads = (*(name.replace("_", " ") for name in names), "loss", *COSTS)
+        return in_notebook(f"{self.model}: {len(self.trials)} settings", heads, rows)
 
     def front(self, cost: str = "latency") -> tuple[Trial, ...]:
         """Return the trials on the Pareto front against ``latency``, ``size`` or ``macs``."""
@@ -108,7 +125,7 @@ def sweep(
     custom_ops: Sequence[str | Path] = (),
     limits: Sequence[str] = (),
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[SweepSettings],
 ) -> Sweep:
     """Prune a model with every combination of settings and measure each result. No model is written.
 
@@ -129,6 +146,15 @@ def sweep(
         ModelError: The model cannot be read, or a result not be kept.
         RecipeError: A setting is wrong whatever the others are.
         DataError: The data do not fit the model.
+
+    >>> import onnxprune
+    >>> swept = onnxprune.sweep(
+    ...     "models/digits_mlp.onnx", sparsity=(0.3, 0.6), structure="channels", eval_data="models/digits_mlp.npz"
+    ... )
+    >>> swept
+    <Sweep of models/digits_mlp.onnx: 2 settings>
+    >>> swept.best("size<=0.5").label
+    '0.6'
     """
     given = Given(data, eval_data, metric, calibration, inputs, tuple(custom_ops))
     asked = RunInputs(data, eval_data, metric, calibration, inputs=inputs)

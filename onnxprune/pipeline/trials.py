@@ -20,6 +20,9 @@ COSTS: Mapping[str, str] = {
 """Figures that a model's quality is set against."""
 
 
+_SHORT = {"latency": "the latency", "size": "the bytes", "macs": "the multiply-adds"}
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of a sweep.
@@ -55,6 +58,13 @@ class Trial:
     def loss(self) -> float:
         """What was lost: of the metric, or where none was measured, how far outputs changed; NaN where it failed."""
         return self.figures.get("metric_drop", self.figures.get("output_change", math.nan))
+
+    def __repr__(self) -> str:
+        costs = ", ".join(
+            f"{self.figures[cost]:.2f} of {name}" for cost, name in _SHORT.items() if cost in self.figures
+        )
+        lost = f"loses {self.loss:.4g}{f', {costs}' if costs else ''}"
+        return f"<Trial {self.label}: {self.failed or lost}>"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

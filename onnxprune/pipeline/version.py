@@ -19,3 +19,7 @@ def version() -> str:
     from importlib.metadata import version as installed
 
     return installed("onnxprune")
+
+
+__version__ = version()
+"""The version, as a text: ``0.2.0``."""

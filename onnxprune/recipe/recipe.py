@@ -19,6 +19,11 @@ class Recipe(Fields):
     """Everything that decides what a run does to a model.
 
     The same model, recipe and seed give the same bytes, but for `target_latency`, which is measured.
+
+    >>> import onnxprune
+    >>> recipe = onnxprune.Recipe(sparsity="50%", structure="channels")
+    >>> recipe.sparsity
+    0.5
     """
 
     @field_validator("structure")

@@ -12,6 +12,7 @@ from rich.table import Table
 from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.report.text import shown
 from onnxprune.verification.reach import Reach
+from onnxprune.verification.verdict import of_inputs as plain_of_inputs
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
@@ -64,12 +65,8 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
 
 
 def of_inputs(shapes: Mapping[str, Sequence[int]]) -> str:
-    """Say at which input shapes a figure was taken, a few of many; empty where that is not known."""
-    if not shapes:
-        return ""
-    first = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:2]]
-    more = f", {len(shapes) - 2} more" if len(shapes) > 2 else ""
-    return f" of {shown(', '.join(first))}{more}"
+    """The same of `verdict.of_inputs`, for Rich."""
+    return shown(plain_of_inputs(shapes))
 
 
 def machine_line(latency: LatencyFigure) -> str:

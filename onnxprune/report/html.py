@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from onnxprune.model_io.text_files import write_whole
 from onnxprune.pipeline.inspect import Inspection, inspect
-from onnxprune.pipeline.result import NOT_VERIFIED, measured_figures
+from onnxprune.pipeline.result import measured_figures
 from onnxprune.pipeline.version import version
 from onnxprune.recipe import requirements
-from onnxprune.report.console import NO_FASTER, changed_by, of_inputs, recovery_line
+from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.page import render_page
 from onnxprune.verification.reach import Reach
@@ -26,7 +26,6 @@ from onnxprune.verification.requirements import missed_limits
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
-    from onnxprune.verification.verdict import Verdict
 
 _MOST_ROWS = 1000  # of a table; beyond, the largest layers and the first groups are shown
 _MOST_PLOTS = 300
@@ -74,12 +73,12 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "result": result,
         "verdict": result.verdict,
         "reach": [Reach(**reach).line for reach in result.reach[-1:]],
-        "headline": _headline(result),
+        "headline": f"{result.headline}.",
         "changed": changed_by(result),
         "recovered": recovery_line(result.recovered) if result.recovered is not None else "",
         "trade_off": _trade_off(result),
         "sensitivity": [(row, _curve(row)) for row in _scan(result)[:_MOST_ROWS]],
-        "figures": _figures(result.verdict),
+        "figures": () if result.verdict is None else result.verdict.rows,
         "limits": [str(limit) for limit in limits],
         "missed": missed_limits(limits, measured_figures(result)),
         "layers": list(zip(shown, plots, strict=True)),
@@ -130,49 +129,6 @@ def _trade_off(result: Result) -> dict[str, Any] | None:
         "height": height,
         "top": top,
     }
-
-
-def _headline(result: Result) -> str:
-    """One sentence that says what came out."""
-    verdict = result.verdict
-    share = f"{result.sparsity:.1%} of the prunable weights are {result.recipe.parts.gone}"
-    if verdict is None:
-        return f"{share}; not proved: {NOT_VERIFIED}."
-    sizes = verdict.before.file_bytes, verdict.after.file_bytes
-    parts = [f"{max(sizes) / min(sizes):.2f}× {'larger' if sizes[1] > sizes[0] else 'smaller'} file"]
-    if verdict.latency_ratio is not None:
-        parts.append(f"{verdict.latency_ratio:.2f} of the latency")
-    if verdict.metric is not None:
-        parts.append(f"{verdict.metric.name} {verdict.metric.before:.4f} → {verdict.metric.after:.4f}")
-    return f"{', '.join(parts)}; {share}."
-
-
-def _figures(verdict: Verdict | None) -> list[dict[str, Any]]:
-    """Rows of the before/after table: name, texts, and after / before where it is a ratio."""
-    if verdict is None:
-        return []
-    a, b = verdict.before, verdict.after
-    pairs: list[tuple[str, int | None, int | None]] = [
-        ("file (bytes)", a.file_bytes, b.file_bytes),
-        ("parameters", a.parameters, b.parameters),
-        ("not zero", a.nonzero_parameters, b.nonzero_parameters),
-        (f"multiply-adds{of_inputs(verdict.input_shapes)}", a.macs, b.macs),
-    ]
-    rows = [
-        {"name": name, "before": f"{x:,}", "after": f"{y:,}", "ratio": y / x}
-        for name, x, y in pairs
-        if x and y is not None
-    ]
-    if verdict.latency is not None:
-        latency = verdict.latency
-        name = f"latency (ms, {latency.threads} thread; {latency.processor}, ONNX Runtime {latency.onnxruntime})"
-        times = {"before": f"{latency.before_ms:.3g}", "after": f"{latency.after_ms:.3g}"}
-        rows.append({"name": name, **times, "ratio": latency.ratio})
-    if verdict.metric is not None:
-        m = verdict.metric
-        name = f"{m.name} ({m.samples:,} samples)"
-        rows.append({"name": name, "before": f"{m.before:.4f}", "after": f"{m.after:.4f}", "ratio": None})
-    return rows
 
 
 def _pinned(inspection: Inspection) -> list[tuple[str, int, list[str]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
 from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
+from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.proof import seeded
 
 _ROUNDS = 15
@@ -25,6 +26,16 @@ _PARTS_FROM_RANK = 3  # [samples, classes] has one scale: a class has too few va
 _ENOUGH_VALUES = 16
 _SMALLEST_SCALE = 1e-4  # of the largest value of the output
 _LARGE = 512 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """A figure before and after, as texts, and after / before where it is a ratio."""
+
+    name: str
+    before: str
+    after: str
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,53 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
+
+    @property
+    def rows(self) -> tuple[FigureRow, ...]:
+        """The figures before and after; those that were not measured are left out."""
+        a, b = self.before, self.after
+        counts: list[tuple[str, int | None, int | None]] = [
+            ("file (bytes)", a.file_bytes, b.file_bytes),
+            ("parameters", a.parameters, b.parameters),
+            ("not zero", a.nonzero_parameters, b.nonzero_parameters),
+            (f"multiply-adds{of_inputs(self.input_shapes)}", a.macs, b.macs),
+        ]
+        rows = [FigureRow(n, f"{x:,}", f"{y:,}", y / x) for n, x, y in counts if x and y is not None]
+        if (latency := self.latency) is not None:
+            name = f"latency (ms, {latency.threads} thread; {latency.processor}, ONNX Runtime {latency.onnxruntime})"
+            rows.append(FigureRow(name, f"{latency.before_ms:.3g}", f"{latency.after_ms:.3g}", latency.ratio))
+        if (m := self.metric) is not None:
+            rows.append(FigureRow(f"{m.name} ({m.samples:,} samples)", f"{m.before:.4f}", f"{m.after:.4f}"))
+        return tuple(rows)
+
+    @property
+    def headline(self) -> str:
+        """Bytes, latency and metric in a few words."""
+        sizes = self.before.file_bytes, self.after.file_bytes
+        larger = "larger" if sizes[1] > sizes[0] else "smaller"
+        parts = [f"{max(sizes) / max(min(sizes), 1):.2f}× {larger} file"]
+        if self.latency_ratio is not None:
+            parts.append(f"{self.latency_ratio:.2f} of the latency")
+        if (m := self.metric) is not None:
+            parts.append(f"{m.name} {m.before:.4f} → {m.after:.4f}")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<Verdict: {self.headline}; outputs change by {self.output_change:.2g}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(row.name, row.before, row.after, "" if row.ratio is None else row.ratio) for row in self.rows]
+        note = f"Outputs change by {self.output_change:.2g} of their largest value."
+        return in_notebook(self.headline, ("", "before", "after", "after / before"), rows, (note,))
+
+
+def of_inputs(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Say at which input shapes a figure was taken, a few of many; empty where that is not known."""
+    if not shapes:
+        return ""
+    first = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:2]]
+    more = f", {len(shapes) - 2} more" if len(shapes) > 2 else ""
+    return f" of {', '.join(first)}{more}"
 
 
 def verify(

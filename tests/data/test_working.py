@@ -15,7 +15,7 @@ from onnxprune.data.readers import open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import DataError
 from onnxprune.graph import inference
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.inspect import inspect
 
 POINTS = np.random.default_rng(0).standard_normal((6, 300, 3)).astype(np.float32)

@@ -12,7 +12,7 @@ from small_models import graph, random
 import onnxprune
 from onnxprune import model_io, runtime
 from onnxprune.passes import FoldWeights
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.structure.analysis import analyse
 
 STANDARDISED = """agraph (float[N,6] x) => (float[N,4] y) {

@@ -14,7 +14,7 @@ from small_models import conv_net, random, two_layers
 import onnxprune
 from onnxprune import model_io
 from onnxprune.errors import VerificationError
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.matching import recovered_cut
 from onnxprune.pipeline.record import load_record
 

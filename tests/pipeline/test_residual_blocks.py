@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.errors import NothingToPrune, RecipeError
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.run import prune, save
 
 THREE = """<ir_version: 8, opset_import: ["": 13]>

@@ -19,7 +19,7 @@ import onnxprune as api
 from onnxprune import model_io
 from onnxprune.errors import RecipeError, VerificationError
 from onnxprune.graph.narrowing import free_caches, narrow_caches
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.runtime_settings import Numbers, rewritten
 from onnxprune.structure.analysis import analyse
 

@@ -15,7 +15,7 @@ from small_models import array, conv_net, graph, random, two_layers
 import onnxprune
 from onnxprune import model_io
 from onnxprune.errors import DataError, NothingToPrune, RecipeError
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.record import load_record
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

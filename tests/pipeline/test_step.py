@@ -15,7 +15,7 @@ from onnxprune import model_io
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline import step
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.rebuild import removed_atoms
 from onnxprune.pipeline.record import load_record

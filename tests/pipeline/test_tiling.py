@@ -16,7 +16,7 @@ from onnxprune.errors import NothingToPrune, RecipeError, VerificationError
 from onnxprune.passes import JoinTiles
 from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline import tiling
-from onnxprune.pipeline.check import check
+from onnxprune.pipeline.check import verify as check
 from onnxprune.recipe.recipe import make_recipe
 
 WIDE = 256
