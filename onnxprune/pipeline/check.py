@@ -23,6 +23,7 @@ from onnxprune.pipeline.matching import recovered_cut
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.verification.change import changes_of, sentence, worst
 from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.proof import Judgement, judge, other_inputs, seeded
 
@@ -85,7 +86,7 @@ class Check:
         out = [
             "the pruned model loads and runs, with the inputs and outputs of the original",
             *sentences(self.identical, self.constants),
-            f"outputs differ from the original's by {self.output_change:.2g} of their largest value",
+            f"against the original as it was, {sentence(self.output_change)}",
         ]
         if self.removed_vs_masked is not None:
             out.append(f"removed == masked: largest relative difference {self.removed_vs_masked:.1e}")
@@ -264,7 +265,7 @@ def _compare_outputs(
     before, after = seeded(before), seeded(after)
     batches = runtime.working_inputs(before, seed=seed, count=2)
     expected, actual = _outputs(before, batches, ModelError), _outputs(after, batches, VerificationError)
-    change = max(runtime.compare_outputs(a, b).max_rel for a, b in zip(expected, actual, strict=True))
+    change = worst(changes_of(before, after, batches, expected, actual, seed=seed))
     others = [_outputs(model, [other_inputs(f) for f in batches], VerificationError) for model in (before, after)]
     if _reacts(expected, others[0]) and not _reacts(actual, others[1]):
         raise VerificationError(

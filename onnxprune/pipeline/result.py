@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -42,7 +43,8 @@ def measured_figures(result: Result) -> dict[str, float]:
     if verdict is None:
         return figures
     before, after = verdict.before, verdict.after
-    figures["output_change"] = verdict.output_change
+    if not math.isnan(verdict.output_change):
+        figures["output_change"] = verdict.output_change
     figures["size"] = after.file_bytes / before.file_bytes
     if before.parameters:
         figures["parameters"] = after.parameters / before.parameters
@@ -225,7 +227,7 @@ def _inexact(trace: Trace) -> tuple[str, ...]:
 def _ruined(recipe: Recipe, state: State, verdict: Verdict | None) -> tuple[str, ...]:
     """Warn of outputs that changed beyond recognition where nothing made up for what went."""
     made_up = recipe.retrain is not None or any("recovery" in step for step in state.trace.steps)
-    if verdict is None or made_up or verdict.output_change < RUINED:
+    if verdict is None or made_up or not verdict.output_change >= RUINED:
         return ()
     return (
         f"outputs changed by {verdict.output_change:.2g} of their largest value, so expect the model to be of little "

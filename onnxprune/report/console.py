@@ -11,6 +11,7 @@ from rich.table import Table
 
 from onnxprune.pipeline.result import NOT_VERIFIED
 from onnxprune.report.text import shown
+from onnxprune.verification.change import sentence
 from onnxprune.verification.reach import Reach
 from onnxprune.verification.verdict import of_inputs as plain_of_inputs
 
@@ -147,7 +148,7 @@ def _verdict(verdict: Verdict, changed: str) -> str:
         )
     return (
         f"[green]the cut is verified in ONNX Runtime[/]: it loads and runs{_in_batches(verdict.batches)}, {equal}; "
-        f"against the original as it was, outputs differ by {verdict.output_change:.2g} of their largest value"
+        f"against the original as it was, {sentence(verdict.output_change)}"
     )
 
 
@@ -158,4 +159,4 @@ def _in_batches(count: int) -> str:
 def print_comparison(console: Console, a: str, b: str, verdict: Verdict) -> None:
     """Print two models side by side."""
     _print_figures(console, f"{a} and {b}", verdict)
-    console.print(f"outputs differ by {verdict.output_change:.2g} of the largest output of {shown(a)}")
+    console.print(f"against {shown(a)}, {sentence(verdict.output_change)}")

@@ -67,8 +67,10 @@ class PruneOutput(BaseModel):
     unproved: str = Field(description='why nothing was proved; "" where something was')
     output_change: float | None = Field(
         None,
-        description="largest difference to the original, relative to its largest output; of whole numbers the share",
+        description="largest difference to the original, relative to the largest value of the part of an output that "
+        "it lies in; of whole numbers the share; null where no output says anything",
     )
+    output_changes: dict[str, float | None] = Field({}, description="the same of each output")
     latency_ratio: float | None = Field(None, description="after / before")
     latency: LatencyFigure | None = Field(None, description="milliseconds, and the machine that measured them")
     metric: MeasuredMetric | None = None

@@ -210,7 +210,7 @@ def _silence(name: str, twin: list[Outputs], whole: list[Outputs], others: list[
     if any(map(_is_list, values)):
         return ""  # a sequence: compared part by part
     arrays = [np.asarray(value) for value in values]
-    if why := _says_nothing(arrays):
+    if why := says_nothing(arrays):
         return why
     if any(not _same(array, outputs[name]) for array, outputs in zip(arrays, whole, strict=True)):
         return ""  # it reacts to the masking
@@ -223,8 +223,9 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _says_nothing(arrays: Sequence[Any]) -> str:
-    """Why the numbers of an output are no evidence, whatever they are compared with; "" where they are."""
+def says_nothing(arrays: Sequence[Any]) -> str:
+    """Say why the numbers of an output are no evidence, whatever they are compared with; "" where they are."""
+    arrays = [np.asarray(array) for array in arrays]
     if all(array.size == 0 for array in arrays):
         return "is empty (it has no elements)"
     if all(array.dtype.kind in "fc" and not np.isfinite(array.astype(np.complex128)).any() for array in arrays):

@@ -17,14 +17,12 @@ from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
+from onnxprune.verification.change import changes_of, worst
 from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
 from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.proof import seeded
 
 _ROUNDS = 15
-_PARTS_FROM_RANK = 3  # [samples, classes] has one scale: a class has too few values to tell its own
-_ENOUGH_VALUES = 16
-_SMALLEST_SCALE = 1e-4  # of the largest value of the output
 _LARGE = 512 << 20  # bytes
 
 
@@ -46,7 +44,9 @@ class Verdict:
         before, after: Parameters, multiply-adds and bytes.
         removed_vs_masked: Largest difference to the masked twin, relative to its largest output.
         unproved: Why the comparison with the masked twin proved nothing; "" where it did or nothing was cut.
-        output_change: Largest difference to the original, relative to its largest output.
+        output_change: Largest difference to the original, relative to the largest value of the part of an output that
+            it lies in; NaN where no output says anything.
+        output_changes: The same of each output.
         latency: The same in milliseconds, with the machine that measured it.
         latency_ratio: After over before: median CPU time of alternating runs on one thread; None where it was not
             measured (not asked for, or only zeros in a model over 512 MiB).
@@ -63,6 +63,7 @@ class Verdict:
     latency_ratio: float | None
     metric: MeasuredMetric | None
     batches: int
+    output_changes: Mapping[str, float] = field(default_factory=dict)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     latency: LatencyFigure | None = None
 
@@ -150,6 +151,7 @@ def verify(
         _know_samples(original, data)
     batches, before = _observe(original, ModelError, seed=seed, measure=_Measure(data, metric))
     _, after = _observe(pruned, VerificationError, batches=batches, measure=_Measure(data, metric, before.meter))
+    changes = changes_of(original, pruned, batches, before.outputs, after.outputs, seed=seed)
     sample = runtime.one_sample(original, seed=seed, instead=batches[0])
     shapes = runtime.concrete_shapes(original, sample, size.counted_values(original))
     new_shapes = runtime.concrete_shapes(pruned, sample, size.counted_values(pruned))
@@ -162,7 +164,8 @@ def verify(
         after=figures[1],
         removed_vs_masked=removed_vs_masked,
         unproved=unproved,
-        output_change=_difference(before.outputs, after.outputs),
+        output_change=worst(changes),
+        output_changes=changes,
         latency_ratio=None if timed is None else timed.ratio,
         latency=timed,
         metric=_metric(before, after),
@@ -238,41 +241,6 @@ def _know_samples(model: ir.Model, data: Data) -> None:
     """Let the model carry samples of the user's data, for where made-up inputs do not run."""
     if not hints_of(model).samples:
         give_samples(model, data)
-
-
-def _difference(expected: list[dict[str, Any]], actual: list[dict[str, Any]]) -> float:
-    """Return the largest difference over all batches and outputs, each part of an output on its own scale."""
-    pairs = [(a[name], b[name]) for a, b in zip(expected, actual, strict=True) for name in a]
-    return max((change_of_output(a, b) for a, b in pairs), default=0.0)
-
-
-def change_of_output(expected: Any, actual: Any) -> float:
-    """Return the largest difference of an output, relative to the largest value of the part that it lies in.
-
-    Whole numbers of 32 and 64 bits are indices and labels, which have no distance: of them it is the share that
-    differs.
-
-    Boxes in pixels and scores from 0 to 1 may share one tensor of three or more axes. So each index of the axis behind
-    the samples, and of the last axis, is a part with a scale of its own where it holds enough values to tell a scale.
-    """
-    a, b = np.asarray(expected), np.asarray(actual)
-    if a.shape == b.shape and a.dtype == b.dtype and (a.dtype.kind == "b" or a.dtype.kind in "iu" and a.itemsize >= 4):
-        return float(np.mean(a != b)) if a.size else 0.0
-    whole = runtime.relative_difference(expected, actual)
-    if a.shape != b.shape or a.ndim < _PARTS_FROM_RANK or a.dtype.kind not in "fiu" or not np.isfinite(whole):
-        return whole
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return whole
-    largest = whole
-    for axis in {1, a.ndim - 1}:
-        if a.size < _ENOUGH_VALUES * a.shape[axis]:
-            continue
-        others = tuple(i for i in range(a.ndim) if i != axis)
-        scale = np.maximum(np.abs(a).max(axis=others), _SMALLEST_SCALE * np.abs(a).max(initial=0.0))
-        gaps = np.abs(a - b).max(axis=others)
-        largest = max(largest, float(np.max(gaps[scale > 0] / scale[scale > 0], initial=0.0)))
-    return largest
 
 
 def _metric(before: _Observed, after: _Observed) -> MeasuredMetric | None:

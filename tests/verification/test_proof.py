@@ -13,8 +13,8 @@ from small_models import graph, random
 import onnxprune
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.pipeline.run import prune
+from onnxprune.verification.change import change_of_output
 from onnxprune.verification.proof import prove, seeded
-from onnxprune.verification.verdict import change_of_output
 
 WEIGHTS = {"w1": random(8, 32), "w2": random(32, 4)}
 
