@@ -59,7 +59,7 @@ def check_outputs(
             raise RecipeError(f"{flag} '{path}' is {taken[path.resolve()]} itself: choose another name")
         if path is target:
             model_io.check_output(path, force=force)
-        elif path.exists() and not force:
+        elif os.path.lexists(path) and not force:
             raise ModelError(f"{flag} '{path}' exists already: use --force to replace it, or choose another name")
         taken[path.resolve()] = "the output" if path is target else f"the file of {flag}"
     if beside.get("--report") is not None and importlib.util.find_spec("jinja2") is None:
@@ -101,6 +101,8 @@ def _is_below(path: Path, folder: Path) -> bool:
 def _check_place(flag: str, path: Path) -> None:
     if path.is_dir():
         raise ModelError(f"{flag}'{path}' is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{flag}'{path}' is a device, pipe or socket, which is never replaced: name a file")
     if not path.parent.is_dir():
         raise ModelError(f"{flag}'{path}' cannot be written: its folder does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -10,6 +10,7 @@ import typer
 
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SeedFlag
+from onnxprune.errors import VerificationError
 from onnxprune.report.text import shown
 
 
@@ -26,6 +27,9 @@ def verify(
     ] = None,
     inputs: InputsFlag = None,
     custom_ops: CustomOpsFlag = [],  # noqa: B006
+    accept_unproved: Annotated[
+        bool, typer.Option("--accept-unproved", help="End with status 0 although nothing was proved.")
+    ] = False,
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -37,6 +41,10 @@ def verify(
         checked = check(original, pruned, record, seed=seed, inputs=inputs, custom_ops=custom_ops)
     if json:
         print_json("verify", asdict(checked), 2)
-        return
-    for line in checked.lines():
-        console.print(shown(line), soft_wrap=True)
+    else:
+        for line in checked.lines():
+            console.print(shown(line), soft_wrap=True)
+    if not checked.proved and not accept_unproved:
+        raise VerificationError(
+            f"nothing was proved of '{pruned}': {checked.unproved}. --accept-unproved ends with status 0 all the same"
+        )

@@ -11,6 +11,7 @@ from elsewhere can never reach out of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -150,6 +151,8 @@ def _name(file: Finished) -> Callable[[bool], None]:
                 file.path.unlink(missing_ok=True)
 
         return settle_new
+    if file.path.exists() and not file.path.is_file():
+        raise OSError(errno.EINVAL, "it is a device, pipe or socket, which is never replaced", str(file.path))
     _take_mode(file)
     # Readers refuse external data while they have a second name.
     backup = None if file.named_by_content else _second_name(file.path)

@@ -52,8 +52,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False, source: S
     """Refuse an output path that `save` would refuse, before the work starts.
 
     Raises:
-        ModelError: The path is the input or one of its data files, exists (without `force`), is a folder, or its
-            folder is missing or cannot be written to.
+        ModelError: The path is the input or one of its data files, exists (without `force`), is a folder or device, or
+            its folder is missing or cannot be written to.
     """
     path = Path(path)
     for file in source.files if source else ():
@@ -61,7 +61,9 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False, source: S
             raise ModelError(f"the output '{path}' is the input '{file}', which is never changed: choose another name.")
     if path.is_dir():
         raise ModelError(f"the output '{path}' is a folder: name a file in it.")
-    if path.exists() and not force:
+    if path.exists() and not path.is_file():
+        raise ModelError(f"the output '{path}' is a device, pipe or socket, which is never replaced: name a file.")
+    if os.path.lexists(path) and not force:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it, or choose another name.")
     folder = path.parent
     if not folder.is_dir():

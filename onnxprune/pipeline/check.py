@@ -25,7 +25,7 @@ from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.change import changes_of, sentence, worst
 from onnxprune.verification.notebook import in_notebook
-from onnxprune.verification.proof import Judgement, judge, other_inputs, seeded
+from onnxprune.verification.proof import Differs, Proof, other_inputs, prove, seeded
 
 _NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
 _QUANTISED = (
@@ -44,10 +44,12 @@ class Check:
         changed: Constants with other numbers (after retraining or recovery).
         cut: Constants that lost indices, whether what is left is as it was or has other numbers.
         constants: All constants that are not as they were, with what became of each.
-        removed_vs_masked: Largest difference to the original with the removed units zeroed; None where nothing tells
-            what went.
-        output_change: Largest difference to the original, relative to its largest output.
-        unproved: What was not proved, and what was compared instead; "" where all outputs were.
+        removed_vs_masked: Largest difference to the original with the removed units zeroed; None where nothing was
+            proved.
+        output_change: Largest difference to the original, relative to the largest value of the part of an output.
+        proved: Whether the cut was proved.
+        unproved: Why not, and what was compared instead; "" where it was.
+        notes: Outputs that say nothing, and what was compared in their place.
     """
 
     identical: int
@@ -57,21 +59,26 @@ class Check:
     constants: tuple[Constant, ...]
     removed_vs_masked: float | None
     output_change: float
+    proved: bool = True
     unproved: str = ""
+    notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(constants: Sequence[Constant], difference: float | None, change: float, unproved: str) -> Check:
-        """Count what became of the constants."""
+    def of(constants: Sequence[Constant], proof: Proof | None, unproved: str, change: float) -> Check:
+        """Count what became of the constants, and say what was proved."""
         states = [constant.state for constant in constants]
+        why = unproved if proof is None else proof.unproved
         return Check(
             identical=states.count("unchanged"),
             zeroed=states.count("zeros"),
             changed=states.count("numbers"),
             cut=sum(constant.is_cut for constant in constants),
             constants=tuple(c for c in constants if c.state != "unchanged" or c.is_cut),
-            removed_vs_masked=difference,
+            removed_vs_masked=None if proof is None or proof.unproved else proof.difference,
             output_change=change,
-            unproved=unproved,
+            proved=not why,
+            unproved=why,
+            notes=() if proof is None or proof.unproved or not proof.note else (proof.note,),
         )
 
     def __repr__(self) -> str:
@@ -91,9 +98,8 @@ class Check:
         if self.removed_vs_masked is not None:
             out.append(f"removed == masked: largest relative difference {self.removed_vs_masked:.1e}")
         if self.unproved:
-            what = "nothing was proved of the cut" if self.removed_vs_masked is None else "left out of the proof"
-            out.append(f"{what}: {self.unproved}")
-        return out
+            out.append(f"nothing was proved of the cut: {self.unproved}")
+        return [*out, *self.notes]
 
 
 def verify(
@@ -145,20 +151,12 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     _ensure_order(constants, pruned)
     if twin is not None and any(constant.state in ("zeros", "numbers") for constant in constants):
         take_numbers(twin, plain, kept or {}, sources)
-    judged, change = _compare_outputs(before, after, twin, seed)
+    change = _change_of_outputs(before, after, seed)
+    proof = None if twin is None else _proof(before, after, twin, seed, f"'{pruned}' differs from '{original}'", record)
     for model in (before, after):
         model_io.ensure_unchanged(model)
-    if judged is not None and not judged.difference <= judged.limit:
-        cut = "the recorded units" if record is not None else "the units that it lacks"
-        raise VerificationError(
-            f"'{pruned}' differs from '{original}' with {cut} zeroed by {judged.difference:.2g} of the largest output"
-        )
-    unproved = _NO_TWIN if kept is None or not _is_quantised(record) else _QUANTISED
-    if judged is not None:
-        unproved = "; ".join(f"output '{name}' {why}" for name, why in judged.unclear.items())
-        judged = None if len(judged.unclear) == len(before.graph.outputs) else judged
-    difference = None if judged is None else judged.difference
-    return Check.of(constants, difference, change, unproved)
+    unproved = (_NO_TWIN if kept is None or not _is_quantised(record) else _QUANTISED) if proof is None else ""
+    return Check.of(constants, proof, unproved, change)
 
 
 def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
@@ -254,10 +252,8 @@ def _ensure_order(constants: Sequence[Constant], pruned: Path) -> None:
         )
 
 
-def _compare_outputs(
-    before: ir.Model, after: ir.Model, twin: ir.Model | None, seed: int
-) -> tuple[Judgement | None, float]:
-    """How far the pruned model is from its twin, and from the original.
+def _change_of_outputs(before: ir.Model, after: ir.Model, seed: int) -> float:
+    """How far the pruned model is from the original.
 
     Raises:
         VerificationError: It does not run, or its outputs do not depend on the input though those of the original do.
@@ -265,16 +261,27 @@ def _compare_outputs(
     before, after = seeded(before), seeded(after)
     batches = runtime.working_inputs(before, seed=seed, count=2)
     expected, actual = _outputs(before, batches, ModelError), _outputs(after, batches, VerificationError)
-    change = worst(changes_of(before, after, batches, expected, actual, seed=seed))
     others = [_outputs(model, [other_inputs(f) for f in batches], VerificationError) for model in (before, after)]
     if _reacts(expected, others[0]) and not _reacts(actual, others[1]):
         raise VerificationError(
             "the outputs of the pruned model are constant: they do not depend on the input, as those of the original do"
         )
-    if twin is None:
-        return None, change
-    twin = seeded(twin)
-    return judge(twin, batches, _outputs(twin, batches, ModelError), actual), change
+    return worst(changes_of(before, after, batches, expected, actual, seed=seed))
+
+
+def _proof(before: ir.Model, after: ir.Model, twin: ir.Model, seed: int, differs: str, record: Path | None) -> Proof:
+    """Prove that the pruned model computes what its masked twin computes.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    try:
+        return prove(before, twin, after, seed=seed)
+    except Differs as error:
+        cut = "the recorded units" if record is not None else "the units that it lacks"
+        raise VerificationError(
+            f"{differs} with {cut} zeroed by {error.difference:.2g} of the largest output"
+        ) from None
 
 
 def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:

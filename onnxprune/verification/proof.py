@@ -33,6 +33,17 @@ _DRAWS = 3  # of other random numbers, before other kinds of input are tried
 Outputs = Mapping[str, Any]
 
 
+class Differs(VerificationError):
+    """Removed and masked differ, by `difference` of the largest output."""
+
+    def __init__(self, difference: float, limit: float) -> None:
+        super().__init__(
+            f"the pruned model differs from the original with the same weights zeroed by {difference:.2g} of the "
+            f"largest output (allowed: {limit:.0e}); nothing was written, please report this model"
+        )
+        self.difference = difference
+
+
 @dataclass(frozen=True)
 class Proof:
     """What a comparison of removed and masked proved.
@@ -84,7 +95,8 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
         seed: Of the random inputs.
 
     Raises:
-        VerificationError: The pruned model does not load or run, or differs.
+        Differs: They differ.
+        VerificationError: The pruned model does not load or run.
         DataError: No inputs are found that the masked twin runs with.
     """
     original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
@@ -160,7 +172,8 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
     """Compare on one set of inputs.
 
     Raises:
-        VerificationError: The pruned model does not load or run, or differs.
+        Differs: They differ.
+        VerificationError: The pruned model does not load or run.
     """
     twin = _outputs(masked, batches)
     whole = twin if original is masked else _outputs(original, batches)
@@ -172,10 +185,7 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
     names = tuple(name for name in twin[0] if name not in silent)
     difference, limit = judged.difference, judged.limit
     if not difference <= limit:
-        raise VerificationError(
-            f"the pruned model differs from the original with the same weights zeroed by {difference:.2g} of the "
-            f"largest output (allowed: {limit:.0e}); nothing was written, please report this model"
-        )
+        raise Differs(difference, limit)
     listed = "; ".join(f"output '{name}' {why}" for name, why in silent.items())
     return Proof(difference, limit, "" if names else listed or "the model has no output", silent, names, len(twin[0]))
 

@@ -66,6 +66,23 @@ def test_verify_and_compare_after_prune(model: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["after"]["parameters"] > 0
 
 
+def test_verify_of_what_cannot_be_proved_ends_with_status_1(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    proto = onnx.load(model)
+    for number, tensor in enumerate(proto.graph.initializer):  # nothing tells which weight was which
+        old, tensor.name = tensor.name, f"c{number}"
+        for node in proto.graph.node:
+            node.input[:] = [tensor.name if name == old else name for name in node.input]
+    onnx.save(proto, tmp_path / "other.onnx")
+    assert run("verify", model, tmp_path / "other.onnx") == 1
+    out, err = capsys.readouterr()
+    assert "nothing was proved" in out and err.startswith("onnxprune: nothing was proved")
+    assert run("verify", model, tmp_path / "other.onnx", "--accept-unproved", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["proved"] is False and told["unproved"] and told["format"] == "onnxprune-verify/2"
+
+
 def test_verify_finds_a_wrong_model(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
     model_io.save(graph("agraph (float[N,3,12,12] q) => (float[N,10] y) { a = Flatten(q) y = MatMul(a, w) }",

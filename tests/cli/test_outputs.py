@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_no_file_is_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "notes.txt").read_text() == "mine" and not (folder / "out.onnx").exists()
     assert run(*arguments, "--force") == 0
     assert (folder / "notes.txt").read_text() != "mine"
+
+
+@pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
+def test_a_pipe_or_device_is_never_replaced(folder: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    os.mkfifo(folder / "pipe")
+    assert "never replaced" in refused(capsys, folder, "model.onnx", "-s", 0.5, flag, "pipe", "--force")
+    assert stat.S_ISFIFO((folder / "pipe").lstat().st_mode)
+
+
+@pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
+def test_a_link_that_leads_nowhere_is_a_file_that_exists(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    (folder / "link").symlink_to("nowhere")
+    assert run("model.onnx", "-s", 0.5, flag, "link") == 2
+    assert "use --force" in capsys.readouterr().err
+    assert os.readlink("link") == "nowhere" and not os.path.lexists("nowhere")
 
 
 def test_a_plot_replaces_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
