@@ -22,7 +22,7 @@ from onnxprune.pipeline.run import prune
 from onnxprune.pipeline.scan import sensitivity
 from onnxprune.recipe.training import DataSettings
 from onnxprune.runtime import make_session, run
-from onnxprune.verify.evaluate import evaluate, measured
+from onnxprune.verification.evaluate import evaluate, measured
 
 pytest.importorskip("tokenizers", reason="text is not installed: pip install 'onnxprune[text]'")
 
