@@ -25,6 +25,7 @@ from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.training import DataSettings
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.structure.architecture import Architecture, attentions, called, describe
 from onnxprune.structure.blocks import layers_of, residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
@@ -33,13 +34,23 @@ from onnxprune.verification.notebook import in_notebook
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A family of units that live and die alone, with all that one of them takes along."""
+    """A family of units that live and die alone, with all that one of them takes along.
+
+    Attributes:
+        name: Named after its first site.
+        kind: What ``--kinds`` calls it.
+        units: How many there are.
+        sites: The axes of constants that lose indices with a unit.
+        inexact: Why removal changes what is left; empty where it is exact.
+        called: What users call the units, where that says more: KV groups, query heads per group.
+    """
 
     name: str
     kind: str
     units: int
     sites: tuple[str, ...]
     inexact: str
+    called: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Caches:
 
     Attributes:
         count: How many caches there are among the inputs.
-        units: Units by kind that go with the flag alone, the same in every layer.
+        units: Units that go with the flag alone, the same in every layer, by what they are called.
         unit_parameters: Parameters that go with some unit, exactly, with the flag.
         layers: How many whole layers could go.
     """
@@ -91,6 +102,8 @@ class Inspection:
         elsewhere: Learnt numbers that are no prunable weights, by the operator that holds them: trees, embeddings,
             biases, scales.
         inputs: What the model takes: each input with its dimensions, a text where one is not fixed.
+        architecture: What the network is, number by number.
+        line: The same in words.
     """
 
     groups: tuple[GroupInfo, ...]
@@ -106,6 +119,8 @@ class Inspection:
     caches: Caches | None = None
     elsewhere: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+    architecture: Architecture | None = None
+    line: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -181,9 +196,14 @@ def _inspected(original: ir.Model) -> Inspection:
     macs, uncounted = graph_macs(structure.model, shapes)
     exact, _ = structure.prunable_share()
     inexact, _ = structure.prunable_share(exact=False)
+    elsewhere = size.numbers_elsewhere(structure.model, {weight.value for weight in weights})
+    found = attentions(structure)
+    architecture = describe(structure, total_size(weights) + sum(elsewhere.values()), found)
     return Inspection(
         groups=tuple(
-            GroupInfo(g.name, g.kind, len(g), tuple(f"{s.value.name}[{s.axis}]" for s in g.sites), g.inexact)
+            GroupInfo(
+                g.name, g.kind, len(g), tuple(f"{s.value.name}[{s.axis}]" for s in g.sites), g.inexact, called(g, found)
+            )
             for g in structure.groups
         ),
         weights=tuple(infos),
@@ -200,8 +220,10 @@ def _inspected(original: ir.Model) -> Inspection:
         unruled=dict(structure.unruled),
         input_shapes=input_shapes,
         caches=_caches(original),
-        elsewhere=size.numbers_elsewhere(structure.model, {weight.value for weight in weights}),
+        elsewhere=elsewhere,
         inputs={spec.name: spec.dims or () for spec in input_specs(original)},
+        architecture=architecture,
+        line=architecture.line,
     )
 
 
@@ -213,9 +235,11 @@ def _caches(original: ir.Model) -> Caches | None:
         return None
     structure = prepare(model)
     units: dict[str, int] = {}
+    found = attentions(structure)
     for group in structure.groups:
         if any(is_link_matrix(site.value) for site in group.sites):
-            units[group.kind] = units.get(group.kind, 0) + len(group)
+            name = called(group, found)
+            units[name] = units.get(name, 0) + len(group)
     exact, _ = structure.prunable_share()
     return Caches(count, units, exact, len(layers_of(residual_blocks(structure))))
 

@@ -1,4 +1,4 @@
-"""What `inspect` found, as tables on the console: first a summary, then the groups, then what is pinned and why."""
+"""What `inspect` found, on the console: what the network is, a summary, the groups, then what is pinned and why."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune.pipeline.inspect import Inspection
+from onnxprune.pipeline.inspect import GroupInfo, Inspection
 from onnxprune.report.console import of_inputs, uncounted_line
 from onnxprune.report.text import cut_middle, readable_name, shown
 from onnxprune.structure.rules.contraction import KERNEL_SIDE
 
-_MOST_GROUPS = 20
+_MOST_ROWS = 20
 _MOST_HOLDERS = 6
 _LONGEST_NAME, _LONGEST_SITE = 36, 20
 
@@ -24,14 +24,18 @@ def print_inspection(console: Console, model: str, inspection: Inspection, *, ev
         console: Where to.
         model: The name of the model.
         inspection: What `inspect` found.
-        every_group: Show all groups, not only the largest.
+        every_group: Show each group, also those that are alike.
     """
     print_summary(console, model, inspection)
     if inspection.groups:
-        left_out = 0 if every_group else max(len(inspection.groups) - _MOST_GROUPS, 0)
-        console.print(_groups(inspection, left_out))
+        rows = [[group] for group in inspection.groups] if every_group else _alike(inspection)
+        left_out = 0 if every_group else max(len(rows) - _MOST_ROWS, 0)
+        console.print(_groups(inspection, _largest(rows, left_out)))
         if left_out:
-            console.print(f"these are the largest groups; {left_out} more with --all")
+            told = sum(map(len, _largest(rows, left_out)))
+            console.print(f"these are the largest groups; {len(inspection.groups) - told} more with --all")
+        elif len(rows) < len(inspection.groups):
+            console.print("groups that are alike share a line; every group with --all")
     reasons = [reason.split(": ", 1)[1] for w in inspection.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))
     if pinned:
@@ -51,6 +55,7 @@ def print_inspection(console: Console, model: str, inspection: Inspection, *, ev
 def print_summary(console: Console, model: str, inspection: Inspection) -> None:
     """Print what can go in a few lines: weights, kinds of units, and learnt numbers that are no weights."""
     console.print(f"[b]{shown(model)}[/]", soft_wrap=True)
+    console.print(inspection.line)
     exact, inexact, total = inspection.unit_parameters, inspection.inexact_parameters, inspection.weight_parameters
     if inspection.weights:
         more = f", {inexact / total:.1%} with --allow-inexact" if inexact > exact else ""
@@ -82,26 +87,45 @@ def _by_kind(inspection: Inspection) -> dict[str, list[int]]:
     """The number of units in each group, by kind; the most units first."""
     kinds: dict[str, list[int]] = {}
     for group in inspection.groups:
-        kinds.setdefault(group.kind, []).append(group.units)
+        kinds.setdefault(group.called or group.kind, []).append(group.units)
     return dict(sorted(kinds.items(), key=lambda item: -sum(item[1])))
 
 
-def _groups(inspection: Inspection, left_out: int) -> Table:
-    groups = inspection.groups
-    if left_out:
-        groups = tuple(sorted(groups, key=lambda group: -group.units)[:-left_out])
+def _alike(inspection: Inspection) -> list[list[GroupInfo]]:
+    """Groups of the same kind, with as many units that cut as many axes, and equally exact; in the model's order."""
+    rows: dict[tuple[str, int, int, bool], list[GroupInfo]] = {}
+    for group in inspection.groups:
+        key = (group.called or group.kind, group.units, len(group.sites), not group.inexact)
+        rows.setdefault(key, []).append(group)
+    return list(rows.values())
+
+
+def _largest(rows: list[list[GroupInfo]], left_out: int) -> list[list[GroupInfo]]:
+    """The rows without those of the fewest units."""
+    by_size = sorted(range(len(rows)), key=lambda i: -rows[i][0].units)
+    return [rows[i] for i in by_size[: len(rows) - left_out]] if left_out else rows
+
+
+def _groups(inspection: Inspection, rows: list[list[GroupInfo]]) -> Table:
+    """A line for each row of groups that are alike: the layers of a transformer make a few lines."""
     table = Table()
     for name in ("group", "kind", "units", "cuts", "exact"):
         table.add_column(name, justify="right" if name == "units" else "left", overflow="fold")
     nodes = {w.name: w.node or f"{w.operator} {w.name}" for w in inspection.weights}
-    for group in groups:
+    for row in rows:
+        group = row[0]
         name, site = (readable_name(name, nodes) for name in (group.name, group.sites[0]))
-        sites = cut_middle(site, _LONGEST_SITE) if len(group.sites) == 1 else f"{len(group.sites)} axes"
+        sites = cut_middle(site, _LONGEST_SITE) if len(group.sites) == len(row) == 1 else _axes(len(group.sites))
+        others = f" and {len(row) - 1} more" if len(row) > 1 else ""
         table.add_row(
-            shown(cut_middle(name, _LONGEST_NAME)),
-            group.kind,
-            str(group.units),
+            shown(cut_middle(name, _LONGEST_NAME)) + others,
+            group.called or group.kind,
+            f"{len(row)} x {group.units}" if len(row) > 1 else str(group.units),
             shown(sites),
             shown(group.inexact) or "yes",
         )
     return table
+
+
+def _axes(count: int) -> str:
+    return f"{count} axis" if count == 1 else f"{count} axes"

@@ -265,7 +265,8 @@ def test_many_groups_are_summarised_first(tmp_path: Path, capsys: pytest.Capture
     path.write_bytes(proto.SerializeToString())
     assert run("inspect", path) == 0
     short = capsys.readouterr().out
-    assert "24 groups of " in short and ": 192 units" in short and "4 more with --all" in short
+    assert "24 groups of " in short and ": 192 units" in short and "24 x 8" in short
+    assert "every group with --all" in short
     assert short.index("24 groups") < short.index("w0[")
     assert run("inspect", path, "--all") == 0
     assert "w23[1]" in capsys.readouterr().out and "w23[1]" not in short

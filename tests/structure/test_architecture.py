@@ -1,0 +1,80 @@
+"""What a network is, in one line, and what its units are called: read off operators and groups, not off names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import decoders
+import onnx_ir as ir
+import pytest
+import text_models
+
+from onnxprune import model_io
+from onnxprune.graph.narrowing import free_caches
+from onnxprune.pipeline.inspect import inspect
+from onnxprune.pipeline.prepare import prepare
+from onnxprune.structure.architecture import Architecture, attentions, called
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
+
+def renamed(model: ir.Model) -> ir.Model:
+    """The same with names that tell nothing, but for those of inputs and outputs."""
+    outside = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    for i, node in enumerate(model.graph):
+        node.name = f"n{i}"
+        for j, value in enumerate(node.outputs):
+            if value.name not in outside:
+                value.name = f"v{i}_{j}"
+    for i, value in enumerate(list(model.graph.initializers.values())):
+        value.name = f"c{i}"
+    return model
+
+
+def test_the_line_of_each_trained_model() -> None:
+    lines = {
+        name: inspect(MODELS / f"{name}.onnx").line for name in ("digits_mlp", "digits_resnet", "digits_transformer")
+    }
+    assert lines == {
+        "digits_mlp": "MLP, 3 fully connected layers, 50.6 k parameters",
+        "digits_resnet": "CNN, 10 convolutions, 1 fully connected layer, 170.8 k parameters",
+        "digits_transformer": "vision transformer, 3 layers, 4 heads, head size 16, MLP 192, 1 convolution, 127.3 k "
+        "parameters",
+    }
+
+
+def test_a_decoder_of_fused_operators_whatever_its_names() -> None:
+    model = renamed(ir.from_proto(decoders.fused(layers=3)))
+    inspection = inspect(model)
+    assert inspection.line.startswith("decoder, 3 layers, 8 heads in 4 KV groups, head size 16, MLP 48, ")
+    assert inspection.architecture is not None and inspection.architecture.kv_groups == decoders.KV_HEADS
+    assert {group.called for group in inspection.groups} == {"query heads per group", "neurons", "hidden"}
+    assert inspection.caches is not None and inspection.caches.units["KV groups"] == decoders.KV_HEADS
+
+
+def test_heads_are_called_by_who_shares_them() -> None:
+    model = ir.from_proto(decoders.fused(layers=2))
+    free_caches(model)
+    structure = prepare(model)
+    found = attentions(structure)
+    heads = {called(g, found): len(g) for g in structure.groups if g.kind == "heads"}
+    assert heads == {"KV groups": 4, "query heads per group": 2}
+    plain = prepare(model_io.load(MODELS / "digits_transformer.onnx"))
+    assert {called(g, attentions(plain)) for g in plain.groups if g.kind == "heads"} == {"heads"}
+
+
+def test_a_network_without_attention_is_no_transformer() -> None:
+    assert inspect(text_models.encoder()).line.startswith("MLP, 1 fully connected layer, ")
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(7_241_732_096, "7.2 G"), (25_557_032, "25.6 M"), (960_000, "1.0 M"), (50_610, "50.6 k"), (12, "12")],
+)
+def test_parameters_are_told_in_short(n: int, said: str) -> None:
+    assert Architecture("MLP", n).line == f"MLP, {said} parameters"
+
+
+def test_the_line_of_a_large_decoder() -> None:
+    big = Architecture("decoder", 7_241_732_096, layers=32, heads=32, kv_groups=8, head_size=128, mlp=14_336)
+    assert big.line == "decoder, 32 layers, 32 heads in 8 KV groups, head size 128, MLP 14,336, 7.2 G parameters"
