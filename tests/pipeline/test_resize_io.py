@@ -205,7 +205,7 @@ def greedy(path: Path, tokens: list[int], length: int) -> list[int]:
 def test_inspection_says_what_the_flag_frees() -> None:
     found = api.inspect(decoders.fused())
     assert found.caches is not None and found.caches.count == 4 and found.caches.layers == 2
-    assert found.caches.units == {"heads": decoders.KV_HEADS}
+    assert found.caches.units == {"KV groups": decoders.KV_HEADS}
     assert found.caches.unit_parameters > found.unit_parameters
     proto = plain_decoder()
     del proto.graph.output[1:]
