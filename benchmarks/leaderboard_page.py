@@ -36,8 +36,8 @@ A row without figures says why. A run goes on where the last one ended; what the
 def versions(methods: Iterable[Method]) -> dict[str, str]:
     """The versions of what takes part, by name."""
     packages = [_PACKAGES[method.package] for method in methods if method.package and method.installed]
-    found = {name: importlib.metadata.version(name) for name in (*packages, *_ALWAYS)}
-    return {"onnxprune": commit_of_package(), **found}
+    versions = {name: importlib.metadata.version(name) for name in (*packages, *_ALWAYS)}
+    return {"onnxprune": commit_of_package(), **versions}
 
 
 def page(content: Mapping[str, Any]) -> str:

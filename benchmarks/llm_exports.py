@@ -6,7 +6,7 @@
     exporters/bin/python benchmarks/llm_exports.py export FOLDER    # writes FOLDER/FAMILY-FORM/model.onnx
     python benchmarks/llm_exports.py table FOLDER                   # onnxprune and ONNX Runtime alone
 
-The exporters live in an environment of their own, for they pin each other. Their models are not kept in the
+The exporters live in a separate environment, for they pin each other. Their models are not kept in the
 repository: two layers, width 64, vocabulary 320, all numbers random. The table has a line for each family and form: the
 kinds of units with their numbers and the share of the weights that can go exactly and inexactly with ``--resize-io``,
 how many whole layers can go, the inexact share without that flag, and the largest difference between removed and
@@ -255,8 +255,8 @@ def export_genai(family: str, out: Path, precision: str = "fp32") -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         source = str(saved(decoder(family, **WIDE), Path(folder) / "source"))
-        given = (None, source, str(out), precision, "cpu", str(Path(folder) / "cache"))
-        create_model(*given, **parse_extra_options(*given, []))
+        arguments = (None, source, str(out), precision, "cpu", str(Path(folder) / "cache"))
+        create_model(*arguments, **parse_extra_options(*arguments, []))
 
 
 def export_genai_int4(family: str, out: Path) -> None:
@@ -385,11 +385,11 @@ def main() -> None:
     parser.add_argument("what", choices=["export", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("only", nargs="*", help="parts of names, such as llama or genai")
-    given = parser.parse_args()
-    if given.what == "export":
-        export(given.folder, given.only)
+    arguments = parser.parse_args()
+    if arguments.what == "export":
+        export(arguments.folder, arguments.only)
     else:
-        table(given.folder, given.only)
+        table(arguments.folder, arguments.only)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ The graphs are those of tests/grown.py and tests/grown_contractions.py: images a
 Runtime runs from 9 on, float16, quantised weights, If, Loop and Scan, attention, a batch of any size. Graph n and how
 it is pruned follow from n alone. Half of the runs go through the command line, half through `onnxprune.prune`.
 
-The oracle is this script's own and reads the files alone. After `channels`, the written model must compute what the
+The oracle is part of this script and reads the files alone. After `channels`, the written model must compute what the
 original computes once everything that the record's `kept` leaves out is zero. After a structure that zeroes weights,
 each weight of the written model must be zero or the original's. Where numbers are free to change (`--allow-inexact`,
 recovery), the model must run, and its outputs must be finite with the shapes of the original's. The results name the
@@ -202,7 +202,7 @@ def zero_points(model: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto])
         "DynamicQuantizeMatMul": ((1, 3),), "QGemm": ((3, 5), (6, None)), "QAttention": ((1, 7),),
         "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
     }  # fmt: skip
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     for node in model.graph.node:
         for weight, zero in places.get(node.op_type, ()):
             name = node.input[weight] if weight < len(node.input) else ""
@@ -212,8 +212,8 @@ def zero_points(model: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto])
             value = numpy_helper.to_array(tensors[point]) if point in tensors else np.array(0)
             if value.ndim == 1 and node.op_type == "QLinearConv":
                 value = value.reshape(-1, 1, 1, 1)
-            found[name] = value if node.op_type != "DynamicQuantizeLSTM" else np.array(0)
-    return found
+            values[name] = value if node.op_type != "DynamicQuantizeLSTM" else np.array(0)
+    return values
 
 
 def judge(plan: Plan, model: onnx.ModelProto, out: Path, record: Mapping[str, Any]) -> str:
@@ -469,15 +469,15 @@ def hashes(first: int, count: int) -> list[str]:
 
 def hash_seeds(first: int, count: int) -> None:
     """Prune the same graphs in processes of two hash seeds, and compare the bytes."""
-    found = []
+    outcomes = []
     for seed in ("1", "2"):
         command = [sys.executable, __file__, "--hashes", str(first), str(count)]
         ran = subprocess.run(
             command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
         )
-        found.append(json.loads(ran.stdout.splitlines()[-1]))
-    other = [first + i for i, (a, b) in enumerate(zip(*found, strict=True)) if a != b]
-    written = sum(a != "none" for a in found[0])
+        outcomes.append(json.loads(ran.stdout.splitlines()[-1]))
+    other = [first + i for i, (a, b) in enumerate(zip(*outcomes, strict=True)) if a != b]
+    written = sum(a != "none" for a in outcomes[0])
     state: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     state["hash seeds"] = {"graphs": count, "written": written, "other bytes": other}
     RESULTS.write_text(json.dumps(state, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
     pip install onnxsim==0.8.1 onnxslim
     python benchmarks/tools.py FOLDER_OF_MODELS [...]  ->  benchmarks/results/tools.json and .md
+    python benchmarks/tools.py                         ->  benchmarks/results/tools.md anew, from the .json
 
 Of each model and tool: does the result run in ONNX Runtime on inputs that the original runs, how many of the
 parameters are left, and how long one run takes, after / before, in alternation on one thread. onnxprune's result is
@@ -68,10 +69,10 @@ def case(tool: str, path: Path) -> dict[str, Any]:
     return {"runs": True, "parameters": round(left, 3), "latency": round(latency.ratio, 3), **said}
 
 
-def cases(models: list[Path], found: dict[str, Any]) -> Iterator[None]:
+def cases(models: list[Path], rows: dict[str, Any]) -> Iterator[None]:
     """Measure what is missing of all models and tools, each case in a process of its own."""
     for path in models:
-        row = found.setdefault(path.stem, {})
+        row = rows.setdefault(path.stem, {})
         for tool in [tool for tool in TOOLS if tool not in row]:
             command = [sys.executable, __file__, "--case", tool, str(path)]
             try:
@@ -119,13 +120,16 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(case(arguments.case[0], Path(arguments.case[1]))))
         return
+    file = RESULTS / "tools.json"
     files = [f for p in arguments.models for f in (sorted(p.glob("*.onnx")) if p.is_dir() else [p])]
+    if not files:
+        (RESULTS / "tools.md").write_text(table(json.loads(file.read_text())))
+        return
     versions = {tool: version(tool) for tool in TOOLS[1:]}
     from onnxprune.pipeline.version import version as our_version
 
     tools = {"onnxprune": our_version(), **versions}
     content: dict[str, Any] = {"date": datetime.date.today().isoformat(), "share": _SHARE, "tools": tools, "models": {}}
-    file = RESULTS / "tools.json"
     if file.exists():
         content["models"] = json.loads(file.read_text())["models"]
     for _ in cases(files, content["models"]):

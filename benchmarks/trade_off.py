@@ -97,16 +97,16 @@ def measure(arguments: argparse.Namespace) -> None:
 
     pictures = Pictures(arguments.data_root, arguments.mobilenet)
     dense = model_io.load(arguments.mobilenet)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"entries": []}
-    if "dense" not in found:
-        found["dense"] = {"accuracy": round(pictures.score(dense), 2), **_machine(dense)}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"entries": []}
+    if "dense" not in results:
+        results["dense"] = {"accuracy": round(pictures.score(dense), 2), **_machine(dense)}
     until = time.monotonic() + arguments.minutes * 60
     for way, setting, make in ways(arguments, pictures, dense):
-        if any((e["way"], e["setting"]) == (way, setting) for e in found["entries"]) or time.monotonic() > until:
+        if any((e["way"], e["setting"]) == (way, setting) for e in results["entries"]) or time.monotonic() > until:
             continue
         entry = {"way": way, "setting": setting, **_figures(dense, make(), pictures)}
-        found["entries"].append(entry)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        results["entries"].append(entry)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(entry, flush=True)
 
 
@@ -136,11 +136,11 @@ def draw() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "trade-off"
     from matplotlib import pyplot
 
-    found = json.loads(RESULTS.read_text())
-    dense = found["dense"]
+    results = json.loads(RESULTS.read_text())
+    dense = results["dense"]
     figure, axes = pyplot.subplots(figsize=(7.2, 4.0))
     for way, colour in _COLOURS.items():
-        points = sorted((e["latency"], e["accuracy"]) for e in found["entries"] if e["way"] == way)
+        points = sorted((e["latency"], e["accuracy"]) for e in results["entries"] if e["way"] == way)
         if points:
             x, y = np.array(points).T
             axes.plot(x, y, marker="o", color=colour, label=way, linewidth=2 if way == OURS else 1.4)

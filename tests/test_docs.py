@@ -106,6 +106,14 @@ def test_figures_of_the_sparsity_page_are_those_measured() -> None:
         assert f"| {name} | {' | '.join(cells)} |" in text
 
 
+def test_the_page_shows_the_other_tools_as_measured() -> None:
+    table = (ROOT / "benchmarks" / "results" / "tools.md").read_text().partition("\n\n")[2].strip()
+    assert table in (DOCS / "measured.md").read_text()
+    assert set(json.loads((ROOT / "benchmarks" / "results" / "tools.json").read_text())["models"]) == set(
+        re.findall(r"^\| (\w+) \|", table, flags=re.M)
+    ) - {"model"}
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))

@@ -327,8 +327,9 @@ class Reached:
     @property
     def note(self) -> str:
         """One sentence for the user."""
-        flag = f"{flag_name(Recipe, self.target)} {self.wanted:g}"
+        times = "" if self.target == "max_drop" else "x"  # a share of what it was
+        flag = f"{flag_name(Recipe, self.target)} {self.wanted:g}{times}"
         tries = f", in {len(self.tries)} tries" if self.tries else ", as it was found before the run was interrupted"
-        text = f"{flag}: reached {self.reached:.3g} at a sparsity of {self.sparsity:.1%}{tries}"
+        text = f"{flag}: reached {self.reached:.3g}{times} at a sparsity of {self.sparsity:.1%}{tries}"
         missed = self.target == "target_latency" and abs(self.reached / self.wanted - 1) > _OFF
         return text + ("; the steps that whole units go in allow nothing nearer" if missed else "")

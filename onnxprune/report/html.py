@@ -6,12 +6,15 @@ Nothing is fetched: style, script and plots are inside, and the page forbids its
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+import onnxruntime
 
 from onnxprune.model_io.text_files import write_whole
 from onnxprune.pipeline.inspect import Inspection, inspect
@@ -19,6 +22,7 @@ from onnxprune.pipeline.result import measured_figures
 from onnxprune.pipeline.version import version
 from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
+from onnxprune.report.curves import training_curves
 from onnxprune.report.layers import BINS, Layer, layers
 from onnxprune.report.page import render_page
 from onnxprune.verification.reach import Reach
@@ -88,11 +92,22 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
         "more_groups": max(0, len(inspection.groups) - _MOST_ROWS),
         "pinned": _pinned(inspection),
         "unruled": sorted(inspection.unruled.items()),
+        "curves": training_curves(result.retraining),
+        "made": _made(),
         "no_faster": "" if result.faster else NO_FASTER,
         "recipe": json.dumps(recipe, indent=1),
         "record": record if len(record) <= _MOST_RECORD else "",
         "record_size": len(record),
         "source": result.source,
+    }
+
+
+def _made() -> dict[str, str]:
+    """When and where the page is made."""
+    return {
+        "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "host": f"{platform.node() or 'a machine without a name'} ({platform.system()} {platform.machine()})",
+        "software": f"ONNX Runtime {onnxruntime.__version__} and Python {platform.python_version()}",
     }
 
 

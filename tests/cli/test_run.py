@@ -65,7 +65,7 @@ def test_a_target_wins_over_the_sparsity_of_a_preset(folder: Path, capsys: pytes
     recipe = folder / "r.toml"
     recipe.write_text("model = 'net.onnx'\nstructure = 'channels'\ntarget-size = '0.7x'\n")
     assert run("run", recipe, "--dry-run") == 0
-    assert "--target-size 0.7: reached 0." in capsys.readouterr().out
+    assert "--target-size 0.7x: reached 0." in capsys.readouterr().out
     assert "give one of them" in refused(capsys, folder, folder / "net.onnx", "-s", 0.5, "--target-macs", 0.5)
     assert "cannot be reached" in refused(
         capsys, folder, folder / "net.onnx", "--structure", "channels", "--target-macs", 0.001, status=1

@@ -48,7 +48,7 @@ def test_multiply_adds_stay_within_the_budget() -> None:
     assert 0.4 < ratio <= 0.5
     assert found.target is not None and found.target.reached == ratio
     assert found.figures["target"]["target"] == "target_macs"
-    assert "--target-macs 0.5: reached 0.4" in found.notes[0]
+    assert "--target-macs 0.5x: reached 0.4" in found.notes[0]
     assert found.record().figures["target"]["wanted"] == 0.5
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from onnxprune import Result, model_io
 from onnxprune.cli import main
 from onnxprune.pipeline.result import Reached
 from onnxprune.pipeline.search import Try
+from onnxprune.report.curves import training_curves
 from onnxprune.report.html import render
 from onnxprune.report.layers import layers
 
@@ -129,6 +131,46 @@ def test_a_search_is_drawn(result: Result) -> None:
     assert page.count("<circle") == 3 and "Trade-off" not in render(
         model_io.load(TRAINED), result, model="m.onnx", output=None
     )
+
+
+def trained(*turns: tuple[list[float], list[float | None]]) -> list[dict[str, Any]]:
+    """Turns of pruning and training as a result holds them, each with losses and metrics by epoch."""
+    return [
+        {
+            "iteration": number,
+            "trainings": [
+                {
+                    "metric_name": "accuracy",
+                    "history": [
+                        {"epoch": i, "loss": v, "metric": m} for i, (v, m) in enumerate(zip(*turn, strict=True))
+                    ],
+                }
+            ],
+        }
+        for number, turn in enumerate(turns, 1)
+    ]
+
+
+def test_a_training_is_drawn_as_curves_with_axes(result: Result) -> None:
+    turns = trained(([2.0, 1.0], [0.5, 0.75]), ([1.5, 0.5], [0.7, 0.9]))
+    loss, metric = training_curves(turns)
+    assert loss.points == "0.0,0.0 128.0,85.3 256.0,42.7 384.0,128.0" and (loss.low, loss.high) == (0.5, 2.0)
+    assert (metric.name, metric.first, metric.last) == ("accuracy", 0.5, 0.9) and metric.prunings == (192.0,)
+    page = render(model_io.load(TRAINED), replace(result, retraining=tuple(turns)), model="m.onnx", output=None)
+    assert 'aria-label="training loss by epoch, from 2 to 0.5"' in page and "pruned again" in page
+
+
+def test_a_training_without_metric_or_with_a_loss_that_is_no_number(result: Result) -> None:
+    (loss,) = training_curves(trained(([1.0, float("nan")], [None, None])))
+    assert loss.points == "0.0,128.0" and loss.epochs == 2
+    assert training_curves([]) == []
+
+
+def test_plots_have_axes_and_the_page_says_where_and_when(page: str) -> None:
+    text = text_of(page)
+    assert re.search(r"Made \d{4}-\d\d-\d\d \d\d:\d\d UTC on ", text) and "ONNX Runtime" in text
+    assert page.count('<div class="axis"><span>0</span>') == page.count('aria-label="Weights by magnitude')
+    assert "sha256 of the original" in text
 
 
 def test_a_layer_of_zeros_has_no_plot() -> None:
