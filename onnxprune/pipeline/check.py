@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.narrowing import free_caches, widen_caches
 from onnxprune.packing import is_packed, unpack
-from onnxprune.passes import JoinTiles
+from onnxprune.passes import JoinTiles, Normalise
 from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline.constants import Constant, compare_constants, sentences
 from onnxprune.pipeline.matching import recovered_cut
+from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
@@ -28,9 +29,10 @@ from onnxprune.verification.notebook import in_notebook
 from onnxprune.verification.proof import Differs, Proof, other_inputs, prove, seeded
 
 _NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
-_QUANTISED = (
-    "the file is quantised, and rounded numbers are those of no masked twin; compared were inputs, outputs and how far "
-    "they are from the original's. Verify the pruned float model to prove removed == masked"
+_FLOAT = "Verify the pruned float model to prove removed == masked"
+_ROUNDED = (
+    "the proof is of the file over real numbers: without its rounding, and with its ranges of activations as they are. "
+    "Of the rounding"
 )
 
 
@@ -144,19 +146,58 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     _same_interface(before, after)
     plain = after.clone() if in_tiles(after) else after
     JoinTiles()(plain)
-    kept, sources, twin = _twin(before, plain, original, pruned, record)
+    if record is not None:
+        _same_files(load_record(record), original, pruned)
+    real = _over_real_numbers(before, plain)
+    compared = plain if real is None or isinstance(real, str) else real.model
+    kept, sources, twin = _twin(before, compared, record)
     if record is not None:
         _ensure_tiles(plain, load_record(record), pruned)
-    constants = compare_constants(before, plain, kept or {}, sources)
+    constants = compare_constants(before, compared, kept or {}, sources)
+    if compared is not plain:  # what it holds beside the weights are scales and ranges of the rounding
+        constants = tuple(constant for constant in constants if constant.state != "new")
     _ensure_order(constants, pruned)
     if twin is not None and any(constant.state in ("zeros", "numbers") for constant in constants):
-        take_numbers(twin, plain, kept or {}, sources)
+        take_numbers(twin, compared, kept or {}, sources)
     change = _change_of_outputs(before, after, seed)
-    proof = None if twin is None else _proof(before, after, twin, seed, f"'{pruned}' differs from '{original}'", record)
+    differs = f"'{pruned}' differs from '{original}' with " + (
+        "the recorded units zeroed" if record is not None else "the units that it lacks zeroed"
+    )
+    unproved, proof = _NO_TWIN if kept is None else "", None
+    if isinstance(real, str):
+        unproved = f"the file is quantised, and rounded numbers are those of no masked twin; {real}. {_FLOAT}"
+    elif twin is not None and real is not None:
+        if cut_off(twin, real.ranges):
+            proof = _proof(before, real.model, twin, seed, differs)
+        else:
+            unproved = f"the file is quantised, and values that it rounds have other names in the original. {_FLOAT}"
+    elif twin is not None:
+        proof = _proof(before, after, twin, seed, differs)
     for model in (before, after):
         model_io.ensure_unchanged(model)
-    unproved = (_NO_TWIN if kept is None or not _is_quantised(record) else _QUANTISED) if proof is None else ""
-    return Check.of(constants, proof, unproved, change)
+    found = Check.of(constants, proof, unproved, change)
+    if proof is None or real is None or isinstance(real, str):
+        return found
+    rounding = _change_of_outputs(real.model, after, seed)
+    return replace(found, notes=(*found.notes, f"{_ROUNDED}: {sentence(rounding)}"))
+
+
+def _over_real_numbers(before: ir.Model, after: ir.Model) -> RealNumbers | str | None:
+    """The pruned model without its rounding, where that came by pruning; or why there is none."""
+    if is_quantised(before) or not is_quantised(after):
+        return None
+    try:
+        real = over_real_numbers(after)
+    except ModelError as error:
+        return str(error).rstrip(". ")
+    normal = before.clone()
+    Normalise()(normal)
+    names = {str(v.name) for v in model_io.all_initializers(real.model)}
+    for value in model_io.all_initializers(normal):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1 and value.name not in names:
+            return f"'{value.name}' of the original went into other constants"
+    return real
 
 
 def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
@@ -197,25 +238,18 @@ def _ensure_tiles(plain: ir.Model, record: Record, pruned: Path) -> None:
             raise VerificationError(f"'{pruned}' has weights of '{name}' that no tile of the record reads")
 
 
-def _is_quantised(record: Path | None) -> bool:
-    return record is not None and load_record(record).recipe.get("quantize", "no") != "no"
-
-
 def _twin(
-    before: ir.Model, after: ir.Model, original: Path, pruned: Path, record: Path | None
+    before: ir.Model, after: ir.Model, record: Path | None
 ) -> tuple[RecordedCut | None, Mapping[str, str], ir.Model | None]:
     """What was kept, which constants are copies, and the masked twin; no twin where nothing tells what was cut.
 
     Raises:
-        DataError: The record cannot be read or belongs to other models.
+        DataError: The record does not fit the model.
     """
     if record is None:
         kept = recovered_cut(before, after)
         return kept, {}, None if kept is None else masked_twin_of(before, kept, [])
     known = load_record(record)
-    _same_files(known, original, pruned)
-    if known.recipe.get("quantize", "no") != "no":  # rounded numbers are no longer those of any masked twin
-        return known.kept, known.renamed, None
     return known.kept, known.renamed, masked_twin_of(before, known.kept, known.blocks)
 
 
@@ -269,7 +303,7 @@ def _change_of_outputs(before: ir.Model, after: ir.Model, seed: int) -> float:
     return worst(changes_of(before, after, batches, expected, actual, seed=seed))
 
 
-def _proof(before: ir.Model, after: ir.Model, twin: ir.Model, seed: int, differs: str, record: Path | None) -> Proof:
+def _proof(before: ir.Model, after: ir.Model, twin: ir.Model, seed: int, differs: str) -> Proof:
     """Prove that the pruned model computes what its masked twin computes.
 
     Raises:
@@ -278,10 +312,7 @@ def _proof(before: ir.Model, after: ir.Model, twin: ir.Model, seed: int, differs
     try:
         return prove(before, twin, after, seed=seed)
     except Differs as error:
-        cut = "the recorded units" if record is not None else "the units that it lacks"
-        raise VerificationError(
-            f"{differs} with {cut} zeroed by {error.difference:.2g} of the largest output"
-        ) from None
+        raise VerificationError(f"{differs} by {error.difference:.2g} of the largest output") from None
 
 
 def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:

@@ -174,24 +174,6 @@ def test_a_packed_model_is_checked_by_the_weights_that_it_unpacks_to(tmp_path: P
     assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-5
 
 
-@pytest.mark.parametrize("form", ["int8-dynamic", "fp16"])
-def test_a_quantised_model_is_not_held_against_a_twin_of_other_numbers(form: str, tmp_path: Path) -> None:
-    result = onnxprune.prune(MLP_FILE, sparsity=0.5, quantize=form, latency=False)
-    onnxprune.save(result, tmp_path / "small.onnx", record=tmp_path / "record.json")
-    assert check(MLP_FILE, tmp_path / "small.onnx", tmp_path / "record.json").removed_vs_masked is None
-
-
-@pytest.mark.parametrize("settings", [{"pack": "auto"}, {"quantize": "int8-dynamic"}], ids=["packed", "quantised"])
-def test_other_forms_of_the_file_are_no_other_cut(settings: dict[str, str], tmp_path: Path) -> None:
-    """A packed file is checked as the plain one; of a quantised file nothing is proved, and that is said."""
-    original, pruned = tmp_path / "original.onnx", tmp_path / "pruned.onnx"
-    model_io.save(two_layers(64), original)
-    onnxprune.save(onnxprune.prune(original, sparsity=0.9, latency=False, **settings), pruned)
-    found = check(original, pruned)
-    assert (found.removed_vs_masked is not None) == ("pack" in settings)
-    assert any("nothing was proved" in line for line in found.lines()) == ("quantize" in settings)
-
-
 @pytest.mark.parametrize("how", ["NaN", "constant", "empty"])
 def test_equal_outputs_that_say_nothing_are_no_proof(how: str, tmp_path: Path) -> None:
     """The end of the graph hides all differences, and so does every value in front of it that has another name."""
