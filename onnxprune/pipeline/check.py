@@ -163,20 +163,11 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     differs = f"'{pruned}' differs from '{original}' with " + (
         "the recorded units zeroed" if record is not None else "the units that it lacks zeroed"
     )
-    unproved, proof = _NO_TWIN if kept is None else "", None
-    if isinstance(real, str):
-        unproved = f"the file is quantised, and rounded numbers are those of no masked twin; {real}. {_FLOAT}"
-    elif twin is not None and real is not None:
-        if cut_off(twin, real.ranges):
-            proof = _proof(before, real.model, twin, seed, differs)
-        else:
-            unproved = f"the file is quantised, and values that it rounds have other names in the original. {_FLOAT}"
-    elif twin is not None:
-        proof = _proof(before, after, twin, seed, differs)
+    proof, unproved = _proof(before, after, twin, real, seed, differs)
     for model in (before, after):
         model_io.ensure_unchanged(model)
     found = Check.of(constants, proof, unproved, change)
-    if proof is None or real is None or isinstance(real, str):
+    if proof is None or not isinstance(real, RealNumbers):
         return found
     rounding = _change_of_outputs(real.model, after, seed)
     return replace(found, notes=(*found.notes, f"{_ROUNDED}: {sentence(rounding)}"))
@@ -303,14 +294,22 @@ def _change_of_outputs(before: ir.Model, after: ir.Model, seed: int) -> float:
     return worst(changes_of(before, after, batches, expected, actual, seed=seed))
 
 
-def _proof(before: ir.Model, after: ir.Model, twin: ir.Model, seed: int, differs: str) -> Proof:
-    """Prove that the pruned model computes what its masked twin computes.
+def _proof(
+    before: ir.Model, after: ir.Model, twin: ir.Model | None, real: RealNumbers | str | None, seed: int, differs: str
+) -> tuple[Proof | None, str]:
+    """Prove that the pruned model computes what its masked twin computes; or say why nothing can be proved.
 
     Raises:
-        VerificationError: It does not.
+        VerificationError: It computes something else.
     """
+    if isinstance(real, str):
+        return None, f"the file is quantised, and rounded numbers are those of no masked twin; {real}. {_FLOAT}"
+    if twin is None:
+        return None, _NO_TWIN
+    if real is not None and not cut_off(twin, real.ranges):
+        return None, f"the file is quantised, and values that it rounds have other names in the original. {_FLOAT}"
     try:
-        return prove(before, twin, after, seed=seed)
+        return prove(before, twin, after if real is None else real.model, seed=seed), ""
     except Differs as error:
         raise VerificationError(f"{differs} by {error.difference:.2g} of the largest output") from None
 

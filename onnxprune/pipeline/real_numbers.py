@@ -23,7 +23,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.graph.tensors import Array, read
 
 _ENDINGS = ("_quantized", "_QuantizeLinear_Input")
-_PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
+_OF_INTEGERS = "Integer"  # ends the names of products whose operands come quantised and whose result does not
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def over_real_numbers(quantised: ir.Model) -> RealNumbers:
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear":
             _dequantise(edit, node, ranges)
-        elif node.op_type in _PRODUCTS:
+        elif _multiplies_integers(node):
             _product(edit, node)
     _in_full_precision(model)
     RemoveUnusedNodesPass()(model)
@@ -77,7 +77,11 @@ def cut_off(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> bool:
 
 
 def _rounds(node: ir.Node) -> bool:
-    return operator_of(node).knows_zero_points or node.op_type in ("DynamicQuantizeLinear", *_PRODUCTS)
+    return operator_of(node).knows_zero_points or node.op_type == "DynamicQuantizeLinear" or _multiplies_integers(node)
+
+
+def _multiplies_integers(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type.endswith(_OF_INTEGERS)
 
 
 def _constants(model: ir.Model) -> list[ir.Value]:
@@ -159,11 +163,11 @@ def _product(edit: Editor, node: ir.Node) -> None:
     integers = _content(weight)
     if weight is None or integers is None or scale is None:
         return
-    axis = integers.ndim - 1 if node.op_type == "MatMulInteger" else 0
+    axis = 0 if node.op_type.startswith("Conv") else integers.ndim - 1
     zero_point = _content(node.inputs[3]) if len(node.inputs) > 3 else None
     constant = edit.constant(_real(integers, scale, zero_point, axis), _plain_name(weight))
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    new = edit.after(scaled, _PRODUCTS[node.op_type], [dynamic.inputs[0], constant], attributes)
+    new = edit.after(scaled, node.op_type.removesuffix(_OF_INTEGERS), [dynamic.inputs[0], constant], attributes)
     edit.take_place(scaled.outputs[0], new)
 
 
