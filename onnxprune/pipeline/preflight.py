@@ -142,16 +142,19 @@ def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
 
 
 def _check_training_names(recipe: Recipe) -> None:
-    """Refuse optimisers, schedules, losses and penalties that do not exist."""
+    """Refuse optimisers, schedules, losses, augmentations and penalties that do not exist."""
     from onnxprune.training.losses import LOSSES
     from onnxprune.training.optim import LEARNING_RATES, OPTIMIZERS
     from onnxprune.training.shrink import PENALTIES
+    from onnxprune.training.variation import AUGMENTATIONS
 
     for train in (recipe.retrain, recipe.retrain_last):
         if train is not None:
             OPTIMIZERS.find(train.optimizer)
             LEARNING_RATES.find(train.schedule)
             LOSSES.find(train.loss)
+            for name in train.augment:
+                AUGMENTATIONS.find(name)
     if recipe.shrink != "no":
         PENALTIES.find(recipe.shrink)
 

@@ -166,6 +166,7 @@ class Trainer:
             checkpoint=None if store is None else store.training,
             tag="" if store is None else f"{store.mark} {phase.number}{what}",
             place=(number, self.recipe.iterations),
+            layout=self.recipe.reading.layout,
             **more,
         )
         return replace(state, model=done.model, diverged=done.result.diverged), done.result

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from onnxprune.recipe import requirements
 from onnxprune.recipe.flag import TURNS, Flag
 from onnxprune.recipe.granularity import DEFAULT_UNIT_SHARE, KINDS, Parts, parse_structure
+from onnxprune.recipe.names import Names, listed
 from onnxprune.recipe.numbers import fraction, share_gone, share_left
 from onnxprune.recipe.training import DataSettings, Survivors, TrainSettings
 
@@ -32,15 +33,10 @@ def is_synthetic(calibration: object) -> bool:
     return isinstance(calibration, (str, Path)) and str(calibration) == SYNTHETIC
 
 
-def _listed(names: Any) -> Any:
-    """Several names may be written in one text, with commas."""
-    return tuple(part.strip() for part in names.split(",") if part.strip()) if isinstance(names, str) else names
-
-
 def _methods(names: Any) -> Any:
     """Methods of recovery; ``none`` is another word for ``no``."""
-    listed = _listed(names)
-    return ("no",) if listed in (("none",), ["none"]) else listed
+    methods = listed(names)
+    return ("no",) if methods in (("none",), ["none"]) else methods
 
 
 def _by_default(settings: Any) -> Any:
@@ -59,7 +55,6 @@ Fraction = Annotated[float, BeforeValidator(fraction)]
 
 RoundTo = Annotated[int, Field(ge=1)] | Literal["auto", "none"]
 Effort = Literal["low", "medium", "high"]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 _AMOUNT, _WHAT, _STEPS, _DATA = Flag("How much"), Flag("What goes"), Flag("In steps"), Flag("Data")
 _TURNS, _DEPLOY, _RUN = Flag(TURNS), Flag("Deploy"), Flag("Run")

@@ -74,6 +74,14 @@ class TrainingSettings(TypedDict, total=False):
     loss: str
     """What is minimised: auto (cross-entropy for integer labels, mse for real targets, distillation without either),
     cross-entropy, mse, distillation, or module:function."""
+    label_smoothing: float | str
+    """Share of each label that is spread over all classes (Szegedy et al. 2016): 0.1 is usual."""
+    augment: str | Sequence[str]
+    """Change images anew in each epoch: crop (move by up to an eighth), flip (mirror left to right), or
+    module:function."""
+    mixup: float
+    """Mix each sample with another, by a share from a Beta distribution with this parameter (Zhang et al. 2018): 0.2 is
+    usual, 0 mixes nothing."""
     distill: float
     """With labels: share of the loss that is distillation from the original model, 0 to 1."""
     temperature: float

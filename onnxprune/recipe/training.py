@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from onnxprune.recipe.flag import Flag
+from onnxprune.recipe.names import Names
+from onnxprune.recipe.numbers import fraction
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, BeforeValidator(fraction)]
 Survivors = Literal["continue", "lr-rewind", "rewind", "reinit"]
 
 _RETRAIN = Flag("Retrain")
@@ -148,6 +151,22 @@ class TrainSettings(_Settings):
         default="auto",
         description="What is minimised: auto (cross-entropy for integer labels, mse for real targets, distillation "
         "without either), cross-entropy, mse, distillation, or module:function.",
+    )
+    label_smoothing: Annotated[Fraction, _OPTIMISER] = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label that is spread over all classes (Szegedy et al. 2016): 0.1 is usual.",
+    )
+    augment: Annotated[Names, replace(_RETRAIN, commas=True)] = Field(
+        default=(),
+        description="Change images anew in each epoch: crop (move by up to an eighth), flip (mirror left to right), or "
+        "module:function.",
+    )
+    mixup: Annotated[Strength, _OPTIMISER] = Field(
+        default=0.0,
+        description="Mix each sample with another, by a share from a Beta distribution with this parameter (Zhang et "
+        "al. 2018): 0.2 is usual, 0 mixes nothing.",
     )
     distill: Annotated[Share, _RETRAIN] = Field(
         default=0.0,

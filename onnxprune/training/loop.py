@@ -159,14 +159,14 @@ class Run:
         """One optimiser step; returns the (not yet awaited) loss of this process's samples."""
         if self.task.gradual is not None and self.task.gradual.due(self.step):
             self._prune_more()
-        rate = self._learning_rate()
+        rate, batch = self._learning_rate(), self.task.variation(shard, self.step, self.feed.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.accelerator.autocast():
-            outputs = as_tuple(self.module(*shard.inputs))
+            outputs = as_tuple(self.module(*batch.inputs))
             with torch.no_grad():
-                original = as_tuple(self.original(*shard.inputs)) if self.original and self._compares() else ()
-            loss = self.task.loss(outputs, shard.targets, original)
+                original = as_tuple(self.original(*batch.inputs)) if self.original and self._compares() else ()
+            loss = batch.loss(self.task.loss, outputs, original)
         self.accelerator.backward(loss * shard.weight if self.feed.world > 1 else loss)
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared)

@@ -99,6 +99,8 @@ def make_loss(
     distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature, kinds)
     alone = LOSSES.find(settings.loss)(Case(settings, heads, targets, outputs))
     if alone is None:
+        if settings.label_smoothing:
+            raise DataError("--label-smoothing spreads labels, and this training has none: its loss is distillation.")
         return Loss(distil, needs_original=True)
     share = settings.distill
     if share == 0:
@@ -142,16 +144,22 @@ def _labelled(case: Case) -> LossFunction:
         name = case.settings.loss
         raise DataError(f"The loss '{name}' needs targets, and the data have none; 'distillation' needs none.")
 
+    smoothing = case.settings.label_smoothing
+    if smoothing and all(target.is_floating_point() for target in case.targets):
+        raise DataError("--label-smoothing is for class numbers, but the targets are real values.")
+
     def summed(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
-        parts = [_one(case.heads[i], out[i], target) for i, target in zip(case.outputs, tgt, strict=True)]
+        parts = [_one(case.heads[i], out[i], target, smoothing) for i, target in zip(case.outputs, tgt, strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     return summed
 
 
-def _one(head: Head, output: Tensor, target: Tensor) -> Tensor:
+def _one(head: Head, output: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The loss of one output: mean squared error for real targets, cross-entropy for class numbers."""
-    return F.mse_loss(output.float(), target) if target.is_floating_point() else cross_entropy(head, output, target)
+    if target.is_floating_point():
+        return F.mse_loss(output.float(), target)
+    return cross_entropy(head, output, target, smoothing)
 
 
 def log_probabilities(head: Head, output: Tensor, axis: int) -> Tensor:
@@ -161,12 +169,18 @@ def log_probabilities(head: Head, output: Tensor, axis: int) -> Tensor:
     return F.log_softmax(output.float(), axis)
 
 
-def cross_entropy(head: Head, output: Tensor, target: Tensor) -> Tensor:
-    """-log p[label], averaged; output [N, C, ...] or [N, ..., C], target [N, ...] int64."""
+def cross_entropy(head: Head, output: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log p[label], averaged; output [N, C, ...] or [N, ..., C], target [N, ...] int64.
+
+    With smoothing s it is (1 - s) times that, and s times the mean of -log p over all classes. Source: Szegedy et al.
+    2016, section 7.
+    """
     axis = class_axis(output.shape, target.shape)
     if head.kind != "probabilities" and axis == 1:
-        return F.cross_entropy(output.float(), target)
-    return F.nll_loss(log_probabilities(head, output, axis).movedim(axis, 1), target)
+        return F.cross_entropy(output.float(), target, label_smoothing=smoothing)
+    scores = log_probabilities(head, output, axis).movedim(axis, 1)
+    one = F.nll_loss(scores, target)
+    return one if not smoothing else (1 - smoothing) * one - smoothing * scores.mean()
 
 
 def distillation(

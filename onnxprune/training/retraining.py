@@ -39,6 +39,7 @@ from onnxprune.training.masks import Masks
 from onnxprune.training.progress import Progress
 from onnxprune.training.shrink import Shrink
 from onnxprune.training.task import Span, Task, TrainResult
+from onnxprune.training.variation import Layout, Variation
 from onnxprune.training.view import Head, dropout_ratios, training_view
 
 Heads = tuple[Head, ...]
@@ -87,6 +88,7 @@ def retrain(
     checkpoint: Path | None = None,
     tag: str = "",
     place: tuple[int, int] = (1, 1),
+    layout: Layout = "NCHW",
 ) -> Retrained:
     """Train the weights of `model` on `data`; the model passed in stays as it is.
 
@@ -98,6 +100,7 @@ def retrain(
         gradual: Prunings during the training; its `masks` hold in the result.
         shrink: What a penalty drives towards zero.
         span, progress, checkpoint, tag, place: See `loop.train`.
+        layout: Where images have their channels.
 
     Returns:
         The trained model. If the loss was no longer a number, `result.diverged` says so, and the model is the best
@@ -119,6 +122,7 @@ def retrain(
         gradual=gradual,
         export=lambda: write_back(module, model),
         shrink=shrink,
+        variation=Variation.of(settings, first.sample, layout),
     )
     result = train(task, settings, span=span, progress=progress, checkpoint=checkpoint, tag=tag, place=place)
     return Retrained(write_back(module.cpu(), model), result)

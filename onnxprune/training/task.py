@@ -14,6 +14,7 @@ from onnxprune.training.gradual import Gradual
 from onnxprune.training.losses import Loss
 from onnxprune.training.masks import Masks
 from onnxprune.training.shrink import Shrink
+from onnxprune.training.variation import Variation
 from onnxprune.training.view import Head
 
 
@@ -32,6 +33,7 @@ class Task:
         fixed_batch: The only batch size that the module runs with, if its graph has it baked in.
         gradual: Prunings during the training; `export` gives them the model with the module's numbers.
         shrink: What a penalty drives towards zero.
+        variation: How batches are varied; see variation.py.
     """
 
     module: nn.Module
@@ -48,6 +50,7 @@ class Task:
     gradual: Gradual | None = None
     export: Callable[[], ir.Model] | None = None
     shrink: Shrink | None = None
+    variation: Variation = Variation()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,13 @@ SETTINGS_OF_RECIPES: dict[str, dict[str, Any]] = {
     "target": {"target_macs": 0.5, "structure": "channels", "quantize": "int8"},
     "training": {
         "sparsity": 0.5,
-        "retrain": {"epochs": 2, "learning_rate": 0.01, "keep_best": False, "freeze": ("conv",)},
+        "retrain": {
+            "epochs": 2,
+            "learning_rate": 0.01,
+            "keep_best": False,
+            "freeze": ("conv",),
+            "augment": ("crop", "flip"),
+        },
         "survivors": "rewind",
         "rewind_to": Path("early.onnx"),
     },
