@@ -39,7 +39,10 @@ from mutants import Mutant, mutants_of, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("onnxprune/structure", "passes")
-TESTS = ("tests/structure", "tests/passes", "tests/selection")
+TESTS = (
+    "tests/structure", "tests/passes", "tests/selection", "tests/pipeline/test_layers.py",
+    "tests/pipeline/test_resize_io.py", "tests/pipeline/test_tiling.py",
+)  # fmt: skip
 WARM = ("structure.node_cases:cases",)  # slow, and the same for every fault
 PATIENCE = 10  # CPU seconds that a test may take beyond five times what it takes without a fault
 MEMORY = 12 << 30  # bytes of address space that a faulty run may ask for beyond what there is

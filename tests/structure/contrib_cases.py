@@ -190,6 +190,8 @@ def _quantised_contractions() -> None:
     gemm = {**_quantised("a", 4, 6), **_quantised("b", 5, 6, dtype=np.int8, rows=5), "c": _bytes(5).astype(np.int32)}
     _case("bias, result", f"{_MICROSOFT}::QGemm", {**gemm, **_result()}, ["y"], transB=1)
     _case("real result", f"{_MICROSOFT}::QGemm", gemm, ["y"], transB=1)
+    columns = {**gemm, **_quantised("b", 6, 5, dtype=np.int8, rows=5)}
+    _case("columns", f"{_MICROSOFT}::QGemm", {**columns, **_result()}, ["y"])
     weight = {"b": _bytes(6, 5, dtype=np.int8), "b_scale": _scale(5), "b_zero": _bytes(5, dtype=np.int8)}
     _case("bias", f"{_MICROSOFT}::DynamicQuantizeMatMul", {"a": _reals(3, 4, 6), **weight, "c": _reals(5)}, ["y"])
     mixed = {

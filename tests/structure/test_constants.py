@@ -147,6 +147,25 @@ def test_constants_follow_moves() -> None:
         assert known == (list(range(4 * 36)) if name in "fr" else [] if name == "y" else list(range(DEAD)))
 
 
+def test_constants_are_joined_along_their_axis() -> None:
+    lines = lines_of(
+        image("t = Transpose <perm = [0, 2, 3, 1]> (h) j = Concat <axis = 3> (t, t) m = Transpose <perm = [0, 3, 1, 2]> (j)",
+              inputs=16)
+    )  # fmt: skip
+    assert lines["j"].axis == 3
+    assert np.flatnonzero(np.isfinite(lines["j"].numbers)).tolist() == [*range(DEAD), *range(8, 8 + DEAD)]
+
+
+def test_constants_pass_through_a_fused_activation_with_its_settings() -> None:
+    text = """agraph (float[N,3] x) => (float[N,4] y) {
+      h = com.microsoft.FusedGemm <transB = 1, activation = "LeakyRelu", activation_alpha = 0.3> (x, w, b)
+      y = MatMul(h, v) }"""
+    weights = {**first_layer(), "v": random(8, 4)}
+    numbers = lines_of(graph(text, weights, opset=20, domains=', "com.microsoft" : 1'))["h"].numbers
+    np.testing.assert_allclose(numbers[:DEAD], [-0.45, 0.0, 0.4, 2.0], rtol=1e-5, atol=1e-6)
+    assert np.isnan(numbers[DEAD:]).all()
+
+
 @pytest.mark.parametrize(
     ("step", "axis"),
     [
