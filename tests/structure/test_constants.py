@@ -148,10 +148,8 @@ def test_constants_follow_moves() -> None:
 
 
 def test_constants_are_joined_along_their_axis() -> None:
-    lines = lines_of(
-        image("t = Transpose <perm = [0, 2, 3, 1]> (h) j = Concat <axis = 3> (t, t) m = Transpose <perm = [0, 3, 1, 2]> (j)",
-              inputs=16)
-    )  # fmt: skip
+    turn, back = "t = Transpose <perm = [0, 2, 3, 1]> (h)", "m = Transpose <perm = [0, 3, 1, 2]> (j)"
+    lines = lines_of(image(f"{turn} j = Concat <axis = 3> (t, t) {back}", inputs=16))
     assert lines["j"].axis == 3
     assert np.flatnonzero(np.isfinite(lines["j"].numbers)).tolist() == [*range(DEAD), *range(8, 8 + DEAD)]
 
