@@ -10,7 +10,8 @@ off at the end, and lengths changed. The damage, and the command that meets it, 
 
 Each command runs in a fork of a process that has imported everything, with 60 seconds and 4 GB of address space
 beyond what that process has. A fault is any other status, a signal, more than one sentence on standard error, a
-traceback, "an error inside onnxprune", or a file that is left in the folder after a status other than 0.
+traceback, "an error inside onnxprune", or a file that is left in the folder after a status other than 0, outside a
+checkpoint that the sentence names.
 """
 
 from __future__ import annotations
@@ -264,7 +265,9 @@ def judge(number: int, work: Path) -> tuple[str, str, str]:
     status = run(COMMANDS[command], place, limited=True)
     said = (work / name / "err").read_bytes().decode(errors="replace")
     about = f"{name}, {file}, {kind}, {command}"
-    left = sorted(str(p.name) for p in {p for p in place.rglob("*") if "state" not in p.parts} - before)
+    new = {p for p in place.rglob("*") if "state" not in p.parts} - before
+    named = {p.name for p in new if p.is_dir() and f"'{p.name}/" in said}  # a checkpoint that the sentence speaks of
+    left = sorted(p.name for p in new if not named & set(p.parts))
     if status not in (0, 1, 2):
         return about, f"ended with {status}", said
     sentences = [line for line in said.splitlines() if line.startswith("onnxprune:")]

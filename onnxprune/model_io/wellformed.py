@@ -6,6 +6,7 @@ shape; each of them fails later, far from its cause.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -29,7 +30,7 @@ _CONSTANT = {
 
 
 def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse names that are no text, and attributes that hold no value of a type.
+    """Refuse names that are no text, attributes that hold no value of a type, and nodes that lack a required one.
 
     Raises:
         ModelError: Names the model, and the node where there is one.
@@ -39,7 +40,7 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
             shown = bytes(text)[:40].decode(errors="backslashreplace")
             raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
     for node in protobuf.nodes(proto):
-        where = f"'{name}' is not a valid ONNX graph: node '{node.name or ', '.join(node.output)}' ({node.op_type})"
+        where = _where(node, name)
         seen: set[str] = set()
         for attribute in node.attribute:
             if not attribute.name or attribute.name in seen:
@@ -52,6 +53,25 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
                 raise ModelError(f"{where} has the attribute '{attribute.name}' without a type or a value.")
         if node.op_type == "Constant" and node.domain == "" and not (len(seen) == 1 and seen <= _CONSTANT):
             raise ModelError(f"{where} has to hold one value, but its attributes are {sorted(seen) or 'none'}.")
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    for node in protobuf.nodes_below(proto.graph.node):  # a local function has versions of its own
+        required = _required(node.op_type, node.domain, versions.get(node.domain, 0))
+        if missing := sorted(required - {attribute.name for attribute in node.attribute}):
+            raise ModelError(f"{_where(node, name)} lacks the attribute '{missing[0]}'.")
+
+
+def _where(node: onnx.NodeProto, name: str) -> str:
+    return f"'{name}' is not a valid ONNX graph: node '{node.name or ', '.join(node.output)}' ({node.op_type})"
+
+
+@functools.cache
+def _required(operator: str, domain: str, version: int) -> frozenset[str]:
+    """The attributes that a node of an operator must have; none where ONNX does not know the operator."""
+    try:
+        schema = onnx.defs.get_schema(operator, version, domain)
+    except onnx.defs.SchemaError:
+        return frozenset()
+    return frozenset(name for name, attribute in schema.attributes.items() if attribute.required)
 
 
 def check_tensors(proto: onnx.ModelProto, name: str) -> None:

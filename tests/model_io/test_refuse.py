@@ -309,6 +309,7 @@ BROKEN_NODES = {
     "too many numbers": (too_many_numbers(constant()), "needs 8 bytes but has 12"),
     "negative": (negative(constant()), "negative dimension"),
     "untyped": (untyped(helper.make_node("Elu", ["h"], ["e"], name="elu")), "'elu' (Elu) has the attribute 'alpha'"),
+    "misspelt": (helper.make_node("Cast", ["h"], ["e"], name="cast", tp=1), "'cast' (Cast) lacks the attribute 'to'"),
     "twice": (twice(helper.make_node("Elu", ["h"], ["e"], alpha=1.0)), "'alpha' twice"),
 }
 
