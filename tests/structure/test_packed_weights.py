@@ -65,6 +65,18 @@ def test_whole_blocks_go_with_their_scales(zero_points: bool) -> None:
         assert verdict.removed == 1 and verdict.good and verdict.signal > 0.1
 
 
+def test_rows_of_a_sequence_are_multiplied_as_single_ones_are() -> None:
+    proto = four_bits(zero_points=True)
+    for end, width in zip((*proto.graph.input, *proto.graph.output), (64, 8), strict=True):
+        end.CopyFrom(helper.make_tensor_value_info(end.name, TensorProto.FLOAT, ["batch", 5, width]))
+    structure = analyse(normalised(proto))
+    (group,) = [g for g in structure.groups if len(g)]
+    assert len(group) == 3 and group.kind == "neurons"
+    assert oracle.check(lambda: normalised(proto), 0.4, 0).removed == 1
+    first = next(v for v in structure.packed if v.name == "w0")
+    assert any("bytes are the numbers of one block" in reason for reason in structure.why_pinned(first))
+
+
 def test_the_numbers_are_those_that_the_operator_multiplies_with() -> None:
     """Independently: the product with an identity matrix gives the matrix."""
     for zero_points in (False, True):
