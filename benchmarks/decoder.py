@@ -30,7 +30,7 @@ from onnxprune.pipeline.run import prune
 from onnxprune.recipe.training import DataSettings
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.weights import prunable_weights, total_size
-from onnxprune.verify.evaluate import evaluate
+from onnxprune.verification.evaluate import evaluate
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 NAME = "shakespeare_decoder"
