@@ -107,8 +107,8 @@ class Fields(BaseModel):
     )
     criterion: Annotated[str, _WHAT] = Field(
         "auto",
-        description="how much a weight or a unit matters; onnxprune methods lists them; auto is obc for units where "
-        "--calibration is given, else magnitude",
+        description="how much a weight or a unit matters; onnxprune methods lists them; with --calibration auto is "
+        "obc for units and block-influence for residual blocks, else magnitude",
     )
     allocation: Annotated[str, _WHAT] = Field(
         "auto",

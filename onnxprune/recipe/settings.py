@@ -206,8 +206,8 @@ class Settings(FixedSettings, total=False):
     are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read inputs of their own, and
     the zeros run faster), or a mix such as channels+weights, channels+2:4 or channels+tiles."""
     criterion: str
-    """How much a weight or a unit matters; onnxprune methods lists them; auto is obc for units where --calibration is
-    given, else magnitude."""
+    """How much a weight or a unit matters; onnxprune methods lists them; with --calibration auto is obc for units and
+    block-influence for residual blocks, else magnitude."""
     allocation: str
     """How layers compete: global (all ranked together), uniform, lamp or sensitivity (scanned on --calibration);
     weights also: erk; units also: cost (importance lost per cost saved) and measured (each group is cut alone on

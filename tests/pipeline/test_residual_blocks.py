@@ -11,6 +11,8 @@ import pytest
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.run import prune, save
+from onnxprune.recipe.defaults import settled
+from onnxprune.recipe.recipe import make_recipe
 
 THREE = """<ir_version: 8, opset_import: ["": 13]>
 g (float[N, 6] x) => (float[N, 3] y) {
@@ -93,3 +95,10 @@ def test_merging_needs_no_data(model: Path) -> None:
     assert result.recovered["before"] is None
     assert [s["layer"] for s in result.recovered["steps"]] == ["w2"]
     assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-5
+
+
+@pytest.mark.parametrize("structure", ["blocks", "layers"])
+def test_depth_is_chosen_on_calibration_inputs_where_there_are_some(structure: str) -> None:
+    recipe = make_recipe(structure=structure, sparsity=0.3)
+    assert settled(recipe, calibrated=True).criterion == "block-influence"
+    assert settled(recipe, calibrated=False).criterion == "magnitude"

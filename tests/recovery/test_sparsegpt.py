@@ -90,3 +90,18 @@ def test_a_pattern_is_kept_for_each_kernel_position() -> None:
     channels = support.reshape(5, 2, 4, 3)
     assert (channels.sum(axis=2) == 2).all()
     assert ((found != 0) == support).all()
+
+
+def test_a_narrow_layer_is_chosen_from_in_several_blocks() -> None:
+    """Of a layer of one block no choice would see what earlier columns left behind."""
+    ours, of_one_block = 0.0, 0.0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        a = rng.standard_normal((200, 64)) @ rng.standard_normal((64, 64))
+        h, w = a.T @ a, rng.standard_normal((16, 64))
+        weight, support = choose_support(w[None], h[None], 512)
+        assert (~support).sum() == 512
+        ours += float(np.square(a @ (weight[0] - w).T).sum())
+        swept_once, _ = sweep_choosing(w, inverse_factor(h), [512], block=64)
+        of_one_block += float(np.square(a @ (swept_once - w).T).sum())
+    assert ours < 0.95 * of_one_block
