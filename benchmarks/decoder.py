@@ -6,8 +6,9 @@
 Every case gets the same calibration text, 128 rows of 128 tokens of what the model was trained on, and is measured on
 The Tempest, which it never saw. Single weights and 2:4 compare within each layer, as the papers do (Wanda within each
 output). Structured cases cut the width (neurons, heads, head sizes), the depth (attention and MLP halves of layers), or
-both: half of the share in depth, then the rest in neurons, as 2SSP does. Shares are of all weights but the embedding. Recovery fits what is left in closed form;
-`no` shows what a choice alone is worth. CPU seconds are those of the pruning alone.
+both: half of the share in depth, then the rest in neurons, as 2SSP does. Shares are of all weights but the embedding.
+Recovery fits what is left in closed form; `no` shows what a choice alone is worth. CPU seconds are those of the pruning
+alone.
 
 Results are benchmarks/results/decoder.json and decoder.md: what is there already is not measured again.
 """

@@ -27,9 +27,8 @@ BLOCK = 128
 
 _NARROWEST = 8
 _BLOCKS = 8
-"""Columns that a block has at least, and blocks that a layer has at least where it is wide enough. The paper's layers have
-thousands of columns; in a layer of one block no choice would see what earlier columns left behind
-(benchmarks/decoder.py: perplexity 26.5 instead of 24.9)."""
+"""Columns of a block and blocks of a layer, at least. The paper's layers have thousands of columns; in a layer of one
+block no choice would see what earlier columns left behind (benchmarks/decoder.py: perplexity 26.5 instead of 24.9)."""
 
 DAMPING = 0.01
 """Added to the Hessian's diagonal, relative to its mean (SparseGPT, section 3.1)."""
