@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,12 @@ from onnxprune.cli.flags import (
     TextFlag,
     TokenizerFlag,
 )
+from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compare", help="Compare two models: outputs, size, multiply-adds, latency.")(compare)
+    app.command("compare", cls=EverydayHelp, help="Compare two models: outputs, size, multiply-adds, latency.")(compare)
 
 
 def compare(
@@ -46,6 +47,7 @@ def compare(
     custom_ops: CustomOpsFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    help_all: HelpAllFlag = False,
 ) -> None:
     """Compare two models."""
     from onnxprune.pipeline.compare import compare as compare_models
@@ -53,10 +55,13 @@ def compare(
 
     with stages(f"{a} and {b}") as tell:
         tell("measure")
+        reading: Any = {
+            "sample_axis": sample_axis, "input_shape": input_shape, "tokenizer": tokenizer,
+            "sequence_length": sequence_length, "text": text,
+        }  # fmt: skip
         verdict = compare_models(
-            a, b, eval_data=eval_data, metric=metric, inputs=inputs, sample_axis=sample_axis, input_shape=input_shape,
-            custom_ops=custom_ops, seed=seed,
-        )  # fmt: skip
+            a, b, eval_data=eval_data, metric=metric, inputs=inputs, reading=reading, custom_ops=custom_ops, seed=seed
+        )
     if json:
         content = verdict.as_dict()
         for name in ("removed_vs_masked", "unproved"):

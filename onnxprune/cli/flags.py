@@ -210,10 +210,20 @@ def _annotation(setting: Setting) -> Any:
     return Annotated[list[str] | None if value_type is list else value_type | None, option]
 
 
-def option(parameter: str) -> Any:
-    """Return a flag of ``prune`` for a command that has only some of them."""
+def option(parameter: str, *, rare: bool = False) -> Any:
+    """Return a flag of ``prune`` for a command that has only some of them.
+
+    Args:
+        parameter: The flag, as Python writes it.
+        rare: Whether only ``--help-all`` shows it, in a command that has that.
+    """
     setting = next(setting for setting in SETTINGS if setting.parameter == parameter)
-    return typer.Option(setting.spelling, help=_help(setting.field), show_default=_default(setting) is not False)
+    return typer.Option(
+        setting.spelling,
+        help=_help(setting.field),
+        show_default=_default(setting) is not False,
+        rich_help_panel=setting.flag.subject if rare else None,
+    )
 
 
 def _apply_preset(ctx: typer.Context, name: str | None) -> str | None:
@@ -258,9 +268,9 @@ SampleAxisFlag = Annotated[list[str], option("sample_axis")]
 ExcludeFlag = Annotated[list[str], option("exclude")]
 OnlyFlag = Annotated[list[str], option("only")]
 InputShapeFlag = Annotated[list[str], option("input_shape")]
-TokenizerFlag = Annotated[Path | None, option("tokenizer")]
-SequenceLengthFlag = Annotated[int | None, option("sequence_length")]
-TextFlag = Annotated[str, option("text")]
+TokenizerFlag = Annotated[Path | None, option("tokenizer", rare=True)]
+SequenceLengthFlag = Annotated[int | None, option("sequence_length", rare=True)]
+TextFlag = Annotated[str, option("text", rare=True)]
 CustomOpsFlag = Annotated[list[Path], option("custom_ops")]
 SeedFlag = Annotated[int, option("seed")]
 

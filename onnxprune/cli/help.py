@@ -34,7 +34,7 @@ class EverydayHelp(TyperCommand):
         with _changed(self.params) as parameters:
             for parameter in parameters:
                 if not ctx.meta.get(_ALL):
-                    name, made = str(parameter.name), parameter.param_type_name == "argument" or _is_made(parameter)
+                    name, made = str(parameter.name), _is_made(parameter)
                     parameter.hidden = made and name not in EVERYDAY
                     parameter.help = EVERYDAY.get(name, parameter.help) if made else parameter.help
                     parameter.rich_help_panel = None
@@ -48,8 +48,9 @@ class EverydayHelp(TyperCommand):
 
 
 def _is_made(parameter: Any) -> bool:
-    """Whether a flag is made from a setting, and is not a command's own: only these have a subject."""
-    return getattr(parameter, "rich_help_panel", None) is not None
+    """Whether it is made from a setting, and not part of one command: such a flag has a subject."""
+    several = parameter.param_type_name == "argument" and parameter.nargs == -1
+    return several or getattr(parameter, "rich_help_panel", None) is not None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from onnxprune.cli.flags import (
     TextFlag,
     TokenizerFlag,
 )
+from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.fields import is_synthetic
@@ -27,7 +28,7 @@ from onnxprune.recipe.fields import is_synthetic
 def register(app: typer.Typer) -> None:
     """Add the command."""
     help_ = "Prune each layer alone to several levels and show what the model loses."
-    app.command("sensitivity", help=help_)(sensitivity)
+    app.command("sensitivity", cls=EverydayHelp, help=help_)(sensitivity)
 
 
 def sensitivity(
@@ -45,9 +46,7 @@ def sensitivity(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="accuracy, top5, mse, agreement, perplexity, cosine, spearman or module:function.", show_default=False
-        ),
+        typer.Option(help="accuracy, mse, perplexity, ... or module:function.", show_default=False),
     ] = None,
     inputs: InputsFlag = None,
     tokenizer: TokenizerFlag = None,
@@ -67,6 +66,7 @@ def sensitivity(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    help_all: HelpAllFlag = False,
 ) -> None:
     """Show what each layer can lose."""
     from onnxprune.pipeline.scan import sensitivity as scan

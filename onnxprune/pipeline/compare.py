@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 from onnxprune import model_io
 from onnxprune.data.readers import AnyData, open_data
+from onnxprune.data.text import check_text
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.recipe.training import DataSettings
+from onnxprune.recipe.recipe import make_recipe
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.verdict import Verdict, sample_inputs
 from onnxprune.verification.verdict import verify as measure
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.given import AnyModel
+    from onnxprune.recipe.settings import ReadingSettings
+    from onnxprune.recipe.training import DataSettings
 
 
 def compare(
@@ -27,8 +30,7 @@ def compare(
     eval_data: AnyData | None = None,
     metric: str | None = None,
     inputs: AnyData | None = None,
-    sample_axis: Sequence[str] = (),
-    input_shape: Sequence[str] = (),
+    reading: DataSettings | ReadingSettings | None = None,
     custom_ops: Sequence[str | Path] = (),
     seed: int = 0,
 ) -> Verdict:
@@ -40,8 +42,7 @@ def compare(
         eval_data: Labelled inputs to measure a metric on.
         metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` or ``module:function``; by default the first that fits.
         inputs: Inputs that both run with; they take the place of random ones.
-        sample_axis: Axes of inputs that count samples, where not found: ``state:1``.
-        input_shape: Shapes of inputs at which figures are taken: ``image:1x3x224x224``.
+        reading: How data are read, such as ``{"sample_axis": ["state:1"]}``: fields of `DataSettings`.
         custom_ops: Libraries of custom operators that the models need.
         seed: Of random inputs.
 
@@ -49,6 +50,7 @@ def compare(
         ModelError: A model cannot be read, or the reference does not run.
         VerificationError: The second model does not run.
         DataError: The data do not fit.
+        RecipeError: A setting is wrong.
 
     >>> import onnxprune
     >>> result = onnxprune.prune("models/digits_mlp.onnx", sparsity=0.5)
@@ -57,10 +59,11 @@ def compare(
     True
     """
     with custom_operators(custom_ops):
-        reading = DataSettings(sample_axis=tuple(sample_axis), input_shape=tuple(input_shape))
+        how = make_recipe(sparsity=0, reading=reading or {}).reading
+        check_text(how, (eval_data, inputs))
         before = model_io.load_any(a)
-        give_inputs(before, inputs, reading)
-        data = None if eval_data is None else open_data(before, eval_data, reading)
+        give_inputs(before, inputs, how)
+        data = None if eval_data is None else open_data(before, eval_data, how)
         after = model_io.load_any(b)
         with _saying(a):
             sample_inputs(before, seed=seed, eval_data=data)  # refused here: it is the first model that does not run

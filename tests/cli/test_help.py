@@ -7,7 +7,7 @@ import re
 import pytest
 from command_line import run
 
-from onnxprune.cli.app import app
+from onnxprune.cli.app import app, register
 from onnxprune.cli.flags import EVERYDAY, SETTINGS
 from onnxprune.recipe.flag import SUBJECTS
 
@@ -37,6 +37,7 @@ def test_every_flag_of_prune_is_in_the_long_help(
 ) -> None:
     import typer
 
+    register()
     command = typer.main.get_command(app).commands["prune"]
     told = flags(page(capsys, monkeypatch, "prune", "--help-all"))
     assert {max(p.opts, key=len) for p in command.params if p.param_type_name == "option"} <= told
