@@ -184,6 +184,18 @@ def summary(function: Callable[..., Any]) -> str:
     return " ".join((function.__doc__ or "").split("\n\n")[0].split())
 
 
+def file_of(name: str) -> Path | None:
+    """Return the file that a `module:function` lies in, without importing it; None for other texts."""
+    if not is_reference(name):
+        return None
+    parts = name.partition(":")[0].split(".")
+    for folder in (Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
+        for file in (folder.joinpath(*parts).with_suffix(".py"), folder.joinpath(*parts, "__init__.py")):
+            if file.is_file():
+                return file
+    return None
+
+
 def is_reference(name: str) -> bool:
     """True where `name` is written `module:function` (and is not a Windows path such as `C:\\data`)."""
     module, colon, function = name.partition(":")

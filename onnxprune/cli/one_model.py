@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from onnxprune.cli.outputs import RECIPE_FILE, check_folder_of_state, check_outp
 from onnxprune.errors import VerificationError
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.run_folder import ensure_usable, folder_of, forget, is_main
+from onnxprune.plugins import file_of
 from onnxprune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,7 +34,22 @@ def ensure_writable(ctx: typer.Context, recipe: Recipe, invocation: Invocation) 
 
 def _reads(ctx: typer.Context, recipe: Recipe, invocation: Invocation) -> dict[str, Path | None]:
     other = {"the recipe": ctx.meta.get(RECIPE_FILE), "the model of --rewind-to": recipe.rewind_to}
-    return {**invocation.reads, **other}
+    other["the tokenizer"] = recipe.reading.tokenizer
+    named = {*_texts(recipe.model_dump(mode="json")), *_texts(invocation.model_dump(mode="json"))}
+    modules = {f"the file of {name}": file_of(name) for name in sorted(named)}
+    return {**invocation.reads, **other, **modules}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
 
 
 def prune_one(ctx: typer.Context, recipe: Recipe, invocation: Invocation) -> None:

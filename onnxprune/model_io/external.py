@@ -23,6 +23,11 @@ from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
 
 
+def real_path(path: Path) -> Path:
+    """Return the absolute path without links. Links that lead in a circle stay: whoever opens one is told."""
+    return Path(os.path.realpath(path))
+
+
 def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str, Path]:
     """Check every external tensor.
 
@@ -70,7 +75,7 @@ def embed_outside_initializers(proto: onnx.ModelProto, files: Mapping[str, Path]
 def find_data(model: ir.Model, folder: Path, files: Mapping[str, Path]) -> None:
     """Tell the external tensors of a model where their data lie; onnx-ir itself follows no link out of a folder."""
     external_data.set_base_dir(model.graph, str(folder))
-    root = folder.resolve()
+    root = real_path(folder)
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -138,10 +143,10 @@ def _data_file(name: str, location: str, model: Path | None) -> tuple[Path, int]
     where = f"the external data '{location}' of tensor '{name}'"
     if PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive or "\0" in location:
         raise ModelError(f"{where} is an absolute path: external data must lie in the folder of the model.")
-    root = model.parent.resolve()
+    root = real_path(model.parent)
     written = root / location
-    path = written.resolve()
-    beside_the_model = model.is_symlink() and written.is_symlink() and path.parent == model.resolve().parent
+    path = real_path(written)
+    beside_the_model = model.is_symlink() and written.is_symlink() and path.parent == real_path(model).parent
     if not (path.is_relative_to(root) or beside_the_model) or ".." in PurePosixPath(location).parts:
         raise ModelError(
             f"{where} leads out of the model's folder: copy the data into the folder and refer to it there."

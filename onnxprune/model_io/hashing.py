@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
-from onnxprune.model_io.external import check_external_data
+from onnxprune.model_io.external import check_external_data, real_path
 
 _CHUNK = 1 << 20
 _KEY = b"location"
@@ -31,7 +31,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return model_hash
     model = Path(os.path.abspath(path))
     data_files = check_external_data(protobuf.read_proto(path), model)
-    root = model.parent.resolve()
+    root = real_path(model.parent)
     names = {
         file: file.relative_to(root).as_posix() if file.is_relative_to(root) else location
         for location, file in data_files.items()

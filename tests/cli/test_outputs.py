@@ -60,6 +60,13 @@ def test_no_file_is_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "notes.txt").read_text() != "mine"
 
 
+@pytest.mark.parametrize("flags", [["--data", "mine:rows", "--retrain"], ["--criterion", "mine:rows"]], ids=str)
+def test_the_module_of_a_function_stays(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    (folder / "mine.py").write_text("def rows(*_):\n    return []\n")
+    sentence = refused(capsys, folder, "model.onnx", "-s", 0.5, *flags, "--record", "mine.py", "--force")
+    assert "the file of mine:rows itself" in sentence
+
+
 @pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
 def test_a_pipe_or_device_is_never_replaced(folder: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     os.mkfifo(folder / "pipe")

@@ -64,3 +64,13 @@ def test_constants_of_nodes_are_read_through_the_links_too(tmp_path: Path) -> No
 def test_other_links_still_lead_out(tmp_path: Path, model_is_a_link: bool, data_lie: str) -> None:
     with pytest.raises(ModelError, match="leads out"):
         model_io.load(hub_cache(tmp_path, model_is_a_link=model_is_a_link, data_lie=data_lie))
+
+
+def test_links_in_a_circle_are_a_missing_file(tmp_path: Path) -> None:
+    path = stored_external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    (tmp_path / "weights.bin").symlink_to("other.bin")
+    (tmp_path / "other.bin").symlink_to("weights.bin")
+    for read in (model_io.load, model_io.sha256):
+        with pytest.raises(ModelError, match=r"weights.bin"):
+            read(path)
