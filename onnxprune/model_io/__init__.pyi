@@ -2,7 +2,7 @@ from .hashing import sha256
 from .limits import Limits
 from .loading import load, load_any
 from .saving import Saved, check_output, save
-from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
+from .serialise import all_initializers, serialized_size, size_of_files, to_bytes, to_proto, to_skeleton
 from .source import Source, ensure_unchanged, source_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "load_any",
     "save",
     "serialized_size",
+    "size_of_files",
     "sha256",
     "source_of",
     "to_bytes",

@@ -18,7 +18,7 @@ from onnxprune.model_io.densify import make_dense, refuse_training_info
 from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
 from onnxprune.model_io.limits import Limits, runtime_refusal
 from onnxprune.model_io.serialise import to_proto
-from onnxprune.model_io.source import Source, State, set_source, states_of
+from onnxprune.model_io.source import Source, State, set_bytes, set_source, states_of
 from onnxprune.model_io.upgrade import inline_functions, upgrade_opset
 from onnxprune.model_io.wellformed import check_tensors, check_text_and_attributes
 
@@ -93,6 +93,7 @@ def _model(
     if path is not None:
         find_data(model, path.parent, data_files)
         set_source(model, Source(path, outside, states))
+        set_bytes(model, sum(state[2] for state in states if state is not None))
     return model
 
 
@@ -113,6 +114,7 @@ def _copy(model: ir.Model, limits: Limits) -> ir.Model:
         return _model(to_proto(model), "the model", None, limits)
     _refuse_versions(model.ir_version, model.opset_imports.get(""), "the model")
     copy = model.clone()
+    set_bytes(copy, None)
     _free_negative_dims(copy)
     _check_graph(copy, "the model")
     return copy

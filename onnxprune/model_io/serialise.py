@@ -18,6 +18,7 @@ from onnx_ir import serde
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io.protobuf import graphs
+from onnxprune.model_io.source import bytes_read
 from onnxprune.model_io.wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
 
 _GRAPH_TAG = MODEL_GRAPH << 3 | LENGTH_DELIMITED
@@ -73,6 +74,12 @@ def to_skeleton(model: ir.Model) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     proto.ParseFromString(buffer.getvalue())
     return proto
+
+
+def size_of_files(model: ir.Model) -> int:
+    """Return the bytes of the files that a model was read from; of others, the bytes that `save` would write."""
+    count = bytes_read(model)
+    return serialized_size(model) if count is None else count
 
 
 def serialized_size(model: ir.Model) -> int:

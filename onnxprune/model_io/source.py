@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 
 _KEY = "onnxprune.source"
+_BYTES = "onnxprune.bytes_read"
 
 
 State = tuple[int, ...]
@@ -77,6 +78,20 @@ def ensure_unchanged(model: ir.Model, *, data_alone: bool = False) -> None:
 def set_source(model: ir.Model, source: Source) -> None:
     """Attach the source to the model."""
     model.graph.meta[_KEY] = source
+
+
+def set_bytes(model: ir.Model, count: int | None) -> None:
+    """Note how many bytes the files of a model have, or that the model in memory is no file's any more."""
+    if count is None:
+        model.graph.meta.pop(_BYTES, None)
+    else:
+        model.graph.meta[_BYTES] = count
+
+
+def bytes_read(model: ir.Model) -> int | None:
+    """How many bytes the files have that a model was read from; None for a model made or given in memory."""
+    count = model.graph.meta.get(_BYTES)
+    return count if isinstance(count, int) else None
 
 
 def source_of(model: ir.Model) -> Source | None:

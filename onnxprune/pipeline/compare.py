@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,7 @@ def compare(
             sample_inputs(before, seed=seed, eval_data=data)  # refused here: it is the first model that does not run
         with _saying(b, VerificationError):
             verdict = measure(before, after, seed=seed, eval_data=data, metric=metric)
+        verdict = replace(verdict, after=replace(verdict.after, file_bytes=model_io.size_of_files(after)))
         for model in (before, after):
             model_io.ensure_unchanged(model)
         return verdict

@@ -190,7 +190,7 @@ def _macs(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric:
 
 
 def _size(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
-    before = model_io.serialized_size(original)
+    before = model_io.size_of_files(original)
     return lambda result: written_bytes(result) / before
 
 

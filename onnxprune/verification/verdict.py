@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def verify(
     same_and_large = figures[0].parameters == figures[1].parameters and model_io.serialized_size(original) > _LARGE
     timed = measure_latency(original, pruned, sample) if latency and not same_and_large else None
     return Verdict(
-        before=figures[0],
+        before=replace(figures[0], file_bytes=model_io.size_of_files(original)),
         after=figures[1],
         removed_vs_masked=removed_vs_masked,
         unproved=unproved,
