@@ -114,6 +114,21 @@ def test_the_page_shows_the_other_tools_as_measured() -> None:
     ) - {"model"}
 
 
+def test_figures_of_the_decoder_are_those_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "decoder.json").read_text())
+    figures = {name: f"{row['perplexity']:.2f}" for name, row in measured.items()}
+    text = (DOCS / "howto" / "llm.md").read_text()
+    assert f"dense {figures['dense']}" in text
+    for pattern, title in (("50 %", "50 % of the weights"), ("2:4", "2:4")):
+        cells = [figures[f"{pattern}, {method}"] for method in ("magnitude", "Wanda", "SparseGPT", "ALPS")]
+        assert f"| {title} | {' | '.join(cells)} |" in text
+        assert [*map(float, cells)] == sorted(map(float, cells), reverse=True), "the order of the literature"
+    for share in (20, 30):
+        width, depth, both = (figures[f"{share}%, {way}"] for way in ("width", "depth", "both"))
+        gone = f"{1 - measured[f'{share}%, depth']['left']:.0%}".replace("%", " %")
+        assert f"| {share} % | {width} | {depth} ({gone}) | {both} |" in text
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
