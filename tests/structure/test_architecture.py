@@ -52,6 +52,15 @@ def test_a_decoder_of_fused_operators_whatever_its_names() -> None:
     assert inspection.caches is not None and inspection.caches.units["KV groups"] == decoders.KV_HEADS
 
 
+def test_a_decoder_of_plain_operators_whatever_its_names() -> None:
+    """Its norms, rotations and repeated keys are spelled out."""
+    inspection = inspect(renamed(model_io.load(MODELS / "shakespeare_decoder.onnx")))
+    line = "decoder, 6 layers, 8 heads in 4 KV groups, head size 16, MLP 160, 497.7 k parameters"
+    assert inspection.line == line
+    assert {group.called for group in inspection.groups} == {"query heads per group", "neurons", "hidden"}
+    assert inspection.caches is not None and inspection.caches.units == {"KV groups": 4, "head-size": 8}
+
+
 def test_heads_are_called_by_who_shares_them() -> None:
     model = ir.from_proto(decoders.fused(layers=2))
     free_caches(model)
