@@ -137,3 +137,11 @@ def test_the_site_builds(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--sparsity" in (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()
+
+
+def test_every_command_of_the_guarantees_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text() + (ROOT / "SECURITY.md").read_text()
+    commands = re.findall(r"`((?:python|pip-audit) [^`]+)`", text)
+    assert len(commands) > 20
+    named = [word for command in commands for word in command.split() if "/" in word or word.endswith(".txt")]
+    assert [word for word in named if not (ROOT / word).exists()] == []
