@@ -192,11 +192,8 @@ def working_inputs(
                 break
             continue
         return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
-    for feeds in () if hints_of(model).inputs else (*untold[:1], *refused[:_RETRIED]):
-        for change in other_numbers(model, feeds):
-            if _runs_and_tells(session, change(feeds)):
-                others = _others(model, session, seed, feeds, sizes or {}, change)
-                return [change(feeds), *itertools.islice(others, count - 1)]
+    for feeds, change in _changed(model, session, (*untold[:1], *refused[:_RETRIED])):
+        return [change(feeds), *itertools.islice(_others(model, session, seed, feeds, sizes or {}, change), count - 1)]
     if untold:
         return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
     if hints_of(model).inputs:
@@ -205,6 +202,16 @@ def working_inputs(
         f"no inputs were found that the model runs with: give some by --inputs FILE.npz, one array for each input "
         f"({str(first_failure).rstrip('. ')})"
     )
+
+
+def _changed(
+    model: ir.Model, session: ort.InferenceSession, tried: Iterable[Feeds]
+) -> Iterator[tuple[Feeds, Callable[[Feeds], Feeds]]]:
+    """Inputs that did not run or told nothing, each with a change of numbers by which it runs; none of the user's."""
+    for feeds in () if hints_of(model).inputs else tried:
+        for change in other_numbers(model, feeds):
+            if _runs_and_tells(session, change(feeds)):
+                yield feeds, change
 
 
 def _positive(feeds: Feeds) -> Feeds:
