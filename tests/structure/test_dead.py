@@ -110,6 +110,18 @@ def test_a_unit_that_one_reader_does_not_multiply_by_zero_lives(reader: str) -> 
     assert not dead_atoms(structure).any()
 
 
+def test_columns_of_a_stack_of_matrices_are_seen_behind_a_turn() -> None:
+    text = """agraph (float[2, n, 4] x) => (float[2, n, 3] y) {
+        h = MatMul(x, w)  t = Transpose <perm = [0, 2, 1]> (v)  y = MatMul(h, t) }"""
+    contents = {"w": random(4, 6), "v": random(2, 3, 6)}
+    contents["v"][:, :, [1, 4]] = 0
+    structure = analyse(load(text, **contents))
+    ids = structure.ids(value(structure, "w"), 1)
+    assert ids is not None
+    dead = dead_atoms(structure)
+    assert [bool(dead[list(structure.terms.atoms(int(i)))].all()) for i in ids] == [i in (1, 4) for i in range(6)]
+
+
 def test_a_hidden_unit_of_a_recurrent_cell_is_read_by_the_others() -> None:
     """Nothing behind the cell reads units 0 and 1, but the state of unit 0 still goes into the other gates."""
     text = (
