@@ -206,6 +206,10 @@ FOLLOWED: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, tuple[int, 
         "a (float[N,16,6,6] x) => (float[N,12,6,6] y) { h = Conv(x, w, b) n = LRN<size = 3>(h) y = Conv(n, v) }",
         {"w": (24, 16, 1, 1), "b": (24,), "v": (12, 24, 1, 1)}, {"w": (0, 1)}, 3 + 1,
     ),
+    "an output of the model in front of another layer": (
+        "a (float[N,16] x) => (float[N,24] h, float[N,12] y) { h = Gemm(x, w) k = Gemm(h, u) y = Gemm(k, v) }",
+        {"w": (16, 24), "u": (24, 24), "v": (24, 12)}, {"w": (1, 0), "u": (1, 0)}, 3 + 1 + 3,
+    ),
     "an output of the model": (
         "a (float[N,16] x) => (float[N,24] h, float[N,12] y) { h = Gemm(x, w) y = Gemm(h, v) }",
         {"w": (16, 24), "v": (24, 12)}, {"w": (1, 0)}, 3 + 1,
