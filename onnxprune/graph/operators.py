@@ -105,8 +105,9 @@ _enter("Erf Softsign", bounded=True, **_UNARY)
 _enter("Clip", settings=(1, 2), passes_integers=True, cuts_off=True, joins_convolution=True, **_UNARY)
 _enter("HardSwish", joins_convolution=True, **_UNARY)
 _enter("Log Reciprocal", never_zeroed=(0,), **_UNARY)
-_enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Exp Floor Gelu IsInf Mish Not Round "
-       "Selu Shrink Sign Sin Sinh Softplus Sqrt Swish Tan ThresholdedRelu", **_UNARY)  # fmt: skip
+_enter("Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cosh Elu Exp Floor Gelu IsInf Mish Not Round "
+       "Selu Shrink Sign Sinh Softplus Sqrt Swish Tan ThresholdedRelu", **_UNARY)  # fmt: skip
+_enter("Cos Sin", of_angles=True, **_UNARY)
 _enter("IsNaN", takes_nan=True, **_UNARY)
 _enter("Add Sum", adds=True, **_BROADCAST)
 _enter("Mul", joins_convolution=True, **_BROADCAST)
@@ -197,8 +198,8 @@ _enter_contrib("Attention", heads="num_heads", weights=_MATMUL[:1], biases=(2,),
 _enter_contrib("MultiHeadAttention", heads="num_heads", biases=(3,), multiply_adds=counts.multi_head_attention)
 _enter_contrib("GroupQueryAttention", heads="num_heads", one_prompt=True,
                multiply_adds=counts.group_query_attention)  # fmt: skip
-_enter("RotaryEmbedding")
-_enter_contrib("RotaryEmbedding")
+_enter("RotaryEmbedding", of_angles=True)
+_enter_contrib("RotaryEmbedding", of_angles=True)
 
 # -- quantised ------------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class Operator:
         classifies: At the end of a model its results tell classes.
         cuts_off: Numbers beyond constant limits become these limits.
         head: The function of logits that it is: "softmax" or "log-softmax".
+        of_angles: It takes the sine or the cosine of angles, or turns pairs of numbers by them.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Operator:
     classifies: bool = False
     cuts_off: bool = False
     head: Literal["", "softmax", "log-softmax"] = ""
+    of_angles: bool = False
 
     @property
     def contracts(self) -> bool:

@@ -18,10 +18,10 @@ from onnxprune.graph.caches import cache_lengths
 from onnxprune.graph.dims import dim_name, graph_inputs
 from onnxprune.graph.inference import known_extents, states
 from onnxprune.graph.input_roles import integer_role
+from onnxprune.graph.operators import operator_of
 
 Role = Literal["ids", "mask", "positions", "types", "cache", "branch"]
 
-_ANGLES = ("Cos", "Sin", "RotaryEmbedding")
 _MOST_VALUES = 60  # values followed from one input; positions reach their angles within a few
 
 
@@ -119,7 +119,7 @@ def _reaches_angles(value: ir.Value) -> bool:
     pending, seen = [value], {value}
     while pending and len(seen) < _MOST_VALUES:
         for node, _ in pending.pop(0).uses():
-            if node.op_type in _ANGLES:
+            if operator_of(node).of_angles:
                 return True
             for output in node.outputs:
                 if output not in seen:

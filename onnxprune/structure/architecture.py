@@ -20,7 +20,6 @@ from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 
 KV_GROUPS, QUERY_HEADS = "KV groups", "query heads per group"
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,9 @@ def describe(structure: Structure, parameters: int, found: tuple[Attention, ...]
     found = attentions(structure) if found is None else found
     nodes = set(structure.weights.values())
     kinds = Counter(operator_of(node).kind for node in nodes)
-    cells = sum(node.op_type in _RECURRENT for node in nodes)
     neurons = [_width(structure, group) for group in structure.groups if group.kind == "neurons" and not group.inexact]
     experts = [len(group) for group in structure.groups if group.kind == "experts"]
-    family = _family(structure, bool(found), kinds["conv"], cells)
+    family = _family(structure, bool(found), kinds["conv"], kinds["rnn"])
     return Architecture(
         family,
         parameters,
@@ -126,7 +124,7 @@ def describe(structure: Structure, parameters: int, found: tuple[Attention, ...]
         experts=_usual(experts),
         convolutions=kinds["conv"],
         products=kinds["fc"],
-        cells=cells,
+        cells=kinds["rnn"],
     )
 
 
