@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'onnxprune[test]'")
 
@@ -100,11 +101,13 @@ def test_a_page_is_a_complete_path(page: str, tmp_path: Path) -> None:
 
 
 def test_every_flag_that_a_page_names_is_a_flag() -> None:
-    from onnxprune.cli.flags import SETTINGS
+    from onnxprune.cli.app import app, register
 
-    flags = {setting.spelling for setting in SETTINGS} | {setting.flag.short for setting in SETTINGS}
-    flags |= {"--help", "--help-all", "--install-completion", "--no-verify", "--version", "--quiet", "--verbose"}
-    flags |= {"--all", "--json", "--plot", "--levels"}  # of other commands
+    register()
+    group = typer.main.get_command(app)
+    commands = [group, *group.commands.values()]  # type: ignore[attr-defined]
+    flags = {name for command in commands for flag in command.params for name in (*flag.opts, *flag.secondary_opts)}
+    flags |= {"--help", "--help-all"}
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "howto").glob("*.md")]
     for page in pages:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
