@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import decoders
+import numpy as np
 import onnx_ir as ir
 import pytest
 import text_models
+from small_models import graph, random
 
 from onnxprune import model_io
 from onnxprune.graph.narrowing import free_caches
@@ -15,6 +17,7 @@ from onnxprune.pipeline.inspect import inspect
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.architecture import Architecture, attentions, called
 
+MICROSOFT = ', "com.microsoft" : 1'
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
@@ -59,6 +62,52 @@ def test_a_decoder_of_plain_operators_whatever_its_names() -> None:
     assert inspection.line == line
     assert {group.called for group in inspection.groups} == {"query heads per group", "neurons", "hidden"}
     assert inspection.caches is not None and inspection.caches.units == {"KV groups": 4, "head-size": 8}
+
+
+def test_an_attention_with_its_projection_inside() -> None:
+    """Queries and keys are 24 wide, values 32."""
+    model = graph(
+        """g (float[batch, tokens, 32] x) => (float[batch, tokens, 8] y) {
+             a = com.microsoft.Attention <num_heads = 4, qkv_hidden_sizes = [24, 24, 32]> (x, w, b)
+             y = MatMul(a, v) }""",
+        {"w": random(32, 80), "b": random(80), "v": random(32, 8)}, domains=MICROSOFT,
+    )  # fmt: skip
+    assert inspect(model).line.startswith("transformer, 1 layer, 4 heads, head size 6, ")
+
+
+@pytest.mark.parametrize("settings", ["", ", qkv_hidden_sizes = [32, 32, 32]"])
+def test_a_projection_for_all_three_is_divided_by_three(settings: str) -> None:
+    model = graph(
+        f"""g (float[batch, tokens, 32] x) => (float[batch, tokens, 8] y) {{
+             a = com.microsoft.Attention <num_heads = 4{settings}> (x, w, b) y = MatMul(a, v) }}""",
+        {"w": random(32, 96), "b": random(96), "v": random(32, 8)}, domains=MICROSOFT,
+    )  # fmt: skip
+    assert inspect(model).line.startswith("transformer, 1 layer, 4 heads, head size 8, ")
+
+
+def test_heads_that_are_an_axis_of_the_operands() -> None:
+    model = graph(
+        """g (float[batch, tokens, 32] x) => (float[batch, tokens, 8] y) {
+             q1 = MatMul(x, wq) q2 = Reshape(q1, sq) q = Transpose <perm = [0, 2, 1, 3]> (q2)
+             k1 = MatMul(x, wk) k2 = Reshape(k1, sk) k = Transpose <perm = [0, 2, 1, 3]> (k2)
+             v1 = MatMul(x, wv) v2 = Reshape(v1, sk) v = Transpose <perm = [0, 2, 1, 3]> (v2)
+             a = Attention(q, k, v) t = Transpose <perm = [0, 2, 1, 3]> (a) r = Reshape(t, so) y = MatMul(r, u) }""",
+        {"wq": random(32, 32), "wk": random(32, 16), "wv": random(32, 16), "u": random(32, 8),
+         "sq": np.array([0, 0, 4, 8]), "sk": np.array([0, 0, 2, 8]), "so": np.array([0, 0, 32])},
+        opset=23,
+    )  # fmt: skip
+    inspection = inspect(model)
+    assert inspection.line.startswith("transformer, 1 layer, 4 heads in 2 KV groups, head size 8, ")
+    assert {"KV groups", "query heads per group"} <= {group.called for group in inspection.groups}
+
+
+def test_a_recurrent_network() -> None:
+    model = graph(
+        """g (float[steps, batch, 8] x) => (float[steps, batch, 4] y) {
+             h = LSTM <hidden_size = 6> (x, w, r) s = Squeeze(h, one) y = MatMul(s, v) }""",
+        {"w": random(1, 24, 8), "r": random(1, 24, 6), "one": np.array([1]), "v": random(6, 4)},
+    )
+    assert inspect(model).line.startswith("recurrent network, 1 recurrent layer, 1 fully connected layer, ")
 
 
 def test_heads_are_called_by_who_shares_them() -> None:
