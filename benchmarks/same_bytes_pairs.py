@@ -92,6 +92,8 @@ REASONS = {
         "Expand or Tile is computed from them, so that heads merged with the batch are found"
     ),
     "d6a4f566992a": "the units of products keep multiples of 8 where there are 64 and more",
+    "d8c738b8df5f": "SparseGPT and OBC choose in several blocks also where a layer has under 128 inputs",
+    "a8d1d023f493": "bytes before are those of the user's file, not of the file written anew",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 

@@ -277,8 +277,10 @@ def test_weights_that_are_an_input_too_stay() -> None:
     assert not rewrite.tiled and "input" in rewrite.plain["w"] and "w" in model.graph.initializers
 
 
-@pytest.mark.parametrize("damage", ["name", "indices", "weights"])
-def test_a_damaged_layer_in_tiles_is_refused(damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"), [("name", ""), ("indices", "an index occurs twice"), ("weights", ""), ("tile", "computes 'x'")]
+)
+def test_a_damaged_layer_in_tiles_is_refused(damage: str, why: str) -> None:
     model = graph(MATMUL, {"w": random(16, 12)})
     tile(model, {"w": masked(model, "w", 1, 0)})
     node = next(node for node in model.graph if (node.name or "").startswith(PREFIX))
@@ -288,8 +290,10 @@ def test_a_damaged_layer_in_tiles_is_refused(damage: str) -> None:
         index = node.inputs[1]
         assert index is not None and index.const_value is not None
         index.const_value = ir.Tensor(np.zeros_like(index.const_value.numpy()), name=index.name)
+    elif damage == "tile":
+        node.replace_input_with(0, model.graph.inputs[0])
     else:
         weight = next(v for n, v in model.graph.initializers.items() if n.endswith("/w"))
         weight.const_value = ir.Tensor(random(3, 2), name=weight.name)
-    with pytest.raises(ModelError, match="cannot be joined"):
+    with pytest.raises(ModelError, match=f"cannot be joined.*{why}"):
         JoinTiles()(model)
