@@ -2,6 +2,7 @@
 
     python benchmarks/damaged_files.py --count 2000      # go on from where the last call stopped
     python benchmarks/damaged_files.py --only 123        # one variant again, with what it said
+    python benchmarks/damaged_files.py --faults          # those that had a fault again: is it mended?
 
 Ten models: dense layers, convolutions with BatchNormalization, a grouped one, an LSTM, quantised numbers, attention,
 an If, external data, a packed model and one with sparse initializers. Damaged are the model, its external data, an
@@ -292,12 +293,27 @@ def prepare() -> None:
     onnxprune.cli.app.register()
 
 
+def faults_again(state: dict[str, Any], work: Path) -> None:
+    """Run the variants that had a fault once more; those that have none now are mended, and count as they end."""
+    outcomes = Counter(state["outcomes"])
+    for number in list(state["faults"]):
+        outcome, wrong, _ = judge(int(number), work)
+        print(number, wrong or "mended", flush=True)
+        if not wrong:
+            state.setdefault("mended", {})[number] = state["faults"].pop(number)
+            outcomes["fault"] -= 1
+            outcomes[outcome] += 1
+    state["outcomes"] = {name: count for name, count in sorted(outcomes.items()) if count}
+    RESULTS.write_text(json.dumps(state, indent=1) + "\n")
+
+
 def main() -> None:
     description = argparse.RawDescriptionHelpFormatter
     parser_ = argparse.ArgumentParser(description=__doc__, formatter_class=description)
     parser_.add_argument("--count", type=int, default=2000)
     parser_.add_argument("--minutes", type=float, default=1e9)
     parser_.add_argument("--only", type=int, nargs="*")
+    parser_.add_argument("--faults", action="store_true", help="those again that had a fault")
     arguments = parser_.parse_args()
     prepare()
     stop = time.monotonic() + 60 * arguments.minutes
@@ -312,7 +328,9 @@ def main() -> None:
             make(name, work / name / "good")
         for number in arguments.only or []:
             print(number, *variant(number, work), *judge(number, work), sep="\n  ")
-        while not arguments.only and done < arguments.count and time.monotonic() < stop:
+        if arguments.faults:
+            faults_again(state, work)
+        while not arguments.only and not arguments.faults and done < arguments.count and time.monotonic() < stop:
             outcome, wrong, said = judge(done, work)
             if wrong:
                 faults[str(done)] = f"{outcome}: {wrong}: {said[-300:]}"
@@ -322,7 +340,8 @@ def main() -> None:
                 counts[what][value] += 1
             done += 1
             if done % 50 == 0 or done == arguments.count or time.monotonic() >= stop:
-                state = {"variants": done, **{w: dict(sorted(c.items())) for w, c in counts.items()}, "faults": faults}
+                sums = {what: dict(sorted(count.items())) for what, count in counts.items()}
+                state |= {"variants": done, **sums, "faults": faults}
                 RESULTS.write_text(json.dumps(state, indent=1) + "\n")
     print(f"{done} variants: {dict(counts['outcomes'])}")
 
