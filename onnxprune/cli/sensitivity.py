@@ -24,6 +24,21 @@ from onnxprune.cli.outputs import check_outputs
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.fields import is_synthetic
 
+_CalibrationFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help="Inputs, on which the error of the outputs is measured: forms as for prune; or synthetic.",
+        show_default=False,
+    ),
+]
+_EvalDataFlag = Annotated[
+    Path | None, typer.Option(help="Labelled inputs: measure a metric instead.", show_default=False)
+]
+_MetricFlag = Annotated[
+    str | None, typer.Option(help="accuracy, mse, perplexity, ... or module:function.", show_default=False)
+]
+_PlotFlag = Annotated[Path | None, typer.Option(help="Draw the curves into a .png, .svg or .pdf.", show_default=False)]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -33,21 +48,9 @@ def register(app: typer.Typer) -> None:
 
 def sensitivity(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)],
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="Inputs, on which the error of the outputs is measured: forms as for prune; or synthetic.",
-            show_default=False,
-        ),
-    ] = None,
-    eval_data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled inputs: measure a metric instead.", show_default=False),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="accuracy, mse, perplexity, ... or module:function.", show_default=False),
-    ] = None,
+    calibration: _CalibrationFlag = None,
+    eval_data: _EvalDataFlag = None,
+    metric: _MetricFlag = None,
     inputs: InputsFlag = None,
     tokenizer: TokenizerFlag = None,
     sequence_length: SequenceLengthFlag = None,
@@ -60,10 +63,7 @@ def sensitivity(
     exclude: ExcludeFlag = [],  # noqa: B006
     only: OnlyFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the curves into a .png, .svg or .pdf.", show_default=False),
-    ] = None,
+    plot: _PlotFlag = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
     help_all: HelpAllFlag = False,

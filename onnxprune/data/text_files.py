@@ -61,15 +61,15 @@ def read_file(path: Path, *, lines: bool) -> Texts:
         raise DataError(f"'{path}' cannot be read as text in UTF-8: {error}.") from error
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        found = _records(path, list(_objects(path, whole)))
+        texts = _records(path, list(_objects(path, whole)))
     elif suffix in TABLES:
         rows = csv.DictReader(whole.splitlines(), delimiter="\t" if suffix == ".tsv" else ",")
-        found = _records(path, [(number, dict(row)) for number, row in enumerate(rows, start=2)])
+        texts = _records(path, [(number, dict(row)) for number, row in enumerate(rows, start=2)])
     else:
-        found = Texts(tuple(line.strip() for line in whole.splitlines() if line.strip()) if lines else (whole,))
-    if not any(text.strip() for text in found.texts):
+        texts = Texts(tuple(line.strip() for line in whole.splitlines() if line.strip()) if lines else (whole,))
+    if not any(text.strip() for text in texts.texts):
         raise DataError(f"'{path}' is empty: it holds no text.")
-    return found
+    return texts
 
 
 def is_table_of_pairs(path: Path) -> bool:

@@ -166,11 +166,11 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     proof, unproved = _proof(before, after, twin, real, seed, differs)
     for model in (before, after):
         model_io.ensure_unchanged(model)
-    found = Check.of(constants, proof, unproved, change)
+    check = Check.of(constants, proof, unproved, change)
     if proof is None or not isinstance(real, RealNumbers):
-        return found
+        return check
     rounding = _change_of_outputs(real.model, after, seed)
-    return replace(found, notes=(*found.notes, f"{_ROUNDED}: {sentence(rounding)}"))
+    return replace(check, notes=(*check.notes, f"{_ROUNDED}: {sentence(rounding)}"))
 
 
 def _over_real_numbers(before: ir.Model, after: ir.Model) -> RealNumbers | str | None:

@@ -19,7 +19,7 @@ from onnxprune.verification.verdict import Verdict, sample_inputs
 from onnxprune.verification.verdict import verify as measure
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline.given import AnyModel
+    from onnxprune.pipeline.run_inputs import AnyModel
     from onnxprune.recipe.settings import ReadingSettings
     from onnxprune.recipe.training import DataSettings
 

@@ -197,12 +197,17 @@ def _inspected(original: ir.Model) -> Inspection:
     exact, _ = structure.prunable_share()
     inexact, _ = structure.prunable_share(exact=False)
     elsewhere = size.numbers_elsewhere(structure.model, {weight.value for weight in weights})
-    found = attentions(structure)
-    architecture = describe(structure, total_size(weights) + sum(elsewhere.values()), found)
+    attending = attentions(structure)
+    architecture = describe(structure, total_size(weights) + sum(elsewhere.values()), attending)
     return Inspection(
         groups=tuple(
             GroupInfo(
-                g.name, g.kind, len(g), tuple(f"{s.value.name}[{s.axis}]" for s in g.sites), g.inexact, called(g, found)
+                g.name,
+                g.kind,
+                len(g),
+                tuple(f"{s.value.name}[{s.axis}]" for s in g.sites),
+                g.inexact,
+                called(g, attending),
             )
             for g in structure.groups
         ),
@@ -235,10 +240,10 @@ def _caches(original: ir.Model) -> Caches | None:
         return None
     structure = prepare(model)
     units: dict[str, int] = {}
-    found = attentions(structure)
+    attending = attentions(structure)
     for group in structure.groups:
         if any(is_link_matrix(site.value) for site in group.sites):
-            name = called(group, found)
+            name = called(group, attending)
             units[name] = units.get(name, 0) + len(group)
     exact, _ = structure.prunable_share()
     return Caches(count, units, exact, len(layers_of(residual_blocks(structure))))

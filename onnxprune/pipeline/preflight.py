@@ -16,7 +16,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.text import check_text
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.choose import allocations_of
-from onnxprune.pipeline.given import RunInputs
+from onnxprune.pipeline.run_inputs import RunInputs
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.granularity import NM, Weights

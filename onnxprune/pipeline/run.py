@@ -23,7 +23,6 @@ from onnxprune.errors import RecipeError
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
-from onnxprune.pipeline.given import AnyModel, RunInputs
 from onnxprune.pipeline.loop import run_loop
 from onnxprune.pipeline.narrow import free_interface
 from onnxprune.pipeline.preflight import check_labels, looks_at_data, preflight, recovery_methods
@@ -31,6 +30,7 @@ from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import FileId
 from onnxprune.pipeline.result import Result, result_of
 from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten_unless_started, holds_run
+from onnxprune.pipeline.run_inputs import AnyModel, RunInputs
 from onnxprune.pipeline.runtime_settings import write_beside
 from onnxprune.pipeline.step import State, Steps
 from onnxprune.pipeline.target import reach
@@ -75,17 +75,12 @@ def prune(
         recipe: All settings; or give them by keyword: ``prune(model, sparsity=0.9, structure="channels")``.
         verification: Measure the result in ONNX Runtime; without it nothing is known of it.
         latency: Measure the latency ratio as part of the verification.
-        data: What to retrain on (``retrain=True``): the path of an .npz, a .csv or a folder of images,
-            ``module:function``, or arrays by name.
-        eval_data: Labelled inputs, to measure a metric before and after: anything that ``data`` may be; when
-            retraining, by default the share of them that is held out.
-        metric: ``accuracy``, ``top5``, ``mse``, ``agreement`` (with the original) or ``module:function``; by default
-            the first that fits the data.
-        calibration: Inputs, in any form that ``data`` may have, with labels where there are some: for criteria that
-            look at data, for a scan of sensitivity, for recovery (which they turn on), and for ``quantize="int8"``.
-            By default criteria take them from ``data`` when retraining, int8 from ``eval_data``. The word
-            ``synthetic``: they are made up from the model, which is second best.
-        inputs: Inputs that the model runs with, one array for each: they take the place of made-up ones.
+        data: What to retrain on (``retrain=True``): a path, ``module:function``, or arrays by name.
+        eval_data: Labelled inputs, to measure a metric before and after; by default what retraining holds out.
+        metric: Its name, such as ``accuracy``, or ``module:function``; by default the first that fits the data.
+        calibration: Inputs for criteria that look at data, recovery (which they turn on) and ``quantize="int8"``;
+            ``synthetic`` makes them up from the model, which is second best.
+        inputs: Inputs that the model runs with, one array for each, instead of made-up ones.
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
@@ -103,9 +98,7 @@ def prune(
         VerificationError: The result is not what was promised.
 
     >>> import onnxprune
-    >>> result = onnxprune.prune(
-    ...     "models/digits_mlp.onnx", sparsity=0.5, structure="channels", calibration="models/digits_train.npz"
-    ... )
+    >>> result = onnxprune.prune("models/digits_mlp.onnx", sparsity=0.5, structure="channels")
     >>> result.verdict.after.parameters < 0.6 * result.verdict.before.parameters
     True
     """

@@ -25,10 +25,10 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.sets import identity
 from onnxprune.errors import NothingToPrune, RecipeError, VerificationError
 from onnxprune.pipeline.clock import Progress
-from onnxprune.pipeline.given import AnyModel, RunInputs
 from onnxprune.pipeline.preflight import check_limits, preflight
 from onnxprune.pipeline.result import Result, measured_figures
 from onnxprune.pipeline.run import prune
+from onnxprune.pipeline.run_inputs import AnyModel, RunInputs
 from onnxprune.pipeline.sweep_folder import key_of, leave_if_empty, prepare_folder, read_result, write_result
 from onnxprune.pipeline.sweep_grid import Combination, combinations, shown_value
 from onnxprune.pipeline.trials import COSTS, Trial, best_first, front
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Given:
+class RunKeywords:
     """What each run of a sweep is given beside its recipe: as `prune` takes it."""
 
     data: AnyData | None = None
@@ -68,14 +68,14 @@ class Sweep:
         trials: One for each combination of settings.
         left_out: Combinations that contradict themselves or the data, by label, with the reason.
         source: The model, for `pick`.
-        given: What the runs were given, for `pick`.
+        keywords: What the runs were given, for `pick`.
     """
 
     model: str
     trials: tuple[Trial, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     source: AnyModel | None = field(default=None, repr=False)
-    given: Given = field(default_factory=Given, repr=False)
+    keywords: RunKeywords = field(default_factory=RunKeywords, repr=False)
 
     def __repr__(self) -> str:
         return f"<Sweep of {self.model}: {len(self.trials)} settings>"
@@ -156,7 +156,7 @@ def sweep(
     >>> swept.best("size<=0.5").label
     '0.6'
     """
-    given = Given(data, eval_data, metric, calibration, inputs, tuple(custom_ops))
+    keywords = RunKeywords(data, eval_data, metric, calibration, inputs, tuple(custom_ops))
     asked = RunInputs(data, eval_data, metric, calibration, inputs=inputs)
     chosen, left_out = combinations(settings, partial(preflight, inputs=asked))
     for combination in chosen:
@@ -167,11 +167,11 @@ def sweep(
     if kept is not None:
         prepare_folder(kept)
     try:
-        trials = _trials(model, chosen, given, kept, _Keys(model_id, given), jobs, progress)
+        trials = _trials(model, chosen, keywords, kept, _Keys(model_id, keywords), jobs, progress)
     finally:
         if kept is not None:
             leave_if_empty(kept)
-    return Sweep(_name(model), trials, left_out, model, given)
+    return Sweep(_name(model), trials, left_out, model, keywords)
 
 
 def pick(swept: Sweep, limits: Sequence[Limit], *, progress: Progress | None = None) -> tuple[Trial, Result]:
@@ -186,7 +186,7 @@ def pick(swept: Sweep, limits: Sequence[Limit], *, progress: Progress | None = N
         require = (*trial.recipe.require, *map(str, limits))
         try:
             recipe = trial.recipe.model_copy(update={"require": require})
-            return trial, prune(swept.source, recipe, progress=progress, **swept.given.named())
+            return trial, prune(swept.source, recipe, progress=progress, **swept.keywords.named())
         except VerificationError as error:
             missed = f"; {trial.label}, run again: {error}"
     wanted = " and ".join(map(str, limits))
@@ -198,16 +198,16 @@ class _Keys:
     """The names of results: a hash of all that decides one."""
 
     model: str
-    given: Given
+    keywords: RunKeywords
 
     def of(self, recipe: Recipe) -> str:
-        given = self.given
-        data = (given.data, given.eval_data, given.calibration, given.inputs)
+        keywords = self.keywords
+        data = (keywords.data, keywords.eval_data, keywords.calibration, keywords.inputs)
         what = {"version": version(), "model": self.model, "recipe": recipe.model_dump(mode="json")}
         beside = {
             "data": [identity(d) for d in data],
-            "metric": given.metric,
-            "ops": [str(p) for p in given.custom_ops],
+            "metric": keywords.metric,
+            "ops": [str(p) for p in keywords.custom_ops],
         }
         return key_of({**what, **beside})
 
@@ -215,14 +215,14 @@ class _Keys:
 def _trials(
     model: AnyModel,
     chosen: Sequence[Combination],
-    given: Given,
+    keywords: RunKeywords,
     folder: Path | None,
     keys: _Keys,
     jobs: int | None,
     progress: Progress | None,
 ) -> tuple[Trial, ...]:
     """The trials of all combinations: those that are kept, and the others by running them."""
-    blank = [Trial(c.varied, c.recipe, command_of(model, c, given)) for c in chosen]
+    blank = [Trial(c.varied, c.recipe, command_of(model, c, keywords)) for c in chosen]
     names = [keys.of(trial.recipe) for trial in blank]
     trials: dict[int, Trial] = {}
     for number, (trial, name) in enumerate(zip(blank, names, strict=True)):
@@ -231,7 +231,7 @@ def _trials(
             trials[number] = replace(trial, **_measured(content))
     missing = [number for number in range(len(blank)) if number not in trials]
     portable = _portable(model)
-    calls = (partial(_numbered, number, portable, blank[number], given) for number in missing)
+    calls = (partial(_numbered, number, portable, blank[number], keywords) for number in missing)
     for number, trial in _each(calls, jobs):
         trials[number] = trial
         if folder is not None and not trial.failed:
@@ -241,11 +241,11 @@ def _trials(
     return tuple(trials[number] for number in range(len(blank)))
 
 
-def _numbered(number: int, model: AnyModel, trial: Trial, given: Given) -> tuple[int, Trial]:
-    return number, _run(model, trial, given)
+def _numbered(number: int, model: AnyModel, trial: Trial, keywords: RunKeywords) -> tuple[int, Trial]:
+    return number, _run(model, trial, keywords)
 
 
-def _run(model: AnyModel, trial: Trial, given: Given) -> Trial:
+def _run(model: AnyModel, trial: Trial, keywords: RunKeywords) -> Trial:
     """Run one trial; where its settings leave nothing to prune, or nothing is proved, it says so.
 
     Raises:
@@ -253,7 +253,7 @@ def _run(model: AnyModel, trial: Trial, given: Given) -> Trial:
     """
     start = time.perf_counter()
     try:
-        result = prune(model, trial.recipe, **given.named())
+        result = prune(model, trial.recipe, **keywords.named())
     except (NothingToPrune, RecipeError, VerificationError) as error:
         return replace(trial, failed=str(error), seconds=time.perf_counter() - start)
     verdict = result.verdict
@@ -321,7 +321,7 @@ def _name(model: AnyModel) -> str:
 # -- commands
 
 
-def command_of(model: AnyModel, combination: Combination, given: Given) -> str:
+def command_of(model: AnyModel, combination: Combination, keywords: RunKeywords) -> str:
     """Return the command line that prunes a model as a combination says; "" where no flags say it."""
     flags = flags_of(combination.recipe)
     if flags is None:
@@ -329,12 +329,12 @@ def command_of(model: AnyModel, combination: Combination, given: Given) -> str:
     path = str(model) if isinstance(model, (str, Path)) else "MODEL.onnx"
     label = re.sub(r"[^A-Za-z0-9.+]+", "-", combination.label).strip("-")
     words = ["onnxprune", path, "-o", f"{path.removesuffix('.onnx')}.{label}.onnx", *flags]
-    return shlex.join([*words, *_data_flags(given)])
+    return shlex.join([*words, *_data_flags(keywords)])
 
 
-def _data_flags(given: Given) -> list[str]:
+def _data_flags(keywords: RunKeywords) -> list[str]:
     words: list[str] = []
-    for name, value in given.named().items():
+    for name, value in keywords.named().items():
         flag = f"--{name.replace('_', '-')}"
         for part in value if isinstance(value, tuple) else (value,):
             if part is not None:

@@ -68,7 +68,7 @@ def combinations(
         RecipeError: A value fits no combination, so it is wrong by itself; the sentence names its flag.
     """
     values = {name: _values(name, settings[name]) for name in VARIED if name in settings}
-    several = [name for name, given in values.items() if len(given) > 1] or list(values)
+    several = [name for name, listed in values.items() if len(listed) > 1] or list(values)
     fixed = {name: value for name, value in settings.items() if name not in values}
     possible: dict[str, Combination] = {}
     reasons: dict[str, RecipeError] = {}
@@ -122,8 +122,8 @@ def _without_amount_that_is_set(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def _ensure_each_value_fits(
     values: Mapping[str, tuple[Any, ...]], tried: Sequence[tuple[Mapping[str, Any], RecipeError | None]]
 ) -> None:
-    for name, given in values.items():
-        for value in given:
+    for name, listed in values.items():
+        for value in listed:
             outcomes = [error for chosen, error in tried if chosen[name] == value]
             errors = [error for error in outcomes if error is not None]
             if errors and len(errors) == len(outcomes):

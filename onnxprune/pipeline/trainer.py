@@ -21,10 +21,10 @@ from onnxprune.errors import ModelError, RecipeError, VerificationError
 from onnxprune.passes import Normalise, Tidy
 from onnxprune.pipeline.checkpoint import Store, fingerprint
 from onnxprune.pipeline.clock import Clock
-from onnxprune.pipeline.given import RunInputs
 from onnxprune.pipeline.loop import Pruning
 from onnxprune.pipeline.preflight import needs_labels
 from onnxprune.pipeline.run_folder import BEST, begin, is_main
+from onnxprune.pipeline.run_inputs import RunInputs
 from onnxprune.pipeline.step import Iteration, State
 from onnxprune.pipeline.trace import Trace
 from onnxprune.recipe.recipe import Recipe

@@ -99,28 +99,28 @@ def _short(n: int) -> str:
     return str(n)
 
 
-def describe(structure: Structure, parameters: int, found: tuple[Attention, ...] | None = None) -> Architecture:
+def describe(structure: Structure, parameters: int, attending: tuple[Attention, ...] | None = None) -> Architecture:
     """Return what a network is.
 
     Args:
         structure: The analysed model.
         parameters: All its learnt numbers.
-        found: Its attentions, where they are known already.
+        attending: Its attentions, where they are known already.
     """
-    found = attentions(structure) if found is None else found
+    attending = attentions(structure) if attending is None else attending
     nodes = set(structure.weights.values())
     kinds = Counter(operator_of(node).kind for node in nodes)
     neurons = [_width(structure, group) for group in structure.groups if group.kind == "neurons" and not group.inexact]
     experts = [len(group) for group in structure.groups if group.kind == "experts"]
-    family = _family(structure, bool(found), kinds["conv"], kinds["rnn"])
+    family = _family(structure, bool(attending), kinds["conv"], kinds["rnn"])
     return Architecture(
         family,
         parameters,
-        layers=len(found),
-        heads=_same(a.heads for a in found),
-        kv_groups=_same(a.groups for a in found),
-        head_size=_same(a.size for a in found),
-        mlp=_usual(neurons) if found else 0,
+        layers=len(attending),
+        heads=_same(a.heads for a in attending),
+        kv_groups=_same(a.groups for a in attending),
+        head_size=_same(a.size for a in attending),
+        mlp=_usual(neurons) if attending else 0,
         experts=_usual(experts),
         convolutions=kinds["conv"],
         products=kinds["fc"],
@@ -161,25 +161,25 @@ def _width(structure: Structure, group: Group) -> int:
 
 def attentions(structure: Structure) -> tuple[Attention, ...]:
     """Return the attentions of the main graph, in its order."""
-    found = []
+    attending = []
     for node in structure.model.graph:
         if operator_of(node).heads:
-            found.append(_fused(structure, node))
+            attending.append(_fused(structure, node))
         elif _is_product_of_activations(structure, node) and _is_softmaxed(node.outputs[0]):
-            found.append(_plain(structure, node))
-    return tuple(found)
+            attending.append(_plain(structure, node))
+    return tuple(attending)
 
 
-def called(group: Group, found: Iterable[Attention]) -> str:
+def called(group: Group, attending: Iterable[Attention]) -> str:
     """Return what users call the units of a group.
 
     Of heads it says whether query heads share them, or they share one; the width that runs through all layers of a
     transformer is its hidden size, also where its norms are spelled out.
     """
-    found = list(found)
-    if group.kind == "neurons" and group.inexact and len(group.sites) > 2 * len(found) > 0:
+    attending = list(attending)
+    if group.kind == "neurons" and group.inexact and len(group.sites) > 2 * len(attending) > 0:
         return "hidden"
-    sharing = [attention for attention in found if 0 < attention.groups < attention.heads]
+    sharing = [attention for attention in attending if 0 < attention.groups < attention.heads]
     if group.kind != "heads" or not sharing:
         return group.kind
     shared = frozenset().union(*(attention.shared for attention in sharing))
