@@ -48,7 +48,7 @@ Where channels of such a value are gone, those that are left are compared. What 
   they cost most and gain least. What they and the dense network give is made once for all inputs, so that a step runs
   the end of the pruned network alone.
 - Inputs are drawn again where the only one is a picture and the dense network minds mirror images little: crops,
-  mirror images and mixtures of two pictures (4 times, 12 with `--effort high`, less where 4 GB do not hold them).
+  mirror images and mixtures of two pictures (4 times, 20 with `--effort high`, less where 4 GB do not hold them).
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
   layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge regression,
   as in least squares, to what they read after the training. Embeddings are compared by cosine,
