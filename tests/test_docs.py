@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import decoders
 import pytest
+from generated import script
 
 import onnxprune
 from onnxprune.recipe.recipe import Recipe
@@ -86,11 +86,7 @@ def test_promotion_puts_a_file_there_or_leaves_the_old_one(place: tuple[Path, di
 
 
 def test_reference_tells_every_flag_field_and_name() -> None:
-    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    pages = made.pages()
+    pages = script("reference_pages").pages()
     for flag in ("--sparsity", "--epochs", "--help-all", "--record", "--seed"):
         assert f"`{flag}" in pages["reference/cli.md"]
     assert all(f"`{name}`" in pages["reference/recipe.md"] for name in Recipe.model_fields)

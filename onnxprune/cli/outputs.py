@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune.errors import ModelError, RecipeError
+from onnxprune.model_io.paths import real_path
 
 RECIPE_FILE = "onnxprune.recipe_file"
 """Key, in what a command line's contexts share, of the recipe file that `onnxprune run` reads."""
-
-
-def _real(path: Path) -> Path:
-    """The absolute path without links. Links that lead in a circle stay: whoever opens one is told."""
-    return Path(os.path.realpath(path))
 
 
 def check_model(path: Path) -> None:
@@ -60,13 +56,13 @@ def check_outputs(
         what = _what_it_is(path, input_paths)
         if what is not None:
             raise RecipeError(f"{flag} '{path}' is {what} itself, which is never changed: choose another name")
-        if _real(path) in taken:
-            raise RecipeError(f"{flag} '{path}' is {taken[_real(path)]} itself: choose another name")
+        if real_path(path) in taken:
+            raise RecipeError(f"{flag} '{path}' is {taken[real_path(path)]} itself: choose another name")
         if path is target:
             model_io.check_output(path, force=force)
         elif os.path.lexists(path) and not force:
             raise ModelError(f"{flag} '{path}' exists already: use --force to replace it, or choose another name")
-        taken[_real(path)] = "the output" if path is target else f"the file of {flag}"
+        taken[real_path(path)] = "the output" if path is target else f"the file of {flag}"
     if beside.get("--report") is not None and importlib.util.find_spec("jinja2") is None:
         raise RecipeError("--report needs jinja2: pip install 'onnxprune[report]'")
 
@@ -96,11 +92,11 @@ def _what_it_is(path: Path, inputs: Mapping[str, Path]) -> str | None:
         for what, source in inputs.items():
             if what.startswith("the model") and any(path.samefile(file) for file in data_files_of(source)):
                 return f"the external data of {what}"
-    return next((what for what, source in inputs.items() if _real(path) == _real(source)), None)
+    return next((what for what, source in inputs.items() if real_path(path) == real_path(source)), None)
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    return _real(path).is_relative_to(_real(folder)) or path.absolute().is_relative_to(folder.absolute())
+    return real_path(path).is_relative_to(real_path(folder)) or path.absolute().is_relative_to(folder.absolute())
 
 
 def _check_place(flag: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def sweep(
         check_outputs(invocation.reads, picked, {"--pick": picked.with_suffix(".json")}, force=invocation.force)
     with stages(str(model)) as tell:
         swept = sweep_model(
-            model, folder, jobs=jobs, limits=[*map(str, limits)], progress=tell, **_given(invocation), **settings
+            model, folder, jobs=jobs, limits=[*map(str, limits)], progress=tell, **_keywords(invocation), **settings
         )
         if all(trial.failed for trial in swept.trials):
             raise VerificationError(f"no setting gave a model: {swept.trials[0].label}: {swept.trials[0].failed}")
@@ -84,9 +85,10 @@ def sweep(
     print_sweep(console, swept, page=folder / PAGE if page else None, picked=written)
 
 
-def _given(invocation: Invocation) -> dict[str, Any]:
-    names = ("data", "eval_data", "metric", "calibration", "inputs", "custom_ops")
-    return {name: getattr(invocation, name) for name in names}
+def _keywords(invocation: Invocation) -> dict[str, Any]:
+    from onnxprune.pipeline.sweep import RunKeywords
+
+    return {field.name: getattr(invocation, field.name) for field in fields(RunKeywords)}
 
 
 def _limits(texts: list[str]) -> list[Limit]:

@@ -21,11 +21,7 @@ from onnx_ir import external_data
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
-
-
-def real_path(path: Path) -> Path:
-    """Return the absolute path without links. Links that lead in a circle stay: whoever opens one is told."""
-    return Path(os.path.realpath(path))
+from onnxprune.model_io.paths import real_path
 
 
 def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str, Path]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
-from onnxprune.model_io.external import check_external_data, real_path
+from onnxprune.model_io.external import check_external_data
+from onnxprune.model_io.paths import real_path
 
 _CHUNK = 1 << 20
 _KEY = b"location"

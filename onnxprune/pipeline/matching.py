@@ -8,6 +8,7 @@ slices that are equal nowhere are matched by how alike they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,25 @@ Floats = npt.NDArray[np.float32]
 _MOST_PAIRS = 1 << 24  # of slices that are compared
 
 
-def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
-    """Find what was kept of each constant from the two files alone; None where they do not tell.
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known while axes are matched.
 
-    Constants keep their names and the order of what is left. So an axis that lost indices is matched slice by slice;
-    what is found on one axis tells the others, since units live and die together.
+    Attributes:
+        structure: Of the original.
+        written: The pruned model's constants by name.
+        lost: What stays of the original's constants by what was matched.
+        matched: What stays along the axes that were.
     """
+
+    structure: Structure
+    written: Mapping[str, npt.NDArray[np.generic]]
+    lost: Mapping[ir.Value, Mapping[int, Bools]]
+    matched: Mapping[tuple[ir.Value, int], Bools]
+
+
+def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
+    """Find what was kept of each constant from the two files alone; None where they do not tell."""
     structure, pruned = prepare(before.clone()), after.clone()
     Normalise()(pruned)
     written = {str(v.name): v.const_value.numpy() for v in model_io.all_initializers(pruned) if v.const_value}
@@ -40,7 +54,8 @@ def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
     matched: dict[tuple[ir.Value, int], Bools] = {}
     while True:
         lost = structure.keep(_removed(structure, matched, written)).lost()
-        newly_matched = _matches(structure, written, lost, matched) or _likeliest(structure, written, lost, matched)
+        known = _Known(structure, written, lost, matched)
+        newly_matched = _matches(known) or _likeliest(known)
         if not newly_matched:
             break
         matched.update(newly_matched)
@@ -81,15 +96,10 @@ def _removed(
     return removed
 
 
-def _matches(
-    structure: Structure,
-    written: Mapping[str, npt.NDArray[np.generic]],
-    lost: Mapping[ir.Value, Mapping[int, Bools]],
-    matched: Mapping[tuple[ir.Value, int], Bools],
-) -> dict[tuple[ir.Value, int], Bools]:
+def _matches(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
     """Axes that can be matched now: those of constants of which one cut axis is still open."""
     kept_by_axis: dict[tuple[ir.Value, int], Bools] = {}
-    for value, axis, old, new in _open(structure, written, lost, matched):
+    for value, axis, old, new in _open(known):
         flags = _subsequence(old, new, axis)
         last = _subsequence(np.flip(old, axis), np.flip(new, axis), axis)
         if flags is not None and last is not None and np.array_equal(flags, last[::-1]):  # equal slices tell nothing
@@ -97,17 +107,12 @@ def _matches(
     return kept_by_axis
 
 
-def _likeliest(
-    structure: Structure,
-    written: Mapping[str, npt.NDArray[np.generic]],
-    lost: Mapping[ir.Value, Mapping[int, Bools]],
-    matched: Mapping[tuple[ir.Value, int], Bools],
-) -> dict[tuple[ir.Value, int], Bools]:
+def _likeliest(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
     """The axis whose slices are most alike before and after, matched by likeness; none where all are matched."""
     best: dict[tuple[ir.Value, int], Bools] = {}
     highest = -np.inf
-    for value, axis, old, new in _open(structure, written, lost, matched):
-        together = _together(structure, value, axis, new.shape[axis])
+    for value, axis, old, new in _open(known):
+        together = _together(known.structure, value, axis, new.shape[axis])
         likeness = _likeness(old, new, axis, together)
         if likeness is None or not np.isfinite(likeness).all():
             continue
@@ -117,24 +122,19 @@ def _likeliest(
     return best
 
 
-def _open(
-    structure: Structure,
-    written: Mapping[str, npt.NDArray[np.generic]],
-    lost: Mapping[ir.Value, Mapping[int, Bools]],
-    matched: Mapping[tuple[ir.Value, int], Bools],
-) -> Iterator[tuple[ir.Value, int, npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
+def _open(known: _Known) -> Iterator[tuple[ir.Value, int, npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
     """Constants with one cut axis that is not matched: the constant, the axis, what it held, and what it holds now."""
-    for value in structure.sources:
-        new = written.get(str(value.name))
+    for value in known.structure.sources:
+        new = known.written.get(str(value.name))
         if new is None or value.const_value is None or len(value.const_value.shape) != new.ndim:
             continue
         old = value.const_value.numpy()
-        for axis, flags in lost.get(value, {}).items():
+        for axis, flags in known.lost.get(value, {}).items():
             if int(flags.sum()) == new.shape[axis]:
                 old = np.compress(flags, old, axis=axis)
         open_axes = [axis for axis in range(new.ndim) if old.shape[axis] != new.shape[axis]]
         shorter = len(open_axes) == 1 and old.shape[open_axes[0]] > new.shape[open_axes[0]]
-        if shorter and (value, open_axes[0]) not in matched:
+        if shorter and (value, open_axes[0]) not in known.matched:
             yield value, open_axes[0], old, new
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune import model_io
 from onnxprune.errors import ModelError
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
@@ -41,7 +42,9 @@ class RealNumbers:
 
 def is_quantised(model: ir.Model) -> bool:
     """Whether a model rounds: it holds quantised operators, or float16 constants."""
-    return any(_rounds(node) for node in model.graph.all_nodes()) or any(map(_is_half, _constants(model)))
+    return any(_rounds(node) for node in model.graph.all_nodes()) or any(
+        map(_is_half, model_io.all_initializers(model))
+    )
 
 
 def over_real_numbers(quantised: ir.Model) -> RealNumbers:
@@ -82,10 +85,6 @@ def _rounds(node: ir.Node) -> bool:
 
 def _multiplies_integers(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type.endswith(_OF_INTEGERS)
-
-
-def _constants(model: ir.Model) -> list[ir.Value]:
-    return [v for graph in (model.graph, *model.graph.subgraphs()) for v in graph.initializers.values()]
 
 
 def _is_half(value: ir.Value) -> bool:
@@ -140,7 +139,7 @@ def _dequantise(edit: Editor, node: ir.Node, ranges: dict[str, tuple[float, floa
 def _stand_in(edit: Editor, node: ir.Node, array: Array, name: str) -> None:
     """Let a constant of a known name take the place of what a node computes."""
     graph, out = edit.model.graph, node.outputs[0]
-    if str(out.name) == name or name not in {str(v.name) for v in _constants(edit.model)}:
+    if str(out.name) == name or name not in {str(v.name) for v in model_io.all_initializers(edit.model)}:
         out.name = edit.fresh(f"{out.name}_before")
     else:
         name = edit.fresh(name)
@@ -194,9 +193,9 @@ def _cut(edit: Editor, value: ir.Value, bounds: tuple[float, float]) -> None:
 
 def _in_full_precision(model: ir.Model) -> None:
     """Turn float16 into float32, constants and casts."""
-    if not any(map(_is_half, _constants(model))):
+    if not any(map(_is_half, model_io.all_initializers(model))):
         return
-    for value in _constants(model):
+    for value in model_io.all_initializers(model):
         if _is_half(value) and value.const_value is not None:
             value.const_value = ir.Tensor(read(value.const_value).astype(np.float32), name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -167,7 +167,7 @@ def sweep(
     if kept is not None:
         prepare_folder(kept)
     try:
-        trials = _trials(model, chosen, keywords, kept, _Keys(model_id, keywords), jobs, progress)
+        trials = _trials(model, chosen, keywords, kept, _Keys.made_for(model_id, keywords), jobs, progress)
     finally:
         if kept is not None:
             leave_if_empty(kept)
@@ -197,19 +197,24 @@ def pick(swept: Sweep, limits: Sequence[Limit], *, progress: Progress | None = N
 class _Keys:
     """The names of results: a hash of all that decides one."""
 
-    model: str
-    keywords: RunKeywords
+    shared: Mapping[str, Any]  # what all runs have in common
+
+    @classmethod
+    def made_for(cls, model: str, keywords: RunKeywords) -> _Keys:
+        """Read the data once, however many results there are."""
+        data = (keywords.data, keywords.eval_data, keywords.calibration, keywords.inputs)
+        return cls(
+            {
+                "version": version(),
+                "model": model,
+                "data": [identity(d) for d in data],
+                "metric": keywords.metric,
+                "ops": [str(p) for p in keywords.custom_ops],
+            }
+        )
 
     def of(self, recipe: Recipe) -> str:
-        keywords = self.keywords
-        data = (keywords.data, keywords.eval_data, keywords.calibration, keywords.inputs)
-        what = {"version": version(), "model": self.model, "recipe": recipe.model_dump(mode="json")}
-        beside = {
-            "data": [identity(d) for d in data],
-            "metric": keywords.metric,
-            "ops": [str(p) for p in keywords.custom_ops],
-        }
-        return key_of({**what, **beside})
+        return key_of({**self.shared, "recipe": recipe.model_dump(mode="json")})
 
 
 def _trials(

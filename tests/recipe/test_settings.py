@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+from generated import script
 
 import onnxprune
 from onnxprune.pipeline.sweep_grid import VARIED
@@ -18,17 +18,9 @@ from onnxprune.recipe.training import DataSettings, TrainSettings
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate_settings", ROOT / "docs" / "generate_settings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_file_is_made_from_the_fields() -> None:
     written = (ROOT / "onnxprune" / "recipe" / "settings.py").read_text(encoding="utf-8")
-    assert written == generator().text(), "write it again: python docs/generate_settings.py"
+    assert written == script("generate_settings").text(), "write it again: python docs/generate_settings.py"
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import onnx
+from generated import DOCS, script
 
 from onnxprune.graph.operators import key
 from onnxprune.structure import registry
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_onnx_operator_has_a_rule_or_a_reason() -> None:
@@ -34,8 +30,6 @@ def test_an_operator_without_a_rule_has_nothing_to_say() -> None:
 
 
 def test_the_table_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("generate_operators", DOCS / "generate_operators.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (DOCS / "operators.md").read_text(encoding="utf-8") == module.table(), "run docs/generate_operators.py"
+    assert (DOCS / "operators.md").read_text(encoding="utf-8") == script("generate_operators").table(), (
+        "run docs/generate_operators.py"
+    )
