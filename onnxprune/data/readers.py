@@ -21,7 +21,7 @@ from onnxprune.data import npz
 from onnxprune.data.fit import InputSpec, find_axes, fit_source, input_specs, output_specs
 from onnxprune.data.images import ImageFolder, find_images
 from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source, first_batch
-from onnxprune.data.stream import next_within, one_thread
+from onnxprune.data.stream import first_of, next_within, one_thread
 from onnxprune.data.text import read_text
 from onnxprune.data.text_files import is_table, is_table_of_pairs, is_text
 from onnxprune.errors import DataError
@@ -316,7 +316,7 @@ def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data
 def read_function(reference: str, model: ir.Model, settings: DataSettings) -> Data:
     """A function that yields batches, called anew for each epoch: dicts by name, or (inputs, targets), or inputs."""
     function = next_within(settings.timeout, lambda: load_function(reference, "data source"), reference)
-    stream = Stream(function, model, reference, settings.timeout)
+    stream = Stream(function, model, reference, settings.timeout, settings.samples)
     sample = next(stream.named(), None)
     if sample is None:
         raise DataError(f"The data set is empty: '{reference}' yields nothing.")
@@ -332,12 +332,14 @@ class Stream:
         model: What the batches are for.
         reference: The function's name, for messages.
         timeout: Seconds that it may take for one batch.
+        samples: How many samples one pass takes at most; None for all of a function that ends.
     """
 
     function: Callable[[], Any]
     model: ir.Model
     reference: str
     timeout: float
+    samples: int | None = None
 
     @property
     def count(self) -> int | None:
@@ -367,7 +369,7 @@ class Stream:
             yield Batch(inputs, targets, axes), outputs
 
     def epoch(self, batch_size: int, order: Array | None = None) -> Iterator[Batch]:
-        return (batch for batch, _ in self.named())
+        return first_of((batch for batch, _ in self.named()), self.samples, self.reference)
 
 
 def _tuple(arrays: Any, where: str) -> tuple[Array, ...]:

@@ -10,12 +10,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
+from onnxprune.data.sources import Batch
 from onnxprune.errors import DataError, OnnxPruneError
 from onnxprune.plugins import failure
 
 T = TypeVar("T")
 
 _END = object()
+_MOST = 5_000_000
+"""Samples after which a function counts as one that never ends; ImageNet has 1.3 million pictures."""
 
 
 class _Worker:
@@ -85,3 +90,28 @@ def one_thread(function: Callable[[], Any], timeout: float, reference: str) -> I
             yield item
     finally:
         worker.stop()
+
+
+def first_of(batches: Iterator[Batch], samples: int | None, reference: str) -> Iterator[Batch]:
+    """Yield batches of at most so many samples; the last one is cut.
+
+    Args:
+        batches: What a user's function yields.
+        samples: How many samples are wanted; None for all.
+        reference: The function's name, for the message.
+
+    Raises:
+        DataError: All are wanted, and there are more than five million.
+    """
+    count = 0
+    for batch in batches:
+        left = (_MOST if samples is None else samples) - count
+        if samples is None and len(batch) > left:
+            raise DataError(
+                f"'{reference}' has given {_MOST:,} samples and has not ended: say with --data-samples N how many to "
+                "read in one pass."
+            )
+        yield batch if len(batch) <= left else batch.rows(np.arange(left))
+        count += len(batch)
+        if samples is not None and count >= samples:
+            return

@@ -42,6 +42,8 @@ class ReadingSettings(TypedDict, total=False):
     models that predict the next token."""
     timeout: float
     """Seconds that module:function may take for one batch."""
+    samples: int | None
+    """Samples that are read of module:function in one pass; a function that never ends needs it."""
 
 
 class TrainingSettings(TypedDict, total=False):

@@ -86,6 +86,11 @@ class DataSettings(_Settings):
         gt=0,
         description="Seconds that module:function may take for one batch.",
     )
+    samples: Annotated[int | None, replace(_READING, name="data-samples")] = Field(
+        default=None,
+        ge=1,
+        description="Samples that are read of module:function in one pass; a function that never ends needs it.",
+    )
 
 
 class TrainSettings(_Settings):

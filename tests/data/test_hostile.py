@@ -19,6 +19,7 @@ from PIL import Image
 from training_models import blobs, convnet, mlp
 
 from onnxprune import model_io
+from onnxprune.data import stream
 from onnxprune.data.metrics import METRICS
 from onnxprune.data.npz import read_npz
 from onnxprune.data.readers import open_data, read_data
@@ -179,6 +180,24 @@ def test_a_function_that_misbehaves_ends_in_a_sentence(function: Callable[..., A
         data = read_data(f"{__name__}:{function.__name__}", model, DataSettings(timeout=0.3))
         list(data.source.epoch(4))
     assert time.monotonic() - began < 10
+
+
+def never_ends() -> Iterator[Any]:
+    while True:
+        yield X[:4], LABEL[:4]
+
+
+def test_a_function_that_never_ends_is_read_as_far_as_was_said() -> None:
+    data = read_data(f"{__name__}:never_ends", mlp(), DataSettings(samples=10))
+    for _ in range(2):
+        assert [len(batch) for batch in data.source.epoch(4)] == [4, 4, 2]
+
+
+def test_a_function_that_never_ends_is_stopped_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_MOST", 50)
+    data = read_data(f"{__name__}:never_ends", mlp())
+    with pytest.raises(DataError, match="never_ends' has given 50 samples and has not ended: .*--data-samples N"):
+        list(data.source.epoch(4))
 
 
 # --- metrics of the user
