@@ -165,7 +165,7 @@ def figures_of(network: Network, dense: ir.Model, made: Made, cost: Cost) -> dic
     figures = {
         "score": round(network.score(made.model), 4),
         "work": round(macs_of(made.model) / macs_of(dense), 4),
-        "bytes": round(model_io.serialized_size(stored) / model_io.serialized_size(dense), 4),
+        "bytes": round(model_io.saved_size(stored) / model_io.saved_size(dense), 4),
         "latency": round(latency, 3),
     }
     return figures if made.difference is None else figures | {"difference": float(f"{made.difference:.2g}")}

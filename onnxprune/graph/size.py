@@ -63,7 +63,7 @@ def figures(model: ir.Model, shapes: Shapes | None = None) -> Figures:
         parameters=sum(parameter.size for parameter in counted),
         nonzero_parameters=sum(parameter.nonzero() for parameter in counted),
         macs=None if uncounted and not macs else macs,
-        file_bytes=model_io.serialized_size(model),
+        file_bytes=model_io.saved_size(model),
         uncounted=uncounted,
     )
 

@@ -6,7 +6,8 @@
     ensure_unchanged(m)   the files of a loaded model are still those that were read
     check_output(path)    what `save` would refuse, asked before the work starts
     sha256(path)          one hash over the model file and its external data
-    to_bytes, to_proto, to_skeleton, serialized_size   the model in memory, without its weights, how large it will be
+    saved_size(model)     bytes of the files that `save` would write
+    to_bytes, to_proto, to_skeleton, serialized_size   the model as one protobuf, without its weights, how large it is
 
 What a loaded model guarantees to everything downstream: no local functions, no sparse tensors, no training
 information, opset 7 or newer and one that ONNX Runtime runs, nodes in topological order, every value defined. Large

@@ -1,8 +1,8 @@
 from .hashing import sha256
 from .limits import Limits
 from .loading import load, load_any
-from .saving import Saved, check_output, save
-from .serialise import all_initializers, serialized_size, size_of_files, to_bytes, to_proto, to_skeleton
+from .saving import Saved, check_output, save, saved_size, size_of_files
+from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
 from .source import Source, ensure_unchanged, source_of
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "load",
     "load_any",
     "save",
+    "saved_size",
     "serialized_size",
     "size_of_files",
     "sha256",

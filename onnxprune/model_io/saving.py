@@ -21,8 +21,8 @@ from onnxprune.errors import ModelError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside, together
 from onnxprune.model_io.external import data_files_of, stored_bytes
 from onnxprune.model_io.hashing import combined, file_hash
-from onnxprune.model_io.serialise import all_initializers, write_data, write_model
-from onnxprune.model_io.source import Source, ensure_unchanged, source_of
+from onnxprune.model_io.serialise import all_initializers, serialized_size, write_data, write_model
+from onnxprune.model_io.source import Source, bytes_read, ensure_unchanged, source_of
 
 EXTERNAL_THRESHOLD = 1_900_000_000
 _INLINE_BYTES = 1024  # smaller tensors stay in the model file, where shape inference reads them
@@ -101,13 +101,7 @@ def save(
     path = Path(path)
     source = source or source_of(model)
     check_output(path, force=force, source=source)
-    if external is None:
-        external = bool(source and source.data_files)
-    values = list(all_initializers(model))
-    if external or sum(stored_bytes(value.const_value) for value in values if value.const_value) > external_threshold:
-        placed = [value for value in values if _goes_out(value)]
-    else:
-        placed = []
+    placed = _placed(model, source, external, external_threshold)
     try:
         stale = data_files_of(path) if force else ()
         saved = _write(model, path, placed, replace=force, durable=durable)
@@ -116,6 +110,42 @@ def save(
     except OSError as error:
         raise ModelError(f"the output '{path}' cannot be written: {error.strerror or error}.") from error
     return dataclasses.replace(saved, stale=tuple(file for file in stale if file != saved.data_file))
+
+
+def saved_size(model: ir.Model) -> int:
+    """Bytes of the files that `save` would write by default: model file and external data together.
+
+    Exact but for the length of the name that the data file gets, which each external weight repeats.
+    """
+    source = source_of(model)
+    placed = _placed(model, source, None, EXTERNAL_THRESHOLD)
+    if not placed:
+        return serialized_size(model)
+    extents = _layout(placed)
+    location = _data_name(source.path.name if source else "model.onnx", "0" * 64)
+    placement = {value: _reference(value, location, extents[value]) for value in placed}
+    return serialized_size(model, placement) + sum(extents[placed[-1]])
+
+
+def size_of_files(model: ir.Model) -> int:
+    """Bytes of the files that a model was read from; of others, the bytes that `save` would write."""
+    count = bytes_read(model)
+    return saved_size(model) if count is None else count
+
+
+def _data_name(name: str, digest: str) -> str:
+    """The name of the data file of a model file, by the sha256 of what it holds."""
+    return f"{name}.{digest[:12]}.data"
+
+
+def _placed(model: ir.Model, source: Source | None, external: bool | None, threshold: int) -> list[ir.Value]:
+    """The weights that go to external data; see `save`."""
+    if external is None:
+        external = bool(source and source.data_files)
+    values = list(all_initializers(model))
+    if external or sum(stored_bytes(value.const_value) for value in values if value.const_value) > threshold:
+        return [value for value in values if _goes_out(value)]
+    return []
 
 
 def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool, durable: bool) -> Saved:
@@ -127,7 +157,7 @@ def _write(model: ir.Model, path: Path, placed: list[ir.Value], *, replace: bool
             data_temporary, file = stack.enter_context(temporary_beside(path))
             extents, digest = _write_tensors(placed, file)
             _finish(file, durable)
-            data_file = path.with_name(f"{path.name}.{digest[:12]}.data")
+            data_file = path.with_name(_data_name(path.name, digest))
             hashes[data_file.name] = digest
             placement = {value: _reference(value, data_file.name, extents[value]) for value in placed}
         temporary, file = stack.enter_context(temporary_beside(path))
@@ -161,18 +191,28 @@ class _HashingWriter:
         self.digest.update(data)
 
 
-def _write_tensors(values: Iterable[ir.Value], file: IO[bytes]) -> tuple[dict[ir.Value, tuple[int, int]], str]:
-    """Write tensors one after the other; returns (offset, length) in bytes of each, and the file's sha256."""
+def _layout(values: Iterable[ir.Value]) -> dict[ir.Value, tuple[int, int]]:
+    """(offset, length) in bytes of each tensor, one after the other."""
     extents: dict[ir.Value, tuple[int, int]] = {}
-    writer = _HashingWriter(file)
-    offset = 0
+    end = 0
     for value in values:
         assert value.const_value is not None
-        padding = -offset % _ALIGNMENT
-        writer.write(b"\0" * padding)
+        start = end + -end % _ALIGNMENT
+        end = start + value.const_value.nbytes
+        extents[value] = (start, value.const_value.nbytes)
+    return extents
+
+
+def _write_tensors(values: Iterable[ir.Value], file: IO[bytes]) -> tuple[dict[ir.Value, tuple[int, int]], str]:
+    """Write tensors one after the other; returns where each lies, and the file's sha256."""
+    extents = _layout(values)
+    writer = _HashingWriter(file)
+    end = 0
+    for value, (start, length) in extents.items():
+        assert value.const_value is not None
+        writer.write(b"\0" * (start - end))
         write_data(value.const_value, writer)
-        extents[value] = (offset + padding, value.const_value.nbytes)
-        offset += padding + value.const_value.nbytes
+        end = start + length
     return extents, writer.digest.hexdigest()
 
 

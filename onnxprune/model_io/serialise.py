@@ -18,7 +18,6 @@ from onnx_ir import serde
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io.protobuf import graphs
-from onnxprune.model_io.source import bytes_read
 from onnxprune.model_io.wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
 
 _GRAPH_TAG = MODEL_GRAPH << 3 | LENGTH_DELIMITED
@@ -76,18 +75,14 @@ def to_skeleton(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def size_of_files(model: ir.Model) -> int:
-    """Return the bytes of the files that a model was read from; of others, the bytes that `save` would write."""
-    count = bytes_read(model)
-    return serialized_size(model) if count is None else count
+def serialized_size(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTensor] | None = None) -> int:
+    """Bytes of the model file, without writing it.
 
-
-def serialized_size(model: ir.Model) -> int:
-    """Bytes of the saved model: model file and external data together, without writing it.
-
-    Exact for embedded weights; a few bytes per tensor off where weights are external.
+    Args:
+        model: The model.
+        placement: Initializers that are references to external data; all others are embedded.
     """
-    head, graph, tensors = _parts(model, {})
+    head, graph, tensors = _parts(model, placement or {})
     body = len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
     return len(head) + _framed_size(body)
 

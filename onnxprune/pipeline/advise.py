@@ -110,7 +110,7 @@ def _figures(model: ir.Model, sample: runtime.Feeds) -> size.Figures:
 
 
 def _smaller(model: ir.Model, names: _Names, inspection: Inspection) -> Proposal:
-    whole = max(model_io.serialized_size(model), 1)
+    whole = max(model_io.saved_size(model), 1)
     weights = sum(parameter.tensor.nbytes for parameter in size.parameters(model))
     share = min(inspection.weight_parameters / max(sum(p.tensor.size for p in size.parameters(model)), 1), 1.0)
     left = 1 - weights * share * (1 - (1 - _ZEROS) * _GAP8) / whole

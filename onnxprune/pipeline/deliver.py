@@ -151,7 +151,7 @@ def written_bytes(result: Result) -> int:
     """Return how many bytes `write` would write, external data included."""
     if result.delivery is not None and result.delivery.sparse_tensors:
         return to_sparse_initializers(result.model).ByteSize()
-    return model_io.serialized_size(result.model)
+    return model_io.saved_size(result.model)
 
 
 def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None) -> Result:
@@ -178,7 +178,7 @@ def _packed(result: Result, verifier: _Verifier) -> Result:
         batches = runtime.working_inputs(result.model, seed=recipe.seed, count=2)
         compare_forms(result.model if exact else plain, packed, batches, 0.0 if exact else _LOSSY_TOLERANCE)
     verdict = result.verdict if exact else verifier.again(plain, result.verdict)
-    verdict = _with_bytes(verdict, model_io.serialized_size(packed))
+    verdict = _with_bytes(verdict, model_io.saved_size(packed))
     assert result.delivery is not None
     return replace(result, model=packed, verdict=verdict, delivery=replace(result.delivery, packing=report))
 

@@ -7,7 +7,7 @@ slices that are equal nowhere are matched by how alike they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ import onnx_ir as ir
 from onnxprune import model_io
 from onnxprune.passes import Normalise
 from onnxprune.pipeline.prepare import prepare
-from onnxprune.pipeline.rebuild import RecordedCut
+from onnxprune.pipeline.rebuild import RecordedCut, without_blocks
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 
@@ -42,9 +43,33 @@ class _Known:
     matched: Mapping[tuple[ir.Value, int], Bools]
 
 
-def recovered_cut(before: ir.Model, after: ir.Model) -> RecordedCut | None:
-    """Find what was kept of each constant from the two files alone; None where they do not tell."""
-    structure, pruned = prepare(before.clone()), after.clone()
+def recovered_blocks(before: ir.Model, after: ir.Model) -> list[str]:
+    """Find the residual blocks of which nothing is left, by the names of their sums; the outermost of nested ones."""
+    pruned = after.clone()
+    Normalise()(pruned)
+    left = {str(value.name) for value in model_io.all_initializers(pruned)}
+    left |= {str(value.name) for node in pruned.graph.all_nodes() for value in node.outputs}
+    gone = [
+        block
+        for block in residual_blocks(prepare(before.clone()))
+        if block.weights
+        and not any(str(value.name) in left for value in block.weights)
+        and not any(str(value.name) in left for node in block.nodes for value in node.outputs)
+    ]
+    return [block.name for block in gone if not any(block.nodes < other.nodes for other in gone)]
+
+
+def recovered_cut(before: ir.Model, after: ir.Model, blocks: Sequence[str] = ()) -> RecordedCut | None:
+    """Find what was kept of each constant from the two files alone; None where they do not tell.
+
+    Args:
+        before, after: The original and the pruned model.
+        blocks: The residual blocks that went; see `recovered_blocks`.
+
+    Raises:
+        DataError: The original has no such block.
+    """
+    structure, pruned = without_blocks(before, blocks), after.clone()
     Normalise()(pruned)
     written = {str(v.name): v.const_value.numpy() for v in model_io.all_initializers(pruned) if v.const_value}
     for value in structure.weights:

@@ -16,7 +16,7 @@ from onnxprune.passes import MaskBlocks, MaskUnits, RemoveBlocks, Tidy
 from onnxprune.passes.normalise import COPY_OF
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import RecordedTile
-from onnxprune.structure.blocks import residual_blocks
+from onnxprune.structure.blocks import ResidualBlock, residual_blocks
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 
@@ -24,25 +24,42 @@ RecordedCut = Mapping[str, Mapping[str, list[int]]]
 """For each constant that was cut, the kept indices of each axis, as a record has them."""
 
 
-def masked_twin_of(before: ir.Model, kept: RecordedCut, blocks: list[str]) -> ir.Model:
+def masked_twin_of(before: ir.Model, kept: RecordedCut, blocks: Sequence[str]) -> ir.Model:
     """The original with recorded units zeroed, and what recorded blocks contribute.
 
     Raises:
         DataError: The record does not fit the model.
     """
-    structure = prepare(before.clone())
-    removed_blocks = [b for b in residual_blocks(structure) if b.name in blocks]
-    if missing := set(blocks) - {b.name for b in removed_blocks}:
-        raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
     if not kept:
-        MaskBlocks(removed_blocks)(structure.model)
+        structure = prepare(before.clone())
+        MaskBlocks(_named_blocks(structure, blocks))(structure.model)
         return structure.model
-    if removed_blocks:  # dead units that went as well are those of the model without the blocks
-        RemoveBlocks(removed_blocks)(structure.model)
-        Tidy()(structure.model)
-        structure = prepare(structure.model)
+    structure = without_blocks(before, blocks)
     MaskUnits(structure, removed_atoms(structure, kept))(structure.model)
     return structure.model
+
+
+def without_blocks(before: ir.Model, blocks: Sequence[str]) -> Structure:
+    """The structure of a copy of the original without these residual blocks, which is what its units were cut from.
+
+    Dead units that went with a block are those of the model without it.
+
+    Raises:
+        DataError: The original has no such block.
+    """
+    structure = prepare(before.clone())
+    if not blocks:
+        return structure
+    RemoveBlocks(_named_blocks(structure, blocks))(structure.model)
+    Tidy()(structure.model)
+    return prepare(structure.model)
+
+
+def _named_blocks(structure: Structure, names: Sequence[str]) -> list[ResidualBlock]:
+    removed = [block for block in residual_blocks(structure) if block.name in names]
+    if missing := set(names) - {block.name for block in removed}:
+        raise DataError(f"the record names the residual block {sorted(missing)[0]!r}, which the model does not have")
+    return removed
 
 
 def recorded_masks(model: ir.Model, tiles: Mapping[str, Sequence[RecordedTile]]) -> dict[str, Bools]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_onnx_and_onnxruntime_read_what_was_saved(tmp_path: Path, external: bool
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert saved.size == sum(file.stat().st_size for file in files)
     assert (saved.data_file is not None) == external
+
+
+@pytest.mark.parametrize("make", [stored, stored_external])
+def test_the_size_told_before_is_the_size_of_the_files(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    path = make(tmp_path)
+    model = model_io.load(path)
+    told = model_io.saved_size(model)
+    (tmp_path / "there").mkdir()
+    assert model_io.save(model, tmp_path / "there" / path.name).size == told
 
 
 def test_types_of_initializers_are_not_written_a_second_time() -> None:

@@ -18,6 +18,7 @@ from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.matching import recovered_cut
 from onnxprune.pipeline.record import load_record
 
+RESNET_FILE = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
 MLP_FILE = Path(__file__).resolve().parents[2] / "models" / "digits_mlp.onnx"
 
 
@@ -101,6 +102,23 @@ def test_units_are_matched_by_likeness_where_every_number_changed(kind: str, tmp
     assert recovered_cut(before, after) == kept
     found = check(original, pruned)
     assert found.removed_vs_masked is not None and found.changed >= len(kept)
+
+
+@pytest.mark.parametrize("structure", ["blocks", "blocks+channels"])
+def test_two_files_alone_tell_the_residual_blocks_that_went(structure: str, tmp_path: Path) -> None:
+    original, pruned = RESNET_FILE, tmp_path / "pruned.onnx"
+    result = onnxprune.prune(original, sparsity=0.3, structure="blocks", latency=False)
+    if structure == "blocks+channels":
+        onnxprune.save(result, tmp_path / "shallow.onnx")
+        result = onnxprune.prune(tmp_path / "shallow.onnx", sparsity=0.3, structure="channels", latency=False)
+    onnxprune.save(result, pruned)
+    found = check(original, pruned)
+    assert found.removed_vs_masked is not None and found.removed_vs_masked < 1e-4
+    proto = onnx.load(pruned)
+    other_operator(proto)
+    onnx.save(proto, pruned)
+    with pytest.raises(VerificationError):
+        check(original, pruned)
 
 
 def test_numbers_in_another_order_do_not_pass(tmp_path: Path) -> None:
