@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
+from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.prunable import prunable_size, why_nothing
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.granularity import NM, Block, Depth, Layers, Shape, Tiles, Units, Weights
@@ -329,7 +330,10 @@ def _depth(task: Task) -> Plan:
             "there is nothing to prune by depth: no Add has a side with prunable weights that nothing else reads"
         )
     if isinstance(recipe.parts.removed, Layers) and not layers_of(blocks):
-        raise NothingToPrune("there is nothing to prune in layers: no residual block holds an attention")
+        why = "no residual block holds an attention"
+        if recipe.interface != "narrow" and free_caches(structure.model.clone()):
+            why = "attentions write their caches to outputs; with --resize-io layers go with their caches"
+        raise NothingToPrune(f"there is nothing to prune in layers: {why}")
     task = task if task.criterion.weights is None else _scored(task)
     scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
     weights = eligible_weights(structure, recipe)

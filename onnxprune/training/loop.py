@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from onnxprune.training.divergence import told
 from onnxprune.training.evaluate import as_tuple, evaluate
 from onnxprune.training.feed import Feed, Shard
 from onnxprune.training.masks import BoundMasks, Masks, sparsity_of
@@ -233,10 +234,9 @@ class Run:
         if self.best is None and self.task.gradual is not None and self.task.gradual.done:
             kept = "the weights as the last pruning left them"
         figure = "" if self.best is None else f" ({self.task.metric.name} {self.best:.4f})"
-        self.diverged = (
-            f"The loss became {'NaN' if math.isnan(value) else 'infinite'} at step {step} of {self.steps}; training "
-            f"stopped and kept {kept}{figure}. A lower learning rate, warm-up or gradient clipping may help."
-        )
+        names = names_of(self.bare)
+        before = {names.get(name, name): tensor for name, tensor in self.kept.items()}
+        self.diverged = told(value, step, self.steps, f"{kept}{figure}", before)
 
     def _tell(self, loss: float, force: bool = False) -> None:
         if self.progress is None or not self.accelerator.is_main_process or not (self.ticker.due() or force):

@@ -116,3 +116,8 @@ def test_the_cache_that_others_take_the_length_from_may_go(tmp_path: Path) -> No
             "past_key_values.0.value",
         ]
         session.run(None, feeds(decoders.KV_HEADS, layers=1))
+
+
+def test_layers_that_hold_caches_are_told_with_the_flag_that_frees_them(tmp_path: Path) -> None:
+    with pytest.raises(NothingToPrune, match="--resize-io"):
+        api.prune(decoders.write(tmp_path, layers=2), sparsity=0.4, structure="layers")

@@ -242,6 +242,15 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_best() -> None:
     assert all(np.array_equal(array, weights(good)[name]) for name, array in weights(done.model).items())
 
 
+def test_a_broken_weight_is_blamed_and_not_the_learning_rate() -> None:
+    model = mlp()
+    array = weights(model)["fc1.weight"].copy()
+    array.flat[3] = np.nan
+    model.graph.initializers["fc1.weight"].const_value = ir.tensor(array, name="fc1.weight")
+    told = retrain(model, blob_data(), FAST).result.diverged
+    assert "at step 1 of" in told and "'fc1.weight' of the model holds NaN" in told and "learning rate" not in told
+
+
 def poisoned(data: Data) -> Data:
     """The same data with one input beyond what float32 can multiply."""
     source = data.source
