@@ -273,6 +273,7 @@ SequenceLengthFlag = Annotated[int | None, option("sequence_length", rare=True)]
 TextFlag = Annotated[str, option("text", rare=True)]
 CustomOpsFlag = Annotated[list[Path], option("custom_ops")]
 SeedFlag = Annotated[int, option("seed")]
+JobsFlag = Annotated[int | None, option("jobs", rare=True)]
 
 
 # -- recipe files

@@ -70,6 +70,11 @@ class Invocation(BaseModel):
     verification: Annotated[bool, Flag("Run", name="verify")] = Field(
         True, description="run the result in ONNX Runtime and prove the cut; without, the file is written unproved"
     )
+    jobs: Annotated[int | None, _RUN] = Field(
+        None,
+        description="tries at a time, in processes of their own: of a search for --max-drop, layers of a scan, runs of "
+        "a sweep; -1 is one a core; the result is the same",
+    )
     dry_run: Annotated[bool, _RUN] = Field(False, description="do and measure everything, write nothing")
     force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
         False, description="replace an existing output"

@@ -90,6 +90,7 @@ def _pruned(recipe: Recipe, invocation: Invocation, folder: Path | None, tell: A
         checkpoint=folder,
         resume=invocation.resume,
         verification=invocation.verification,
+        jobs=invocation.jobs,
         progress=tell,
     )
 

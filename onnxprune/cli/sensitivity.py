@@ -12,6 +12,7 @@ from onnxprune.cli.flags import (
     CustomOpsFlag,
     ExcludeFlag,
     InputsFlag,
+    JobsFlag,
     OnlyFlag,
     SampleAxisFlag,
     SeedFlag,
@@ -63,6 +64,7 @@ def sensitivity(
     exclude: ExcludeFlag = [],  # noqa: B006
     only: OnlyFlag = [],  # noqa: B006
     seed: SeedFlag = 0,
+    jobs: JobsFlag = None,
     plot: _PlotFlag = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
@@ -89,7 +91,7 @@ def sensitivity(
             inputs=inputs, custom_ops=custom_ops,
             reading=reading,
             structure=structure, criterion=criterion, exclude=exclude,
-            only=only, seed=seed,
+            only=only, seed=seed, jobs=jobs,
         )  # fmt: skip
         if plot is not None:
             tell("plot")

@@ -28,7 +28,6 @@ Folder = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder for results and page [MODEL.sweep].", show_default=False),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time; -1 is one a core.", show_default=False)]
 Pick = Annotated[
     list[str],
     typer.Option(help="Write the best model within a limit: latency<=0.5.", show_default=False),
@@ -47,7 +46,6 @@ def sweep(
     settings: dict[str, Any],
     invocation: Invocation,
     output: Folder = None,
-    jobs: Jobs = None,
     pick: Pick = [],  # noqa: B006
     page: Page = True,
     help_all: HelpAllFlag = False,
@@ -70,7 +68,13 @@ def sweep(
         check_outputs(invocation.reads, picked, {"--pick": picked.with_suffix(".json")}, force=invocation.force)
     with stages(str(model)) as tell:
         swept = sweep_model(
-            model, folder, jobs=jobs, limits=[*map(str, limits)], progress=tell, **_keywords(invocation), **settings
+            model,
+            folder,
+            jobs=invocation.jobs,
+            limits=[*map(str, limits)],
+            progress=tell,
+            **_keywords(invocation),
+            **settings,
         )
         if all(trial.failed for trial in swept.trials):
             raise VerificationError(f"no setting gave a model: {swept.trials[0].label}: {swept.trials[0].failed}")

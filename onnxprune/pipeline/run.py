@@ -20,6 +20,7 @@ from onnxprune import model_io
 from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
+from onnxprune.jobs import with_jobs
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
@@ -65,6 +66,7 @@ def prune(
     custom_ops: Sequence[str | Path] = (),
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
@@ -84,6 +86,8 @@ def prune(
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
+        jobs: Tries of a search for ``max_drop`` at a time, and layers of a scan, as joblib has it: -1 is one a core;
+            None is one, or what ``joblib.parallel_config`` says. The result is the same.
         progress: Called with the name of each stage.
         **settings: Fields of `Recipe`; those that hold settings of their own also take a dict of them.
 
@@ -107,7 +111,7 @@ def prune(
     asked = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
     preflight(recipe, asked)
     clock = Clock(progress)
-    with custom_operators(custom_ops):
+    with custom_operators(custom_ops), with_jobs(jobs):
         original = clock("load", lambda: model_io.load_any(model))
         opened = _opened(original, recipe, asked, clock)
         return (_run if recipe.target is None else _search)(original, recipe, opened, clock)
@@ -166,8 +170,8 @@ def _search(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     folder = None if recipe.retrain is None else inputs.checkpoint
     sparsity = None if folder is None else begin_search(folder, recipe, resume=inputs.resume)
     with forgotten_unless_started(folder):
-        run = partial(_try, original, inputs, clock)
-        return reach(original, recipe, run, inputs.eval_data, inputs.metric, clock.progress, at=sparsity)
+        run, silent = partial(_try, original, inputs, clock), partial(_try, original, inputs, Clock())
+        return reach(original, recipe, run, silent, inputs.eval_data, inputs.metric, clock.progress, at=sparsity)
 
 
 def _try(original: ir.Model, inputs: RunInputs, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:

@@ -20,6 +20,7 @@ from onnxprune.data.text import check_text
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
+from onnxprune.jobs import with_jobs
 from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.defaults import settled
@@ -107,6 +108,7 @@ def sensitivity(
     inputs: AnyData | None = None,
     custom_ops: Sequence[str | Path] = (),
     levels: Sequence[float] | None = None,
+    jobs: int | None = None,
     progress: Callable[[str], None] | None = None,
     **settings: Unpack[Settings],
 ) -> Scan:
@@ -121,6 +123,7 @@ def sensitivity(
         inputs: Inputs that the model runs with, where none are found.
         custom_ops: Libraries of custom operators that the model needs.
         levels: Shares to try, each between 0 and 1.
+        jobs: Tries at a time, as joblib has it: -1 is one a core; None is one, or what ``joblib.parallel_config`` says.
         progress: Called with the name of each layer.
         **settings: Those fields of `Recipe` that say what may go and what goes first: ``structure`` (weights or
             channels), ``criterion``, ``kinds``, ``allow_inexact``, ``exclude``, ``only``, ``ends``, ``seed``.
@@ -145,7 +148,7 @@ def sensitivity(
         raise RecipeError("there is nothing to measure on: give --calibration FILE.npz, or --eval-data with labels")
     check_text(recipe.reading, (calibration, eval_data, inputs))
     check_scores(recipe, calibration, trains=False)
-    with custom_operators(custom_ops):
+    with custom_operators(custom_ops), with_jobs(jobs):
         original = model_io.load_any(model)
         give_inputs(original, inputs, recipe.reading)
         return _scan(original, recipe, chosen, calibration, eval_data, metric, progress)

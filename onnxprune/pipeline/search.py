@@ -6,7 +6,8 @@ Both searches ask ``measure(sparsity)`` for a number, remember every answer, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 MOST = 0.999
@@ -15,9 +16,12 @@ MOST = 0.999
 _CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
 _CLOSE_UNDER = 0.005  # the same of a budget that must not be exceeded
 _FINEST = 1 / 2048  # no two sparsities closer than this are tried
+_WORLDS = 4  # so many possible outcomes are thought through for each sparsity that is measured ahead
 _LEAST = 1e-9  # in the place of 0, where a logarithm is taken
 
 Measure = Callable[[float], float]
+MeasureEach = Callable[[Sequence[float]], Sequence[float | None]]
+"""From sparsities to what is measured of each; None, which the first never is, where it was not to be had."""
 
 
 @dataclass(frozen=True)
@@ -103,43 +107,97 @@ def _between(low: Try, high: Try | None, wanted: float, halve: bool) -> float:
     return low.sparsity + min(max(share, 0.1), 0.9) * (end - low.sparsity)
 
 
-def highest_within(measure: Measure, limit: float, *, least: float = 0.0, most_tries: int = 24) -> Outcome:
+def highest_within(
+    measure: MeasureEach, limit: float, *, least: float = 0.0, most_tries: int = 24, ahead: int = 1
+) -> Outcome:
     """Find the highest sparsity whose loss is within the limit, and 5 % more of which is not.
 
     Losses need not rise evenly: a search by halves ends at a sparsity that holds, with one just above it that does not;
     then 5 % more (both times 1.05 and 5 points more) is tried, and where that holds the search goes on from there.
 
     Args:
-        measure: From a sparsity to the loss; NaN holds no limit.
+        measure: From sparsities to their losses; NaN holds no limit.
         limit: The loss that is allowed.
         least: The least sparsity that makes sense.
         most_tries: Runs at most.
+        ahead: Sparsities that are measured at a time: the next one, and those that it may lead to, whether it holds
+            or not. The outcome is the same for any number.
 
     Returns:
         No ``best`` where nothing holds.
     """
-    search = _Runs(measure)
-    best: Try | None = None
+    known: dict[float, bool] = {}  # whether it holds
+    values: dict[float, float] = {}
+    while True:
+        wanted = _next_ones(known, ahead, least, most_tries)
+        if not wanted:
+            best, path = _by_halves(known, least, most_tries)
+            tries = {sparsity: Try(sparsity, values[sparsity]) for sparsity in path}
+            return Outcome(None if best is None else tries[best], tuple(tries.values()))
+        for sparsity, value in zip(wanted, measure(wanted), strict=True):
+            if value is not None:
+                values[sparsity], known[sparsity] = value, value <= limit
+
+
+class _Unknown(Exception):
+    """A sparsity that has to be measured before the search can go on."""
+
+    def __init__(self, sparsity: float) -> None:
+        self.sparsity = sparsity
+
+
+def _next_ones(known: Mapping[float, bool], count: int, least: float, most_tries: int) -> list[float]:
+    """The sparsity that the search needs next, and up to `count` in all that it may need after that, nearest first."""
+    wanted: list[float] = []
+    worlds = deque([dict(known)])
+    for _ in range(_WORLDS * count):
+        if not worlds or len(wanted) == count:
+            break
+        world = worlds.popleft()
+        try:
+            _by_halves(world, least, most_tries)
+        except _Unknown as unknown:
+            if unknown.sparsity not in wanted:
+                wanted.append(unknown.sparsity)
+            worlds += [{**world, unknown.sparsity: holds} for holds in (True, False)]
+    return wanted
+
+
+def _by_halves(known: Mapping[float, bool], least: float, most_tries: int) -> tuple[float | None, list[float]]:
+    """The highest sparsity that holds and all that were looked at, as `highest_within` says.
+
+    Raises:
+        _Unknown: It is not known whether a sparsity holds.
+    """
+    path: dict[float, bool] = {}
+
+    def holds(sparsity: float) -> bool:
+        if sparsity not in known:
+            raise _Unknown(sparsity)
+        path[sparsity] = known[sparsity]
+        return path[sparsity]
+
+    best: float | None = None
     low, high = least, MOST
-    while len(search.tries) < most_tries:
+    while len(path) < most_tries:
         if high - low > _resolution(low):
-            new = search.at((low + high) / 2)
-            if new.value <= limit:
-                best, low = new, new.sparsity
+            middle = round((low + high) / 2, 6)
+            if holds(middle):
+                best = low = middle
             else:
-                high = new.sparsity
+                high = middle
             continue
-        further = next((t for t in map(search.at, five_percent_more(low)) if t.value <= limit), None)
+        further = next((s for s in five_percent_more(low) if holds(s)), None)
         if further is None:
             break
-        best, low = further, further.sparsity
-        high = min((t.sparsity for t in search.tries if t.sparsity > low and not t.value <= limit), default=MOST)
-    return Outcome(best, search.tries)
+        best = low = further
+        high = min((s for s, held in path.items() if s > low and not held), default=MOST)
+    return best, list(path)
 
 
 def five_percent_more(sparsity: float) -> list[float]:
     """Both readings of 5 % more, none above `MOST`."""
-    return [min(s, MOST) for s in (sparsity * 1.05, sparsity + 0.05) if sparsity < MOST]
+    return [round(min(s, MOST), 6) for s in (sparsity * 1.05, sparsity + 0.05) if sparsity < MOST]
 
 
 def _resolution(low: float) -> float:

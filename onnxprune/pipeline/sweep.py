@@ -7,23 +7,22 @@ result = swept.pick("latency<=0.5")                       # the best model that 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.data.readers import AnyData
 from onnxprune.data.sets import identity
 from onnxprune.errors import NothingToPrune, RecipeError, VerificationError
+from onnxprune.jobs import check_jobs, each
 from onnxprune.pipeline.clock import Progress
 from onnxprune.pipeline.preflight import check_limits, preflight
 from onnxprune.pipeline.result import Result, measured_figures
@@ -161,7 +160,7 @@ def sweep(
     chosen, left_out = combinations(settings, partial(preflight, inputs=asked))
     for combination in chosen:
         check_limits(map(parse, limits), combination.recipe, asked, flag="--pick")
-    _check_jobs(jobs)
+    check_jobs(jobs)
     model_id = _hash(model)
     kept = None if folder is None else Path(folder)
     if kept is not None:
@@ -235,9 +234,8 @@ def _trials(
         if content is not None:
             trials[number] = replace(trial, **_measured(content))
     missing = [number for number in range(len(blank)) if number not in trials]
-    portable = _portable(model)
-    calls = (partial(_numbered, number, portable, blank[number], keywords) for number in missing)
-    for number, trial in _each(calls, jobs):
+    for place, trial in each(_run, (model, keywords), [blank[number] for number in missing], jobs=jobs):
+        number = missing[place]
         trials[number] = trial
         if folder is not None and not trial.failed:
             write_result(folder, names[number], _kept(trial))
@@ -246,17 +244,13 @@ def _trials(
     return tuple(trials[number] for number in range(len(blank)))
 
 
-def _numbered(number: int, model: AnyModel, trial: Trial, keywords: RunKeywords) -> tuple[int, Trial]:
-    return number, _run(model, trial, keywords)
-
-
-def _run(model: AnyModel, trial: Trial, keywords: RunKeywords) -> Trial:
-    """Run one trial; where its settings leave nothing to prune, or nothing is proved, it says so.
+def _run(given: tuple[AnyModel, RunKeywords], trial: Trial) -> Trial:
+    """Run one trial of a model; where its settings leave nothing to prune, or nothing is proved, it says so.
 
     Raises:
         DataError, ModelError: Something is wrong with what all trials share.
     """
-    start = time.perf_counter()
+    (model, keywords), start = given, time.perf_counter()
     try:
         result = prune(model, trial.recipe, **keywords.named())
     except (NothingToPrune, RecipeError, VerificationError) as error:
@@ -285,38 +279,11 @@ def _measured(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "notes": tuple(told.get("notes", ()))}
 
 
-def _each(calls: Iterable[Callable[[], tuple[int, Trial]]], jobs: int | None) -> Iterator[tuple[int, Trial]]:
-    """Call all, through joblib where it is there, and yield what comes back as it comes."""
-    if importlib.util.find_spec("joblib") is None:
-        yield from (call() for call in calls)
-        return
-    from joblib import Parallel, delayed
-
-    yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(call)() for call in calls)
-
-
-def _check_jobs(jobs: int | None) -> None:
-    """Refuse a number of jobs that cannot be.
-
-    Raises:
-        RecipeError: It is 0, or more than one without joblib.
-    """
-    if jobs == 0:
-        raise RecipeError("--jobs: give a number of runs at a time, or -1 for one a core (not 0)")
-    if jobs not in (None, 1) and importlib.util.find_spec("joblib") is None:
-        raise RecipeError("--jobs needs joblib: pip install 'onnxprune[sweep]'")
-
-
 def _hash(model: AnyModel) -> str:
     if isinstance(model, (str, Path)):
         return model_io.sha256(model)
     content = model.SerializeToString(deterministic=True) if isinstance(model, onnx.ModelProto) else None
     return hashlib.sha256(content or model_io.to_bytes(model_io.load_any(model))).hexdigest()
-
-
-def _portable(model: AnyModel) -> AnyModel:
-    """The model as another process can take it."""
-    return model_io.to_proto(model) if isinstance(model, ir.Model) else model
 
 
 def _name(model: AnyModel) -> str:

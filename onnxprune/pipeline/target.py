@@ -8,7 +8,7 @@ the sparsity is the one thing left to find.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData, open_data
-from onnxprune.errors import DataError, VerificationError
+from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
+from onnxprune.jobs import count_jobs, each
 from onnxprune.pipeline.deliver import ensure_wanted, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
@@ -36,7 +37,7 @@ class Run(Protocol):
 
 
 def reach(
-    original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+    original: ir.Model, recipe: Recipe, run: Run, silent: Run, eval_data: Any, metric: str | None,
     tell: Callable[[str], None] | None, *, at: float | None = None,
 ) -> Result:  # fmt: skip
     """Look for the sparsity that gives what the recipe's target asks for; return the result at it.
@@ -45,6 +46,7 @@ def reach(
         original: The model before.
         recipe: With a target.
         run: Runs a recipe on the original.
+        silent: The same without progress, for other processes.
         eval_data: What a drop is measured on, and what models run on for which no random inputs are found.
         metric: The metric asked for.
         tell: Called with the name of each try.
@@ -54,7 +56,7 @@ def reach(
         VerificationError: The target cannot be reached; the sentence says what can.
         DataError: The data do not fit the model.
     """
-    search = _Search.of(original, recipe, run, eval_data, metric, tell)
+    search = _Search.of(original, recipe, run, silent, eval_data, metric, tell)
     outcome = search.find() if at is None else Outcome(Try(at, search.wanted), ())
     if outcome.best is None:
         raise VerificationError(_unreachable(search.target, search.wanted, outcome, search.obstacles))
@@ -76,6 +78,7 @@ class _Search:
         target: Which.
         wanted: What is asked for.
         run: Runs a recipe.
+        silent: The same without progress, for other processes.
         figure: What is measured of each try.
         tell: Called with the name of each try.
         figures: What was measured, by the parameters gone: two sparsities may come to the same units.
@@ -87,6 +90,7 @@ class _Search:
     target: str
     wanted: float
     run: Run
+    silent: Run
     figure: Figure
     tell: Callable[[str], None] | None
     figures: dict[int, float] = field(default_factory=dict)
@@ -95,7 +99,7 @@ class _Search:
 
     @staticmethod
     def of(
-        original: ir.Model, recipe: Recipe, run: Run, eval_data: Any, metric: str | None,
+        original: ir.Model, recipe: Recipe, run: Run, silent: Run, eval_data: Any, metric: str | None,
         tell: Callable[[str], None] | None,
     ) -> _Search:  # fmt: skip
         """Prepare what is measured."""
@@ -103,7 +107,7 @@ class _Search:
         assert target is not None
         trained = target == "max_drop" and recipe.retrain is not None
         figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, eval_data, metric)
-        return _Search(recipe, target, float(getattr(recipe, target)), run, figure, tell)
+        return _Search(recipe, target, float(getattr(recipe, target)), run, silent, figure, tell)
 
     @property
     def trained(self) -> bool:
@@ -114,10 +118,26 @@ class _Search:
         """Run the search."""
         recipe, least = self.recipe, self.recipe.parts.sets or 0.0
         if self.target == "max_drop":
-            return highest_within(self.measure, self.wanted, least=least)
+            return highest_within(self.measure_each, self.wanted, least=least, ahead=count_jobs())
         changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
         whole, under = None if changed else 1.0, self.target != "target_latency"
         return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under)
+
+    def measure_each(self, sparsities: Sequence[float]) -> list[float | None]:
+        """Several tries, side by side where that is asked for; None for one but the first that failed."""
+        if len(sparsities) == 1:
+            return [self.measure(sparsities[0])]
+        if self.tell is not None:
+            self.tell(f"{flag_name(Recipe, self.target)}: sparsities {', '.join(f'{s:.4f}' for s in sparsities)}")
+        values: list[float | None] = [None] * len(sparsities)
+        elsewhere = replace(self, run=self.silent, tell=None, results={})
+        for number, (value, result, error) in each(_tried, elsewhere, sparsities):
+            if error is not None and number == 0:
+                raise error
+            values[number] = value
+            if result is not None:
+                self.results[sparsities[number]] = result
+        return values
 
     def measure(self, sparsity: float) -> float:
         """One try."""
@@ -145,6 +165,14 @@ class _Search:
         result = self.results[sparsity]
         ensure_wanted(replace(result, recipe=self.recipe))
         return result
+
+
+def _tried(search: _Search, sparsity: float) -> tuple[float | None, Result | None, OnnxPruneError | None]:
+    """One try in another process: its value, the result where the try is a whole run, and why there is none."""
+    try:
+        return search.measure(sparsity), search.results.get(sparsity), None
+    except OnnxPruneError as error:
+        return None, None, error
 
 
 def _unreachable(target: str, wanted: float, outcome: Outcome, obstacles: set[str]) -> str:

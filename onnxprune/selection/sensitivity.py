@@ -7,8 +7,9 @@ shares = shares_by_sensitivity(table, 0.9)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, batches
 from onnxprune.graph.measuring import Builder
 from onnxprune.graph.tensors import Array
+from onnxprune.jobs import each
 from onnxprune.runtime.statistics import output_error, shadow
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.units import Scores
@@ -82,19 +84,22 @@ def scan(
         seed: For criteria that draw at random.
         progress: Called with the name of each layer.
     """
-    errors = np.full((len(weights), len(levels)), np.nan)
     main = main_constants(weights[0].structure.model)
-    for i, weight in enumerate(weights):
-        if weight.name not in main:
-            continue
-        if progress is not None:
-            progress(weight.name)
-        saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
-        for j, level in enumerate(levels):
-            mask = least_salient(saliency, round(level * weight.size))
-            array = constant_content(weight.value).copy()
-            np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
-            errors[i, j] = measure({weight.name: array})
+
+    def changes() -> Iterator[Mapping[str, Array]]:
+        for i, weight in enumerate(weights):
+            if weight.name not in main:
+                continue
+            if progress is not None:
+                progress(weight.name)
+            saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
+            for level in levels:
+                mask = least_salient(saliency, round(level * weight.size))
+                array = constant_content(weight.value).copy()
+                np.copyto(array, zero_of(weight.structure.fills.get(weight.value), array), where=~mask)
+                yield {weight.name: array}
+
+    errors = _measured_at([weight.name in main for weight in weights], len(levels), measure, changes())
     sizes = tuple(w.size for w in weights)
     return Sensitivity(tuple(w.name for w in weights), sizes, tuple(levels), _filled(errors))
 
@@ -117,21 +122,38 @@ def scan_units(
         levels: Shares to try, rising.
         progress: Called with the name of each group.
     """
-    errors = np.full((len(groups), len(levels)), np.nan)
     main = main_constants(structure.model)
-    for i, group in enumerate(groups):
-        if not any(site.value.name in main for site in group.sites):
-            continue
-        if progress is not None:
-            progress(group.name)
-        order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
-        for j, level in enumerate(levels):
-            removed = np.zeros(structure.terms.count, bool)
-            removed[order[: round(level * len(order))]] = True
-            errors[i, j] = measure({str(v.name): array for v, array in zeroed_units(structure, removed)})
+    reached = [any(site.value.name in main for site in group.sites) for group in groups]
+
+    def changes() -> Iterator[Mapping[str, Array]]:
+        for group in compress(groups, reached):
+            if progress is not None:
+                progress(group.name)
+            order = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
+            for level in levels:
+                removed = np.zeros(structure.terms.count, bool)
+                removed[order[: round(level * len(order))]] = True
+                yield {str(v.name): array for v, array in zeroed_units(structure, removed)}
+
+    errors = _measured_at(reached, len(levels), measure, changes())
     sizes = tuple(size_of_units(structure, weights, group) for group in groups)
     names = tuple(f"{group.name} ({group.kind})" for group in groups)
     return Sensitivity(names, sizes, tuple(levels), _filled(errors))
+
+
+def _measured_at(
+    reached: Sequence[bool], levels: int, measure: Measure, changes: Iterable[Mapping[str, Array]]
+) -> npt.NDArray[np.float64]:
+    """What is measured of each change, side by side where that is asked for; NaN in rows that none reaches."""
+    errors = np.full((len(reached), levels), np.nan)
+    rows = np.flatnonzero(reached)
+    for number, error in each(_measured, measure, changes):
+        errors[rows[number // levels], number % levels] = error
+    return errors
+
+
+def _measured(measure: Measure, changed: Mapping[str, Array]) -> float:
+    return measure(changed)
 
 
 def main_constants(model: ir.Model) -> set[str]:

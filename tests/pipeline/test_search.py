@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from onnxprune.pipeline.search import MOST, five_percent_more, highest_within, nearest_ratio
+from onnxprune.pipeline.search import MOST, Outcome, five_percent_more, nearest_ratio
+from onnxprune.pipeline.search import highest_within as highest_of_several
 
 Curve = Callable[[float], float]
+
+
+def highest_within(curve: Curve, limit: float, ahead: int = 1) -> Outcome:
+    return highest_of_several(lambda sparsities: [curve(s) for s in sparsities], limit, ahead=ahead)
 
 
 def steps(curve: Curve, count: int) -> Curve:
@@ -83,3 +88,34 @@ def test_nothing_holds_and_everything_holds() -> None:
     assert highest_within(lambda s: math.nan, 0.5).best is None
     best = highest_within(lambda s: 0.0, 0.5).best
     assert best is not None and best.sparsity == pytest.approx(MOST, abs=0.001)
+
+
+@pytest.mark.parametrize("edge", [0.013, 0.5, 0.77])
+@pytest.mark.parametrize("ahead", [2, 3, 8, 100])
+def test_measuring_ahead_comes_to_the_same_end_in_fewer_rounds(edge: float, ahead: int) -> None:
+    """It holds up to the edge, and once more above it."""
+    rounds: list[list[float]] = []
+
+    def measure(sparsities: Sequence[float]) -> list[float]:
+        rounds.append(list(sparsities))
+        return [0.0 if s <= edge or edge + 0.02 < s < edge + 0.05 else 1.0 for s in sparsities]
+
+    alone = highest_of_several(measure, 0.5)
+    steps = len(rounds)
+    rounds.clear()
+    assert highest_of_several(measure, 0.5, ahead=ahead) == alone
+    assert len(rounds) <= math.ceil(steps / math.log2(ahead + 1)) + 2 and len(rounds) < steps
+    assert all(len(one) <= ahead and len(set(one)) == len(one) for one in rounds)
+
+
+def test_what_failed_ahead_is_asked_for_again_where_it_matters() -> None:
+    asked: list[float] = []
+
+    def measure(sparsities: Sequence[float]) -> list[float | None]:
+        asked.append(sparsities[0])
+        return [0.0 if sparsities[0] <= 0.3 else 1.0, *(None for _ in sparsities[1:])]
+
+    found = highest_of_several(measure, 0.5, ahead=4)
+    assert found == highest_within(lambda s: 0.0 if s <= 0.3 else 1.0, 0.5) and asked == [
+        t.sparsity for t in found.tries
+    ]
