@@ -1,6 +1,7 @@
 """Decoders as onnxruntime-genai's builder writes them, by hand: GroupQueryAttention, fused norms, symbolic caches.
 
 decoders.fused(layers=2)              an onnx.ModelProto with inputs input_ids, attention_mask, past_key_values.*
+decoders.fused(experts=6, bits=4)     the same with a mixture of experts: MoE, or QMoE with weights of 4 bits
 decoders.settings(layers=2)           what its genai_config.json says of it
 """
 
@@ -15,7 +16,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, SIZE, INNER, LONGEST = 60, 32, 8, 4, 16, 48, 128
+BLOCK, TAKEN = 16, 2  # inputs that share a scale, experts for each token
 _MICROSOFT = "com.microsoft"
+_CONTRIB = ("GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MoE", "QMoE")
 
 
 class _Writer:
@@ -36,7 +39,7 @@ class _Writer:
         return self.constant(name, self.rng.uniform(0.5, 1.5, n).astype(np.float32))
 
     def node(self, op_type: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
-        domain = _MICROSOFT if op_type in ("GroupQueryAttention", "SkipSimplifiedLayerNormalization") else ""
+        domain = _MICROSOFT if op_type in _CONTRIB else ""
         self.nodes.append(helper.make_node(op_type, inputs, outputs, domain=domain, **attributes))
         return outputs[0]
 
@@ -87,8 +90,32 @@ def _mlp(w: _Writer, x: str, i: int) -> str:
     return w.matmul(f"layers.{i}.inner", f"layers.{i}.down", INNER, WIDTH)
 
 
-def fused(layers: int = 2, seed: int = 0) -> onnx.ModelProto:
-    """A Llama-shaped decoder of a few layers with random weights."""
+def _experts(w: _Writer, x: str, i: int, experts: int, bits: int) -> str:
+    """A mixture of experts with fused SwiGLU, gate and up next to each other; 4 bits have a scale for each block.
+
+    8 bits have one for each output: with blocks the kernel rounds activations to 8 bits as well.
+    """
+    scores = w.matmul(x, f"layers.{i}.router", WIDTH, experts)
+    rows = w.constant(f"layers.{i}.rows", np.array([-1, experts], np.int64))
+    inputs = [x, w.node("Reshape", [scores, rows], [f"layers.{i}.scores"])]
+    for name, n, k in (("gate_up", 2 * INNER, WIDTH), ("down", WIDTH, INNER)):
+        prefix = f"layers.{i}.experts.{name}"
+        bias = w.constant(f"{prefix}.bias", 0.1 * w.rng.standard_normal((experts, n)).astype(np.float32))
+        if bits:
+            scales = w.rng.uniform(0.3, 1, (experts, n, k // BLOCK) if bits == 4 else (experts, n)) / (1 << bits)
+            weight = w.rng.integers(0, 256, (experts, n, k * bits // 8)).astype(np.uint8)
+            inputs += [w.constant(f"{prefix}.weight", weight),
+                       w.constant(f"{prefix}.scales", scales.astype(np.float32)), bias]  # fmt: skip
+        else:
+            array = w.rng.standard_normal((experts, n, k)) / np.sqrt(k)
+            inputs += [w.constant(f"{prefix}.weight", array.astype(np.float32)), bias]
+    packed = {"expert_weight_bits": bits, **({"block_size": BLOCK} if bits == 4 else {})} if bits else {}
+    return w.node("QMoE" if bits else "MoE", inputs, [f"layers.{i}.mixed"], k=TAKEN, activation_type="swiglu",
+                  swiglu_fusion=1, normalize_routing_weights=1, **packed)  # fmt: skip
+
+
+def fused(layers: int = 2, seed: int = 0, *, experts: int = 0, bits: int = 0) -> onnx.ModelProto:
+    """A Llama-shaped decoder of a few layers with random weights; ``bits`` are those of the weights of its experts."""
     w = _Writer(seed)
     shared = [*_lengths(w), *_tables(w)]
     trunk = w.node("Gather", [w.weight("embedding", VOCABULARY, WIDTH), "input_ids"], ["embedded"])
@@ -96,7 +123,8 @@ def fused(layers: int = 2, seed: int = 0) -> onnx.ModelProto:
                epsilon=1e-6, stash_type=1)  # fmt: skip
     for i in range(layers):
         x, trunk = _norm(w, trunk, _attention(w, x, i, shared), f"layers.{i}.norm1")
-        x, trunk = _norm(w, trunk, _mlp(w, x, i), f"layers.{i}.norm2", last=i == layers - 1)
+        branch = _experts(w, x, i, experts, bits) if experts else _mlp(w, x, i)
+        x, trunk = _norm(w, trunk, branch, f"layers.{i}.norm2", last=i == layers - 1)
     w.node("MatMul", [x, w.weight("head", WIDTH, VOCABULARY)], ["logits"])
     ids, floats, cache = TensorProto.INT64, TensorProto.FLOAT, ["batch_size", KV_HEADS]
     names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
@@ -132,13 +160,13 @@ def settings(layers: int = 2) -> dict[str, Any]:
     return {"model": model, "search": search}
 
 
-def write(folder: Path, layers: int = 2) -> Path:
+def write(folder: Path, layers: int = 2, experts: int = 0) -> Path:
     """Write the model with both configurations beside it; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(fused(layers), folder / "model.onnx")
+    onnx.save(fused(layers, experts=experts), folder / "model.onnx")
     (folder / "genai_config.json").write_text(json.dumps(settings(layers), indent=4))
     config = {"model_type": "llama", "hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": layers,
               "num_key_value_heads": KV_HEADS, "head_dim": SIZE, "intermediate_size": INNER,
-              "vocab_size": VOCABULARY}  # fmt: skip
+              "vocab_size": VOCABULARY, **({"num_local_experts": experts} if experts else {})}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder / "model.onnx"

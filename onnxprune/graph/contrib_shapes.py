@@ -108,7 +108,7 @@ def _matmul(a: Shape, b: Shape) -> Shape:
 # -- quantised and fused --------------------------------------------------------------------------------------------
 
 
-@_shapes_of("QuantizeLinear", "DequantizeLinear")
+@_shapes_of("QuantizeLinear", "DequantizeLinear", "MoE", "QMoE")
 def _same(_: ir.Node, shapes: Shapes) -> list[Shape | None]:
     return [shapes[0]]
 

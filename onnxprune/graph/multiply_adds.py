@@ -84,6 +84,22 @@ def recurrent(node: ir.Node, inputs: list[Any], outputs: list[Any]) -> int:
     return int(x[0] * x[1]) * (math.prod(w) + math.prod(r))
 
 
+def experts(node: ir.Node, inputs: list[Any], outputs: list[Any]) -> int:
+    """com.microsoft MoE and QMoE: each token goes through k experts, with weights [experts, outputs, inputs].
+
+    Several numbers of QMoE lie in a byte.
+    """
+    quantised = node.op_type == "QMoE"
+    bits = node.attributes.get_int("expert_weight_bits", 4) if quantised else 8
+    places = (2, 5, 8) if quantised else (2, 4, 6)
+    each = 0
+    for number, place in enumerate(places, start=1):
+        if place < len(inputs) and inputs[place]:
+            own_bits = node.attributes.get_int(f"fc{number}_expert_weight_bits", bits)
+            each += math.prod(inputs[place][1:]) * 8 // own_bits
+    return int(inputs[1][0] * node.attributes.get_int("k", 1) * each)
+
+
 def attention(node: ir.Node, inputs: list[Any], outputs: list[Any]) -> int:
     """Scores and weighted sum of ai.onnx Attention: inputs q, k, v, mask, past_key, past_value.
 

@@ -188,6 +188,15 @@ _enter_contrib("FusedMatMulActivation", **{**_MATMULS, "kind": "other"})
 _enter_contrib("MatMulNBits", kind="fc", biases=(5,), quantised={1: (2, 3)}, multiply_adds=counts.matmul,
                weights=(Slot(1, output=0, reduction=1, data=0, data_axis=-1, packed=True),))  # fmt: skip
 _enter_contrib("MatMulBnb4 MatMulFpQ4", kind="fc", multiply_adds=counts.matmul)
+_enter_contrib("MoE", biases=(3, 5, 7), multiply_adds=counts.experts,
+               weights=tuple(Slot(i, output=1, reduction=2, data=i, data_axis=2) for i in (2, 4, 6)))  # fmt: skip
+_enter_contrib(
+    "QMoE",
+    biases=(4, 7, 10),
+    multiply_adds=counts.experts,
+    quantised={2: (3, 11), 5: (6, 12), 8: (9, 13)},
+    weights=tuple(Slot(i, output=1, reduction=2, data=i, data_axis=2, packed=True) for i in (2, 5, 8)),
+)
 _enter("Einsum", kind="fc", equation=True, multiply_adds=counts.einsum)
 _enter("LSTM", roles={7: "weight"}, states=(5, 6), **_CELLS)
 _enter("GRU RNN", states=(5,), **_CELLS)

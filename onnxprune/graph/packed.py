@@ -1,7 +1,8 @@
-"""Weights in a few bits: [outputs, blocks, bytes of a block], with a scale and perhaps a zero point for each block.
+"""Weights in a few bits, with a scale and perhaps a zero point for each block of inputs of an output.
 
 A number is (q - zero point) * scale. Without zero points these are in the middle of what the bits can hold, 8 of 4
-bits. The first number of a byte is in its lowest bits. (ONNX Runtime's ContribOperators.md, MatMulNBits.)
+bits. The first number of a byte is in its lowest bits. MatMulNBits holds [outputs, blocks, bytes of a block], QMoE
+[experts, outputs, bytes of an output]. (ONNX Runtime's ContribOperators.md.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Packed:
         bits: Of one number.
         block: How many numbers share a scale.
         inputs: How many numbers of an output count; the last block may hold more.
-        outputs, blocks: The extents of the weight.
+        outputs, blocks: How many there are, over all experts.
+        experts: How many experts the outputs belong to, 0 where the weight is a matrix.
     """
 
     scales: ir.Value
@@ -36,16 +38,28 @@ class Packed:
     inputs: int
     outputs: int
     blocks: int
+    experts: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """The numbers of the weight, by output and block."""
+    def per_byte(self) -> int:
+        """How many numbers share a byte."""
+        return 8 // self.bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The numbers of the weight, by output and block; of experts by expert, output and byte."""
+        if self.experts:
+            return self.experts, self.outputs // self.experts, self.inputs // self.per_byte, self.per_byte
         return self.outputs, self.blocks, self.block
+
+    def extent(self, axis: int) -> int:
+        """Return how many outputs or inputs an axis of the tensor stands for."""
+        return self.inputs if axis == (2 if self.experts else 1) else self.shape[axis]
 
     def numbers(self, content: Array) -> npt.NDArray[np.float32]:
         """Return the numbers that the bytes stand for, of `shape`; 0 behind the last that counts."""
         scales = _content(self.scales).astype(np.float32).reshape(self.outputs, self.blocks, 1)
-        q = unpacked(content.astype(np.uint8), self.bits).astype(np.float32)
+        q = unpacked(content.astype(np.uint8), self.bits).astype(np.float32).reshape(self.outputs, self.blocks, -1)
         numbers = ((q - self.points()[..., None]) * scales).reshape(self.outputs, -1)
         numbers[:, self.inputs :] = 0
         return numbers.reshape(self.shape).astype(np.float32, copy=False)
@@ -54,23 +68,35 @@ class Packed:
         """Return the zero point of each block, [outputs, blocks]."""
         if self.zero_points is None:
             return np.full((self.outputs, self.blocks), 1 << (self.bits - 1), np.uint8)
-        rows = _content(self.zero_points).astype(np.uint8).reshape(self.outputs, -1)
-        return unpacked(rows, self.bits)[:, : self.blocks]
+        content = _content(self.zero_points).astype(np.uint8)
+        if self.experts and content.ndim == 2:  # one for each output; those of an expert lie one behind the other
+            return unpacked(content, self.bits)[:, : self.outputs // self.experts].reshape(-1, 1)
+        return unpacked(content.reshape(self.outputs, -1), self.bits)[:, : self.blocks]
 
     def zeros(self) -> Bytes:
-        """Return the byte that holds nothing but zero points, for each block: [outputs, blocks, 1]."""
-        per_byte = 8 // self.bits
-        return packed(np.repeat(self.points()[..., None], per_byte, axis=-1), self.bits)
+        """Return the byte that holds nothing but zero points, for each block or byte, to broadcast over the weight."""
+        each = packed(np.repeat(self.points()[..., None], self.per_byte, axis=-1), self.bits)
+        if not self.experts:
+            return each
+        return np.repeat(each[..., 0], self.block // self.per_byte, axis=1).reshape(self.shape[:3])
 
 
-def layout_of(node: ir.Node) -> Packed | str:
-    """Return how a node reads its packed weight; where it reads it in another way, what that is."""
+def layout_of(node: ir.Node, index: int = 1) -> Packed | str:
+    """Return how a node reads its packed weight; where it reads it in another way, what that is.
+
+    Args:
+        node: A MatMulNBits or QMoE.
+        index: The input that is the weight: 1 of MatMulNBits; 2, 5 and 8 of QMoE.
+    """
+    return _of_experts(node, index) if node.op_type == "QMoE" else _of_matrix(node)
+
+
+def _of_matrix(node: ir.Node) -> Packed | str:
     w, scales, points, order = (node.inputs[i] if i < len(node.inputs) else None for i in (1, 2, 3, 4))
     bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 0)
     if order is not None:
         return "its inputs are in an order of their own"
-    held = [value for value in (w, scales, points) if value is not None]
-    if w is None or scales is None or not all(v.is_initializer() and v.const_value is not None for v in held):
+    if w is None or scales is None or not _constant(w, scales, points):
         return "its weights are not constant"
     shape = w.const_value.shape.numpy() if w.const_value is not None else ()
     if bits not in (2, 4, 8) or not block or len(shape) != 3 or shape[2] * 8 != block * bits:
@@ -78,6 +104,31 @@ def layout_of(node: ir.Node) -> Packed | str:
     if points is not None and points.dtype != ir.DataType.UINT8:
         return "its zero points are no integers"
     return Packed(scales, points, bits, block, node.attributes.get_int("K", 0), int(shape[0]), int(shape[1]))
+
+
+def _of_experts(node: ir.Node, index: int) -> Packed | str:
+    w, scales = (node.inputs[i] if i < len(node.inputs) else None for i in (index, index + 1))
+    number = (index + 1) // 3  # of the projection: fc1, fc2 or fc3
+    points = node.inputs[10 + number] if len(node.inputs) > 10 + number else None
+    if node.attributes.get_string("quant_type", "int") != "int":
+        return "its weights are no integers"
+    if node.attributes.get_int("weights_prepacked", -1) == 1:
+        return "its weights are laid out for one kernel"
+    bits = node.attributes.get_int(f"fc{number}_expert_weight_bits", node.attributes.get_int("expert_weight_bits", 4))
+    if w is None or scales is None or not _constant(w, scales, points):
+        return "its weights are not constant"
+    experts, outputs, width = (int(n) for n in _content(w).shape)
+    if bits not in (2, 4, 8):
+        return f"numbers of {bits} bits lie across bytes"
+    inputs = width * 8 // bits
+    block = node.attributes.get_int("block_size", 0) or inputs
+    if inputs % block or block * bits % 8 or _content(scales).size != experts * outputs * (inputs // block):
+        return "its weights are packed in blocks of bits of another layout"
+    return Packed(scales, points, bits, block, inputs, experts * outputs, inputs // block, experts)
+
+
+def _constant(*values: ir.Value | None) -> bool:
+    return all(v is None or v.is_initializer() and v.const_value is not None for v in values)
 
 
 def _content(value: ir.Value) -> Array:

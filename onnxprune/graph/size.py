@@ -213,7 +213,7 @@ def _layout(value: ir.Value) -> Packed | None:
     """How the numbers of a packed weight lie in its bytes; None for all others."""
     for node, index in value.uses():
         if any(slot.packed and slot.input == index for slot in operator_of(node).weights):
-            layout = layout_of(node)
+            layout = layout_of(node, index)
             return layout if isinstance(layout, Packed) else None
     return None
 

@@ -27,7 +27,8 @@ _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _SIZE = ("head_dim", "head_size")
-_INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "moe_intermediate_size")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 
 
@@ -102,6 +103,7 @@ def rewritten(text: str, numbers: Numbers, widths: Mapping[int, int], model_file
             decoder[name] = widths.get(4 * _of(decoder, _WIDTH))
     _put(decoder, _INNER, widths.get)
     _put(decoder, _WIDTH, widths.get)
+    _put(decoder, _EXPERTS, widths.get)
     _put(decoder, _SIZE, lambda _: numbers.size)
     _put(decoder, _HEADS, lambda _: numbers.heads)
     _put(decoder, _LAYERS, lambda _: numbers.layers)
@@ -137,12 +139,13 @@ def _put(settings: dict[str, Any], names: tuple[str, ...], new: Any) -> None:
 
 
 def changed_widths(original: ir.Model, model: ir.Model) -> dict[int, int]:
-    """Return, for extents of matrices in the original, the one that all axes of that extent have now."""
+    """Return, for extents of (stacks of) matrices in the original, the one that all axes of that extent have now."""
     after = {str(v.name): v.const_value.shape.numpy() for v in model_io.all_initializers(model) if v.const_value}
     left: dict[int, set[int]] = {}
     for value in model_io.all_initializers(original):
         shape = value.const_value.shape.numpy() if value.const_value is not None else ()
-        if len(shape) == 2 and len(after.get(str(value.name), ())) == 2:
+        is_float = value.dtype is not None and value.dtype.is_floating_point()
+        if len(shape) in ((2, 3) if is_float else (2,)) and len(after.get(str(value.name), ())) == len(shape):
             for old, new in zip(shape, after[str(value.name)], strict=True):
                 left.setdefault(int(old), set()).add(int(new))
     return {old: next(iter(new)) for old, new in left.items() if len(new) == 1}

@@ -151,9 +151,12 @@ def _usual(numbers: list[int]) -> int:
 
 
 def _width(structure: Structure, group: Group) -> int:
-    """Neurons of a group; of weights in blocks of a few bits, of which a unit is a whole block, the outputs."""
-    sites = [site for site in group.sites if site.value in structure.packed]
-    return max((structure.weight_shape(site.value)[site.axis] for site in sites), default=len(group))
+    """Neurons of a group; of weights in a few bits, of which a unit is a whole block, the numbers in all blocks.
+
+    The gate and the up projection of fused experts lie one behind the other: the least extent counts.
+    """
+    packed = structure.packed
+    return min((packed[s.value].extent(s.axis) for s in group.sites if s.value in packed), default=len(group))
 
 
 # -- attentions -----------------------------------------------------------------------------------------------------

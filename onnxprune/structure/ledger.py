@@ -169,7 +169,7 @@ class Ledger:
     def _axes_of(self, weight: Weight) -> tuple[list[int], int]:
         """Return the numbers of a weight's axes that can shrink, and the product of the others."""
         axes, rest = [], 1
-        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
+        for n, axis in zip(weight.shape, self.structure.weight_axes(weight.value), strict=True):
             numbers = [] if isinstance(axis, Dynamic) else self._numbers(axis)
             axes += numbers
             rest *= 1 if numbers else n
@@ -184,7 +184,7 @@ class Ledger:
     def _stuck(self, weight: Weight, offered: Bools) -> int:
         """Count the parameters of a weight that no offered atom takes along."""
         stuck = 1
-        for n, axis in zip(weight.shape, self.structure.axes[weight.value], strict=True):
+        for n, axis in zip(weight.shape, self.structure.weight_axes(weight.value), strict=True):
             if isinstance(axis, Dynamic):
                 stuck *= n
                 continue

@@ -40,6 +40,7 @@ FAMILIES = (
     "attention",
     "quantised",
     "packed",
+    "experts",
     "sources",
     "pinned",
 )

@@ -68,9 +68,14 @@ class Structure:
         return {value: fill.packed for value, fill in self.fills.items() if fill.packed is not None}
 
     def weight_shape(self, value: ir.Value) -> tuple[int, ...]:
-        """Return the shape of the numbers of a weight: of a packed one (outputs, blocks, numbers of a block)."""
+        """Return the shape of the numbers of a weight; of a packed one `Packed.shape`, with one more axis or wider."""
         layout = self.packed.get(value)
         return layout.shape if layout is not None else tuple(int(n or 0) for n in self.facts.shape(value) or ())
+
+    def weight_axes(self, value: ir.Value) -> list[Axis]:
+        """Return an axis for each extent of `weight_shape`; what lies in a byte of a packed weight is never cut."""
+        axes = self.axes[value]
+        return [*axes, *(Dynamic() for _ in self.weight_shape(value)[len(axes) :])]
 
     @functools.cached_property
     def sources(self) -> list[ir.Value]:
@@ -115,9 +120,9 @@ class Structure:
         return sites, members
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
-        """Return the ids of a static axis, None for a dynamic one or an unknown value."""
-        axes = self.axes.get(value)
-        if axes is None or isinstance(axes[axis], Dynamic):
+        """Return the ids of a static axis, None for a dynamic one, one that is not there or an unknown value."""
+        axes = self.axes.get(value, [])
+        if axis >= len(axes) or isinstance(axes[axis], Dynamic):
             return None
         return axes[axis]  # type: ignore[return-value]
 

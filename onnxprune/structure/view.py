@@ -366,7 +366,7 @@ class View:
             return other is not None and (other.scales, other.zero_points, other.bits, other.block) == (
                 layout.scales, layout.zero_points, layout.bits, layout.block)  # fmt: skip
         self.findings.fills[value] = Fill(layout.zero_points, 0, layout)
-        self.findings.zero[value] = [True] * self.rank(value)
+        self.findings.zero[value] = [value not in self.findings.unmasked] * self.rank(value)
         return True
 
     def filled_with(self, value: ir.Value) -> Fill | None:

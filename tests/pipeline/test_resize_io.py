@@ -231,3 +231,13 @@ def test_the_head_size_that_optimum_divides_out_stays() -> None:
     assert json.loads(text) == {**config, "num_key_value_heads": 2}
     text = rewritten(json.dumps(config), Numbers(kv_heads=2, size=4, heads=4), {}, "m.onnx")
     assert json.loads(text) == {**config, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 4}
+
+
+def test_settings_say_how_many_experts_are_left(tmp_path: Path) -> None:
+    source, target = decoders.write(tmp_path / "original", experts=6), tmp_path / "pruned" / "model.onnx"
+    target.parent.mkdir()
+    flags = ["-s", "0.9", "--structure", "channels", "--kinds", "experts", "--allow-inexact", "--round-to", "none"]
+    assert command(source, *flags, "--resize-io", "-o", target) == 0
+    config = json.loads((target.parent / "config.json").read_text())
+    assert config["num_local_experts"] == decoders.TAKEN
+    assert config["intermediate_size"] == decoders.INNER and config["num_key_value_heads"] == decoders.KV_HEADS

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from onnxprune.graph.packed import packed
+
 from .node_cases import Case
 from .twins import Array
 
@@ -153,6 +155,53 @@ def _fused() -> None:
         _case("plain", f"{_MICROSOFT}::{name}", {"x": _reals(3, 6)}, ["y"])
     for name in ("BiasGelu", "FastGelu"):
         _case("bias", f"{_MICROSOFT}::{name}", {"x": _reals(3, 6), "b": _reals(6)}, ["y"])
+
+
+def quantised_experts(
+    bits: int, block: int, points: bool, hidden: int = 48, inner: int = 64
+) -> dict[str, Array | None]:
+    """The inputs of a QMoE of four experts with SwiGLU; blocks of 0 are whole columns."""
+    rng, inputs = np.random.default_rng(bits + block), {"x": _reals(5, hidden), "router": _reals(5, 4)}
+    zero_points: dict[str, Array | None] = {}
+    for i, n, k in ((1, 2 * inner, hidden), (2, hidden, inner)):
+        blocks = (k // block,) if block else ()
+        inputs[f"w{i}"] = rng.integers(0, 256, (4, n, k * bits // 8)).astype(np.uint8)
+        inputs[f"s{i}"] = rng.uniform(0.02, 0.1, (4, n, *blocks)).astype(np.float32)
+        inputs[f"b{i}"] = _reals(4, n)
+        each = rng.integers(0, 1 << bits, (4, n, *blocks)).astype(np.uint8)
+        zero_points[f"z{i}"] = packed(each, bits) if points else None
+    return {**inputs, "w3": None, "s3": None, "b3": None, **zero_points}
+
+
+@_family
+def _experts() -> None:
+    tokens, router = {"x": _reals(5, 8)}, {"router": _reals(5, 6)}
+    fc2 = {"w2": _reals(6, 8, 12), "b2": _reals(6, 8)}
+    plain = {**tokens, **router, "w1": _reals(6, 12, 8), "b1": _reals(6, 12), **fc2}
+    operator = f"{_MICROSOFT}::MoE"
+    _case("relu", operator, plain, ["y"], k=1, activation_type="relu", normalize_routing_weights=1)
+    _case("no bias", operator, {**plain, "b1": None, "b2": None}, ["y"], k=1, activation_type="silu")
+    gated = {**plain, "w1": _reals(6, 24, 8), "b1": _reals(6, 24)}
+    swiglu = {"activation_type": "swiglu", "swiglu_fusion": 1}
+    _case("swiglu", operator, gated, ["y"], k=1, **swiglu)
+    batched = {**gated, "x": _reals(2, 3, 8), "router": _reals(6, 6)}
+    _case("swiglu, batched", operator, batched, ["y"], k=1, **swiglu)
+    old = {**tokens, **router, "w1": _reals(6, 8, 12), "b1": _reals(6, 12), "w2": _reals(6, 12, 8)}
+    _case("older layout, pinned", operator, old, ["y"], k=1, activation_type="relu")
+
+    operator = f"{_MICROSOFT}::QMoE"
+    for bits, block, points in (
+        (4, 16, False),
+        (4, 16, True),
+        (4, 0, False),
+        (4, 0, True),
+        (2, 16, True),
+        (8, 0, True),
+    ):
+        inputs = quantised_experts(bits, block, points)
+        settings = {"expert_weight_bits": bits, **({"block_size": block} if block else {})}
+        name = f"{bits} bits, {block or 'no'} blocks{', zero points' * points}"
+        _case(name, operator, inputs, ["y"], k=1, **swiglu, **settings)
 
 
 def _quantised(name: str, *shape: int, dtype: type = np.uint8, rows: int = 0) -> dict[str, Array]:

@@ -65,7 +65,7 @@ def _microsoft(reason: str, *operators: str) -> None:
 _microsoft(
     "its weights are packed in blocks of bits",
     "MatMulBnb4", "MatMulFpQ4", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "MatMulNBitsMlp",
-    "MatMulNBitsQLoRA", "MatMulNBitsQkv", "GatherBlockQuantized", "QMoE", "MatMulPacked", "MoEPacked", "GatherPacked",
+    "MatMulNBitsQLoRA", "MatMulNBitsQkv", "GatherBlockQuantized", "MatMulPacked", "MoEPacked", "GatherPacked",
     "DequantizeBFP", "QuantizeBFP", "DequantizeWithOrder", "QuantizeWithOrder", "QOrderedAttention", "QOrderedGelu",
     "QOrderedLayerNormalization", "QOrderedLongformerAttention", "QOrderedMatMul",
 )  # fmt: skip
@@ -92,7 +92,7 @@ _microsoft(
 )  # fmt: skip
 _microsoft(
     "its experts are routed by kernels that fix their layout",
-    "MoE", "MoEGroupRouter", "RouterGateUpProj",
+    "MoEGroupRouter", "RouterGateUpProj",
 )  # fmt: skip
 _microsoft(
     "its channels are the last axis, in a layout that ONNX Runtime makes for one machine",
