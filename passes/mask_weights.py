@@ -31,10 +31,11 @@ class MaskWeights(ir.passes.InPlacePass):
         for value, mask in self.masks.items():
             if mask.all():
                 continue
-            edit_constant(model, value, partial(_masked, mask=mask, fill=self.structure.fills.get(value)))
+            fill = self.structure.fills.get(value)
+            edit_constant(model, value, partial(_masked, masks=self.masks, key=value, fill=fill))
             modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _masked(array: Array, mask: Bools, fill: Fill | None) -> Array:
-    return np.where(mask, array, zero_of(fill, array))
+def _masked(array: Array, masks: Mapping[ir.Value, Bools], key: ir.Value, fill: Fill | None) -> Array:
+    return np.where(masks[key], array, zero_of(fill, array))

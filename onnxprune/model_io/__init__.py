@@ -7,6 +7,7 @@
     check_output(path)    what `save` would refuse, asked before the work starts
     sha256(path)          one hash over the model file and its external data
     saved_size(model)     bytes of the files that `save` would write
+    scratch_file(model)   the model as files for ONNX Runtime to map, as long as a session is made
     to_bytes, to_proto, to_skeleton, serialized_size   the model as one protobuf, without its weights, how large it is
 
 What a loaded model guarantees to everything downstream: no local functions, no sparse tensors, no training

@@ -2,6 +2,7 @@ from .hashing import sha256
 from .limits import Limits
 from .loading import load, load_any
 from .saving import Saved, check_output, save, saved_size, size_of_files
+from .scratch import scratch_file
 from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
 from .source import Source, ensure_unchanged, source_of
 
@@ -16,6 +17,7 @@ __all__ = [
     "load_any",
     "save",
     "saved_size",
+    "scratch_file",
     "serialized_size",
     "size_of_files",
     "sha256",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
@@ -43,6 +44,7 @@ from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.tiles import tile_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
+from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.blocks import ResidualBlock, layers_of
 from onnxprune.structure.costs import CostName
 from onnxprune.structure.structure import Structure
@@ -67,7 +69,7 @@ class Plan:
 
     structure: Structure
     removed: Bools
-    masks: Mapping[ir.Value, Bools]
+    masks: BitMasks[ir.Value]
     prunable: int
     gone: int
     untouched: Mapping[str, str] = field(default_factory=dict)
@@ -189,9 +191,10 @@ class Task:
         misfits: Mapping[str, str] = MappingProxyType({}),
     ) -> Plan:
         """The plan that these masks make."""
-        gone = sum(int(np.count_nonzero(~m)) for m in masks.values())
+        gone = sum(m.size - int(np.count_nonzero(m)) for m in masks.values())
+        bits = masks if isinstance(masks, BitMasks) else BitMasks(masks.items())
         none = np.zeros(self.structure.terms.count, bool)
-        return Plan(self.structure, none, masks, self.prunable, gone, {**self.unscored, **misfits}, sensitivity)
+        return Plan(self.structure, none, bits, self.prunable, gone, {**self.unscored, **misfits}, sensitivity)
 
 
 Chooser = Callable[[Task], Plan]
@@ -230,11 +233,10 @@ def _single_weights(task: Task) -> Plan:
 
 
 def _below_threshold(weights: Sequence[Weight], quality: float) -> Mapping[ir.Value, Bools]:
-    masks: dict[ir.Value, Bools] = {}
-    for weight in weights:
-        numbers = weight.numbers()
-        masks[weight.value] = threshold_masks({"": numbers}, quality, {"": numbers != 0})[""]
-    return masks
+    def mask(numbers: npt.NDArray[np.float32]) -> Bools:
+        return threshold_masks({"": numbers}, quality, {"": numbers != 0})[""]
+
+    return BitMasks((weight.value, mask(weight.numbers())) for weight in weights)
 
 
 @chooser(NM)
@@ -316,7 +318,7 @@ def _units(task: Task) -> Plan:
     assert allocation is not None
     chosen = allocation(context, budget)
     untouched = {f"{group.name} ({group.kind})": reason for group, reason in scored.unscored.items()}
-    return Plan(structure, chosen.removed, {}, chosen.prunable, chosen.gone, untouched, context.table)
+    return Plan(structure, chosen.removed, BitMasks(()), chosen.prunable, chosen.gone, untouched, context.table)
 
 
 @chooser(Layers)
@@ -342,7 +344,7 @@ def _depth(task: Task) -> Plan:
     else:
         chosen, gone = select_blocks(blocks, scores, weights, recipe.sparsity, task.most)
     none = np.zeros(structure.terms.count, bool)
-    return Plan(structure, none, {}, task.prunable, gone, task.unscored, blocks=tuple(chosen))
+    return Plan(structure, none, BitMasks(()), task.prunable, gone, task.unscored, blocks=tuple(chosen))
 
 
 def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None, cache: ScoreCache) -> Criterion:

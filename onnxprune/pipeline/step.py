@@ -37,6 +37,7 @@ from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.selection.eligible import eligible_weights, protected_weights
 from onnxprune.selection.rounding import CONV_BLOCK, RoundTo
+from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
@@ -147,7 +148,7 @@ class Steps:
             NothingToPrune: No weight may be pruned.
             VerificationError: Removed and masked differ.
         """
-        model, structure, masks = state.model, state.structure, dict[str, Bools]()
+        model, structure, masks = state.model, state.structure, BitMasks[str](())
         trace, scans = replace(state.trace, untouched={}), list[dict[str, Any]]()
         for part in self.recipe.parts.texts:
             cache = self.cache if structure is not None else None  # it is of the original alone
@@ -165,7 +166,7 @@ class Steps:
                 untouched={**trace.untouched, **plan.untouched},
                 blocks=(*trace.blocks, *(block.name for block in plan.blocks)),
             )
-            masks = {str(value.name): mask for value, mask in plan.masks.items()}
+            masks = plan.masks.renamed(lambda value: str(value.name))
             trace = replace(trace, starved=tuple(n for n, mask in masks.items() if mask.mean() < STARVED))
             scans += plan.sensitivity.rows() if plan.sensitivity is not None else []
             model, structure = structure.model, None
@@ -173,7 +174,13 @@ class Steps:
         step |= {"sensitivity": scans} if scans else {}
         step |= self._recovered(model, trace.kept)
         trace = replace(trace, steps=(*trace.steps, step))
-        return replace(state, model=model, trace=trace, masks=_masks_now(model, masks), structure=None)
+        return replace(
+            state,
+            model=model,
+            trace=trace,
+            masks=masks if self.dense is None else _masks_now(model, masks),
+            structure=None,
+        )
 
     def chosen(self, state: State, sparsity: float, number: int) -> Mapping[str, Bools]:
         """Which numbers `prune` would leave as they are, by the name of the constant; nothing is removed.
@@ -281,13 +288,14 @@ class Steps:
 
 def _masks_now(model: ir.Model, masks: Mapping[str, Bools]) -> Mapping[str, Bools]:
     """The masks after recovery, which may have put as many zeros at other places of a weight."""
-    current = {}
-    for name, mask in masks.items():
+
+    def now(name: str, mask: Bools) -> Bools:
         value = model.graph.initializers.get(name)
         array = None if value is None or value.const_value is None else value.const_value.numpy()
         moved = array is not None and array.dtype.kind == "f" and bool(np.any(array[~mask] != 0))
-        current[name] = array != 0 if array is not None and moved else mask
-    return current
+        return array != 0 if array is not None and moved else mask
+
+    return BitMasks((name, now(name, mask)) for name, mask in masks.items())
 
 
 def _numbers(model: ir.Model) -> dict[str, npt.NDArray[Any]]:

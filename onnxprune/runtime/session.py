@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
@@ -29,7 +27,8 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_IN_MEMORY_LIMIT = 512 << 20  # larger models go through a temporary file with external data, which ORT maps
+_IN_MEMORY_LIMIT = 64 << 20  # larger models go through a temporary file with external data, which ORT maps
+_COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory
 _ERRORS_ONLY = 3
 # Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
 _EXTENDED: dict[str, tuple[type, type]] = {
@@ -70,8 +69,8 @@ def make_session(
         model = model_io.load_any(model)
     try:
         if isinstance(model, ir.Model):
-            if model_io.serialized_size(model) > _IN_MEMORY_LIMIT:
-                return _from_file(model, options)
+            if (size := model_io.serialized_size(model)) > _IN_MEMORY_LIMIT:
+                return _from_file(model, options, large=size + _bytes_of_halves(model) > _COPY_LIMIT)
             content: str | bytes = model_io.to_bytes(model)
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
@@ -114,12 +113,25 @@ def one_sentence(failure: Exception) -> str:
     return text.strip().rstrip(". ")
 
 
-def _from_file(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        path = Path(folder) / "model.onnx"
-        model_io.save(model, path, external=True, durable=False)
-        options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped, not copied
+def _from_file(model: ir.Model, options: ort.SessionOptions, *, large: bool) -> ort.InferenceSession:
+    """A session whose weights lie in a file, which the operating system reads where they are used.
+
+    Weights of a large model stay there. ONNX Runtime calculates with 16-bit floats in float32 on the CPU: in the order
+    of priorities it casts each weight right before its layer, and without an arena it frees it behind the layer.
+    """
+    if large:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+    with model_io.scratch_file(model) as path:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _bytes_of_halves(model: ir.Model) -> int:
+    """How many bytes of a model are 16-bit floats."""
+    tensors = (value.const_value for value in model_io.all_initializers(model))
+    return sum(t.nbytes for t in tensors if t is not None and t.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16))
 
 
 def _is_extended(session: ort.InferenceSession) -> bool:

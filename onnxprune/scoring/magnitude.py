@@ -47,13 +47,14 @@ def lamp(weight: Weight, _: Context) -> npt.NDArray[np.float32]:
 
 def sorted_lamp(weight: Weight) -> npt.NDArray[np.float64]:
     """Return the LAMP scores of a weight's numbers in rising order, shape (size,); cheaper than those in place."""
-    sizes = np.sort(np.abs(acting_numbers(weight)), axis=None)
-    return _lamp_of_sorted(np.square(sizes.astype(np.float64)))
+    squares = np.sort(np.abs(acting_numbers(weight)), axis=None).astype(np.float64)
+    return _lamp_of_sorted(np.square(squares, out=squares))
 
 
 def _lamp_of_sorted(squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     tails = np.cumsum(squares[::-1])[::-1]
-    return np.asarray(squares / np.maximum(tails, np.finfo(np.float64).tiny))
+    np.maximum(tails, np.finfo(np.float64).tiny, out=tails)
+    return np.divide(squares, tails, out=np.ascontiguousarray(squares))
 
 
 @unit_criterion(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs
@@ -20,15 +21,20 @@ from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.operators import operator_of
 from onnxprune.plugins import Plugins, Registry, summary
+from onnxprune.runtime.stream.store import Store
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.magnitude import sorted_lamp
 from onnxprune.scoring.registry import Compares, Criterion
 from onnxprune.selection.sensitivity import OutputError, Sensitivity, scan, shares_by_sensitivity, zero_share
 from onnxprune.selection.weights import least_of_each, least_salient
+from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight, total_size
 
 Shares = dict[ir.Value, float]
+
+_SCORES_IN_MEMORY = 128 << 20
+"""Bytes of LAMP scores, eight for each weight; more lie on disk."""
 
 
 @dataclass(eq=False)
@@ -163,15 +169,28 @@ def lamp_shares(weights: Sequence[Weight], sparsity: float, context: AllocationC
 
     Source: Lee et al. 2021, Layer-adaptive Sparsity for Magnitude-based Pruning.
     """
-    scores = [sorted_lamp(w) for w in weights]
+    store = Store(_SCORES_IN_MEMORY)
+    scores = [store.held(sorted_lamp(w)).view(np.uint64) for w in weights]  # in the order of their bit patterns
     count = round(sparsity * total_size(weights))
     gone = np.zeros(len(weights), np.int64)
     if count:
-        threshold = np.partition(np.concatenate(scores), count - 1)[count - 1]
+        threshold = _smallest(scores, count)
         gone = np.array([np.searchsorted(s, threshold, side="left") for s in scores])
         for i, s in enumerate(scores):  # of those that are equal, the first ones
             gone[i] += min(count - int(gone.sum()), int(np.searchsorted(s, threshold, side="right")) - int(gone[i]))
     return {w.value: float(n) / w.size for w, n in zip(weights, gone, strict=True)}
+
+
+def _smallest(arrays: Sequence[npt.NDArray[np.uint64]], count: int) -> np.uint64:
+    """Return the ``count``-th smallest number of sorted arrays, of which only a few pages are read."""
+    low, high = 0, (1 << 64) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int(np.searchsorted(a, np.uint64(middle), side="right")) for a in arrays) >= count:
+            high = middle
+        else:
+            low = middle + 1
+    return np.uint64(low)
 
 
 @allocation("sensitivity", needs="calibration")
@@ -193,17 +212,17 @@ def by_sensitivity(weights: Sequence[Weight], sparsity: float, context: Allocati
 
 def masks_of_shares(
     weights: Sequence[Weight], criterion: Criterion, shares: Mapping[ir.Value, float], *, seed: int = 0
-) -> dict[ir.Value, Bools]:
+) -> Mapping[ir.Value, Bools]:
     """Let the least salient share of each weight go: masks, True where a weight stays.
 
     A criterion that compares within outputs lets the same share of each output's weights go.
     """
-    masks = {}
-    for i, weight in enumerate(weights):
+
+    def mask(i: int, weight: Weight) -> Bools:
         saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
         count, axes = round(shares[weight.value] * weight.size), matrix_axes(weight.value, weight.node)
         if criterion.compares == "output" and axes is not None:
-            masks[weight.value] = least_of_each(saliency, count, axes.output)
-        else:
-            masks[weight.value] = least_salient(saliency, count)
-    return masks
+            return least_of_each(saliency, count, axes.output)
+        return least_salient(saliency, count)
+
+    return BitMasks((weight.value, mask(i, weight)) for i, weight in enumerate(weights))

@@ -7,7 +7,7 @@ output and kernel position. Blocks lie on the same matrix, outputs by inputs, fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph.layers import MatrixAxes, matrix_axes
 from onnxprune.recipe.granularity import NM, Block
 from onnxprune.scoring.registry import Criterion
+from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight
 
@@ -51,20 +52,24 @@ def pattern_masks(
         seed: For criteria that draw at random.
     """
     dense: dict[str, str] = {}
-    chosen: list[tuple[Weight, Saliencies, MatrixAxes]] = []
-    for i, weight in enumerate(weights):
-        axes = matrix_axes(weight.value, weight.node, weight.shape)
-        reason = _misfit(weight, axes, pattern)
-        if reason or axes is None:
-            dense[weight.name] = reason
-            continue
-        chosen.append((weight, criterion.saliency(weight, np.random.default_rng([seed, i])), axes))
+
+    def fitting() -> Iterator[tuple[Weight, Saliencies, MatrixAxes]]:
+        for i, weight in enumerate(weights):
+            axes = matrix_axes(weight.value, weight.node, weight.shape)
+            reason = _misfit(weight, axes, pattern)
+            if reason or axes is None:
+                dense[weight.name] = reason
+            else:
+                yield weight, criterion.saliency(weight, np.random.default_rng([seed, i])), axes
+
     if isinstance(pattern, NM):
-        return PatternMasks({w.value: nm_mask(s, pattern, a.reduction) for w, s, a in chosen}, dense)
-    if shares is None:
-        return PatternMasks(_block_masks(chosen, pattern, sparsity * sum(w.size for w in weights)), dense)
-    separate = [_block_masks([one], pattern, shares[one[0].value] * one[0].size) for one in chosen]
-    return PatternMasks({value: mask for masks in separate for value, mask in masks.items()}, dense)
+        masks = BitMasks((w.value, nm_mask(s, pattern, a.reduction)) for w, s, a in fitting())
+    elif shares is None:
+        masks = BitMasks(_block_masks(list(fitting()), pattern, sparsity * sum(w.size for w in weights)).items())
+    else:
+        separate = (_block_masks([one], pattern, shares[one[0].value] * one[0].size) for one in fitting())
+        masks = BitMasks(item for part in separate for item in part.items())
+    return PatternMasks(masks, dense)
 
 
 def nm_mask(saliency: Saliencies, pattern: NM, axis: int) -> Bools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.scoring.registry import Context, Criterion
+from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight
 
@@ -32,15 +33,18 @@ def select_weights(
     """
     count = round(sparsity * sum(w.size for w in weights))
     threshold, ties = _global_threshold(weights, criterion, count, seed)
-    masks: dict[ir.Value, Bools] = {}
-    for i, weight in enumerate(weights):
-        bits = _bits(criterion.saliency(weight, _rng(seed, i)))
-        mask = bits > threshold
-        equal = np.flatnonzero(bits.reshape(-1) == threshold)
-        mask.reshape(-1)[equal[ties:]] = True
-        ties = max(0, ties - len(equal))
-        masks[weight.value] = mask
-    return masks
+
+    def masks() -> Iterator[tuple[ir.Value, Bools]]:
+        left = ties
+        for i, weight in enumerate(weights):
+            bits = _bits(criterion.saliency(weight, _rng(seed, i)))
+            mask = bits > threshold
+            equal = np.flatnonzero(bits.reshape(-1) == threshold)
+            mask.reshape(-1)[equal[left:]] = True
+            left = max(0, left - len(equal))
+            yield weight.value, mask
+
+    return BitMasks(masks())
 
 
 def _rng(seed: int, i: int) -> np.random.Generator:

@@ -17,12 +17,21 @@ IN_MEMORY = 1 << 30
 """Bytes of the values that are kept together; more are kept on disk."""
 
 
-class Store:
-    """A folder that is made when it is needed."""
+_SMALLEST = 1 << 18
+"""Bytes of an array that is worth a file."""
 
-    def __init__(self) -> None:
+
+class Store:
+    """A folder that is made when it is needed.
+
+    Args:
+        limit: Bytes that are kept in memory.
+    """
+
+    def __init__(self, limit: int = IN_MEMORY) -> None:
         self._folder: Path | None = None
         self._count = 0
+        self._limit = self._room = limit
 
     def kept(self, values: Mapping[str, Array], together: int) -> dict[str, Array]:
         """Return the values of one batch as they are, or mapped from disk.
@@ -31,12 +40,19 @@ class Store:
             values: Of one batch.
             together: How many such batches are kept at once.
         """
-        if sum(array.nbytes for array in values.values()) * together <= IN_MEMORY:
+        if sum(array.nbytes for array in values.values()) * together <= self._limit:
             return dict(values)
         return {name: self._on_disk(array) for name, array in values.items()}
 
+    def held(self, array: Array) -> Array:
+        """Return an array that is never changed: as it is while there is room for it, else mapped from disk."""
+        if array.nbytes <= self._room:
+            self._room -= array.nbytes
+            return array
+        return self._on_disk(array)
+
     def _on_disk(self, array: Array) -> Array:
-        if array.nbytes < IN_MEMORY >> 12 or array.dtype == object:
+        if array.nbytes < _SMALLEST or array.dtype == object:
             return array
         if self._folder is None:
             folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
