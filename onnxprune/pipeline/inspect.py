@@ -23,10 +23,12 @@ from onnxprune.graph.hints import hints_of
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
+from onnxprune.recipe.granularity import IN_WORDS
 from onnxprune.recipe.training import DataSettings
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.architecture import Architecture, attentions, called, describe
 from onnxprune.structure.blocks import layers_of, residual_blocks
+from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 from onnxprune.verification.notebook import in_notebook
@@ -200,17 +202,7 @@ def _inspected(original: ir.Model) -> Inspection:
     attending = attentions(structure)
     architecture = describe(structure, total_size(weights) + sum(elsewhere.values()), attending)
     return Inspection(
-        groups=tuple(
-            GroupInfo(
-                g.name,
-                g.kind,
-                len(g),
-                tuple(f"{s.value.name}[{s.axis}]" for s in g.sites),
-                g.inexact,
-                called(g, attending),
-            )
-            for g in structure.groups
-        ),
+        groups=tuple(_group(group, called(group, attending)) for group in structure.groups),
         weights=tuple(infos),
         weight_parameters=total_size(weights),
         unit_parameters=exact,
@@ -232,6 +224,11 @@ def _inspected(original: ir.Model) -> Inspection:
     )
 
 
+def _group(group: Group, kind: str) -> GroupInfo:
+    sites = tuple(f"{site.value.name}[{site.axis}]" for site in group.sites)
+    return GroupInfo(group.name, kind, len(group), sites, group.inexact, IN_WORDS.get(kind, kind))
+
+
 def _caches(original: ir.Model) -> Caches | None:
     """What could go if caches among inputs and outputs were narrowed."""
     model = original.clone()
@@ -243,7 +240,7 @@ def _caches(original: ir.Model) -> Caches | None:
     attending = attentions(structure)
     for group in structure.groups:
         if any(is_link_matrix(site.value) for site in group.sites):
-            name = called(group, attending)
+            name = IN_WORDS.get(kind := called(group, attending), kind)
             units[name] = units.get(name, 0) + len(group)
     exact, _ = structure.prunable_share()
     return Caches(count, units, exact, len(layers_of(residual_blocks(structure))))

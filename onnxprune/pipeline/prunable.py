@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from onnxprune.errors import NothingToPrune
+from onnxprune.graph.narrowing import caches
 from onnxprune.graph.size import holders_of_numbers
+from onnxprune.recipe.granularity import KV_GROUPS
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import prunable_weights
 from onnxprune.selection.eligible import eligible_groups, eligible_weights, misfits, protected_weights
@@ -40,6 +42,8 @@ def why_nothing(structure: Structure, recipe: Recipe) -> str:
             "there is nothing to prune: all weights are packed in a few bits, of which no single one is set to zero; "
             "take --structure channels, which removes whole blocks with their scales"
         )
+    if set(recipe.kinds) == {KV_GROUPS} and recipe.interface == "keep" and any(caches(structure.model)):
+        return "there is nothing to prune: KV groups are heads of the caches, which keep them without --resize-io"
     if recipe.parts.units and not any(not g.inexact for g in structure.groups):
         return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
     if unfit := misfits(structure, recipe):

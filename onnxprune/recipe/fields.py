@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from onnxprune.recipe import requirements
 from onnxprune.recipe.flag import TURNS, Flag
-from onnxprune.recipe.granularity import DEFAULT_UNIT_SHARE, KINDS, Parts, parse_structure
+from onnxprune.recipe.granularity import DEFAULT_UNIT_SHARE, KINDS, SHARING, Parts, parse_structure
 from onnxprune.recipe.names import Names, listed
 from onnxprune.recipe.numbers import fraction, share_gone, share_left
 from onnxprune.recipe.training import DataSettings, Survivors, TrainSettings
@@ -132,7 +132,9 @@ class Fields(BaseModel):
         1024, ge=1, description="use at most this many samples of --calibration (or of --data, which stand in for them)"
     )
     kinds: Annotated[Names, Flag("What goes", commas=True)] = Field(
-        (), description=f"units to remove: {', '.join(KINDS)} (default: all)"
+        (),
+        description=f"units to remove: {', '.join((*KINDS, *SHARING))} (default: all); heads are all of them, also "
+        "where query heads share keys and values (kv-groups, query-heads); inspect says which there are",
     )
     allow_inexact: Annotated[bool, _WHAT] = Field(
         False, description="also remove units on axes that a normalisation runs over"

@@ -24,6 +24,29 @@ DEFAULT_UNIT_SHARE = 0.5
 KINDS = ("heads", "head-size", "experts", "hidden", "channels", "neurons")
 """What a unit can be, the most telling name first: an atom that is both a head and a neuron is a head."""
 
+KV_GROUPS, QUERY_HEADS = SHARING = ("kv-groups", "query-heads")
+"""What heads are where several heads of queries share one of keys and values: all that share one, or one of these."""
+
+IN_WORDS = {KV_GROUPS: "KV groups", QUERY_HEADS: "query heads per group", "head-size": "head size"}
+"""What users call the kinds whose name in ``--kinds`` is another one."""
+
+
+def read_kind(text: str) -> str:
+    """Return the kind of unit that a text names.
+
+    Raises:
+        RecipeError: There is none.
+
+    >>> read_kind("KV groups")
+    'kv-groups'
+    """
+    kind = {words.lower(): kind for kind, words in IN_WORDS.items()}.get(text.lower(), text.lower().replace(" ", "-"))
+    if kind == "layers":
+        raise RecipeError("whole layers go with --structure layers, not with --kinds")
+    if kind not in (*KINDS, *SHARING):
+        raise RecipeError(f"there are no units called {text!r}; choose from {', '.join((*KINDS, *SHARING))}")
+    return kind
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -11,7 +11,7 @@ from onnxprune.errors import RecipeError
 from onnxprune.recipe import contradictions, requirements
 from onnxprune.recipe.fields import AMOUNTS, Fields
 from onnxprune.recipe.flag import flag_name
-from onnxprune.recipe.granularity import KINDS, parse_structure
+from onnxprune.recipe.granularity import parse_structure, read_kind
 from onnxprune.recipe.training import DataSettings, TrainSettings
 
 
@@ -44,10 +44,10 @@ class Recipe(Fields):
     @field_validator("kinds")
     @classmethod
     def _known_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ValueError(f"there are no units called {kind!r}; choose from {', '.join(KINDS)}")
-        return kinds
+        try:
+            return tuple(map(read_kind, kinds))
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("require")
     @classmethod

@@ -122,7 +122,9 @@ class FixedSettings(TypedDict, total=False):
     calibration_samples: int
     """Use at most this many samples of --calibration (or of --data, which stand in for them)."""
     kinds: str | Sequence[str]
-    """Units to remove: heads, head-size, experts, hidden, channels, neurons (default: all)."""
+    """Units to remove: heads, head-size, experts, hidden, channels, neurons, kv-groups, query-heads (default: all);
+    heads are all of them, also where query heads share keys and values (kv-groups, query-heads); inspect says which
+    there are."""
     allow_inexact: bool
     """Also remove units on axes that a normalisation runs over."""
     interface: Literal["keep", "narrow"] | bool

@@ -36,6 +36,9 @@ def print_inspection(console: Console, model: str, inspection: Inspection, *, ev
             console.print(f"these are the largest groups; {len(inspection.groups) - told} more with --all")
         elif len(rows) < len(inspection.groups):
             console.print("groups that are alike share a line; every group with --all")
+        kinds = dict.fromkeys(group.kind for group in inspection.groups)
+        if len(kinds) > 1:
+            console.print(f"--kinds takes some of them: {', '.join(kinds)}")
     reasons = [reason.split(": ", 1)[1] for w in inspection.weights for reason in w.pinned]
     pinned = Counter(r for r in reasons if not r.endswith(KERNEL_SIDE))
     if pinned:

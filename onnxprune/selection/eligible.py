@@ -9,6 +9,7 @@ from onnxprune.errors import RecipeError
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.selection.tiles import misfit
+from onnxprune.structure.architecture import attentions, is_picked
 from onnxprune.structure.blocks import ResidualBlock, residual_blocks
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
@@ -70,11 +71,12 @@ def protected_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
 def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:
     """Return the groups whose units may go: of the right kind, exact unless allowed, all their weights eligible."""
     allowed = {w.value for w in weights}
+    attending = attentions(structure) if recipe.kinds else ()
     groups = []
     for group in structure.groups:
         if group.inexact and not recipe.allow_inexact:
             continue
-        if recipe.kinds and group.kind not in recipe.kinds:
+        if recipe.kinds and not is_picked(group, recipe.kinds, attending):
             continue
         of_weights = [s.value for s in group.sites if s.value in structure.weights]
         if recipe.only:

@@ -6,7 +6,7 @@ describe(structure, parameters).line       # "decoder, 6 layers, 8 heads in 4 KV
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,10 +16,11 @@ from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Shape
 from onnxprune.graph.text_inputs import text_inputs
+from onnxprune.recipe.granularity import KV_GROUPS, QUERY_HEADS, SHARING
+from onnxprune.structure.axes import Dynamic, parts
+from onnxprune.structure.causality import is_causal
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
-
-KV_GROUPS, QUERY_HEADS = "KV groups", "query heads per group"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def describe(structure: Structure, parameters: int, attending: tuple[Attention, 
     kinds = Counter(operator_of(node).kind for node in nodes)
     neurons = [_width(structure, group) for group in structure.groups if group.kind == "neurons" and not group.inexact]
     experts = [len(group) for group in structure.groups if group.kind == "experts"]
-    family = _family(structure, bool(attending), kinds["conv"], kinds["rnn"])
+    family = _family(structure, attending, kinds["conv"], kinds["rnn"])
     return Architecture(
         family,
         parameters,
@@ -128,11 +129,13 @@ def describe(structure: Structure, parameters: int, attending: tuple[Attention, 
     )
 
 
-def _family(structure: Structure, attends: bool, convolutions: int, cells: int) -> str:
-    if attends:
+def _family(structure: Structure, attending: Sequence[Attention], convolutions: int, cells: int) -> str:
+    if attending:
         text = text_inputs(structure.model)
         if text is not None:
-            return "decoder" if text.has_cache else "language model" if text.following else "encoder"
+            if text.has_cache or all(is_causal(structure.facts, attention.node) for attention in attending):
+                return "decoder"
+            return "language model" if text.following else "encoder"
         pictures = any(len(value.shape or ()) == 4 for value in graph_inputs(structure.model))
         return "vision transformer" if pictures else "transformer"
     if convolutions:
@@ -174,7 +177,7 @@ def attentions(structure: Structure) -> tuple[Attention, ...]:
 
 
 def called(group: Group, attending: Iterable[Attention]) -> str:
-    """Return what users call the units of a group.
+    """Return what ``--kinds`` calls the units of a group, which is what users call them but for `IN_WORDS`.
 
     Of heads it says whether query heads share them, or they share one; the width that runs through all layers of a
     transformer is its hidden size, also where its norms are spelled out.
@@ -187,6 +190,12 @@ def called(group: Group, attending: Iterable[Attention]) -> str:
         return group.kind
     shared = frozenset().union(*(attention.shared for attention in sharing))
     return KV_GROUPS if shared.issuperset(group.atoms.tolist()) else QUERY_HEADS
+
+
+def is_picked(group: Group, kinds: Sequence[str], attending: Iterable[Attention]) -> bool:
+    """Say whether a group is of one of these kinds; ``heads`` are also those that share keys and values."""
+    name = called(group, attending)
+    return name in kinds or (name in SHARING and "heads" in kinds)
 
 
 def _fused(structure: Structure, node: ir.Node) -> Attention:
@@ -224,10 +233,17 @@ def _plain(structure: Structure, node: ir.Node) -> Attention:
     query, key = node.inputs[0], node.inputs[1]
     assert query is not None and key is not None
     shape = structure.facts.shape(query) or ()
-    heads = (shape[1] or 0) if len(shape) == 4 else 0
+    heads = (shape[1] or 0) if len(shape) == 4 else _heads_beside_batch(structure, query)
     origin, repeats = _origin(structure, key)
     groups = heads // repeats if repeats and heads % repeats == 0 else heads
     return Attention(node, heads, groups, (shape[-1] or 0) if shape else 0, _units(structure, origin, groups))
+
+
+def _heads_beside_batch(structure: Structure, query: ir.Value) -> int:
+    """Heads of queries [batch x heads, tokens, size]: the part of the first axis whose extent does not change."""
+    axes = structure.axes.get(query, [])
+    static = [len(ids) for ids in parts(axes[0])] if len(axes) == 3 and isinstance(axes[0], Dynamic) else []
+    return static[0] if len(static) == 1 else 0
 
 
 def _is_product_of_activations(structure: Structure, node: ir.Node) -> bool:

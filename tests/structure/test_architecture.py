@@ -61,7 +61,7 @@ def test_a_decoder_of_plain_operators_whatever_its_names() -> None:
     line = "decoder, 6 layers, 8 heads in 4 KV groups, head size 16, MLP 160, 497.7 k parameters"
     assert inspection.line == line
     assert {group.called for group in inspection.groups} == {"query heads per group", "neurons", "hidden"}
-    assert inspection.caches is not None and inspection.caches.units == {"KV groups": 4, "head-size": 8}
+    assert inspection.caches is not None and inspection.caches.units == {"KV groups": 4, "head size": 8}
 
 
 def test_an_attention_with_its_projection_inside() -> None:
@@ -116,7 +116,7 @@ def test_heads_are_called_by_who_shares_them() -> None:
     structure = prepare(model)
     found = attentions(structure)
     heads = {called(g, found): len(g) for g in structure.groups if g.kind == "heads"}
-    assert heads == {"KV groups": 4, "query heads per group": 2}
+    assert heads == {"kv-groups": 4, "query-heads": 2}
     plain = prepare(model_io.load(MODELS / "digits_transformer.onnx"))
     assert {called(g, attentions(plain)) for g in plain.groups if g.kind == "heads"} == {"heads"}
 
@@ -136,3 +136,23 @@ def test_parameters_are_told_in_short(n: int, said: str) -> None:
 def test_the_line_of_a_large_decoder() -> None:
     big = Architecture("decoder", 7_241_732_096, layers=32, heads=32, kv_groups=8, head_size=128, mlp=14_336)
     assert big.line == "decoder, 32 layers, 32 heads in 8 KV groups, head size 128, MLP 14,336, 7.2 G parameters"
+
+
+def test_heads_that_lie_beside_the_batch() -> None:
+    """As DeBERTa has them: queries [batch x heads, tokens, size]."""
+    model = graph(
+        """g (float[batch, tokens, 32] x) => (float[batch, tokens, 8] y) {
+             q1 = MatMul(x, wq) q2 = Reshape(q1, split) q3 = Transpose <perm = [0, 2, 1, 3]> (q2)
+             k1 = MatMul(x, wk) k2 = Reshape(k1, split) k3 = Transpose <perm = [0, 2, 3, 1]> (k2)
+             v1 = MatMul(x, wv) v2 = Reshape(v1, split) v3 = Transpose <perm = [0, 2, 1, 3]> (v2)
+             shape = Shape(x) batch = Gather(shape, zero) tokens = Gather(shape, one) rows = Mul(batch, four)
+             by_row = Concat <axis = 0> (rows, tokens, eight) by_column = Concat <axis = 0> (rows, eight, tokens)
+             q = Reshape(q3, by_row) k = Reshape(k3, by_column) v = Reshape(v3, by_row)
+             s = MatMul(q, k) p = Softmax <axis = -1> (s) a = MatMul(p, v)
+             apart = Concat <axis = 0> (batch, four, tokens, eight) b = Reshape(a, apart)
+             c = Transpose <perm = [0, 2, 1, 3]> (b) d = Reshape(c, joined) y = MatMul(d, u) }""",
+        {"wq": random(32, 32), "wk": random(32, 32), "wv": random(32, 32), "u": random(32, 8),
+         "split": np.array([0, 0, 4, 8]), "zero": np.array([0]), "one": np.array([1]), "four": np.array([4]),
+         "eight": np.array([8]), "joined": np.array([0, 0, 32])},
+    )  # fmt: skip
+    assert inspect(model).line.startswith("transformer, 1 layer, 4 heads, head size 8, ")
