@@ -115,8 +115,8 @@ _enter("Div", never_zeroed=(1,), factor_rank=2, **_BROADCAST)
 _enter("Mod", never_zeroed=(1,), factor_rank=4, **_BROADCAST)
 _enter("Pow", never_zeroed=(0, 1), **_BROADCAST)  # 0 to the power of 0 is 1
 _enter("Max", passes_integers=True, **_BROADCAST)
-_enter("And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Greater GreaterOrEqual Less LessOrEqual Mean Min Or PRelu "
-       "Sub Xor SwiGLU", **_BROADCAST)  # fmt: skip
+_enter("And BitShift BitwiseAnd BitwiseOr BitwiseXor Equal Mean Min Or PRelu Sub Xor SwiGLU", **_BROADCAST)
+_enter("Greater GreaterOrEqual Less LessOrEqual", compares=True, **_BROADCAST)
 _enter("Where", pointwise="broadcast", data=(1, 2), within_range=True, passes_units=True, passes_integers=True)
 _enter("BitCast")
 _enter_contrib("BiasAdd BiasGelu FastGelu", biases=(1,), passes_units=True)
@@ -205,7 +205,7 @@ for _domain in ("", _MICROSOFT):
     _enter("LinearAttention", domain=_domain, multiply_adds=counts.linear_attention)
 _enter_contrib("Attention", heads="num_heads", weights=_MATMUL[:1], biases=(2,), multiply_adds=counts.fused_attention)
 _enter_contrib("MultiHeadAttention", heads="num_heads", biases=(3,), multiply_adds=counts.multi_head_attention)
-_enter_contrib("GroupQueryAttention", heads="num_heads", one_prompt=True,
+_enter_contrib("GroupQueryAttention", heads="num_heads", one_prompt=True, causal=True,
                multiply_adds=counts.group_query_attention)  # fmt: skip
 _enter("RotaryEmbedding", of_angles=True)
 _enter_contrib("RotaryEmbedding", of_angles=True)

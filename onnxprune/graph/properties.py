@@ -96,6 +96,8 @@ class Operator:
         classifies: At the end of a model its results tell classes.
         cuts_off: Numbers beyond constant limits become these limits.
         head: The function of logits that it is: "softmax" or "log-softmax".
+        compares: It says which of two numbers is larger.
+        causal: It is an attention in which no token sees a later one, whatever its attributes say.
         of_angles: It takes the sine or the cosine of angles, or turns pairs of numbers by them.
     """
 
@@ -146,6 +148,8 @@ class Operator:
     classifies: bool = False
     cuts_off: bool = False
     head: Literal["", "softmax", "log-softmax"] = ""
+    compares: bool = False
+    causal: bool = False
     of_angles: bool = False
 
     @property

@@ -10,9 +10,7 @@ import onnx_ir as ir
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts
 
-_ALWAYS = ("GroupQueryAttention",)
 _FLAGS = ("is_causal", "unidirectional")
-_ORDERS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 _MASK_FROM = 3  # inputs of attention as one operator from this one on may be masks
 _MOST_VALUES = 400
 
@@ -26,7 +24,7 @@ def is_causal(facts: Facts, node: ir.Node) -> bool:
 
     A mask is causal where it is cut to a triangle, compares positions with positions, or is a constant triangle.
     """
-    if node.op_type in _ALWAYS or any(node.attributes.get_int(name, 0) for name in _FLAGS):
+    if operator_of(node).causal or any(node.attributes.get_int(name, 0) for name in _FLAGS):
         return True
     masks = node.inputs[_MASK_FROM:] if operator_of(node).heads else _masks(node.outputs[0])
     return any(value is not None and _is_triangle(facts, value) for value in masks)
@@ -55,7 +53,7 @@ def _is_triangle(facts: Facts, mask: ir.Value) -> bool:
             if value.const_value is not None and _is_lower(value.const_value):
                 return True
             continue
-        if node.op_type == "Trilu" or (node.op_type in _ORDERS and _of_positions(facts, node)):
+        if node.op_type == "Trilu" or (operator_of(node).compares and _of_positions(facts, node)):
             return True
         fresh = [v for v in node.inputs if v is not None and v not in seen]
         waiting += fresh
