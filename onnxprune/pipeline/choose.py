@@ -354,7 +354,10 @@ def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | 
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    return cached(find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed)), cache)
+    criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed))
+    _, allocation = allocations_of(recipe)
+    again = recipe.target is not None or (allocation is not None and allocation.asks)
+    return cached(criterion, cache, weights_too=again)
 
 
 def _scored(task: Task) -> Task:

@@ -27,7 +27,7 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_IN_MEMORY_LIMIT = 64 << 20  # larger models go through a temporary file with external data, which ORT maps
+_IN_MEMORY_LIMIT = 32 << 20  # larger models go through a temporary file with external data, which ORT maps
 _COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory
 _ERRORS_ONLY = 3
 # Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
@@ -45,6 +45,7 @@ def make_session(
     *,
     optimize: Optimize = "basic",
     threads: int = 1,
+    lean: bool = False,
     error: type[OnnxPruneError] = ModelError,
 ) -> ort.InferenceSession:
     """Create a session on the CPU.
@@ -54,6 +55,8 @@ def make_session(
         optimize: ONNX Runtime's graph optimisations. Only "off" and "basic" are exact: above that it rewrites int8
             DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency.
         threads: Threads inside an operator. With 1 all work is done on the calling thread, so that its CPU time counts.
+        lean: Give memory back as soon as a value is not needed any more. By default it is kept for the next run, in
+            pieces that double, which is faster for small values.
         error: What to raise; ModelError blames the input, VerificationError the result.
 
     Raises:
@@ -65,6 +68,8 @@ def make_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY + 1
+    if lean:
+        _give_back(options)
     if isinstance(model, onnx.ModelProto):
         model = model_io.load_any(model)
     try:
@@ -122,10 +127,14 @@ def _from_file(model: ir.Model, options: ort.SessionOptions, *, large: bool) -> 
     if large:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
+        _give_back(options)
     with model_io.scratch_file(model) as path:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _give_back(options: ort.SessionOptions) -> None:
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
 
 
 def _bytes_of_halves(model: ir.Model) -> int:

@@ -176,6 +176,10 @@ def output_error(joined: ir.Model, feeds: Sequence[Feeds], outputs: Sequence[str
     return float(np.max(sums[0] / np.maximum(sums[1], np.finfo(np.float64).tiny)))
 
 
+Place = tuple[str, int]
+"""The name of a value of the main graph, and an axis >= 0."""
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelMoments:
     """Sums over everything but one axis of a value; arrays have that axis' extent.
@@ -215,42 +219,67 @@ class ChannelMoments:
         return np.maximum(self.squares / self.count - np.square(self.total / self.count), 0.0)
 
 
-def channel_moments(
-    model: ir.Model, places: Sequence[tuple[str, int]], feeds: Sequence[Feeds]
-) -> dict[tuple[str, int], ChannelMoments]:
-    """Sums of values of the main graph over all axes but one, for each (value name, axis >= 0); one pass."""
+def channel_moments(model: ir.Model, places: Sequence[Place], feeds: Sequence[Feeds]) -> dict[Place, ChannelMoments]:
+    """Sums of values of the main graph over all axes but one, for each place; one pass."""
     copy = model.clone()
     build = Builder(copy)
     values = {str(v.name): v for v in _values(copy, [name for name, _ in places])}
     ranks = {str(v.name): len(s) for v, s in concrete_shapes(copy, feeds[0], values.values()).items()}
     copy.graph.outputs.clear()
     usable = [p for p in places if p[0] in values and ranks.get(p[0], 0) > p[1]]
-    for number, (name, axis) in enumerate(usable):
-        x = build.cast(values[name])
-        zero = build.constant(np.zeros((), np.float32))
-        parts = {
-            "count": build.cast(build.node("Not", [build.node("Less", [x, x])])),
-            "total": x,
-            "squares": build.node("Mul", [x, x]),
-            "magnitudes": build.node("Abs", [x]),
-            "zeros": build.cast(build.node("Not", [build.node("Greater", [x, zero])])),
-        }
-        others = [i for i in range(ranks[name]) if i != axis]
-        for part, value in parts.items():
-            build.output(build.total(value, others), f"{part}{number}")
+    sums = ChannelSums(build, {place: (values[place[0]], ranks[place[0]]) for place in usable})
     RemoveUnusedNodesPass()(copy)
     session = make_session(copy)
-    sums: dict[tuple[str, int], dict[str, Matrix]] = {}
     for feed in feeds:
-        outputs = run(session, feed)
-        for number, place in enumerate(usable):
-            totals = sums.setdefault(place, {})
-            for part in ("count", "total", "squares", "magnitudes", "zeros"):
-                totals[part] = totals.get(part, np.zeros(())) + np.asarray(outputs[f"{part}{number}"], np.float64)
-    return {
-        p: ChannelMoments(float(s["count"].reshape(-1)[0]), s["total"], s["squares"], s["magnitudes"], s["zeros"])
-        for p, s in sums.items()
-    }
+        sums.add(run(session, feed))
+    return sums.moments()
+
+
+class ChannelSums:
+    """Sums over everything but one axis of some values, made in the graph and added up batch by batch.
+
+    Args:
+        build: Adds them to a graph, as outputs.
+        values: By place (name, axis), the value in that graph and its rank.
+    """
+
+    _PARTS = ("count", "total", "squares", "magnitudes", "zeros")
+
+    def __init__(self, build: Builder, values: Mapping[Place, tuple[ir.Value, int]]) -> None:
+        self._places = list(values)
+        self._sums: dict[Place, dict[str, Matrix]] = {}
+        for number, ((_, axis), (value, rank)) in enumerate(values.items()):
+            x = build.cast(value)
+            zero = build.constant(np.zeros((), np.float32))
+            parts = {
+                "count": build.cast(build.node("Not", [build.node("Less", [x, x])])),
+                "total": x,
+                "squares": build.node("Mul", [x, x]),
+                "magnitudes": build.node("Abs", [x]),
+                "zeros": build.cast(build.node("Not", [build.node("Greater", [x, zero])])),
+            }
+            others = [i for i in range(rank) if i != axis]
+            for part, summed in parts.items():
+                build.output(build.total(summed, others), self._name(part, number))
+
+    @staticmethod
+    def _name(part: str, number: int) -> str:
+        return f"sums::{part}{number}"
+
+    def add(self, outputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Add what the graph gives for a batch."""
+        for number, place in enumerate(self._places):
+            totals = self._sums.setdefault(place, {})
+            for part in self._PARTS:
+                new = np.asarray(outputs[self._name(part, number)], np.float64)
+                totals[part] = totals.get(part, np.zeros(())) + new
+
+    def moments(self) -> dict[Place, ChannelMoments]:
+        """Return the sums so far."""
+        return {
+            p: ChannelMoments(float(s["count"].reshape(-1)[0]), s["total"], s["squares"], s["magnitudes"], s["zeros"])
+            for p, s in self._sums.items()
+        }
 
 
 def row_cosines(model: ir.Model, pairs: Sequence[tuple[str, str]], feeds: Sequence[Feeds]) -> Matrix:

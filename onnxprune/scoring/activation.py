@@ -28,7 +28,8 @@ def wanda(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
     layer = context.evidence.layer(weight.name)
     power = context.evidence.input_moments[weight.name].mean_square
     squares = np.square(acting_numbers(weight).astype(np.float64))
-    return (squares * layer.per_input(power, squares.ndim)).astype(np.float32)
+    squares *= layer.per_input(power, squares.ndim)
+    return squares.astype(np.float32)
 
 
 @unit_criterion("activation", needs="calibration", cost=_COST,

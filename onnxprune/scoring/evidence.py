@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.data.batches import Inputs, batches, samples_by_name
+from onnxprune.data.batches import Inputs, samples_by_name
 from onnxprune.data.calibration import Calibration
 from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
-from onnxprune.runtime.statistics import ChannelMoments, Moments, channel_moments
-from onnxprune.runtime.stream.gather import Batches, gather
+from onnxprune.runtime.statistics import ChannelMoments, Moments
+from onnxprune.runtime.stream.channels import streamed_channel_moments
+from onnxprune.runtime.stream.gather import Batches, fitting_batches, gather
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class Evidence:
     def input_moments(self) -> Mapping[str, ChannelMoments]:
         """For each weight, sums of what its layer reads, by input channel."""
         places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in self.layers.items()}
-        feeds = batches(self.structure.model, self.inputs, self.batch)
-        by_place = channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
+        feeds = fitting_batches(self.structure.model, self.inputs, self.batch)
+        by_place = streamed_channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
         return {name: by_place[place] for name, place in places.items() if place in by_place}
 
     def _channel_axis(self, layer: Linear) -> int:

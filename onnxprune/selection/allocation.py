@@ -69,10 +69,12 @@ class Allocation:
     Attributes:
         divide: The function.
         needs: Whether it needs calibration inputs.
+        asks: Whether it, or the ranking that it leaves all to, asks for the scores of a weight more than once.
     """
 
     divide: Divide
     needs: Needs = "nothing"
+    asks: bool = True
 
     def __call__(
         self, weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None
@@ -109,11 +111,11 @@ ALLOCATIONS: Registry[Allocation] = Registry(
 )
 
 
-def allocation(name: str, *, needs: Needs = "nothing") -> Callable[[Divide], Divide]:
-    """Register an allocation of single weights."""
+def allocation(name: str, *, needs: Needs = "nothing", asks: bool = True) -> Callable[[Divide], Divide]:
+    """Register an allocation of single weights; see `Allocation`."""
 
     def register(function: Divide) -> Divide:
-        ALLOCATIONS.add(name, Allocation(function, needs), function)
+        ALLOCATIONS.add(name, Allocation(function, needs, asks), function)
         return function
 
     return register
@@ -127,13 +129,13 @@ def together(weights: Sequence[Weight], sparsity: float, context: AllocationCont
     """
 
 
-@allocation("uniform")
+@allocation("uniform", asks=False)
 def uniform(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """The same share of every layer."""
     return {w.value: sparsity for w in weights}
 
 
-@allocation("erk")
+@allocation("erk", asks=False)
 def erk(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """Erdos-Renyi kernel: density in proportion to (inputs + outputs + sides of the kernel) / (their product).
 
@@ -163,7 +165,7 @@ def _erk_factor(weight: Weight) -> float:
     return sum(shape) / float(np.prod(shape))
 
 
-@allocation("lamp")
+@allocation("lamp", asks=False)
 def lamp_shares(weights: Sequence[Weight], sparsity: float, context: AllocationContext | None = None) -> Shares:
     """The shares that ranking all weights by LAMP gives, whatever criterion then chooses inside a layer.
 

@@ -23,6 +23,9 @@ from onnxprune.structure.weights import Weight
 
 Saliencies = npt.NDArray[np.float32]
 
+_TOGETHER = 1 << 18
+"""Groups that are sorted at once: their order takes twice the bytes of their saliencies."""
+
 
 @dataclass(frozen=True)
 class PatternMasks:
@@ -76,9 +79,10 @@ def nm_mask(saliency: Saliencies, pattern: NM, axis: int) -> Bools:
     """Keep the ``n`` most salient of every ``m`` along an axis whose extent is a multiple of ``m``; ties in order."""
     moved = np.moveaxis(saliency, axis, -1)
     groups = np.ascontiguousarray(moved).reshape(-1, pattern.m)
-    order = np.argsort(-groups, axis=1, kind="stable")
     mask = np.zeros(groups.shape, bool)
-    np.put_along_axis(mask, order[:, : pattern.n], True, axis=1)
+    for start in range(0, len(groups), _TOGETHER):
+        order = np.argsort(-groups[start : start + _TOGETHER], axis=1, kind="stable")
+        np.put_along_axis(mask[start : start + _TOGETHER], order[:, : pattern.n], True, axis=1)
     return np.ascontiguousarray(np.moveaxis(mask.reshape(moved.shape), -1, axis))
 
 

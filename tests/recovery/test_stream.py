@@ -9,7 +9,10 @@ import pytest
 from onnxprune import runtime
 from onnxprune.graph.linear import linear_layers
 from onnxprune.recovery.solve import Affine, ridge_fit
-from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.statistics import Moments, channel_moments
+from onnxprune.runtime.stream import gather as gather_module
+from onnxprune.runtime.stream import store
+from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.effects import Effects, divergence, kind_of
 from onnxprune.runtime.stream.gather import Batches, gather
@@ -140,3 +143,62 @@ def test_classes_are_compared_by_kl_and_values_by_relative_squares() -> None:
     assert divergence([{"y": np.log(p)}], [{"y": np.log(q)}]) == pytest.approx(expected)
     a, b = np.array([[[0.0]], [[2.0]]]), np.array([[[1.0]], [[2.0]]])
     assert divergence([{"y": a}], [{"y": b}]) == pytest.approx(0.5)
+
+
+CAUSAL = """<ir_version: 8, opset_import: ["": 13]>
+causal (int64[N, T] ids) => (float[N, T, 3] y) {
+  shape = Shape(ids) length = Gather(shape, one) places = Range(zero, length, one)
+  first = Constant<value_ints = [1]>() rows = Unsqueeze(places, first) hidden = Greater(places, rows)
+  mask = Where(hidden, low, none)
+  e = Gather(table, ids)
+  q1 = MatMul(e, w1) k1 = Transpose<perm = [0, 2, 1]>(e) p1 = MatMul(q1, k1) m1 = Add(p1, mask) c1 = Softmax(m1)
+  o1 = MatMul(c1, e) s1 = Add(e, o1)
+  q2 = MatMul(s1, w2) k2 = Transpose<perm = [0, 2, 1]>(s1) p2 = MatMul(q2, k2) m2 = Add(p2, mask) c2 = Softmax(m2)
+  o2 = MatMul(c2, s1) s2 = Add(s1, o2)
+  y = MatMul(s2, w3)
+}"""
+CAUSAL_SHAPES = {"table": (20, 5), "w1": (5, 5), "w2": (5, 5), "w3": (5, 3)}
+
+
+def causal() -> ir.Model:
+    model = network(CAUSAL, CAUSAL_SHAPES)
+    small = {"zero": np.int64(0), "one": np.int64(1), "low": np.float32(-1e4), "none": np.float32(0)}
+    for name, number in small.items():
+        value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
+        value.const_value = ir.Tensor(np.asarray(number), name=name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_a_mask_of_the_length_that_inference_leaves_open_does_not_keep_a_network_from_being_cut() -> None:
+    model = causal()
+    samples = Batches.of(model, {"ids": np.zeros((2, 7), np.int64)})
+    assert samples.sizes(model)["mask"] == 49
+    lives = [sorted(block.live) for block in samples.blocks(model)]
+    assert lives[-3:] == [["mask", "s1"], ["s2"], ["y"]]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_sums_by_channel_are_those_of_the_whole_network(on_disk: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if on_disk:
+        monkeypatch.setattr(store, "IN_MEMORY", 0)
+        monkeypatch.setattr(store, "_SMALLEST", 0)
+    model = causal()
+    ids = np.random.default_rng(0).integers(0, 20, (10, 7))
+    feeds = Batches.of(model, {"ids": ids}, 4).feeds
+    places = [("e", 2), ("s1", 2), ("c2", 1), ("nowhere", 1), ("s2", 7)]
+    expected, found = channel_moments(model, places, feeds), streamed_channel_moments(model, places, feeds)
+    assert list(found) == places[:3]
+    for place, moments in found.items():
+        for part in ("count", "total", "squares", "magnitudes", "zeros"):
+            np.testing.assert_array_equal(getattr(moments, part), getattr(expected[place], part))
+
+
+def test_batches_are_smaller_where_values_inside_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = causal()
+    samples = {"ids": np.zeros((12, 7), np.int64)}
+    assert [len(f["ids"]) for f in Batches.of(model, samples, 8).feeds] == [8, 4]
+    monkeypatch.setattr(gather_module, "LARGEST", 4 * 7 * 7 * 3)  # products of three samples
+    assert [len(f["ids"]) for f in Batches.of(model, samples, 8).feeds] == [3, 3, 3, 3]
+    monkeypatch.setattr(gather_module, "LARGEST", 1)
+    assert {len(f["ids"]) for f in Batches.of(model, samples, 8).feeds} == {1}

@@ -51,12 +51,15 @@ def test_what_was_found_of_one_analysis_holds_for_the_next() -> None:
         assert len(asked) == times * len(weights)
 
 
+_MOMENTS = "streamed_channel_moments"
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "module", "name"),
     [
-        (two_layers(64), {"structure": "channels", "criterion": "activation"}, evidence, "channel_moments"),
+        (two_layers(64), {"structure": "channels", "criterion": "activation"}, evidence, _MOMENTS),
         (two_layers(64), {"structure": "channels", "allocation": "sensitivity"}, unit_allocation, "scan_units"),
-        (conv_net(64), {"structure": "channels", "criterion": "wanda", "iterations": 2}, evidence, "channel_moments"),
+        (conv_net(64), {"structure": "channels", "criterion": "wanda", "iterations": 2}, evidence, _MOMENTS),
         (two_layers(64), {"allocation": "sensitivity", "pack": "auto"}, allocation, "scan"),
     ],
     ids=["scores of units", "a scan of units", "two steps", "a scan of weights"],

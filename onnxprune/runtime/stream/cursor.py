@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxprune.runtime.heap import trim
 from onnxprune.runtime.session import make_session, run
 from onnxprune.runtime.stream.cuts import Block, operands
 from onnxprune.runtime.stream.store import Store
@@ -45,7 +46,7 @@ class Program:
         if len(part.graph):
             # ONNX Runtime rewrites Dequantize operators and is off by 1e-2
             exact = any("Dequantize" in node.op_type for node in part.graph)
-            self._session = make_session(part, optimize="basic" if exact else "all")
+            self._session = make_session(part, optimize="basic" if exact else "all", lean=True)
 
     def __call__(self, values: Mapping[str, Array]) -> Values:
         """Run on one batch."""
@@ -139,6 +140,8 @@ class Cursor:
             self.state[number] = self._store.kept({name: outputs[name] for name in kept}, len(self.state))
             yield {name: outputs[name] for name in names}
         self.position += 1
+        del program
+        trim()
 
     def skip(self) -> None:
         """Go on to the next cut."""

@@ -94,14 +94,12 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
         for value in operands(node):
             last_use[value] = position
     outputs = set(model.graph.outputs)
-    carried: set[ir.Value] = set()
+    carried = carried_values(model)
     live: set[ir.Value] = {v for v in model.graph.inputs if v in last_use and not v.is_initializer()}
     cuts, layers = [], 0
     for position, node in enumerate(nodes[:-1]):
         weighted = _has_weights(node)
         layers += weighted
-        if not operator_of(node).shape_only and (weighted or any(v in carried for v in operands(node))):
-            carried.update(node.outputs)
         live.update(out for out in node.outputs if out.name and (out in last_use or out in outputs))
         live = {v for v in live if v in outputs or last_use.get(v, -1) > position}
         crossing = {v for v in live if last_use.get(v, -1) > position}
@@ -110,6 +108,15 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
             size = float(sum(sizes[name] for name in heavy))
             cuts.append(_Cut(position, frozenset(str(v.name) for v in live), heavy, layers, size))
     return cuts
+
+
+def carried_values(model: ir.Model) -> set[ir.Value]:
+    """Return the values of the main graph that depend on weights, and not on extents alone."""
+    carried: set[ir.Value] = set()
+    for node in model.graph:
+        if not operator_of(node).shape_only and (_has_weights(node) or any(v in carried for v in operands(node))):
+            carried.update(node.outputs)
+    return carried
 
 
 def _has_weights(node: ir.Node) -> bool:

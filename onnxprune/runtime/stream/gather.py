@@ -5,6 +5,7 @@ for moments in gather(model, layers, samples): ...      by weight name, block by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +17,36 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, batches, samples_by_name
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear
-from onnxprune.runtime.probe import concrete_shapes
+from onnxprune.runtime.probe import inferred_shapes
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.cuts import Block, cut_into_blocks
+from onnxprune.runtime.stream.extents import value_shapes
 from onnxprune.runtime.stream.padding import padding_mask, without_padding
 from onnxprune.runtime.stream.rows import Grid, Tokens, grid_of, input_rows, moments_of, output_rows, windows_of
 
 Array = npt.NDArray[Any]
 BATCH = 32
+
+
+LARGEST = 160 << 20
+"""Bytes of the largest value that a batch may have, as float32: of attention over long sequences, for example."""
+
+
+def fitting_batches(model: ir.Model, inputs: Inputs, batch: int, *, least: int = 1) -> list[Feeds]:
+    """Cut samples into batches, smaller ones where values inside the model would be very large.
+
+    Args:
+        model, inputs, least: See `data.batches.batches`.
+        batch: Samples in a batch, at most.
+    """
+    feeds = batches(model, inputs, batch, least=least)
+    shapes = inferred_shapes(model, feeds[0])
+    largest = max((math.prod(shapes[out]) for node in model.graph for out in node.outputs if out in shapes), default=0)
+    if 4 * largest <= LARGEST:
+        return feeds
+    size = max(1, min(batch, samples_by_name(model, inputs).count) * LARGEST // (4 * largest))
+    return batches(model, inputs, size, least=least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +67,7 @@ class Batches:
     def of(model: ir.Model, inputs: Inputs, batch: int = BATCH, *, least: int = 1) -> Batches:
         """Cut inputs into batches; padded sequences are sorted by length and cut to that of their batch."""
         samples = samples_by_name(model, inputs)
-        feeds = batches(model, samples, batch, least=least)
+        feeds = fitting_batches(model, samples, batch, least=least)
         first = all(axis in (0, None) for axis in samples.axes.values())
         mask = padding_mask(model, feeds) if first else None
         if mask is not None:
@@ -55,8 +77,7 @@ class Batches:
 
     def sizes(self, model: ir.Model) -> dict[str, int]:
         """Elements of the values of a model for the first batch."""
-        shapes = concrete_shapes(model, self.feeds[0], [])
-        return {str(v.name): int(np.prod(shape)) for v, shape in shapes.items()}
+        return {name: math.prod(shape) for name, shape in value_shapes(model, self.feeds[0]).items()}
 
     def blocks(self, model: ir.Model) -> list[Block]:
         """The blocks of a model."""

@@ -25,13 +25,13 @@ class Store:
     """A folder that is made when it is needed.
 
     Args:
-        limit: Bytes that are kept in memory.
+        limit: Bytes that are kept in memory; by default `IN_MEMORY`.
     """
 
-    def __init__(self, limit: int = IN_MEMORY) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self._folder: Path | None = None
         self._count = 0
-        self._limit = self._room = limit
+        self._limit = self._room = IN_MEMORY if limit is None else limit
 
     def kept(self, values: Mapping[str, Array], together: int) -> dict[str, Array]:
         """Return the values of one batch as they are, or mapped from disk.
