@@ -25,6 +25,7 @@ from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
+from onnxprune.graph.tensors import like
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
@@ -37,11 +38,13 @@ from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
 from onnxprune.runtime.statistics import layer_moments, shadow
 from onnxprune.runtime.stream.gather import Batches
+from onnxprune.runtime.stream.store import Store
 from onnxprune.structure.rewrite import Kept
 
 FOLDS = 4
 
 _REPORTED = 64  # inputs on which the outputs are compared for the report
+_WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,19 @@ class State:
     refused: set[tuple[str, str]] = field(default_factory=set)
     _outputs: dict[int, dict[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
     _outputs_session: ort.InferenceSession | None = None
+    _store: Store = field(default_factory=Store)
+    _new_weights: Store = field(default_factory=lambda: Store(_WEIGHTS_IN_MEMORY))
 
     @property
     def feeds(self) -> Sequence[Feeds]:
         """The batches."""
         return self.samples.feeds
+
+    def keep(self, layer: Linear) -> None:
+        """Keep the new weights of a layer: on disk, where there are many."""
+        tensor = layer.weight.const_value
+        if isinstance(tensor, ir.Tensor):
+            layer.weight.const_value = like(tensor, self._new_weights.held(tensor.numpy()))
 
     def error(self, feeds: Sequence[Feeds] | None = None) -> float:
         """The model's error, by default on the last fold, which no globally judged proposal is made from."""
@@ -126,7 +137,8 @@ class State:
         sums: dict[str, Matrix] = {}
         for feed in chosen:
             if id(feed) not in self._outputs:
-                self._outputs[id(feed)] = run_session(self._outputs_session, feed)
+                outputs = {n: np.asarray(a) for n, a in run_session(self._outputs_session, feed).items()}
+                self._outputs[id(feed)] = self._store.kept(outputs, len(self.feeds))
             ours = run_session(session, feed)
             for name, dense in self._outputs[id(feed)].items():
                 if np.asarray(dense).dtype.kind == "f":
@@ -253,6 +265,7 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
             run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:
                 _write(layer, proposal.affine)
+                run.keep(layer.linear)
 
 
 def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:

@@ -32,6 +32,9 @@ from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.rows import Grid, moments_of
+from onnxprune.runtime.stream.store import Store
+
+_TARGETS_IN_MEMORY = 256 << 20  # bytes of the targets of a block
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, npt.NDArray[np.int64]]
@@ -150,13 +153,15 @@ def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches) -> dict[Pai
     names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
     names += [pair.shortcut for pair in pairs if pair.shortcut in made]
     targets: dict[Pair, list[tuple[Array, Array | None]]] = {pair: [] for pair in pairs}
+    store = Store(_TARGETS_IN_MEMORY)
     for number, values in enumerate(dense.advance(list(dict.fromkeys(names)))):
         for pair in pairs:
             data = values[str(pair.dense.data.name)]
             grid = samples.grid(pair.pruned, data, number)
             shortcut = values.get(pair.shortcut or "")
             s = None if shortcut is None else samples.outputs(pair.pruned, pair.left(shortcut), grid, number)
-            targets[pair].append((_dense_rows(pair, data, values, samples, grid, number), s))
+            z = store.held(_dense_rows(pair, data, values, samples, grid, number))
+            targets[pair].append((z, None if s is None else store.held(s)))
     return targets
 
 
