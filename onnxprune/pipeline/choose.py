@@ -84,7 +84,7 @@ class Plan:
 
 def choose(
     structure: Structure, recipe: Recipe, calibration: Calibration | None = None, *, most: float = 0.0,
-    again: bool = False, cache: ScoreCache | None = None,
+    again: bool = False, cache: ScoreCache | None = None, progress: Callable[[str], None] | None = None,
 ) -> Plan:  # fmt: skip
     """Decide what goes in one step.
 
@@ -95,6 +95,7 @@ def choose(
         most: The share that may be gone after this step, where units that do not fit its own share go with it.
         again: The model was pruned before: weights that are zero go first.
         cache: Scores of this very model under this criterion, from a run with another sparsity.
+        progress: Called with a line while the calibration samples go through the model.
 
     Raises:
         NothingToPrune: There is nothing to decide on.
@@ -106,7 +107,7 @@ def choose(
     if not weights:
         raise NothingToPrune(why_nothing(structure, recipe))
     cache = cache or ScoreCache()
-    criterion = _criterion(structure, recipe, calibration, cache)
+    criterion = _criterion(structure, recipe, calibration, cache, progress)
     task = Task(structure, recipe, calibration, weights, criterion, cache, most=most, auto=auto)
     if recipe.parts.zeros is not None:
         task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
@@ -347,14 +348,17 @@ def _depth(task: Task) -> Plan:
     return Plan(structure, none, BitMasks(()), task.prunable, gone, task.unscored, blocks=tuple(chosen))
 
 
-def _criterion(structure: Structure, recipe: Recipe, calibration: Calibration | None, cache: ScoreCache) -> Criterion:
+def _criterion(
+    structure: Structure, recipe: Recipe, calibration: Calibration | None, cache: ScoreCache,
+    progress: Callable[[str], None] | None,
+) -> Criterion:  # fmt: skip
     """The criterion with the statistics of this model that it may use.
 
     Raises:
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed))
+    criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed, progress))
     _, allocation = allocations_of(recipe)
     again = recipe.target is not None or (allocation is not None and allocation.asks)
     return cached(criterion, cache, weights_too=again)

@@ -156,7 +156,9 @@ class Steps:
             gone_before = self.prunable - self.left(structure)
             again = number > 1 or self.recipe.alternate
             now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
-            plan = choose(structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
+            plan = choose(
+                structure, now, self.calibration, most=last.sparsity, again=again, cache=cache, progress=self.progress
+            )
             applied = apply_plan(plan)
             proof, reach = self._proof_of(model, plan, applied)
             trace = trace.after_cut(applied.kept, applied.renamed, proof, reach)

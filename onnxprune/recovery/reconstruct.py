@@ -34,6 +34,7 @@ from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
 from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
+from onnxprune.runtime.countdown import Countdown
 from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
 from onnxprune.runtime.statistics import layer_moments, shadow
@@ -256,8 +257,9 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
     moved = {str(value.name) for value in changed}
     pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in known]
     pairs = [pair for pair in pairs if moved & {str(pair.pruned.output.name), pair.shortcut}]
+    count = Countdown("layer", len(pairs), run.progress)
     for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
-        run.progress(stage_moments[0][0].pruned.name)
+        count(len(stage_moments))
         for pair, moments in stage_moments:
             factor, _ = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
             layer = _layer(run, pair.pruned, pair.dense, factor)

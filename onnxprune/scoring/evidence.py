@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.runtime.statistics import ChannelMoments, Moments
 from onnxprune.runtime.stream.channels import streamed_channel_moments
-from onnxprune.runtime.stream.gather import Batches, fitting_batches, gather
+from onnxprune.runtime.stream.gather import Batches, Gatherer, fitting_batches
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ DAMPING = 0.01
 HELD = 64
 """So many inputs are held back at most."""
 
-TOGETHER = 2**27
-"""Entries of the Gram matrices that are gathered in one pass over the data: 1 GiB."""
+TOGETHER = 2**26
+"""Entries of the Gram matrices that are held together: 512 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Evidence:
         seed: Of what is drawn at random: sampled labels, probes.
         batch: Batches run at once.
         steps: Optimiser steps of criteria that train.
+        tell: Called with a line for each block of the model that the samples go through.
     """
 
     structure: Structure
@@ -57,11 +58,14 @@ class Evidence:
     seed: int = 0
     batch: int = 32
     steps: int = 200
+    tell: Callable[[str], None] | None = None
 
     @classmethod
-    def of(cls, structure: Structure, calibration: Calibration, seed: int = 0) -> Evidence:
+    def of(
+        cls, structure: Structure, calibration: Calibration, seed: int = 0, tell: Callable[[str], None] | None = None
+    ) -> Evidence:
         """Return what criteria may know of a model: statistics of these samples, found when they are asked for."""
-        return cls(structure, calibration.inputs, calibration.labels, seed)
+        return cls(structure, calibration.inputs, calibration.labels, seed, tell=tell)
 
     @functools.cached_property
     def layers(self) -> Mapping[str, Linear]:
@@ -95,7 +99,9 @@ class Evidence:
         """For each weight, sums of what its layer reads, by input channel."""
         places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in self.layers.items()}
         feeds = fitting_batches(self.structure.model, self.inputs, self.batch)
-        by_place = streamed_channel_moments(self.structure.model, list(dict.fromkeys(places.values())), feeds)
+        by_place = streamed_channel_moments(
+            self.structure.model, list(dict.fromkeys(places.values())), feeds, self.tell
+        )
         return {name: by_place[place] for name, place in places.items() if place in by_place}
 
     def _channel_axis(self, layer: Linear) -> int:
@@ -109,28 +115,26 @@ class Evidence:
 
     @functools.cached_property
     def _passes(self) -> Mapping[str, tuple[str, ...]]:
-        """For each layer, those that are measured in one pass with it: neighbours, as many as `TOGETHER` allows."""
+        """For each layer, those that are measured together with it: of blocks side by side, as `TOGETHER` allows."""
         passes: list[list[str]] = [[]]
         room = TOGETHER
-        whole = {name: layer for name, layer in self.layers.items() if layer.groups == 1}
-        for name, layer in {**whole, **self.layers}.items():
-            shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
-            entries = layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2
+        for layers in self._gatherer.by_block(list(self.layers.values())):
+            entries = sum(map(_entries, layers))
             if entries > room and passes[-1]:
                 passes.append([])
                 room = TOGETHER
-            passes[-1].append(name)
+            passes[-1] += [layer.name for layer in layers]
             room -= entries
         return {name: tuple(names) for names in passes for name in names}
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one object a run, and Gram matrices are large
     def _moments(self, names: tuple[str, ...]) -> Mapping[str, Moments]:
         layers = [self.layers[name] for name in names]
-        return {
-            name: moments
-            for part in gather(self.structure.model, layers, self.samples)
-            for name, moments in part.items()
-        }
+        return {name: moments for part in self._gatherer.parts(layers) for name, moments in part.items()}
+
+    @functools.cached_property
+    def _gatherer(self) -> Gatherer:
+        return Gatherer(self.structure.model, self.samples, self.tell)
 
     @functools.cached_property
     def samples(self) -> Batches:
@@ -182,6 +186,12 @@ class Evidence:
         from onnxprune.scoring.backward import Gradients
 
         return Gradients(self.structure.model, self.inputs, self.labels, self.seed, self.batch)
+
+
+def _entries(layer: Linear) -> int:
+    """Entries of a layer's Gram matrices."""
+    shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
+    return int(layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2)
 
 
 LooksAt = Literal["weights", "activations", "gradients"]

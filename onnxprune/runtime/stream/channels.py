@@ -6,7 +6,7 @@ moments = streamed_channel_moments(model, [("r", 1)], feeds)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.measuring import Builder
+from onnxprune.runtime.countdown import Countdown
 from onnxprune.runtime.heap import trim
 from onnxprune.runtime.session import make_session, run
 from onnxprune.runtime.statistics import ChannelMoments, ChannelSums, Place
@@ -26,7 +27,7 @@ Values = Mapping[str, npt.NDArray[Any]]
 
 
 def streamed_channel_moments(
-    model: ir.Model, places: Sequence[Place], feeds: Sequence[Feeds]
+    model: ir.Model, places: Sequence[Place], feeds: Sequence[Feeds], tell: Callable[[str], None] | None = None
 ) -> dict[Place, ChannelMoments]:
     """Sums of values of the main graph over all axes but one, for each place.
 
@@ -36,6 +37,7 @@ def streamed_channel_moments(
         model: The model; it stays as it is.
         places: Values; those that the model does not have, or of fewer axes, are left out.
         feeds: Batches.
+        tell: Called with a line for each block.
     """
     names = {name for name, _ in places}
     needed = [v for node in model.graph for v in node.outputs if v.name in names]
@@ -44,7 +46,9 @@ def streamed_channel_moments(
     left = [place for place in places if len(shapes.get(place[0], ())) > place[1]]
     moments: dict[Place, ChannelMoments] = {}
     store, state = Store(), [dict(feed) for feed in feeds]
+    count = Countdown("calibrate: block", len(blocks), tell)
     for block in blocks:
+        count()
         made = {str(out.name) for node in block.nodes for out in node.outputs} | set(state[0])
         here = {place: len(shapes[place[0]]) for place in left if place[0] in made}
         left = [place for place in left if place not in here]

@@ -6,7 +6,7 @@ for moments in gather(model, layers, samples): ...      by weight name, block by
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, batches, samples_by_name
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear
+from onnxprune.runtime.countdown import Countdown
 from onnxprune.runtime.probe import inferred_shapes
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor
@@ -96,26 +97,63 @@ class Batches:
         return input_rows(layer, data, grid, self.tokens[number])
 
 
-def gather(
-    model: ir.Model, layers: Sequence[Linear], samples: Batches, blocks: Sequence[Block] | None = None
-) -> Iterator[dict[str, Moments]]:
+def gather(model: ir.Model, layers: Sequence[Linear], samples: Batches) -> Iterator[dict[str, Moments]]:
     """Yield, block by block, sums over what its layers read, by weight name; there are no targets in them.
 
     Args:
         model: A normalised model.
         layers: Those that are looked at.
         samples: Calibration inputs.
-        blocks: Of the model, where they are known.
     """
-    blocks = samples.blocks(model) if blocks is None else blocks
-    cursor = Cursor(model, blocks, samples.feeds)
-    of_node = {layer.node: layer for layer in layers}
-    for block in blocks:
-        inside = [of_node[node] for node in block.nodes if node in of_node]
-        sums: dict[str, Moments] = {}
-        for number, values in enumerate(cursor.advance([str(layer.data.name) for layer in inside])):
-            for layer in inside:
+    yield from Gatherer(model, samples).parts(layers)
+
+
+class Gatherer:
+    """Sums over what layers read, for some layers after others: layers further on are reached from where it stands.
+
+    Args:
+        model: A normalised model, which stays as it is.
+        samples: Calibration inputs.
+        tell: Called with a line for each block.
+    """
+
+    def __init__(self, model: ir.Model, samples: Batches, tell: Callable[[str], None] | None = None) -> None:
+        self._tell = tell
+        self._model, self._samples = model, samples
+        self._blocks = samples.blocks(model)
+        self._cursor = Cursor(model, self._blocks, samples.feeds)
+
+    def parts(self, layers: Sequence[Linear]) -> Iterator[dict[str, Moments]]:
+        """Yield the sums of these layers, block by block, by weight name; layers that read one value share them."""
+        inside = self.by_block(layers)
+        wanted = [number for number, found in enumerate(inside) if found]
+        if wanted and wanted[0] < self._cursor.position:
+            self._cursor = Cursor(self._model, self._blocks, self._samples.feeds)
+        numbers = range(self._cursor.position, wanted[-1] + 1 if wanted else 0)
+        count = Countdown("calibrate: block", len(numbers), self._tell)
+        for number in numbers:
+            count()
+            yield self._through(inside[number])
+
+    def by_block(self, layers: Sequence[Linear]) -> list[list[Linear]]:
+        """Return those of the layers that lie in each block."""
+        of_node = {layer.node: layer for layer in layers}
+        return [[of_node[node] for node in block.nodes if node in of_node] for block in self._blocks]
+
+    def _through(self, layers: Sequence[Linear]) -> dict[str, Moments]:
+        samples, sums = self._samples, dict[tuple[object, ...], Moments]()
+        keys = {layer.name: _rows_read(layer) for layer in layers}
+        first = {keys[layer.name]: layer for layer in reversed(layers)}
+        names = list(dict.fromkeys(str(layer.data.name) for layer in layers))
+        last = self._cursor.position + 1 == len(self._blocks)
+        for number, values in enumerate(self._cursor.run(names) if last else self._cursor.advance(names)):
+            for key, layer in first.items():
                 data = values[str(layer.data.name)]
                 new = moments_of(samples.inputs(layer, data, samples.grid(layer, data, number), number), None)
-                sums[layer.name] = sums[layer.name] + new if layer.name in sums else new
-        yield sums
+                sums[key] = sums[key] + new if key in sums else new
+        return {name: sums[key] for name, key in keys.items()}
+
+
+def _rows_read(layer: Linear) -> tuple[object, ...]:
+    """What the rows that a layer's weights see depend on; of a Conv on its window, too, so that none shares them."""
+    return (layer.data, layer.name if layer.is_conv else layer.data_axis, layer.groups)
