@@ -33,10 +33,10 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     make = Evidence.of
 
-    def spy(structure: Structure, samples: Calibration, seed: int = 0) -> Evidence:
+    def spy(structure: Structure, samples: Calibration, *others: Any) -> Evidence:
         tensors = [v.const_value for v in structure.model.graph.initializers.values()]
         seen.append(sum(int(np.count_nonzero(t.numpy())) for t in tensors if t is not None))
-        return make(structure, samples, seed)
+        return make(structure, samples, *others)
 
     monkeypatch.setattr(Evidence, "of", staticmethod(spy))
     return seen
