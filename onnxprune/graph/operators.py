@@ -188,6 +188,7 @@ _enter_contrib("FusedMatMulActivation", **{**_MATMULS, "kind": "other"})
 _enter_contrib("MatMulNBits", kind="fc", biases=(5,), quantised={1: (2, 3)}, multiply_adds=counts.matmul,
                weights=(Slot(1, output=0, reduction=1, data=0, data_axis=-1, packed=True),))  # fmt: skip
 _enter_contrib("MatMulBnb4 MatMulFpQ4", kind="fc", multiply_adds=counts.matmul)
+_enter_contrib("GatherBlockQuantized", kind="embedding", packed_table=0, quantised={0: (2, 3)})
 _enter_contrib("MoE", biases=(3, 5, 7), multiply_adds=counts.experts,
                weights=tuple(Slot(i, output=1, reduction=2, data=i, data_axis=2) for i in (2, 4, 6)))  # fmt: skip
 _enter_contrib(
@@ -276,7 +277,7 @@ _enter("AffineGrid Affine Col2Im ConcatFromSequence Crop Det DynamicSlice GivenT
        "EfficientNMS_TRT MultilevelCropAndResize_TRT PyramidROIAlign_TRT")  # fmt: skip
 _enter_contrib("BiasDropout BiasSoftmax BiasSplitGelu BifurcationDetector BitmaskBiasDropout BitmaskDropout "
                "BranchwiseRMSNorm ComplexMul ComplexMulConj CropAndResize DynamicTimeWarping ExpandDims GatedAdd "
-               "GatedRMSNorm GatherBlockQuantized GatherND GatherPacked GemmaRotaryEmbedding GridSample IsAllFinite "
+               "GatedRMSNorm GatherND GatherPacked GemmaRotaryEmbedding GridSample IsAllFinite "
                "MRotaryEmbedding MaxpoolWithMask MurmurHash3 NGramHashMapping NGramRepeatBlock NhwcMaxPool Pad "
                "RMSNormRotary Range RelativePositionBias RemovePadding RestorePadding ScaledSiLU SwiGLU "
                "Tokenizer TorchEmbedding Trilu UnfoldTensor Unique VarlenNGramHashMapping "

@@ -2,16 +2,20 @@
 
 A number is (q - zero point) * scale. Without zero points these are in the middle of what the bits can hold, 8 of 4
 bits. The first number of a byte is in its lowest bits. MatMulNBits holds [outputs, blocks, bytes of a block], QMoE
-[experts, outputs, bytes of an output]. (ONNX Runtime's ContribOperators.md.)
+[experts, outputs, bytes of an output], GatherBlockQuantized [rows, bytes of a row], whose numbers are called inputs
+here as well. (ONNX Runtime's ContribOperators.md.)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from onnxprune.graph.linear import source_of
 
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.uint8]
@@ -28,7 +32,8 @@ class Packed:
         block: How many numbers share a scale.
         inputs: How many numbers of an output count; the last block may hold more.
         outputs, blocks: How many there are, over all experts.
-        experts: How many experts the outputs belong to, 0 where the weight is a matrix.
+        lead: The extents before the bytes of an output, [experts, outputs] or [rows]; empty where the weight has an
+            axis of blocks.
     """
 
     scales: ir.Value
@@ -38,7 +43,7 @@ class Packed:
     inputs: int
     outputs: int
     blocks: int
-    experts: int = 0
+    lead: tuple[int, ...] = ()
 
     @property
     def per_byte(self) -> int:
@@ -47,14 +52,14 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The numbers of the weight, by output and block; of experts by expert, output and byte."""
-        if self.experts:
-            return self.experts, self.outputs // self.experts, self.inputs // self.per_byte, self.per_byte
+        """The numbers of the weight, by output and block; where it has no axis of blocks by output and byte."""
+        if self.lead:
+            return *self.lead, self.inputs // self.per_byte, self.per_byte
         return self.outputs, self.blocks, self.block
 
     def extent(self, axis: int) -> int:
         """Return how many outputs or inputs an axis of the tensor stands for."""
-        return self.inputs if axis == (2 if self.experts else 1) else self.shape[axis]
+        return self.inputs if axis == (len(self.lead) or 1) else self.shape[axis]
 
     def numbers(self, content: Array) -> npt.NDArray[np.float32]:
         """Return the numbers that the bytes stand for, of `shape`; 0 behind the last that counts."""
@@ -69,26 +74,32 @@ class Packed:
         if self.zero_points is None:
             return np.full((self.outputs, self.blocks), 1 << (self.bits - 1), np.uint8)
         content = _content(self.zero_points).astype(np.uint8)
-        if self.experts and content.ndim == 2:  # one for each output; those of an expert lie one behind the other
-            return unpacked(content, self.bits)[:, : self.outputs // self.experts].reshape(-1, 1)
+        if len(self.lead) == content.ndim == 2:  # one for each output; those of an expert lie one behind the other
+            return unpacked(content, self.bits)[:, : self.lead[1]].reshape(-1, 1)
         return unpacked(content.reshape(self.outputs, -1), self.bits)[:, : self.blocks]
 
     def zeros(self) -> Bytes:
         """Return the byte that holds nothing but zero points, for each block or byte, to broadcast over the weight."""
         each = packed(np.repeat(self.points()[..., None], self.per_byte, axis=-1), self.bits)
-        if not self.experts:
+        if not self.lead:
             return each
-        return np.repeat(each[..., 0], self.block // self.per_byte, axis=1).reshape(self.shape[:3])
+        return np.repeat(each[..., 0], self.block // self.per_byte, axis=1).reshape(self.shape[:-1])
 
 
 def layout_of(node: ir.Node, index: int = 1) -> Packed | str:
     """Return how a node reads its packed weight; where it reads it in another way, what that is.
 
     Args:
-        node: A MatMulNBits or QMoE.
-        index: The input that is the weight: 1 of MatMulNBits; 2, 5 and 8 of QMoE.
+        node: A MatMulNBits, QMoE or GatherBlockQuantized.
+        index: The input that is the weight: 1 of MatMulNBits; 2, 5 and 8 of QMoE; 0 of GatherBlockQuantized.
     """
-    return _of_experts(node, index) if node.op_type == "QMoE" else _of_matrix(node)
+    match node.op_type:
+        case "QMoE":
+            return _of_experts(node, index)
+        case "GatherBlockQuantized":
+            return _of_table(node)
+        case _:
+            return _of_matrix(node)
 
 
 def _of_matrix(node: ir.Node) -> Packed | str:
@@ -124,7 +135,24 @@ def _of_experts(node: ir.Node, index: int) -> Packed | str:
     block = node.attributes.get_int("block_size", 0) or inputs
     if inputs % block or block * bits % 8 or _content(scales).size != experts * outputs * (inputs // block):
         return "its weights are packed in blocks of bits of another layout"
-    return Packed(scales, points, bits, block, inputs, experts * outputs, inputs // block, experts)
+    return Packed(scales, points, bits, block, inputs, experts * outputs, inputs // block, (experts, outputs))
+
+
+def _of_table(node: ir.Node) -> Packed | str:
+    table, scales = source_of(node.inputs[0]), node.inputs[2]
+    points = node.inputs[3] if len(node.inputs) > 3 else None
+    bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 128)
+    if table is None or scales is None or not _constant(table, scales, points):
+        return "its table is not constant"
+    shape = tuple(int(n) for n in _content(table).shape)
+    axes = [node.attributes.get_int(name, default) for name, default in (("gather_axis", 0), ("quantize_axis", 1))]
+    if table.dtype != ir.DataType.UINT8 or axes[0] != 0 or axes[1] not in (1, -1) or len(_content(scales).shape) != 2:
+        return "its table is not in rows of bytes"
+    blocks, per_byte = int(_content(scales).shape[1]), 8 // bits
+    inputs = math.prod(shape[1:]) * per_byte
+    if inputs != blocks * block or block % per_byte:
+        return "its last block is not full"
+    return Packed(scales, points, bits, block, inputs, shape[0], blocks, shape[:1] if len(shape) == 2 else ())
 
 
 def _constant(*values: ir.Value | None) -> bool:

@@ -58,6 +58,7 @@ class Operator:
         roles: Other inputs that are learnt, and what they are.
         states: Inputs that hold a first state.
         tables: Inputs whose rows are looked up.
+        packed_table: The input whose rows are looked up, of numbers in a few bits; None where there is none.
         indices: Inputs that index into another input: (that input, its axis; None for the attribute `axis`).
         lengths: Inputs that count steps.
         settings: Float inputs that configure the operator instead of being learnt.
@@ -112,6 +113,7 @@ class Operator:
     roles: Mapping[int, Role] = field(default_factory=dict)
     states: tuple[int, ...] = ()
     tables: tuple[int, ...] = ()
+    packed_table: int | None = None
     indices: Mapping[int, tuple[int, int | None]] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     settings: tuple[int, ...] = ()
@@ -187,6 +189,10 @@ class Operator:
         """Inputs that are scales of quantised numbers."""
         scales = {scale for scale, _ in self.quantised.values() if scale is not None}
         return frozenset(scales | ({self.result_quantised[0]} if self.result_quantised else set()))
+
+    def packs(self, index: int) -> bool:
+        """Whether an input may hold numbers in blocks of a few bits; see `packed`."""
+        return index == self.packed_table or any(slot.packed and slot.input == index for slot in self.weights)
 
     def reads(self, index: int) -> bool:
         """Whether an input is among the data that it moves or acts on."""

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune import model_io
 from onnxprune.graph.caches import is_link, is_link_matrix
+from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import key, operator_named, operator_of
 from onnxprune.graph.packed import Packed, layout_of
-from onnxprune.graph.tensors import read
+from onnxprune.graph.tensors import read, spread
 from onnxprune.model_io.bodies import bodies
 
 Shape = tuple[int, ...]
@@ -76,10 +78,16 @@ def graph_macs(model: ir.Model, shapes: Shapes) -> tuple[int, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """Numbers that were learnt, and the one among them that stands for zero; or how several of them share a byte."""
+    """Numbers that were learnt.
+
+    Attributes:
+        tensor: What holds them.
+        points: Zero points of quantised ones, and the axis along which there are several; None where 0 stands for zero.
+        layout: How several of them share a byte.
+    """
 
     tensor: ir.TensorProtocol
-    zero: int = 0
+    points: tuple[ir.TensorProtocol, int] | None = None
     layout: Packed | None = None
 
     @property
@@ -89,12 +97,19 @@ class Parameter:
 
     def nonzero(self) -> int:
         """Return how many are not zero."""
+        return int(np.count_nonzero(~self.zeros()))
+
+    def zeros(self) -> npt.NDArray[np.bool_]:
+        """Return which are zero, in the shape of the numbers; what fills up the last block of a row is zero as well."""
         array = read(self.tensor)
         if self.layout is not None:
-            return int(np.count_nonzero(self.layout.numbers(array)))
-        if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin count faster and surer as floats
+            return np.asarray(self.layout.numbers(array) == 0)
+        if array.dtype.kind == "V" or array.dtype.isbuiltin != 1:  # bfloat16 and kin compare faster and surer as floats
             array = array.astype(np.float32)
-        return int(np.count_nonzero(array != self.zero if self.zero else array))
+        if self.points is None:
+            return np.asarray(array == np.zeros((), array.dtype))
+        points, axis = self.points
+        return np.asarray(array == spread(points.numpy().astype(array.dtype), array.shape, axis))
 
 
 def parameters(model: ir.Model) -> Iterator[Parameter]:
@@ -108,7 +123,7 @@ def parameters(model: ir.Model) -> Iterator[Parameter]:
             if tensor is None or id(tensor) in seen or not _is_parameter(value, tensor):
                 continue
             seen.add(id(tensor))
-            yield Parameter(tensor, _zero_point(value), _layout(value))
+            yield Parameter(tensor, _zero_points(value), _layout(value))
 
 
 def holders_of_numbers(model: ir.Model) -> list[str]:
@@ -212,21 +227,27 @@ def _final_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 def _layout(value: ir.Value) -> Packed | None:
     """How the numbers of a packed weight lie in its bytes; None for all others."""
     for node, index in value.uses():
-        if any(slot.packed and slot.input == index for slot in operator_of(node).weights):
+        if operator_of(node).packs(index):
             layout = layout_of(node, index)
             return layout if isinstance(layout, Packed) else None
     return None
 
 
-def _zero_point(value: ir.Value) -> int:
-    """Return the integer that stands for zero in a quantised weight; 0 for all others, and where it differs within."""
+def _zero_points(value: ir.Value) -> tuple[ir.TensorProtocol, int] | None:
+    """The zero points of a quantised weight, and the axis along which there are several.
+
+    Several are not followed behind views, where they lie along another axis.
+    """
+    direct = set(value.uses())
     for node, index in _final_uses(value):
         _, place = operator_of(node).quantised.get(index, (None, None))
         point = node.inputs[place] if place is not None and place < len(node.inputs) else None
         tensor = None if point is None else ir.convenience.get_const_tensor(point)
-        if tensor is not None and len(numbers := np.unique(tensor.numpy())) == 1 and numbers.dtype.kind in "iu":
-            return int(numbers[0])
-    return 0
+        if tensor is None or (tensor.size > 1 and (node, index) not in direct):
+            continue
+        axis = node.attributes.get_int("axis", 1) if operator_of(node).dequantises else channel_axis(value) or 0
+        return tensor, axis
+    return None
 
 
 def _graph_macs(graph: ir.Graph, shapes: Shapes, uncounted: list[str]) -> int:

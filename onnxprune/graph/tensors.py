@@ -60,3 +60,21 @@ def edited(tensor: ir.TensorProtocol, edit: Callable[[Array], Array], shape: Seq
             metadata_props=dict(tensor.metadata_props),
         )
     return make()
+
+
+def spread(points: Array, shape: Sequence[int], axis: int) -> Array:
+    """Return zero points at each element of what they belong to.
+
+    Args:
+        points: One for all, one for each index of an axis, or one for each block of it.
+        shape: Of what they belong to.
+        axis: That axis, which may be negative.
+    """
+    if points.size == 1:
+        return np.broadcast_to(points.reshape(()), shape)
+    if points.ndim == 1:
+        points = points.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    elif points.shape != tuple(shape):
+        extent = shape[axis]
+        points = np.repeat(points, -(-extent // points.shape[axis]), axis=axis).take(range(extent), axis=axis)
+    return np.broadcast_to(points, shape)

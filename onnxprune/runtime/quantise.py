@@ -30,7 +30,6 @@ from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, Verificati
 from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import is_parameter, parameters
-from onnxprune.graph.tensors import read
 from onnxprune.runtime import Feeds, int8, libraries
 from onnxprune.runtime.session import one_sentence
 
@@ -159,7 +158,7 @@ def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:
         if now is None:
             others[0] += parameter.nonzero()
         elif now.tensor.shape.numpy() == parameter.tensor.shape.numpy():
-            lost += int(np.count_nonzero((read(parameter.tensor) == parameter.zero) & (read(now.tensor) != now.zero)))
+            lost += int(np.count_nonzero(parameter.zeros() & ~now.zeros()))
         else:  # stored in another layout
             lost += max(0, now.nonzero() - parameter.nonzero())
     others[1] = sum(parameter.nonzero() for parameter in after.values())

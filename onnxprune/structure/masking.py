@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import key
-from onnxprune.graph.tensors import Array, edited, read
+from onnxprune.graph.tensors import Array, edited, read, spread
 from onnxprune.structure import registry
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.rewriter import Rewriter
@@ -80,16 +80,10 @@ def zero_of(fill: Fill | None, array: Array) -> Array:
     """Return what zero means at each element: 0, or a quantised weight's zero point."""
     if fill is not None and fill.packed is not None:
         return np.broadcast_to(fill.packed.zeros(), array.shape)
-    zero = np.zeros((), array.dtype)
-    if fill is not None and fill.zero_point is not None and fill.zero_point.const_value is not None:
-        points = fill.zero_point.const_value.numpy().astype(array.dtype)
-        if points.ndim == 1 and len(points) > 1:
-            points = points.reshape([-1 if i == fill.axis % array.ndim else 1 for i in range(array.ndim)])
-        elif points.ndim == array.ndim and points.shape != array.shape:  # one zero point for each block
-            axis, extent = fill.axis % array.ndim, array.shape[fill.axis]
-            points = np.repeat(points, -(-extent // points.shape[axis]), axis=axis).take(range(extent), axis=axis)
-        zero = points if points.ndim == array.ndim or points.size > 1 else points.reshape(())
-    return np.broadcast_to(zero, array.shape)
+    point = None if fill is None or fill.zero_point is None else fill.zero_point.const_value
+    if fill is None or point is None:
+        return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    return spread(point.numpy().astype(array.dtype), array.shape, fill.axis)
 
 
 def edit_constant(model: ir.Model, value: ir.Value, edit: Callable[[Array], Array]) -> None:

@@ -280,6 +280,19 @@ def _quantised_elementwise() -> None:
 
 
 @_family
+def _packed_tables() -> None:
+    operator = f"{_MICROSOFT}::GatherBlockQuantized"
+    picks, rng = np.array([[0, 2], [3, 1]]), np.random.default_rng(3)
+    for bits, points in ((4, False), (4, True), (2, True), (8, True)):
+        table: dict[str, Array | None] = {"x": _bytes(5, 64 * bits // 8), "i": picks, "s": _scale(5, 4)}
+        each = rng.integers(0, 1 << bits, (5, 4)).astype(np.uint8)
+        table["z"] = packed(each, bits) if points else None
+        _case(f"{bits} bits in bytes{', zero points' * points}", operator, table, ["y"], bits=bits, block_size=16)
+    short = {"x": _bytes(5, 20), "i": picks, "s": _scale(5, 3)}
+    _case("last block not full, pinned", operator, short, ["y"], bits=4, block_size=16)
+
+
+@_family
 def _more_of_onnx() -> None:
     """Axes longer than in ONNX's own cases, so that units can go."""
     for groups in (1, 2, 6):

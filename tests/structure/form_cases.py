@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from . import contrib_cases, node_cases
 from .node_cases import Case
@@ -384,6 +384,17 @@ def _quantised() -> None:
     _form("last axis", "QuantizeLinear", {**reals, "s": np.abs(_reals(8)) + 1, "z": np.zeros(8, np.int8)}, axis=-1)
     blocks = {"x": _rng.integers(0, 99, (6, 8)).astype(np.uint8), "s": np.abs(_reals(6, 4)) + 1}
     _form("blocks of the last axis", "DequantizeLinear", blocks, axis=1, block_size=2)
+    for kind in (TensorProto.INT4, TensorProto.UINT4):
+        low = -8 if kind == TensorProto.INT4 else 0
+        tensors = [helper.make_tensor(name, kind, shape, _rng.integers(low, low + 16, shape).reshape(-1))
+                   for name, shape in (("x", (48, 6)), ("z", (3, 6)))]  # fmt: skip
+        table, named = (
+            {"x": tensors[0], "s": np.abs(_reals(3, 6)) + 1, "z": tensors[1]},
+            TensorProto.DataType.Name(kind),
+        )
+        _form(f"blocks of {named}", "DequantizeLinear", table, axis=0, block_size=16)
+        rows = {"x": tensors[0], "i": _ints(0, 2, 1), "s": table["s"], "z": tensors[1]}
+        _form(named, "com.microsoft::GatherBlockQuantized", rows, gather_axis=1, quantize_axis=0, block_size=16)
     _form("blocks", "QuantizeLinear", {**reals, "s": np.abs(_reals(2, 8)) + 1}, axis=0, block_size=3, output_dtype=2)
     _form("range", "DynamicQuantizeLinear", {"x": _reals(6, 8)}, "y s z")
 

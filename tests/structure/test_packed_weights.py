@@ -96,6 +96,70 @@ def test_packing_is_undone_by_unpacking(bits: int) -> None:
     assert packed(np.array([1, 2, 3], np.uint8), 4).tolist() == [0x21, 0x03]
 
 
+def table_and_head(zero_points: bool, *, tied: bool) -> onnx.ModelProto:
+    """A table of 4 bits behind which a product stands, and a head; where they are tied, one constant in two shapes."""
+    rng, vocabulary, width = np.random.default_rng(1), 20, 64
+    arrays = {"table": rng.integers(0, 256, (vocabulary, width // 16, 8)).astype(np.uint8),
+              "scales": rng.uniform(0.01, 0.1, (vocabulary, width // 16)).astype(np.float32),
+              "gain": rng.uniform(0.5, 1.5, width).astype(np.float32),
+              "rows": np.array([vocabulary, width // 2])}  # fmt: skip
+    points = ["points"] if zero_points else []
+    if points:
+        arrays["points"] = rng.integers(0, 256, (vocabulary, 2)).astype(np.uint8)
+    head = {"head": "table", "head_scales": "scales"} if tied else {}
+    if not tied:
+        arrays["head"] = rng.integers(0, 256, arrays["table"].shape).astype(np.uint8)
+        arrays["head_scales"] = rng.uniform(0.01, 0.1, arrays["scales"].shape).astype(np.float32)
+    settings = {"domain": "com.microsoft", "bits": 4, "block_size": 16}
+    nodes = [
+        helper.make_node("Reshape", ["table", "rows"], ["flat"]),
+        helper.make_node("GatherBlockQuantized", ["flat", "ids", "scales", *points], ["e"], gather_axis=0,
+                         quantize_axis=1, **settings),
+        helper.make_node("Mul", ["e", "gain"], ["h"]),
+        helper.make_node("MatMulNBits", ["h", head.get("head", "head"), head.get("head_scales", "head_scales"),
+                         *(points if tied else [])], ["y"], K=width, N=vocabulary, **settings),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 3]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, vocabulary])]  # fmt: skip
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_blocks_of_a_table_go_with_those_of_the_head(zero_points: bool, tied: bool) -> None:
+    """As the builder of onnxruntime-genai ties them: the table is the head's weight, seen in rows."""
+    proto = table_and_head(zero_points, tied=tied)
+    (group,) = [g for g in analyse(normalised(proto)).groups if len(g)]
+    assert len(group) == 4 and not group.inexact
+    for seed in range(3):
+        verdict = oracle.check(lambda: normalised(proto), 0.5, seed)
+        assert verdict.removed == 2 and verdict.difference < 1e-5 and verdict.signal > 0.1
+
+
+@pytest.mark.parametrize("structure", ["weights", "2:4", "block:1x4"])
+def test_single_weights_of_a_plain_quantiser_become_its_zero_points(structure: str) -> None:
+    """DequantizeLinear with a scale and a zero point for each block: 0 is one of its numbers, so nothing is rounded."""
+    rng = np.random.default_rng(0)
+    tensors = [helper.make_tensor(name, TensorProto.UINT4, shape, rng.integers(1, 16, shape).reshape(-1))
+               for name, shape in (("w", (32, 48)), ("z", (2, 48)))]  # fmt: skip
+    tensors.append(numpy_helper.from_array(rng.uniform(0.01, 0.1, (2, 48)).astype(np.float32), "s"))
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"], axis=0, block_size=16),
+             helper.make_node("MatMul", ["x", "f"], ["y"])]  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", n]) for name, n in (("x", 32), ("y", 48))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    result = prune(proto, sparsity=0.5, structure=structure, ends="prune", latency=False)
+    assert result.verdict is not None and result.verdict.after.sparsity >= 0.5
+    after = {t.name: numpy_helper.to_array(t) for t in model_io.to_proto(result.model).graph.initializer}
+    zero = np.repeat(after["z"], 16, axis=0)
+    assert (after["w"] == zero).mean() >= 0.5
+    assert {name: (after[name] == numpy_helper.to_array(t)).all() for name, t in zip("sz", (tensors[2], tensors[1]),
+            strict=True)} == {"s": True, "z": True}  # fmt: skip
+
+
 def test_a_pruned_model_counts_numbers_and_not_bytes() -> None:
     result = prune(four_bits(zero_points=True), sparsity=0.34, structure="channels", latency=False)
     assert result.verdict is not None

@@ -155,7 +155,7 @@ def rewrite_quantised_experts(rw: Rewriter, node: ir.Node) -> None:
         if layout is None or layout.zero_points is None:
             continue
         stack, outputs, bytes_ = (rw.flags(w, axis) for axis in range(3))
-        points = layout.points().reshape(layout.experts, -1, layout.blocks)[stack][:, outputs]
+        points = layout.points().reshape(*layout.lead, layout.blocks)[stack][:, outputs]
         blocks = bytes_.reshape(layout.blocks, -1).all(axis=1)
         whole = len(layout.zero_points.shape or ()) == 2
         new = packed(points[..., 0] if whole else points[..., blocks], layout.bits)

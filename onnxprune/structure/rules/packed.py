@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.linear import source_of
 from onnxprune.graph.packed import layout_of, packed
 from onnxprune.structure.registry import rewriter, rule
 from onnxprune.structure.rewriter import Rewriter
+from onnxprune.structure.rules.quantised import tie_scales
 from onnxprune.structure.terms import Ids
 from onnxprune.structure.view import RuleMismatch, View
 
@@ -63,3 +65,50 @@ def rewrite_matmul_nbits(rw: Rewriter, node: ir.Node) -> None:
         points = packed(layout.points()[outputs][:, blocks], layout.bits)
         flat = len(layout.zero_points.shape or ()) == 1
         rw.set_input(node, 3, points.reshape(-1) if flat else points)
+
+
+@rule("com.microsoft::GatherBlockQuantized")
+def gather_block_quantized(view: View) -> None:
+    """Rows of a table in a few bits: rows stay, positions inside rows go in whole blocks, with their scales."""
+    x, indices = view.need(0), view.need(1)
+    rank = view.rank(x)
+    along, blocked = (view.int_attr(name, i) % rank for i, name in enumerate(("gather_axis", "quantize_axis")))
+    axes = list(view.axes(x))
+    view.pin(axes[along], "its indices are known only while the model runs")
+    if ir.DataType(view.facts.dtype(x)) == ir.DataType.UINT8:
+        axes[-1], is_zero = _columns_of_bytes(view, x)
+    else:
+        tie_scales(view, x, blocked, 2, 3)
+        is_zero = view.fill(x, view.x(3), blocked)
+    zero = [is_zero] * rank
+    view.give(
+        view.out(),
+        [*axes[:along], *view.axes(indices), *axes[along + 1 :]],
+        [*zero[:along], *[False] * view.rank(indices), *zero[along + 1 :]],
+    )
+
+
+def _columns_of_bytes(view: View, x: ir.Value) -> tuple[Ids, bool]:
+    """The numbers of a row, several in each byte, and whether those that go become zero.
+
+    The table may be the weight of another operator, seen in rows.
+    """
+    layout, source = layout_of(view.node, 0), source_of(x)
+    if isinstance(layout, str) or source is None:
+        raise RuleMismatch(str(layout))
+    if not view.pack(source, layout):
+        raise RuleMismatch(f"{source.name} is packed in another way for another node")
+    bytes_ = view.ids(x, 1)
+    view.unify(view.axis(x, 0), view.axis(layout.scales, 0))
+    view.terms.unify(bytes_, np.repeat(view.ids(layout.scales, 1), layout.block // layout.per_byte))
+    return np.repeat(bytes_, layout.per_byte), view.zero(source)[0]
+
+
+@rewriter("com.microsoft::GatherBlockQuantized")
+def rewrite_gather_block_quantized(rw: Rewriter, node: ir.Node) -> None:
+    """Pack the zero points of the blocks that are left."""
+    x, layout = node.inputs[0], layout_of(node, 0)
+    if x is None or isinstance(layout, str) or layout.zero_points is None:
+        return
+    blocks = rw.flags(x, 1)[:: layout.block // layout.per_byte]
+    rw.set_input(node, 3, packed(layout.points()[:, blocks], layout.bits))

@@ -65,7 +65,7 @@ def _microsoft(reason: str, *operators: str) -> None:
 _microsoft(
     "its weights are packed in blocks of bits",
     "MatMulBnb4", "MatMulFpQ4", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "MatMulNBitsMlp",
-    "MatMulNBitsQLoRA", "MatMulNBitsQkv", "GatherBlockQuantized", "MatMulPacked", "MoEPacked", "GatherPacked",
+    "MatMulNBitsQLoRA", "MatMulNBitsQkv", "MatMulPacked", "MoEPacked", "GatherPacked",
     "DequantizeBFP", "QuantizeBFP", "DequantizeWithOrder", "QuantizeWithOrder", "QOrderedAttention", "QOrderedGelu",
     "QOrderedLayerNormalization", "QOrderedLongformerAttention", "QOrderedMatMul",
 )  # fmt: skip

@@ -71,7 +71,7 @@ def _constant(view: View, operand: int, point: int | None, axis: int) -> None:
         _require_zero_point(view, operand, point)
 
 
-def _tie(view: View, value: ir.Value, axis: int, *scales: int) -> None:
+def tie_scales(view: View, value: ir.Value, axis: int, *scales: int) -> None:
     """Tie scales and zero points, where there is one for each index, to the axis that they belong to."""
     for i in scales:
         scale = view.x(i)
@@ -108,7 +108,7 @@ def _tie_blocks(view: View, value: ir.Value, scale: ir.Value, axis: int) -> None
 def quantize(view: View) -> None:
     """Zero becomes the zero point."""
     x = view.need(0)
-    _tie(view, x, view.int_attr("axis", 1), 1, 2)
+    tie_scales(view, x, view.int_attr("axis", 1), 1, 2)
     view.give(view.out(), view.axes(x), view.zero(x))
 
 
@@ -116,7 +116,7 @@ def quantize(view: View) -> None:
 def dequantize(view: View) -> None:
     """The zero point becomes zero."""
     x, axis = view.need(0), view.int_attr("axis", 1)
-    _tie(view, x, axis, 1, 2)
+    tie_scales(view, x, axis, 1, 2)
     if x.is_initializer():
         view.fill(x, view.x(2), axis)
     same = same_zero_point(view, x, view.x(2))
@@ -150,7 +150,7 @@ def qlinear_conv(view: View) -> None:
     _constant(view, 3, 5, 0)
     _constant(view, 8, None, 0)
     _require_zero_point(view, 0, 2)
-    _tie(view, view.need(3), 0, 4, 5)
+    tie_scales(view, view.need(3), 0, 4, 5)
     convolution(view, x=0, w=3, bias=8)
 
 
@@ -159,7 +159,7 @@ def conv_integer(view: View) -> None:
     """Conv on x (0) and w (1) with 32-bit results."""
     _constant(view, 1, 3, 0)
     _require_zero_point(view, 0, 2)
-    _tie(view, view.need(1), 0, 3)
+    tie_scales(view, view.need(1), 0, 3)
     convolution(view, x=0, w=1, bias=None)
 
 
@@ -196,7 +196,7 @@ def _integer_matmul(view: View, a: Sequence[int], b: Sequence[int], bias: int | 
     for operand, side in ((a, -2), (b, -1)):
         if len(operand) > 1:
             _constant(view, operand[0], operand[-1], side)
-            _tie(view, view.need(operand[0]), side, *operand[1:])
+            tie_scales(view, view.need(operand[0]), side, *operand[1:])
     matmul_like(view, a[0], b[0], trans_a=False, trans_b=False)
     out, addend = view.out(), view.x(bias) if bias is not None else None
     if out is not None and addend is not None:
@@ -212,7 +212,7 @@ def qgemm(view: View) -> None:
     _constant(view, 3, 5, columns)
     _constant(view, 6, None, 0)
     _require_zero_point(view, 0, 2)
-    _tie(view, view.need(3), columns, 4, 5)
+    tie_scales(view, view.need(3), columns, 4, 5)
     gemm_axes(view, 0, 3, 6)
 
 
