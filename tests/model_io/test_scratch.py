@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +87,55 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = pytest.raises(ModelError, match="cannot be written: No space left on device")
     with refused, model_io.scratch_file(model_io.load_any(mlp())):
         pass
+
+
+WRITES = """
+import os, signal, sys
+from onnxprune import model_io
+with model_io.scratch_file(model_io.load(sys.argv[1])) as path:
+    print(path.parent, flush=True)
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def scratch_folder_of(model: Path, what: str, tmp_path: Path) -> Path:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WRITES, str(model), what]
+    printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=what != "killed").stdout
+    return Path(printed.splitlines()[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+def test_the_folder_goes_with_its_process_and_that_of_a_killed_one_with_the_next(tmp_path: Path) -> None:
+    model = stored_external(tmp_path)
+    assert not scratch_folder_of(model, "ends", tmp_path).exists()
+    left = scratch_folder_of(model, "killed", tmp_path)
+    assert left.exists()
+    scratch_folder_of(model, "ends", tmp_path)
+    assert not left.exists()
+
+
+def test_a_process_that_was_forked_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "weights"
+    file.touch()
+    remove = scratch._if_still(os.getpid(), Path.unlink)
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    remove(file)
+    assert file.exists()
+    monkeypatch.undo()
+    remove(file)
+    assert not file.exists()
+
+
+def test_a_process_that_was_forked_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model = scratch._Folder(), model_io.load(stored_external(tmp_path))
+    tensor = weight(model).const_value
+    assert tensor is not None
+    file, _ = folder.written(tensor)
+    assert folder.written(tensor) == (file, True)
+    process = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)
+    other, _ = folder.written(tensor)
+    assert other.parent != file.parent
+    shutil.rmtree(other.parent)
