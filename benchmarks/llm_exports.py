@@ -237,16 +237,20 @@ def export_optimum(family: str, out: Path) -> None:
 
 
 def export_optimum_merged(family: str, out: Path) -> None:
-    """optimum-onnx's older form: one If with a decoder for the first token and one with a cache."""
-    from optimum.exporters.onnx import main_export
+    """optimum-onnx's older form: one If with a decoder for the first tokens and one with a cache."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 - tells the tasks which families there are
+    from optimum.exporters.onnx import export
+    from optimum.exporters.tasks import TasksManager
     from optimum.onnx import merge_decoders
 
+    model = decoder(family)
+    configure = TasksManager.get_exporter_config_constructor("onnx", model=model, task="text-generation",
+                                                             library_name="transformers")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        source = str(saved(decoder(family), Path(folder)))
-        for task, name in (("text-generation", "first"), ("text-generation-with-past", "next")):
-            main_export(source, Path(folder) / name, task=task, do_validation=False)
-        merge_decoders(Path(folder) / "first" / "model.onnx", Path(folder) / "next" / "model.onnx",
-                       save_path=out / "model.onnx", strict=False)  # fmt: skip
+        paths = [Path(folder) / name for name in ("first.onnx", "next.onnx")]
+        for path, cached in zip(paths, (False, True), strict=True):
+            export(model, configure(model.config, use_past=True, use_past_in_inputs=cached), path, opset=18)
+        merge_decoders(*paths, save_path=out / "model.onnx", strict=False)
 
 
 def export_genai(family: str, out: Path, precision: str = "fp32") -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.graph.branches import result_outside
 from onnxprune.graph.caches import GONE, LINK, PAST, cache_lengths, is_link, is_link_matrix, is_way_out
 from onnxprune.graph.dims import dim_name, graph_inputs
 from onnxprune.graph.edit import Editor
@@ -75,10 +76,11 @@ class Narrowed:
 
 
 def caches(model: ir.Model) -> Iterator[Cache]:
-    """Yield the caches of the main graph: inputs that a Concat extends or an attention reads, and hands on."""
+    """Yield the caches: inputs that a Concat, perhaps in a branch, extends or an attention reads, and hands on."""
     inputs, done = graph_inputs(model), set()
     pairs: list[tuple[ir.Value, ir.Value, int | None]]
-    pairs = [(past, _concat(past).outputs[0], axis) for past, axis in cache_lengths(model).items()]
+    lengths = cache_lengths(model).items()
+    pairs = [(past, result_outside(model, _concat(past).outputs[0]), axis) for past, axis in lengths]
     pairs += [(past, present, None) for past, present, axes, _ in states(model) if len(axes) == 2]
     for past, present, grows in sorted(pairs, key=lambda pair: inputs.index(pair[0])):
         rank = len(past.shape or ())

@@ -18,8 +18,10 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.graph import contrib_shapes, reshapes
+from onnxprune.graph.branches import shapes_without_past
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.evaluate import bare_node, evaluate_node
+from onnxprune.model_io.bodies import bodies
 
 Shape = tuple[int | None, ...]
 
@@ -202,7 +204,7 @@ class _Walk:
             return self._known(out, array)
         if any(v is not None and v not in probe.data for v in node.inputs) or not node.inputs:
             return False
-        if _has_graph(node):
+        if any(bodies(node)):
             return False
         arrays = [None if v is None else probe.data[v] for v in node.inputs]
         result = evaluate_node(node, arrays, self.model.opset_imports.get("", 1), self._output_size(node))
@@ -306,24 +308,29 @@ class _Walk:
                 schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)
             )
             return types_by_name
-        except (
-            onnx.shape_inference.InferenceError,
-            onnx.checker.ValidationError,
-            RuntimeError,
-            ValueError,
-            AttributeError,
-        ):
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError,
+                AttributeError):  # fmt: skip
             return None
 
     def _if(self, node: ir.Node) -> None:
-        branches = [node.attributes["then_branch"].as_graph(), node.attributes["else_branch"].as_graph()]
+        branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
         for branch in branches:
-            self._graph(branch)
+            self._branch(branch)
         condition = self.probe.data.get(node.inputs[0]) if node.inputs[0] is not None else None
         if condition is not None and condition.size == 1:  # only one of them runs at this setting
             branches = branches[:1] if condition.any() else branches[1:]
         for i, out in enumerate(node.outputs):
             self._merge(out, [b.outputs[i] for b in branches])
+
+    def _branch(self, branch: ir.Graph) -> None:
+        """Walk a branch; where it contradicts its inputs, as it runs without a past."""
+        before, shapes = self.probe.failures, self.probe.shapes
+        self._graph(branch)
+        if self.probe.failures > before and (shorter := shapes_without_past(self.model, branch, shapes)):
+            longer, self.probe.failures = {value: shapes[value] for value in shorter}, before
+            shapes.update(shorter)
+            self._graph(branch)
+            shapes.update(longer)
 
     def _loop(self, node: ir.Node) -> None:
         body = node.attributes["body"].as_graph()
@@ -380,14 +387,9 @@ class _Walk:
             if sources and sources[0] in self.probe.dtypes:
                 self.probe.dtypes[out] = self.probe.dtypes[sources[0]]
             return
-        dims = tuple(
-            d[0] if len(set(d)) == 1 else None for d in zip(*[s for s in shapes if s is not None], strict=True)
-        )
+        extents = zip(*[s for s in shapes if s is not None], strict=True)
+        dims = tuple(d[0] if len(set(d)) == 1 else None for d in extents)
         self._set(out, dims, self.probe.dtypes.get(sources[0], 0))
-
-
-def _has_graph(node: ir.Node) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def _is_integral(dtype: int) -> bool:

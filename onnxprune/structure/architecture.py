@@ -16,6 +16,7 @@ from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Shape
 from onnxprune.graph.text_inputs import text_inputs
+from onnxprune.model_io.bodies import bodies
 from onnxprune.recipe.granularity import KV_GROUPS, QUERY_HEADS, SHARING
 from onnxprune.structure.axes import Dynamic, parts
 from onnxprune.structure.causality import is_causal
@@ -166,14 +167,18 @@ def _width(structure: Structure, group: Group) -> int:
 
 
 def attentions(structure: Structure) -> tuple[Attention, ...]:
-    """Return the attentions of the main graph, in its order."""
-    attending = []
-    for node in structure.model.graph:
+    """Return the attentions in the order of the model; of an If, whose branches hold the same, those of one branch."""
+    return tuple(_attending(structure, structure.model.graph))
+
+
+def _attending(structure: Structure, graph: ir.Graph) -> Iterator[Attention]:
+    for node in graph:
         if operator_of(node).heads:
-            attending.append(_fused(structure, node))
+            yield _fused(structure, node)
+        elif operator_of(node).has_body:
+            yield from max((list(_attending(structure, body)) for body in bodies(node)), key=len, default=[])
         elif _is_product_of_activations(structure, node) and _is_softmaxed(node.outputs[0]):
-            attending.append(_plain(structure, node))
-    return tuple(attending)
+            yield _plain(structure, node)
 
 
 def called(group: Group, attending: Iterable[Attention]) -> str:

@@ -1,0 +1,120 @@
+"""Decoders that were merged: heads and neurons go in both branches, and the caches of the interface are narrowed."""
+
+from __future__ import annotations
+
+import merged
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import oracle
+import pytest
+
+import onnxprune
+from onnxprune import model_io
+from onnxprune.graph.narrowing import free_caches
+from onnxprune.pipeline.run import prune
+from onnxprune.structure.analysis import analyse
+from onnxprune.structure.masking import zero_units
+from onnxprune.structure.rewrite import remove
+
+BRANCHES = pytest.mark.parametrize("past", [0, 3], ids=["first tokens", "with a cache"])
+
+
+def load(*, free: bool = True) -> ir.Model:
+    model = oracle.normalised(merged.decoder())
+    if free:
+        assert free_caches(model) == 4
+    return model
+
+
+def run(model: ir.Model | onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(proto.SerializeToString(), options).run(None, inputs)
+
+
+def test_both_branches_share_their_units() -> None:
+    structure = analyse(load())
+    kinds = sorted((group.kind, len(group)) for group in structure.groups)
+    assert kinds == [("head-size", merged.SIZE), ("heads", merged.HEADS), ("neurons", merged.WIDTH),
+                     *[("neurons", merged.INNER)] * 2]  # fmt: skip
+    free, total = structure.prunable_share(exact=False)
+    assert free == total
+    kept = analyse(load(free=False))
+    assert {group.kind for group in kept.groups} == {"neurons"}  # the interface keeps its heads
+
+
+@BRANCHES
+@pytest.mark.parametrize("exact", [True, False])
+def test_removed_is_masked_in_either_branch(past: int, exact: bool) -> None:
+    for seed in range(3):
+        smaller, twin = load(), load()
+        structure, other = analyse(smaller), analyse(twin)
+        candidates = np.concatenate([g.atoms for g in structure.groups if not (exact and g.inexact)])
+        removed = oracle.choose(structure, candidates, 0.4, seed)
+        remove(structure, removed)
+        zero_units(other, removed)
+        inputs = merged.feeds(past, seed=seed)
+        expected, result = run(twin, inputs), run(smaller, inputs)
+        scale = max(np.abs(array).max() for array in expected)
+        assert max(np.abs(a - b).max() for a, b in zip(expected, result, strict=True)) < 1e-5 * scale
+        changed = run(load(), inputs)
+        assert max(np.abs(a - b).max() for a, b in zip(expected, changed, strict=True)) > 1e-2 * scale
+
+
+@pytest.fixture(scope="module")
+def pruned() -> onnxprune.Result:
+    return prune(merged.decoder(), sparsity=0.3, structure="channels", kinds="heads", interface="narrow",
+                 latency=False)  # fmt: skip
+
+
+@BRANCHES
+def test_the_narrow_model_computes_what_the_masked_one_does(pruned: onnxprune.Result, past: int) -> None:
+    proto = model_io.to_proto(pruned.model)
+    onnx.checker.check_model(proto)
+    left = next(t.dims[1] for t in proto.graph.initializer if t.name == "0.q.weight") // merged.SIZE
+    assert left < merged.HEADS
+    caches = [v for v in (*proto.graph.input, *proto.graph.output) if "." in v.name]
+    assert len(caches) == 8 and {v.type.tensor_type.shape.dim[1].dim_value for v in caches} == {left}
+    assert not any(node.op_type == "Einsum" for node in proto.graph.node)
+
+    original, weights = merged.decoder(), {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    kept = _kept_heads(original, weights["0.q.weight"])
+    for tensor in original.graph.initializer:
+        if tensor.name.endswith((".q.weight", ".k.weight", ".v.weight", ".out.weight")):
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            gone = np.repeat(~kept, merged.SIZE)
+            array[(slice(None), gone) if "out" not in tensor.name else gone] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    inputs = merged.feeds(past)
+    narrow = {k: v[:, kept] if k.startswith("past") else v for k, v in inputs.items()}
+    expected, result = run(original, inputs), run(proto, narrow)
+    np.testing.assert_allclose(result[0], expected[0], atol=1e-4)
+    np.testing.assert_allclose(result[1], expected[1][:, kept], atol=1e-5)
+
+
+def _kept_heads(original: onnx.ModelProto, narrow: np.ndarray) -> np.ndarray:
+    """Which heads of the first layer are left, by their numbers."""
+    wide = next(onnx.numpy_helper.to_array(t) for t in original.graph.initializer if t.name == "0.q.weight")
+    heads = [narrow[:, i : i + merged.SIZE] for i in range(0, narrow.shape[1], merged.SIZE)]
+    return np.array([
+        any(np.array_equal(wide[:, i * merged.SIZE : (i + 1) * merged.SIZE], head) for head in heads)
+        for i in range(merged.HEADS)
+    ])  # fmt: skip
+
+
+def test_neurons_go_without_touching_the_interface() -> None:
+    result = prune(merged.decoder(), sparsity=0.3, structure="channels", kinds="neurons", latency=False)
+    assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-4
+    proto = model_io.to_proto(result.model)
+    assert [v.type for v in proto.graph.output] == [v.type for v in merged.decoder().graph.output]
+    assert all(np.isfinite(run(proto, merged.feeds(past))[0]).all() for past in (0, 3))
+
+
+def test_the_architecture_is_that_of_one_branch() -> None:
+    inspection = onnxprune.inspect(merged.decoder())
+    assert inspection.line.startswith("decoder, 2 layers, 4 heads, head size 8, MLP 48, "), inspection.line
+    assert inspection.caches is not None
+    assert inspection.caches.units == {"heads": merged.HEADS, "head size": merged.SIZE}
