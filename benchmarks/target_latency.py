@@ -8,8 +8,6 @@ For each network (sizes of ImageNet, random weights; speed does not depend on th
                 of the medians, and of the fastest rounds, which other work on the machine disturbs least
     uniform     the same share of multiply-adds by the same share of every group, counts rounded as by default
     unrounded   the same, counts as they fall
-    estimates   random cuts, and how far estimates of their latency are from what is measured: plain multiply-adds,
-                those with channels padded to 16, and these with the traffic of activations (structure/costs.py)
 """
 
 from __future__ import annotations
@@ -20,20 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from exported import exported
 
 import onnxprune
 from onnxprune import model_io, runtime
-from onnxprune.graph.size import Shapes
-from onnxprune.passes import RemoveUnits, Tidy
-from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.result import Result
-from onnxprune.scoring import prunable_weights
-from onnxprune.selection.rounding import kept_counts, step_of
-from onnxprune.structure import costs
-from onnxprune.structure.ledger import Ledger
 
 NETWORKS = ("resnet18", "mobilenet_v2", "resnet50")
 
@@ -71,48 +61,6 @@ def aimed(path: Path, wanted: float, rounds: int) -> dict[str, Any]:
     return out
 
 
-def padded_work(node: ir.Node, shapes: Shapes) -> float:
-    """Multiply-adds with channels padded, without traffic."""
-    return costs.latency(node, shapes, traffic=0)
-
-
-ESTIMATES = {"multiply-adds": costs.macs, "padded": padded_work, "padded and traffic": costs.latency}
-
-
-def estimates(path: Path, cuts: int, rounds: int) -> dict[str, Any]:
-    """Compare estimates with measurements over random cuts of every group."""
-    original, rng = model_io.load(path), np.random.default_rng(0)
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in ESTIMATES}
-    for _ in range(cuts):
-        structure = prepare(original.clone())
-        weights, level = prunable_weights(structure), rng.uniform(0.2, 0.95)
-        gone = []
-        for group in structure.groups:
-            wanted = np.clip(level + rng.uniform(-0.35, 0.35), 0.1, 1) * len(group)
-            counts = kept_counts(len(group), step_of(structure, group, "auto"), 1)
-            gone.append(group.atoms[: len(group) - min(counts, key=lambda k, w=wanted: abs(k - w))])  # type: ignore[misc]
-        estimated = {}
-        for name, cost in ESTIMATES.items():
-            ledger = Ledger(structure, weights, structure.groups, 1, cost)
-            whole = ledger.cost
-            for atoms in gone:
-                ledger.remove(atoms, limit=float("inf"))
-            estimated[name] = ledger.cost / whole
-        RemoveUnits(structure, ledger.removed)(structure.model)
-        Tidy()(structure.model)
-        measured = ratio(original, structure.model, rounds).least_ratio
-        for name, value in estimated.items():
-            pairs[name].append((value, measured))
-    return {name: quality(pair) for name, pair in pairs.items()}
-
-
-def quality(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """How good estimates are: mean of |estimate / measured - 1|, and Pearson's correlation."""
-    estimated, measured = np.array(pairs).T
-    error = float(np.abs(estimated / measured - 1).mean())
-    return {"mean relative error": error, "correlation": float(np.corrcoef(estimated, measured)[0, 1])}
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,13 +68,11 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--cuts", type=int, default=12)
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"wanted": arguments.target, "rounds": arguments.rounds, "cuts": arguments.cuts}
+    results: dict[str, Any] = {"wanted": arguments.target, "rounds": arguments.rounds}
     for name in arguments.networks:
         path = exported(name)
         results[name] = aimed(path, arguments.target, arguments.rounds)
-        results[name]["estimates"] = estimates(path, arguments.cuts, arguments.rounds)
         print(name, json.dumps(results[name], indent=1), flush=True)
         if arguments.output:
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")

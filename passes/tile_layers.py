@@ -33,6 +33,7 @@ from onnxprune.graph.tensors import Array
 from onnxprune.graph.tiles import Bools, Indices, Tile, indivisible, tiles_of
 from onnxprune.passes.order import followers
 from onnxprune.passes.tile_ways import Costs, Layer, Shapes, bias_of, bias_place, cost, dense_cost, ways_of
+from onnxprune.structure.figures import figures_in_use
 
 PREFIX = "onnxprune.tiles/"
 """What the names of the last node of a layer in tiles and of the constants of its tiles begin with."""
@@ -64,10 +65,10 @@ class TileLayers(ir.passes.InPlacePass):
             masks: For each weight, by its name, which numbers stay; the others are zero.
             shapes: Shapes of values at usual inputs, by which the time is estimated.
             facts: Which extents are the same for all inputs.
-            costs: What things take.
+            costs: What things take; by default on this machine.
         """
         super().__init__()
-        self.masks, self.shapes, self.facts, self.costs = masks, shapes, facts, costs or Costs()
+        self.masks, self.shapes, self.facts, self.costs = masks, shapes, facts, costs or Costs.of(figures_in_use())
         self.tiled: dict[str, list[Tile]] = {}
         self.plain: dict[str, str] = {}
 

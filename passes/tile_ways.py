@@ -14,6 +14,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
 from onnxprune.graph.shapes import Facts
 from onnxprune.graph.tiles import Indices, Tile
+from onnxprune.structure.figures import BUILT_IN, Figures
 
 Shapes = Mapping[ir.Value, tuple[int, ...]]
 
@@ -35,6 +36,15 @@ class Costs:
     node: float = 50_000.0
     read: float = 3.0
     block: int = 16
+
+    @classmethod
+    def of(cls, figures: Figures) -> Costs:
+        """Those of this machine, where it was measured."""
+        if figures is BUILT_IN:
+            return cls()
+        one, _, _, weight, _ = figures.kinds["product"]
+        moved, picked, node = figures.kinds["move"][2], figures.kinds["pick"][2], figures.kinds["move"][4]
+        return cls(moved / one, picked / one, node / one, weight / one, figures.block)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,12 @@ settings.register_profile("onnxprune", deadline=None, derandomize=True)
 settings.load_profile("onnxprune")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Figures that `onnxprune tune` measured on this machine change no test."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real models (zoo/) and data, which is not part of the repository."""

@@ -49,9 +49,9 @@ def register() -> None:
     """Add every command to the app, once."""
     if app.registered_commands:
         return
-    from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, sweep, unpack, verify
+    from onnxprune.cli import compare, inspect, methods, prune, run, sensitivity, sweep, tune, unpack, verify
 
-    for command in (prune, run, sweep, inspect, sensitivity, methods, verify, compare, unpack):
+    for command in (prune, run, sweep, inspect, sensitivity, methods, verify, compare, unpack, tune):
         command.register(app)
 
 

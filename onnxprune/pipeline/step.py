@@ -36,7 +36,7 @@ from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.selection.eligible import eligible_weights, protected_weights
-from onnxprune.selection.rounding import CONV_BLOCK, RoundTo
+from onnxprune.selection.rounding import RoundTo, conv_block
 from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
@@ -241,7 +241,7 @@ class Steps:
         if self.recipe.round_to != "auto" or zeros is None or zeros.multiple == 1:
             return self.recipe.round_to
         conv = any(operator_of(node).kind == "conv" for node in structure.weights.values())
-        return math.lcm(zeros.multiple, CONV_BLOCK if conv else 1)
+        return math.lcm(zeros.multiple, conv_block() if conv else 1)
 
     def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
         """Recover the model in place; what was done, as plain data."""

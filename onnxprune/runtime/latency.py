@@ -7,15 +7,15 @@ have been made with threads=1: only then does the calling thread do all of the w
 from __future__ import annotations
 
 import dataclasses
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnxruntime as ort
+
+from onnxprune.machine import processor
 
 _SHORTEST_SAMPLE = 0.005  # seconds; faster models are run several times per sample
 
@@ -71,19 +71,7 @@ class LatencyFigure:
 def latency_figure(measured: Latency) -> LatencyFigure:
     """Return what was measured, with the machine that measured it."""
     milliseconds = 1000 * measured.a, 1000 * measured.b
-    return LatencyFigure(*milliseconds, measured.ratio, _processor(), 1, ort.__version__)
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return LatencyFigure(*milliseconds, measured.ratio, processor(), 1, ort.__version__)
 
 
 def alternate(

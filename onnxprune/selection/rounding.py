@@ -2,7 +2,8 @@
 
 ONNX Runtime's convolutions run in blocks of 16 channels, and a count that is no multiple of 4 leaves the fast path.
 MatMul and Gemm are smooth there in float32; tensor cores and most accelerators want multiples of 8, so that products of
-64 or more units step by 8. Wide ones step by more, so that choosing takes no longer than it tells.
+64 or more units step by 8. Wide ones step by more, so that choosing takes no longer than it tells. Where `onnxprune
+tune` measured this machine, its steps take the place of 16 and 8.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from typing import Literal
 import numpy as np
 
 from onnxprune.graph.operators import operator_of
+from onnxprune.structure.figures import figures_in_use
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 
 RoundTo = int | Literal["auto", "none"]
 
-CONV_BLOCK = 16
 SMALLEST_BLOCK = 4
 
-_STEPPED, _LEVELS, _VECTOR = 64, 256, 8  # of a product: from which width it steps, to at most how many counts, by what
+_STEPPED, _LEVELS = 64, 256  # of a product: from which width it steps, and to at most how many counts
+
+
+def conv_block() -> int:
+    """Return how many channels a convolution of this machine takes at once."""
+    return figures_in_use().block
 
 
 def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
@@ -35,9 +41,10 @@ def step_of(structure: Structure, group: Group, round_to: RoundTo) -> int:
         readers = [structure.weights[s.value] for s in group.sites if s.value in structure.weights]
         if not any(operator_of(node).kind == "conv" for node in readers):
             indices = len(group) * _indices_per_atom(structure, group)
-            block = 1 if indices < _STEPPED else _VECTOR * math.ceil(len(group) / (_VECTOR * _LEVELS))
+            step = figures_in_use().step
+            block = 1 if indices < _STEPPED else step * math.ceil(len(group) / (step * _LEVELS))
         else:
-            block = CONV_BLOCK
+            block = conv_block()
     else:
         block = int(round_to)
     return block // math.gcd(block, _indices_per_atom(structure, group))

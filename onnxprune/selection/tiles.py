@@ -20,7 +20,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.graph.tiles import Tile, indivisible, mask_of
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.scoring.registry import Criterion
-from onnxprune.selection.rounding import CONV_BLOCK, SMALLEST_BLOCK, RoundTo
+from onnxprune.selection.rounding import SMALLEST_BLOCK, RoundTo, conv_block
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight
 
@@ -138,12 +138,12 @@ def _step(weight: Weight, round_to: RoundTo) -> int:
         return 1
     if round_to != "auto":
         return int(round_to)
-    return CONV_BLOCK if operator_of(weight.node).kind == "conv" else SMALLEST_BLOCK
+    return conv_block() if operator_of(weight.node).kind == "conv" else SMALLEST_BLOCK
 
 
 def _block(weight: Weight) -> int:
     """By how many outputs a layer is divided."""
-    return CONV_BLOCK if operator_of(weight.node).kind == "conv" else 1
+    return conv_block() if operator_of(weight.node).kind == "conv" else 1
 
 
 def _layer(weight: Weight, criterion: Criterion, rng: np.random.Generator) -> _Layer:

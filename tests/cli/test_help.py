@@ -11,7 +11,7 @@ from onnxprune.cli.app import app, register
 from onnxprune.cli.flags import EVERYDAY, SETTINGS
 from onnxprune.recipe.flag import SUBJECTS
 
-COMMANDS = ["prune", "run", "sweep", "inspect", "sensitivity", "methods", "verify", "compare", "unpack"]
+COMMANDS = ["prune", "run", "sweep", "inspect", "sensitivity", "methods", "verify", "compare", "unpack", "tune"]
 LINES, WIDTH = 32, 100
 
 
