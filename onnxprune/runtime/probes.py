@@ -1,14 +1,15 @@
 """Small graphs whose nodes are measured one by one: convolutions, products, copies, what treats each number alone.
 
 A profile of ONNX Runtime names nodes by what became of them, but tells the shapes that they read and wrote: no two
-nodes of a probe have the same ones. Channels are multiples of 32 or 16, since a profile tells whole blocks.
+nodes of a probe have the same ones, or those that have them count as one. Convolutions lie one behind the other: what
+they read and write then lies in caches, or does not, as in a real network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,20 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.graph.hints import Feeds
 
 Shape = tuple[int, ...]
-_MOST = 80_000_000  # multiply-adds of a node
 
-POINTWISE: Mapping[int, Sequence[int]] = {
-    112: (16, 32, 96, 16, 64, 32),
-    56: (32, 144, 32, 96, 64, 256, 128, 48, 192),
-    28: (32, 192, 64, 128, 512, 48, 256, 96),
-    14: (64, 384, 96, 576, 128, 1024, 256, 80, 480),
-    7: (160, 960, 320, 1280, 512, 128, 2048, 96, 640),
-}
-KERNELS: Mapping[int, Sequence[int]] = {
-    56: (16, 64, 32, 48, 16, 96),
-    28: (32, 128, 64, 96, 48, 16),
-    14: (64, 256, 128, 192, 48, 80),
-    7: (128, 512, 256, 64, 320, 96),
-}
-DEPTHWISE: Mapping[int, Sequence[int]] = {
-    112: (16, 32, 96), 56: (32, 64, 144), 28: (32, 96, 192), 14: (96, 192, 384, 576), 7: (160, 480, 960)
-}  # fmt: skip
+FILTERED: Sequence[tuple[int, int, Sequence[int]]] = [
+    (6, 3, (32, 16, 32, 64, 96, 160, 320)),
+    (3, 5, (32, 32, 48, 80, 128, 192)),
+    (12, 3, (16, 4, 8, 12, 8, 16)),
+    (4, 3, (16, 12, 4, 24, 36, 48)),
+]
+"""Networks of blocks that expand, filter by depth and project: by how much, the kernel, and the width of each stage."""
+
+PLAIN: Sequence[Sequence[int]] = [
+    (64, 64, 128, 256, 512), (32, 48, 96, 160, 288), (16, 8, 12, 8, 12), (64, 96, 64, 128, 256)
+]  # fmt: skip
+"""Networks of convolutions 3 x 3 and 1 x 1: the width of each stage."""
+
 PRODUCTS: Sequence[tuple[int, int, int]] = [
     *((1, k, n) for k, n in ((512, 1000), (1280, 1000), (768, 768), (768, 3072), (3072, 768), (256, 250), (64, 64))),
     *((16, k, n) for k, n in ((256, 256), (768, 768), (384, 1536), (100, 300), (64, 512))),
@@ -80,22 +77,10 @@ def key_of(operator: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> 
 
 def graphs_of_probes() -> Iterator[tuple[str, Probe]]:
     """Yield the graphs, each with what it measures."""
-    for places, channels in POINTWISE.items():
-        pairs = [pair for a, b in pairwise(channels) for pair in ((a, b), (b, a))]
-        yield f"convolutions of one place, {places} x {places}", _convolutions((places, b, a, 1, 1) for a, b in pairs)
-    for places, channels in KERNELS.items():
-        sizes = [(a, b, s) for a, b in pairwise(channels) for s in ((1, 2) if places > 7 else (1,))]
-        yield f"convolutions 3 x 3, {places} x {places}", _convolutions((places, b, a, 3, s) for a, b, s in sizes)
-    yield "convolutions 5 x 5", _convolutions((28, b, a, 5, 1) for a, b in pairwise((32, 64, 48, 96, 16)))
-    images = ((224, 3, 2), (224, 7, 2), (160, 3, 2), (64, 3, 1), (96, 5, 2))
-    yield (
-        "convolutions of images",
-        _convolutions((size, width, 3, kernel, stride) for size, kernel, stride in images for width in (16, 32, 64)),
-    )
-    by_depth = [
-        (places, c, 0, k, s) for places, cs in DEPTHWISE.items() for c in cs for k, s in ((3, 1), (3, 2), (5, 1))
-    ]
-    yield "convolutions by depth", _convolutions(by_depth)
+    for expand, kernel, widths in FILTERED:
+        yield f"convolutions by depth, {widths[0]} to {widths[-1]} channels", _filtered(expand, kernel, widths)
+    for widths in PLAIN:
+        yield f"convolutions, {widths[0]} to {widths[-1]} channels", _plain(widths)
     yield "products of matrices", _products(PRODUCTS)
     yield "pools", _alone("MaxPool", 4, kernel_shape=[2, 2], strides=[2, 2])
     yield "single numbers", _alone("Erf", 3)
@@ -114,7 +99,12 @@ def tiny_graph() -> Probe:
 
 def channel_probes() -> dict[int, Probe]:
     """Return convolutions of one place, each in a graph of its own, by their counts of channels."""
-    return {count: _convolutions([(14, count, 256, 1, 1)]) for count in COUNTS}
+    probes = {}
+    for count in COUNTS:
+        graph = _Graph()
+        graph.convolve((1, 256, 14, 14), count)
+        probes[count] = graph.probe()
+    return probes
 
 
 def column_probes() -> dict[int, Probe]:
@@ -122,18 +112,29 @@ def column_probes() -> dict[int, Probe]:
     return {count: _products([(128, 256, count)]) for count in COUNTS}
 
 
-def _convolutions(sizes: Iterable[tuple[int, int, int, int, int]]) -> Probe:
-    """Of (places, outputs, inputs, kernel, stride); no inputs means by depth."""
+def _filtered(expand: int, kernel: int, widths: Sequence[int]) -> Probe:
+    """A network as MobileNetV2, without shortcuts: what a layer writes, the next one reads, as in a real network."""
     graph = _Graph()
-    for places, outputs, inputs, kernel, stride in sizes:
-        groups, extent = (1 if inputs else outputs), -(-places // stride)
-        if extent**2 * outputs * max(inputs, 1) * kernel**2 > _MOST:
-            continue
-        pads = [(kernel - 1) // 2] * 4 if stride == 1 or kernel == 1 else [(kernel - 1) // 2] * 2 + [kernel // 2] * 2
-        graph.add(
-            "Conv", (1, inputs or outputs, places, places), (1, outputs, extent, extent),
-            (outputs, max(inputs, 1), kernel, kernel), group=groups, strides=[stride] * 2, pads=pads,
-        )  # fmt: skip
+    graph.convolve((1, 3, 224, 224), widths[0], 3, stride=2)
+    for number, width in enumerate(widths[1:]):
+        for stride in (1 if number == 0 else 2, 1):
+            inner = expand * graph.last[1]
+            graph.convolve(graph.last, inner)
+            graph.convolve(graph.last, inner, kernel, stride=stride, by_depth=True)
+            graph.convolve(graph.last, width)
+    return graph.probe()
+
+
+def _plain(widths: Sequence[int]) -> Probe:
+    """A network of convolutions 3 x 3 and 1 x 1."""
+    graph = _Graph()
+    graph.convolve((1, 3, 224, 224), widths[0], 7, stride=4)
+    for number, width in enumerate(widths[1:]):
+        graph.convolve(graph.last, width, 3, stride=1 if number == 0 else 2)
+        graph.convolve(graph.last, width, 3)
+        graph.convolve(graph.last, 4 * width)
+        graph.convolve(graph.last, 2 * width)
+        graph.convolve(graph.last, width, 3)
     return graph.probe()
 
 
@@ -168,9 +169,14 @@ def _copies(axis: int) -> Probe:
 
 
 class _Graph:
-    """A graph while it is made: nodes side by side; those of one operator that read the same shape share their data."""
+    """A graph while it is made: nodes side by side, or one behind the other; those side by side share their data.
+
+    Attributes:
+        last: The shape of what the last node wrote.
+    """
 
     def __init__(self) -> None:
+        self.last: Shape = ()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._feeds: dict[Shape, tuple[str, npt.NDArray[np.float32]]] = {}
@@ -178,15 +184,26 @@ class _Graph:
         self._measured: dict[Key, tuple[ir.Node, Mapping[ir.Value, Shape]]] = {}
         self._rng = np.random.default_rng(0)
 
-    def add(self, operator: str, data: Shape, result: Shape, weights: Shape = (), **attributes: Any) -> None:
+    def convolve(self, data: Shape, outputs: int, kernel: int = 1, *, stride: int = 1, by_depth: bool = False) -> None:
+        """Add a convolution behind the last node, where that wrote this shape."""
+        extent, before = -(-data[2] // stride), (kernel - 1) // 2
+        after = max((extent - 1) * stride + kernel - data[2] - before, 0)
+        weights = (outputs, 1 if by_depth else data[1], kernel, kernel)
+        attributes = {"group": data[1] if by_depth else 1, "strides": [stride] * 2, "pads": [before] * 2 + [after] * 2}
+        self.add("Conv", data, (1, outputs, extent, extent), weights, behind=data == self.last, **attributes)
+
+    def add(
+        self, operator: str, data: Shape, result: Shape, weights: Shape = (), *, behind: bool = False, **attributes: Any
+    ) -> None:
         """Add a node. Of a Gather `weights` are (numbers to pick from, numbers picked)."""
-        name, number = self._input(data), len(self._nodes)
-        names = [name]
+        number = len(self._nodes)
+        names = [self._outputs.pop().name if behind else self._input(data)]
         if weights:
             names.append(f"w{number}")
             self._constants.append(numpy_helper.from_array(self._content(operator, weights), names[1]))
         self._nodes.append(helper.make_node(operator, names, [f"y{number}"], **attributes))
         self._outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, result))
+        self.last = result
         values = [ir.Value(name=each) for each in names]
         if weights:
             values[1].const_value = ir.Tensor(np.zeros(0, np.float32), name=names[1])
@@ -212,4 +229,5 @@ class _Graph:
     def _content(self, operator: str, shape: Shape) -> npt.NDArray[Any]:
         if operator == "Gather":
             return np.sort(self._rng.permutation(shape[0])[: shape[1]]).astype(np.int64)
-        return self._rng.standard_normal(shape).astype(np.float32)
+        array = self._rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))  # numbers neither grow nor vanish
+        return array.astype(np.float32)

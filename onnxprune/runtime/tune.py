@@ -2,7 +2,7 @@
 
     figures = tune()
 
-Each graph holds many nodes of one kind. ONNX Runtime's own profile tells what each took; of several runs the fastest
+Each graph holds many nodes of one kind. ONNX Runtime's own profile tells what each took; of several runs a fast one
 counts, which other work on the machine disturbs least. Figures of a kind are those of least relative error, none below
 zero (structure/figures.py says what they mean).
 """
@@ -44,6 +44,8 @@ RUNS = 12
 """Runs of each graph, after one that is not counted."""
 
 _SHORT = 20_000.0  # nanoseconds below which errors count as absolute ones
+_TYPICAL = 0.3  # the share of runs that are no slower than what counts: the fastest find all that they read in caches
+_DISTURBED = 1.3  # a node that takes so many times what its kind says was disturbed by other work, and is left out
 _STEPS = (4, 8, 16, 32)
 
 Sample = tuple[ir.Node, Shapes, float]
@@ -97,10 +99,16 @@ def _fit(samples: Sequence[Sample], block: int) -> dict[Kind, Work]:
     figures: dict[Kind, Work] = {}
     for kind, pairs in rows.items():
         amounts, took_each = np.array([work for work, _ in pairs]), np.array([took for _, took in pairs])
-        weights = 1 / np.sqrt(took_each * np.maximum(took_each, _SHORT))
-        solution = least_squares_above_zero(amounts * weights[:, None], took_each * weights)
-        figures[kind] = tuple(solution.tolist())
+        solution = _solved(amounts, took_each)
+        kept = took_each <= _DISTURBED * np.maximum(amounts @ solution, _SHORT)
+        figures[kind] = tuple(_solved(amounts[kept], took_each[kept]).tolist())
     return figures
+
+
+def _solved(amounts: npt.NDArray[Any], took: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The figures of least relative error."""
+    weights = 1 / np.sqrt(took * np.maximum(took, _SHORT))
+    return least_squares_above_zero(amounts * weights[:, None], took * weights)
 
 
 def least_squares_above_zero(matrix: npt.NDArray[Any], target: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -145,7 +153,7 @@ def _profile(probe: Probe, runs: int) -> Mapping[Key, float]:
             told = event["args"]
             inputs, outputs = (_shapes(told[f"{side}_type_shape"]) for side in ("input", "output"))
             took[key_of(told["op_name"], inputs, outputs)].append(1000.0 * event["dur"])
-    return {key: min(each) for key, each in took.items()}
+    return {key: float(np.quantile(each, _TYPICAL)) for key, each in took.items()}
 
 
 def _options() -> Any:
