@@ -164,13 +164,14 @@ def measured(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Prune in a process of its own: peak of its anonymous memory by stage, CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    command = [sys.executable, "-c", CHILD, str(model), str(model.with_name("out.onnx")), json.dumps(settings)]
+    folder = tempfile.TemporaryDirectory(prefix="onnxprune-beyond-", dir=model.parent)
+    command = [sys.executable, "-c", CHILD, str(model), str(Path(folder.name) / "out.onnx"), json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     stages, peaks, seconds = ["start"], {"start": 0}, {"start": 0.0}
 
     def listen() -> None:
         for line in process.stdout or ():
-            stages.append(line.strip())
+            stages.append(line.partition(":")[0].strip())  # behind the colon is how far it is
 
     listener = threading.Thread(target=listen)
     listener.start()
@@ -182,10 +183,12 @@ def measured(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
         last = now
         time.sleep(0.02)
     listener.join()
+    folder.cleanup()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(f"the run ended with status {process.returncode} in the stage {stages[-1]}")
-    size = sum((model.parent / name).stat().st_size for name in ("decoder.onnx", "decoder.data"))
+    data = model.with_suffix(".data")
+    size = model.stat().st_size + (data.stat().st_size if data.exists() else 0)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "file_bytes": size,
@@ -215,8 +218,15 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(RUNS))
     parser.add_argument("--tokens", default="64x512")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder is made")
+    parser.add_argument("--model", type=Path, help="measure this file instead, which may hold its weights itself")
     asked = parser.parse_args()
     results = json.loads(asked.output.read_text()) if asked.output.exists() else {}
+    if asked.model is not None:
+        for run in asked.runs:
+            if (label := f"{asked.model.name}, {run}") not in results:
+                results[label] = measured(asked.model, RUNS[run])
+                asked.output.write_text(json.dumps(results, indent=2) + "\n")
+        return
     todo = [job for job in jobs(asked.types, asked.gigabytes, asked.runs, asked.tokens) if job[0] not in results]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for dtype in dict.fromkeys(job[1] for job in todo):
