@@ -125,6 +125,17 @@ def test_figures_of_the_decoder_are_those_measured() -> None:
         assert f"| {share} % | {width} | {depth} ({gone}) | {both} |" in text
 
 
+def test_figures_of_large_decoders_are_those_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "beyond_memory.json").read_text())
+    text = (DOCS / "howto" / "llm.md").read_text()
+    for name, row in measured.items():
+        of, dtype, what = name.split(", ", 2)
+        assert of == "2.7 GB in float32"
+        line = next(line for line in text.splitlines() if line.startswith(("| 2.7 GB", "| 1.4 GB")) and dtype in line)
+        assert f"{row['peak / file']:.2f} ({row['cpu_seconds / GB']:.0f} s)" in line, f"{dtype}, {what}"
+        assert row["peak / file"] <= (0.6 if dtype == "float32" else 1.2)
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))

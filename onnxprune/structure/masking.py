@@ -45,6 +45,11 @@ def zeroed_units(structure: Structure, removed: Bools) -> list[tuple[ir.Value, A
     ]
 
 
+def masked_values(structure: Structure, removed: Bools) -> list[ir.Value]:
+    """Return the constants that `zero_units` would write into."""
+    return [value for value, _ in _maskable_sites(structure, structure.keep(removed))]
+
+
 def _maskable_sites(structure: Structure, keep: Keep) -> list[tuple[ir.Value, Mapping[int, Bools]]]:
     """The constants that lose indices and have a zero, with the kept flags of each axis."""
     lost = keep.lost().items()

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.runtime import Feeds
-from onnxprune.structure.masking import zeroed_units
+from onnxprune.structure.masking import masked_values, zeroed_units
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.verification.proof import seeded
@@ -134,12 +134,12 @@ class _Probe:
     def of(structure: Structure, model: ir.Model, removed: Bools, batches: Sequence[Feeds]) -> _Probe | None:
         """Make the session; None where constants of the units cannot be handed over."""
         main = model.graph.initializers
-        tensors = {str(v.name): main[str(v.name)].const_value for v, _ in zeroed_units(structure, removed)
+        tensors = {str(v.name): main[str(v.name)].const_value for v in masked_values(structure, removed)
                    if v.is_initializer() and str(v.name) in main}  # fmt: skip
-        constants = {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
-        constants = {name: array for name, array in constants.items() if array.dtype.kind in "fiu"}
-        if not constants or sum(array.nbytes for array in constants.values()) > _LARGE:
+        usable = {n: t for n, t in tensors.items() if t is not None and t.dtype.numpy().kind in "fiu"}
+        if not usable or sum(tensor.nbytes for tensor in usable.values()) > _LARGE:
             return None
+        constants = {name: tensor.numpy() for name, tensor in usable.items()}
         copy = seeded(model).clone()
         for name in constants:
             value = copy.graph.initializers.pop(name)

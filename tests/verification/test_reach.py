@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_models import two_layers
 
+from onnxprune import runtime
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.run import prune
+from onnxprune.verification import reach as reach_module
 from onnxprune.verification.reach import Reach
 
 info = helper.make_tensor_value_info
@@ -96,3 +101,14 @@ def test_an_inexact_result_says_what_it_equals() -> None:
     notes = " ".join(prune(built, sparsity=0.5, structure="channels", round_to="none", ends="prune", latency=False,
                            allow_inexact=True).notes)  # fmt: skip
     assert "normalisations" in notes and "running over what is left" in notes and "does not equal" in notes
+
+
+def test_nothing_is_read_of_constants_that_are_too_large_to_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    structure = prepare(two_layers(64))
+    removed = np.zeros(structure.terms.count, bool)
+    removed[structure.groups[0].atoms[:3]] = True
+    batches = runtime.working_inputs(structure.model)
+    assert reach_module.reach_of(structure, structure.model, removed, batches).tested == 3
+    monkeypatch.setattr(reach_module, "_LARGE", 0)
+    monkeypatch.setattr(reach_module, "zeroed_units", None)  # it would read them
+    assert reach_module.reach_of(structure, structure.model, removed, batches).tested == 0
