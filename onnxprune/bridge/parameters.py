@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.dtypes import INTEGER_RANGE, TRAINABLE
 from onnxprune.bridge.registry import Operator, find_operator
+from onnxprune.graph.caches import is_link_matrix
 from onnxprune.graph.layers import axes_at_node
 from onnxprune.graph.operators import operator_of
 
@@ -104,7 +105,7 @@ def role_of(value: ir.Value, reached: set[ir.Value], opsets: dict[str, int]) -> 
     name = value.name or ""
     buffer = Target(name, Role.BUFFER)
     tensor = constant_of(value)
-    if tensor is None or value not in reached:
+    if tensor is None or value not in reached or is_link_matrix(value):
         return buffer
     uses = [
         (node, index, find_operator(node.domain, node.op_type, opset_of(node, opsets))) for node, index in value.uses()

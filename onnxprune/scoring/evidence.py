@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,9 +20,11 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import RecipeError
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
+from onnxprune.runtime.routing import routed_shares
 from onnxprune.runtime.statistics import ChannelMoments, Moments
 from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.gather import Batches, Gatherer, fitting_batches
+from onnxprune.structure.routers import Router, routers
 from onnxprune.structure.structure import Structure
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
+
+_UNMEASURED = "it is tied, computed, in a branch, or of an operator without a plain matrix"
 
 HELD = 64
 """So many inputs are held back at most."""
@@ -80,16 +84,15 @@ class Evidence:
         """
         if name not in self.layers:
             raise RecipeError(
-                f"the inputs of the weight {name!r} cannot be measured (it is tied, computed, or of an "
-                "operator without a plain matrix): leave it alone with --exclude, or choose a criterion that needs no "
-                "activations"
+                f"the inputs of the weight {name!r} cannot be measured ({_UNMEASURED}): leave it alone with --exclude, "
+                "or choose a criterion that needs no activations"
             )
         return self.layers[name]
 
     def obstacle(self, looks_at: LooksAt, name: str) -> str:
         """Say why what a criterion looks at cannot be had of a weight, empty where it can."""
         if looks_at == "activations" and name not in self.layers:
-            return "what it reads cannot be measured (it is tied, computed, or of an operator without a plain matrix)"
+            return f"what it reads cannot be measured ({_UNMEASURED})"
         if looks_at == "gradients" and name not in self.gradients.parameters:
             return "it has no gradient in the bridge"
         return ""
@@ -103,6 +106,13 @@ class Evidence:
             self.structure.model, list(dict.fromkeys(places.values())), feeds, self.tell
         )
         return {name: by_place[place] for name, place in places.items() if place in by_place}
+
+    @functools.cached_property
+    def routed(self) -> Sequence[tuple[Router, Matrix]]:
+        """The routers of mixtures of experts, with the share of the tokens that each expert gets."""
+        known = list(routers(self.structure))
+        feeds = fitting_batches(self.structure.model, self.inputs, self.batch)
+        return list(zip(known, routed_shares(self.structure.model, known, feeds), strict=True)) if known else []
 
     def _channel_axis(self, layer: Linear) -> int:
         shape = self.structure.facts.shape(layer.data)

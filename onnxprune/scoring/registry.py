@@ -61,7 +61,7 @@ UnitScore = Callable[["Structure", "list[Weight]", "Group", Context], npt.NDArra
 BlockScore = Callable[["Structure", "Sequence[ResidualBlock]", Context], npt.NDArray[np.float64]]
 """From the residual blocks of a model to their scores: shape (blocks,), non-negative."""
 
-_FAMILIES = ("magnitude", "activation", "gradient", "hessian", "geometry", "gates", "depth")
+_FAMILIES = ("magnitude", "activation", "gradient", "hessian", "geometry", "gates", "depth", "routing")
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,19 @@ def test_recovery_leaves_the_products_of_caches_alone() -> None:
     assert not any(node.op_type == "Einsum" for node in result.model.graph)
 
 
+def test_alignment_trains_layers_and_no_products_of_caches() -> None:
+    """They are identity matrices; others would not be those of a narrow interface, as the verdict finds."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    shapes = {"x": (32, 5, 8), "past_key": (32, 4, 2, 6), "past_value": (32, 4, 2, 6)}
+    data = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    result = api.prune(plain_decoder(), sparsity=0.3, structure="channels", interface="narrow", latency=False,
+                       calibration=data, recover=("align",))  # fmt: skip
+    assert result.recovered is not None and result.verdict is not None
+    assert any(value.shape is not None and value.shape[1] < 4 or value.shape[3] < 6
+               for value in result.model.graph.inputs[1:])  # fmt: skip
+
+
 def test_the_head_size_that_optimum_divides_out_stays() -> None:
     """It takes hidden_size // num_attention_heads, also beside a head_dim."""
     config = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
