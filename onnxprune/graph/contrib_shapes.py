@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir import serde
 
 Shape = tuple[int | None, ...]
 Shapes = Sequence[Shape | None]
@@ -87,7 +88,9 @@ def _stand_in(node: ir.Node, shapes: Shapes) -> list[Shape | None]:
     for i in operands:
         proto.input.append(f"i{i}")
         types[f"i{i}"] = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shapes[i])
-    proto.attribute.extend(ir.to_proto(a) for a in node.attributes.values() if a.name in _STAND_IN_ATTRIBUTES)
+    proto.attribute.extend(
+        serde.serialize_attribute(a) for a in node.attributes.values() if a.name in _STAND_IN_ATTRIBUTES
+    )
     schema = onnx.defs.get_schema(op_type, 20)
     inferred = onnx.shape_inference.infer_node_outputs(
         schema, proto, types, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference import ops as reference_ops
+from onnx_ir import serde
 
 _OUTPUT_LIMIT = 1 << 16  # elements
 
@@ -24,7 +25,7 @@ def bare_node(node: ir.Node) -> onnx.NodeProto:
     proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
     for attribute in node.attributes.values():
         if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            proto.attribute.append(ir.to_proto(attribute))
+            proto.attribute.append(serde.serialize_attribute(attribute))
     return proto
 
 

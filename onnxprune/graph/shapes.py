@@ -112,8 +112,8 @@ class Facts:
 
     def gaps(self, model: ir.Model) -> list[ir.Value]:
         """Return the outputs of main-graph nodes whose shape is not fully known."""
-        values = [v for node in model.graph for v in node.outputs if v.name]
-        return [v for v in values if None in (self.shape(v) or (None,))]
+        values = ((v, self.shape(v)) for node in model.graph for v in node.outputs if v.name)
+        return [v for v, shape in values if shape is None or None in shape]
 
     def fill(self, first: Mapping[ir.Value, Shape], second: Mapping[ir.Value, Shape]) -> None:
         """Add shapes measured by a run at each setting, where inference left a gap."""

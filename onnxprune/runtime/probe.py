@@ -70,15 +70,16 @@ def inferred_shapes(model: ir.Model, feeds: Mapping[str, Array]) -> Shapes:
 
 
 def known_facts(model: ir.Model) -> Facts:
-    """Infer shapes at two settings of the dynamic dimensions; what onnx leaves open is measured by a run at each.
+    """Infer shapes at two settings of the dynamic dimensions; only what onnx leaves open is measured, by a run at each.
 
     A model that ONNX Runtime does not load or run on made-up inputs keeps its gaps, which is sound: analysis pins what
     it does not know.
     """
     facts = infer(model)
     gaps = facts.gaps(model)
-    if not gaps:
+    if not gaps and not facts.failures:
         return facts
+    gaps = gaps or list(model.graph.outputs)  # where inference contradicts itself, a run tells which setting is right
     settings = [(facts.first.sizes, facts.second.sizes), *given_settings(model)]
     settings += itertools.islice(candidate_settings(model), _MOST_SETTINGS)
     with contextlib.suppress(ModelError):

@@ -1,0 +1,123 @@
+"""What pruning itself costs, beside Torch-Pruning: CPU seconds of analysis, choice and rewriting, and peak memory.
+
+    pip install torch torchvision torch-pruning==1.6.1
+    python benchmarks/own_times.py [--tree FOLDER] [--only vit_b_16 ...]  ->  benchmarks/results/own_times.json
+
+The ten networks of depgraph.py, half of the parameters by whole units. Each figure is that of a process of its own, all
+of one network in turn:
+
+    seconds           `onnxprune.prune` of a model in memory, without verification and latency
+    seconds before    the same by the package in another working tree, given by --tree
+    Torch-Pruning     its trace and its pruning at ratio 0.5; where it fails, the limit is twice loading and saving
+    load and save     `onnx.load` and `onnx.save`
+    peak / file       the largest memory of a run with verification, less that of a process which only imported the
+                      package, over the bytes of the file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from depgraph import PUBLISHED, _quiet, _torchvision_without_operators, export
+
+RESULTS = Path(__file__).resolve().parent / "results" / "own_times.json"
+HERE = Path(__file__).resolve().parent
+
+OURS = """
+import sys, time, onnx, onnxprune
+run = dict(structure="channels", sparsity=0.5, allow_inexact=True, verification=False, latency=False)
+model = onnx.load(sys.argv[1])
+onnxprune.prune(onnx.load(sys.argv[2]), **{**run, "sparsity": 0.1})  # imports what is needed
+start = time.process_time()
+onnxprune.prune(model, **run)
+print(time.process_time() - start)
+"""
+
+THEIRS = """
+import sys, time
+sys.path.insert(0, sys.argv[3])
+from depgraph import _torchvision_without_operators, architecture
+library = _torchvision_without_operators()
+import torch, torch_pruning as tp
+model, image = architecture(sys.argv[2]), torch.zeros(1, 3, 224, 224)
+heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
+start = time.process_time()
+importance = tp.importance.GroupMagnitudeImportance(p=2)
+tp.pruner.BasePruner(model, image, importance, pruning_ratio=0.5, ignored_layers=heads).step()
+print(time.process_time() - start)
+"""
+
+LOAD_AND_SAVE = """
+import sys, time, onnx
+start = time.process_time()
+onnx.save(onnx.load(sys.argv[1]), sys.argv[1] + ".copy")
+print(time.process_time() - start)
+"""
+
+PEAK = """
+import sys, onnxprune
+if sys.argv[2] == "run":
+    onnxprune.prune(sys.argv[1], structure="channels", sparsity=0.5, allow_inexact=True, latency=False)
+else:
+    from onnxprune.pipeline import run
+print(1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]))
+"""
+
+
+def figure(script: str, *arguments: object, tree: Path = HERE.parent) -> float | str:
+    """What a script prints in a process of its own, or why it does not."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tempfile.gettempdir())
+    if done.returncode:
+        return f"fails: {(done.stderr.strip().splitlines() or ['killed'])[-1][:100]}"
+    return float(done.stdout.split()[-1])
+
+
+def rounded(value: float | str) -> float | str:
+    """Two places of a number; a text as it is."""
+    return value if isinstance(value, str) else round(value, 2)
+
+
+def row(name: str, path: Path, small: Path, before: Path | None) -> dict[str, Any]:
+    """The figures of one network."""
+    ours: dict[str, Any] = {"seconds": rounded(figure(OURS, path, small))}
+    if before is not None:
+        ours["seconds before"] = rounded(figure(OURS, path, small, tree=before))
+    known_to_fail = PUBLISHED[name] is None
+    ours["Torch-Pruning"] = "fails (depgraph.json)" if known_to_fail else rounded(figure(THEIRS, path, name, HERE))
+    ours["load and save"] = rounded(figure(LOAD_AND_SAVE, path))
+    idle, peak = (figure(PEAK, path, what) for what in ("import", "run"))
+    if not isinstance(idle, str) and not isinstance(peak, str):
+        ours["peak / file"] = round((peak - idle) / path.stat().st_size, 2)
+    return ours
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(PUBLISHED), choices=list(PUBLISHED))
+    parser.add_argument("--tree", type=Path, help="a working tree of another commit, to compare with")
+    arguments = parser.parse_args()
+    keep_alive = _torchvision_without_operators()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    small = HERE.parent / "models" / "digits_resnet.onnx"
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            with _quiet():
+                path = export(name, "legacy", Path(folder))
+            results[name] = row(name, path, small, arguments.tree and arguments.tree.resolve())
+        print(name, json.dumps(results[name]), flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    del keep_alive
+
+
+if __name__ == "__main__":
+    main()
