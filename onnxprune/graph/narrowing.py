@@ -94,6 +94,11 @@ def caches(model: ir.Model) -> Iterator[Cache]:
             yield Cache(past, present, heads, size)
 
 
+def has_caches(model: ir.Model) -> bool:
+    """Whether there are caches among inputs and outputs."""
+    return any(True for _ in caches(model))
+
+
 def _concat(past: ir.Value) -> ir.Node:
     return next(node for node, index in past.uses() if node.op_type == "Concat" and index == 0)
 

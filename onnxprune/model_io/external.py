@@ -60,7 +60,7 @@ def embed_outside_initializers(proto: onnx.ModelProto, files: Mapping[str, Path]
 
     onnx-ir keeps only initializers lazily and safely: its save leaves external attribute tensors dangling.
     """
-    for tensor in _external_tensors(proto, also_initializers=False):
+    for tensor in _external_tensors(proto, also_initializers=False) if files else ():
         path = files[_location(tensor)]
         next(entry for entry in tensor.external_data if entry.key == "location").value = path.name
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from onnxprune.graph import size
 from onnxprune.graph.caches import is_link_matrix
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
-from onnxprune.graph.narrowing import free_caches
+from onnxprune.graph.narrowing import free_caches, has_caches
 from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.granularity import IN_WORDS
@@ -32,6 +34,8 @@ from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 from onnxprune.verification.notebook import in_notebook
+
+_OBJECTS = 100_000  # that are made before Python looks for garbage
 
 
 @dataclass(frozen=True)
@@ -170,14 +174,27 @@ def inspect(
     >>> [(group.kind, group.units) for group in inspection.groups]
     [('neurons', 300), ('neurons', 100)]
     """
-    with custom_operators(custom_ops):
-        original = model_io.load_any(model)
-        give_inputs(original, inputs, DataSettings(input_shape=tuple(input_shape)))
-        return _inspected(original)
+    with custom_operators(custom_ops), _few_collections():
+        loaded = model_io.load_any(model)
+        give_inputs(loaded, inputs, DataSettings(input_shape=tuple(input_shape)))
+        return _inspected(loaded)
 
 
-def _inspected(original: ir.Model) -> Inspection:
-    structure = prepare(original.clone())
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let Python look for garbage less often: next to none is made, and to look through many nodes takes long."""
+    before = gc.get_threshold()
+    gc.set_threshold(_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def _inspected(model: ir.Model) -> Inspection:
+    """Inspect a model, which is normalised in place."""
+    caches, inputs = _caches(model), {spec.name: spec.dims or () for spec in input_specs(model)}
+    structure = prepare(model)
     weights = prunable_weights(structure)
     infos, cuttable_nodes = [], set()
     shapes, input_shapes = _shapes_of_one_sample(structure)
@@ -216,9 +233,9 @@ def _inspected(original: ir.Model) -> Inspection:
         uncounted=uncounted,
         unruled=dict(structure.unruled),
         input_shapes=input_shapes,
-        caches=_caches(original),
+        caches=caches,
         elsewhere=elsewhere,
-        inputs={spec.name: spec.dims or () for spec in input_specs(original)},
+        inputs=inputs,
         architecture=architecture,
         line=architecture.line,
     )
@@ -231,6 +248,8 @@ def _group(group: Group, kind: str) -> GroupInfo:
 
 def _caches(original: ir.Model) -> Caches | None:
     """What could go if caches among inputs and outputs were narrowed."""
+    if not has_caches(original):
+        return None
     model = original.clone()
     count = free_caches(model)
     if not count:

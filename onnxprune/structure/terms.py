@@ -158,7 +158,7 @@ class Terms:
         roots = self.parent[ids]
         while True:
             above = self.parent[roots]
-            if np.array_equal(above, roots):
+            if (above == roots).all():
                 break
             roots = above
         self.parent[ids] = roots
