@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import (
     CustomOpsFlag,
@@ -23,7 +24,7 @@ from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compare", cls=EverydayHelp, help="Compare two models: outputs, size, multiply-adds, latency.")(compare)
+    app.command("compare", cls=EverydayHelp, help=ABOUT["compare"])(compare)
 
 
 def compare(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, InputShapeFlag
 from onnxprune.cli.several import files_of
@@ -15,7 +16,7 @@ from onnxprune.cli.streams import from_standard_input
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("inspect", help="Show groups of units, what is prunable, and what is pinned and why.")(inspect)
+    app.command("inspect", help=ABOUT["inspect"])(inspect)
 
 
 def inspect(

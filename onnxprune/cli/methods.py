@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json
 from onnxprune.report.text import shown
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("methods", help="List structures, criteria, allocations, schedules, recovery methods and metrics.")(
-        methods
-    )
+    app.command("methods", help=ABOUT["methods"])(methods)
 
 
 def methods(json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False) -> None:

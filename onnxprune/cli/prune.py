@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import complain
 from onnxprune.cli.first_look import first_look
 from onnxprune.cli.flags import with_flags
@@ -21,7 +22,7 @@ from onnxprune.recipe.recipe import Recipe, make_recipe
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("prune", cls=EverydayHelp, help="Prune a model (the command that runs when none is named).")(prune)
+    app.command("prune", cls=EverydayHelp, help=ABOUT["prune"])(prune)
 
 
 @with_flags

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.flags import LISTS_OF_PATHS, PATHS, put_tables
 from onnxprune.cli.outputs import RECIPE_FILE
 from onnxprune.recipe.file import read
@@ -16,7 +17,7 @@ from onnxprune.recipe.file import read
 def register(app: typer.Typer) -> None:
     """Add the command."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("run", help="Prune as a recipe file says.", context_settings=settings)(run)
+    app.command("run", help=ABOUT["run"], context_settings=settings)(run)
 
 
 def run(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import (
     CustomOpsFlag,
@@ -43,8 +44,7 @@ _PlotFlag = Annotated[Path | None, typer.Option(help="Draw the curves into a .pn
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    help_ = "Prune each layer alone to several levels and show what the model loses."
-    app.command("sensitivity", cls=EverydayHelp, help=help_)(sensitivity)
+    app.command("sensitivity", cls=EverydayHelp, help=ABOUT["sensitivity"])(sensitivity)
 
 
 def sensitivity(

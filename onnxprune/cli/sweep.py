@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import with_flags
 from onnxprune.cli.help import EverydayHelp, HelpAllFlag
@@ -37,8 +38,7 @@ Page = Annotated[bool, typer.Option("--page/--no-page", help="Write sweep.html i
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    about = "Compare settings side by side: --sparsity 0.3,0.5 --structure channels,tiles --recover none,least-squares."
-    app.command("sweep", cls=EverydayHelp, help=about)(with_flags(sweep, leave_out=_LEFT_OUT))
+    app.command("sweep", cls=EverydayHelp, help=ABOUT["sweep"])(with_flags(sweep, leave_out=_LEFT_OUT))
 
 
 def sweep(

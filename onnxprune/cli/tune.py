@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.errors import ModelError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tune", help="Measure this machine once, in some seconds: choices for latency then go by it.")(tune)
+    app.command("tune", help=ABOUT["tune"])(tune)
 
 
 def tune(

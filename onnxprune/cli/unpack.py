@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.outputs import check_model, check_outputs
 from onnxprune.errors import ModelError
@@ -18,7 +19,7 @@ from onnxprune.report.text import shown
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("unpack", help="Give the plain model of one back that is packed or in tiles.")(unpack)
+    app.command("unpack", help=ABOUT["unpack"])(unpack)
 
 
 def unpack(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
 from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SeedFlag
 from onnxprune.errors import VerificationError
@@ -16,7 +17,7 @@ from onnxprune.report.text import shown
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("verify", help="Check a pruned model against its original and its record.")(verify)
+    app.command("verify", help=ABOUT["verify"])(verify)
 
 
 def verify(
