@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,10 +30,15 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from onnxprune.errors import OnnxPruneError, RecipeError
 
 Entry = TypeVar("Entry")
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+_MOST_SHOWN = 60  # characters of what a user's function returned
 
 
 class Plugins:
@@ -250,6 +256,41 @@ def guarded(function: Callable[..., Any], reference: str) -> Callable[..., Any]:
             raise RecipeError(f"'{reference}' failed with {failure(error)}.") from error
 
     return call
+
+
+def judged(function: Callable[..., Any], reference: str, fault: Callable[..., str]) -> Callable[..., Any]:
+    """Return the user's function, with what it returns judged each time.
+
+    Args:
+        function: The function.
+        reference: The function's name, for the message.
+        fault: From what it returned and its arguments to what is wrong with that ("is no number"); "" where nothing is.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        answer = function(*arguments, **named)
+        if what := fault(answer, *arguments):
+            raise RecipeError(f"'{reference}' returned {_shown(answer)}, which {what}.")
+        return answer
+
+    return call
+
+
+def no_number(answer: Any, *_: object) -> str:
+    """Say that something is no real number, for `judged`; "" where it is one."""
+    try:
+        return "" if np.ndim(answer) == 0 and math.isfinite(float(answer)) else "is no finite number"
+    except (TypeError, ValueError, OverflowError):
+        return "is no number"
+
+
+def _shown(answer: object) -> str:
+    shape = getattr(answer, "shape", None)
+    if shape is not None:
+        return f"numbers of shape {list(shape)}"
+    text = " ".join(repr(answer).split())
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def failure(error: BaseException) -> str:

@@ -165,7 +165,7 @@ def _has_candidates(model: ir.Model) -> bool:
 
 
 def _users(node: ir.Node) -> list[ir.Node]:
-    return [user for user, _ in node.outputs[0].uses()]
+    return [user for value in node.outputs[:1] for user, _ in value.uses()]
 
 
 def _is_run_end(node: ir.Node) -> bool:

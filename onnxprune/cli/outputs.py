@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune.errors import ModelError, RecipeError
-from onnxprune.model_io.paths import real_path
+from onnxprune.model_io.paths import is_no_file, real_path
 
 RECIPE_FILE = "onnxprune.recipe_file"
 """Key, in what a command line's contexts share, of the recipe file that `onnxprune run` reads."""
@@ -102,7 +102,7 @@ def _is_below(path: Path, folder: Path) -> bool:
 def _check_place(flag: str, path: Path) -> None:
     if path.is_dir():
         raise ModelError(f"{flag}'{path}' is a folder: name a file in it")
-    if path.exists() and not path.is_file():
+    if is_no_file(path):
         raise ModelError(f"{flag}'{path}' is a device, pipe or socket, which is never replaced: name a file")
     if not path.parent.is_dir():
         raise ModelError(f"{flag}'{path}' cannot be written: its folder does not exist")

@@ -46,6 +46,8 @@ def give_inputs(model: ir.Model, inputs: AnyData | None = None, reading: DataSet
     arrays = _named_arrays(inputs, model)
     whole = None if arrays is None else _whole_set(model, arrays)
     if whole is not None:
+        if whole and not any(array.size for array in whole.values()):  # an empty cache beside others is none
+            raise DataError("--inputs holds no samples: its arrays are empty.")
         cuts = _cuts_of_set(model, whole)
         give_hints(model, inputs=[whole, *cuts])
         return

@@ -4,6 +4,7 @@
     FusedMatMul(x, W, transB)        MatMul(x, W') with the weight stored turned
     MatMul(x, Transpose(W))          the same
     MatMul(W, x)                     Transpose(MatMul(Transpose(x), W')), so that its outputs lie on the last axis
+    Gemm(x, W, b, beta)              Gemm with beta times b, for ONNX Runtime's quantiser loses beta
 
 The function stays the same, but for the rounding of a FusedMatMul's alpha, which goes into the weight.
 """
@@ -40,6 +41,7 @@ def plain_products(model: ir.Model) -> None:
         operator = operator_of(product)
         if operator.kind != "fc" or operator.knows_zero_points:
             continue
+        _scale_bias(edit, product)
         slot = next((s for s in slots_of(product) if source_of(product.inputs[s.input]) is not None), None)
         if slot is not None:
             _store_plainly(edit, facts, product, slot)
@@ -60,6 +62,17 @@ def _without_activation(edit: Editor, node: ir.Node) -> ir.Node:
     maker = product.producer()
     assert maker is not None
     return maker
+
+
+def _scale_bias(edit: Editor, node: ir.Node) -> None:
+    """Let a Gemm add its constant bias as it is, with its factor `beta` in it."""
+    beta, places = node.attributes.get_float("beta", 1.0), operator_of(node).biases
+    bias = node.inputs[places[0]] if places and len(node.inputs) > places[0] else None
+    if beta == 1 or bias is None or bias.const_value is None:
+        return
+    array = bias.const_value.numpy()
+    node.replace_input_with(places[0], edit.constant((array * beta).astype(array.dtype), str(bias.name)))
+    node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
 
 
 def _store_plainly(edit: Editor, facts: Facts, node: ir.Node, slot: Slot) -> None:

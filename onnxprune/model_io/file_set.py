@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.model_io import temporary as temporaries
+from onnxprune.model_io.paths import is_no_file
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _name(file: Finished) -> Callable[[bool], None]:
                 file.path.unlink(missing_ok=True)
 
         return settle_new
-    if file.path.exists() and not file.path.is_file():
+    if is_no_file(file.path):
         raise OSError(errno.EINVAL, "it is a device, pipe or socket, which is never replaced", str(file.path))
     _take_mode(file)
     # Readers refuse external data while they have a second name.

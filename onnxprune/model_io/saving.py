@@ -21,6 +21,7 @@ from onnxprune.errors import ModelError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside, together
 from onnxprune.model_io.external import data_files_of, stored_bytes
 from onnxprune.model_io.hashing import combined, file_hash
+from onnxprune.model_io.paths import is_no_file
 from onnxprune.model_io.serialise import all_initializers, serialized_size, write_data, write_model
 from onnxprune.model_io.source import Source, bytes_read, ensure_unchanged, source_of
 
@@ -61,7 +62,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool = False, source: S
             raise ModelError(f"the output '{path}' is the input '{file}', which is never changed: choose another name.")
     if path.is_dir():
         raise ModelError(f"the output '{path}' is a folder: name a file in it.")
-    if path.exists() and not path.is_file():
+    if is_no_file(path):
         raise ModelError(f"the output '{path}' is a device, pipe or socket, which is never replaced: name a file.")
     if os.path.lexists(path) and not force:
         raise ModelError(f"the output '{path}' exists already: use --force to replace it, or choose another name.")

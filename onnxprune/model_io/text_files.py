@@ -37,8 +37,14 @@ def write_whole(path: Path, content: bytes | str, what: str) -> None:
         ModelError: It cannot be written.
     """
     try:
+        encoded = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"{what} '{path}' cannot be written: a file in it has a name that is no text: rename it"
+        ) from None
+    try:
         with temporary_beside(path) as (temporary, file):
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(encoded)
             sync(file)
             publish(temporary, path, replace=True)
     except OSError as error:

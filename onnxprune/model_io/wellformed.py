@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -55,23 +56,37 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
             raise ModelError(f"{where} has to hold one value, but its attributes are {sorted(seen) or 'none'}.")
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     for node in protobuf.nodes_below(proto.graph.node):  # a local function has versions of its own
-        required = _required(node.op_type, node.domain, versions.get(node.domain, 0))
-        if missing := sorted(required - {attribute.name for attribute in node.attribute}):
+        if not node.op_type:
+            raise ModelError(f"{_where(node, name)} names no operator.")
+        needs = _needs(node.op_type, node.domain, versions.get(node.domain, 0))
+        if missing := sorted(needs.attributes - {attribute.name for attribute in node.attribute}):
             raise ModelError(f"{_where(node, name)} lacks the attribute '{missing[0]}'.")
+        if len(node.input) < needs.inputs or len(node.output) < needs.outputs:
+            what = "inputs" if len(node.input) < needs.inputs else "outputs"
+            raise ModelError(f"{_where(node, name)} has too few {what}.")
 
 
 def _where(node: onnx.NodeProto, name: str) -> str:
     return f"'{name}' is not a valid ONNX graph: node '{node.name or ', '.join(node.output)}' ({node.op_type})"
 
 
+class _Needs(NamedTuple):
+    """The attributes that a node of an operator must have, and the least number of its inputs and outputs."""
+
+    attributes: frozenset[str] = frozenset()
+    inputs: int = 0
+    outputs: int = 0
+
+
 @functools.cache
-def _required(operator: str, domain: str, version: int) -> frozenset[str]:
-    """The attributes that a node of an operator must have; none where ONNX does not know the operator."""
+def _needs(operator: str, domain: str, version: int) -> _Needs:
+    """What a node of an operator must have; nothing where ONNX does not know the operator."""
     try:
         schema = onnx.defs.get_schema(operator, version, domain)
     except onnx.defs.SchemaError:
-        return frozenset()
-    return frozenset(name for name, attribute in schema.attributes.items() if attribute.required)
+        return _Needs()
+    required = frozenset(name for name, attribute in schema.attributes.items() if attribute.required)
+    return _Needs(required, schema.min_input, schema.min_output)
 
 
 def check_tensors(proto: onnx.ModelProto, name: str) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.errors import RecipeError
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, judged, no_number
 
 Schedule = Callable[[int, int, float, float], float]
 
 SCHEDULES: Registry[Schedule] = Registry(
-    "schedule", Plugins("onnxprune.schedules"), flag="--schedule", of_function=lambda _, function: function
+    "schedule",
+    Plugins("onnxprune.schedules"),
+    flag="--schedule",
+    of_function=lambda name, function: judged(function, name, no_number),
 )
 
 

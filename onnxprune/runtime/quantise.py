@@ -29,7 +29,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
 from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
-from onnxprune.graph.size import is_parameter, parameters
+from onnxprune.graph.size import Parameter, is_parameter, parameters
 from onnxprune.runtime import Feeds, int8, libraries
 from onnxprune.runtime.session import one_sentence
 
@@ -38,6 +38,8 @@ FORMS = ("int8", "int8-dynamic", "fp16")
 _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: their product
 _NAMED = 5  # weights that stay in float, in a sentence
 _LARGE = 1_900_000_000
+_TURNED = "_Transposed"
+_FORMS_OF_A_WEIGHT = ("", "_quantized", _TURNED, f"{_TURNED}_quantized")  # what the tools add to its name
 
 
 @dataclass(frozen=True)
@@ -154,17 +156,24 @@ def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:
     after = {str(p.tensor.name): p for p in parameters(quantised) if len(p.tensor.shape) > 1}
     lost, others = 0, [0, 0]
     for name, parameter in before.items():
-        now = after.pop(f"{name}_quantized", None) or after.pop(name, None)
-        if now is None:
+        # A weight of two readers may be there in several forms: one that is turned, or in float for one of them.
+        forms = {ending: after.pop(name + ending) for ending in _FORMS_OF_A_WEIGHT if name + ending in after}
+        if not forms:
             others[0] += parameter.nonzero()
-        elif now.tensor.shape.numpy() == parameter.tensor.shape.numpy():
-            lost += int(np.count_nonzero(parameter.zeros() & ~now.zeros()))
-        else:  # stored in another layout
-            lost += max(0, now.nonzero() - parameter.nonzero())
+        lost += sum(_lost_zeros(parameter, form, turned=_TURNED in ending) for ending, form in forms.items())
     others[1] = sum(parameter.nonzero() for parameter in after.values())
     lost += max(0, others[1] - others[0])
     if lost:
         raise VerificationError(f"quantising would turn {lost:,} zeros of weights into other numbers")
+
+
+def _lost_zeros(before: Parameter, now: Parameter, *, turned: bool) -> int:
+    """How many zeros of a weight are other numbers in what the tools made of it, which may be its transpose."""
+    zero, kept = before.zeros(), now.zeros()
+    zero = zero.T if turned else zero
+    if zero.shape == kept.shape:
+        return int(np.count_nonzero(zero & ~kept))
+    return max(0, now.nonzero() - before.nonzero())  # stored in another layout
 
 
 @contextmanager

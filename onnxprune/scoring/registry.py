@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, RecipeError
-from onnxprune.plugins import Plugins, Registry, summary
+from onnxprune.plugins import Plugins, Registry, judged, summary
 from onnxprune.scoring.evidence import LooksAt
 
 if TYPE_CHECKING:
@@ -155,11 +155,27 @@ class Criterion:
         return Context(rng, self.evidence)
 
 
+def _fault(saliency: object, weight: Weight, *_: object) -> str:
+    """What is wrong with the saliencies that a user's function gave a weight."""
+    extents = list(weight.shape)
+    array = np.asarray(saliency)
+    if array.dtype.kind not in "biuf" or list(array.shape) != extents:
+        return f"is not one number for each of the weight '{weight.name}', of shape {extents}"
+    if not np.isfinite(array).all() or (array < 0).any():
+        return f"holds NaN, infinite or negative numbers: the saliencies of '{weight.name}' have to be finite and >= 0"
+    return ""
+
+
+def _of_function(name: str, function: Saliency) -> Criterion:
+    saliency = judged(function, name, _fault)
+    return Criterion(name, lambda weight, context: np.asarray(saliency(weight, context)), None, "nothing", "", "")
+
+
 CRITERIA: Registry[Criterion] = Registry(
     "criterion",
     Plugins("onnxprune.criteria", [f"onnxprune.scoring.{family}" for family in _FAMILIES]),
     flag="--criterion",
-    of_function=lambda name, function: Criterion(name, function, None, "nothing", "", ""),
+    of_function=_of_function,
 )
 """All criteria. A function that the user names without a decorator gives saliencies and needs no data."""
 

@@ -20,7 +20,7 @@ from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.operators import operator_of
-from onnxprune.plugins import Plugins, Registry, summary
+from onnxprune.plugins import Plugins, Registry, judged, summary
 from onnxprune.runtime.stream.store import Store
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.magnitude import sorted_lamp
@@ -103,11 +103,25 @@ def allocation_of(name: str, criterion: Criterion) -> Allocation:
 PLUGINS = Plugins("onnxprune.allocations")
 """What fills the registries of both allocations: of single weights and of whole units."""
 
+
+def _fault(shares: object, weights: Sequence[Weight], *_: object) -> str:
+    """What is wrong with the shares that a user's function gave."""
+    if shares is None:
+        return ""
+    if not isinstance(shares, Mapping) or any(weight.value not in shares for weight in weights):
+        return "is not a mapping with the share that goes of each weight, by `weight.value`, nor None"
+    for weight in weights:
+        share = shares[weight.value]
+        if not isinstance(share, (int, float, np.number)) or not 0 <= share <= 1:
+            return f"holds the share {share!r} for '{weight.name}': shares are numbers between 0 and 1"
+    return ""
+
+
 ALLOCATIONS: Registry[Allocation] = Registry(
     "allocation of single weights",
     PLUGINS,
     flag="--allocation",
-    of_function=lambda _, function: Allocation(function),
+    of_function=lambda name, function: Allocation(judged(function, name, _fault)),
 )
 
 

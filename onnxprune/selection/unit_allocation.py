@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
-from onnxprune.plugins import Registry, summary
+from onnxprune.plugins import Registry, judged, summary
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.units import Scores
@@ -84,11 +84,16 @@ class UnitAllocation:
         return summary(self.select)
 
 
+def _fault(selection: object, *_: object) -> str:
+    """What is wrong with what a user's function chose."""
+    return "" if isinstance(selection, UnitSelection) else "is no UnitSelection, as context.cheapest() returns one"
+
+
 UNIT_ALLOCATIONS: Registry[UnitAllocation] = Registry(
     "allocation of whole units",
     PLUGINS,
     flag="--allocation",
-    of_function=lambda _, function: UnitAllocation(function),
+    of_function=lambda name, function: UnitAllocation(judged(function, name, _fault)),
 )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from onnxprune.data.metrics import class_axis
 from onnxprune.errors import DataError
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, judged
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.likeness import Kind, distance
 from onnxprune.training.view import Head
@@ -59,8 +59,18 @@ UserLoss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
 """From outputs and targets to the mean over the batch."""
 
 
+def _fault(value: object, outputs: Tensors, *_: object) -> str:
+    """What is wrong with the loss that a user's function gave."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        return "is no tensor of one real number"
+    if not value.requires_grad and any(output.requires_grad for output in outputs):
+        return "does not depend on the outputs, so nothing can be trained with it"
+    return ""
+
+
 def _of_function(name: str, function: UserLoss) -> MakeLoss:
-    return lambda case: lambda out, tgt, original: function(tuple(out), tuple(tgt))
+    value = judged(function, name, _fault)
+    return lambda case: lambda out, tgt, original: value(tuple(out), tuple(tgt)).reshape(())
 
 
 LOSSES: Registry[MakeLoss] = Registry("loss", Plugins("onnxprune.losses"), flag="--loss", of_function=_of_function)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, judged, no_number
 from onnxprune.recipe.training import TrainSettings
 
 Curve = Callable[[float], float]
@@ -21,13 +21,21 @@ LEARNING_RATES: Registry[Curve] = Registry(
     "learning-rate schedule",
     Plugins("onnxprune.learning_rates"),
     flag="--lr-schedule",
-    of_function=lambda _, function: function,
+    of_function=lambda name, function: judged(function, name, no_number),
 )
 
 MakeOptimizer = Callable[[TrainSettings, "list[nn.Parameter]"], torch.optim.Optimizer]
 
+
+def _no_optimizer(answer: object, *_: object) -> str:
+    return "" if isinstance(answer, torch.optim.Optimizer) else "is no torch.optim.Optimizer"
+
+
 OPTIMIZERS: Registry[MakeOptimizer] = Registry(
-    "optimiser", Plugins("onnxprune.optimizers"), flag="--optimizer", of_function=lambda _, function: function
+    "optimiser",
+    Plugins("onnxprune.optimizers"),
+    flag="--optimizer",
+    of_function=lambda name, function: judged(function, name, _no_optimizer),
 )
 """Optimisers. Weight decay is none of their business: `Regulariser` does it, alike for all."""
 

@@ -16,14 +16,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, judged
 from onnxprune.training.masks import Mask, Masks
 
 Penalty = Callable[[Tensor, float, float], Tensor]
 """(norm of each group, learning rate * strength, share of the training done) -> the factor on each group."""
 
+
+def _no_factors(answer: object, norms: Tensor, *_: object) -> str:
+    fits = isinstance(answer, Tensor) and answer.shape == norms.shape
+    return "" if fits else f"is no tensor of the shape of the norms, {list(norms.shape)}"
+
+
 PENALTIES: Registry[Penalty] = Registry(
-    "penalty", Plugins("onnxprune.penalties"), flag="--shrink", of_function=lambda _, function: function
+    "penalty",
+    Plugins("onnxprune.penalties"),
+    flag="--shrink",
+    of_function=lambda name, function: judged(function, name, _no_factors),
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onnxprune.data.sources import Axes, Batch
 from onnxprune.errors import DataError
-from onnxprune.plugins import Plugins, Registry
+from onnxprune.plugins import Plugins, Registry, judged
 from onnxprune.recipe.training import TrainSettings
 from onnxprune.training.feed import Shard
 from onnxprune.training.losses import Loss, Tensors
@@ -25,8 +25,17 @@ Layout = Literal["NCHW", "NHWC"]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """From images [N, C, H, W] and a generator on the CPU to images of the same shape."""
 
+
+def _no_images(answer: object, images: Tensor, *_: object) -> str:
+    fits = isinstance(answer, Tensor) and answer.shape == images.shape
+    return "" if fits else f"is no tensor of the shape of the images, {list(images.shape)}"
+
+
 AUGMENTATIONS: Registry[Augment] = Registry(
-    "augmentation", Plugins("onnxprune.augmentations"), flag="--augment", of_function=lambda _, function: function
+    "augmentation",
+    Plugins("onnxprune.augmentations"),
+    flag="--augment",
+    of_function=lambda name, function: judged(function, name, _no_images),
 )
 
 _IMAGE_AXES = 4

@@ -298,8 +298,8 @@ def _value(meter: Meter, batches: Iterator[Seen]) -> float:
         value = metric.whole(outputs, targets)
         try:
             return float(np.asarray(value))
-        except (TypeError, ValueError):
-            raise DataError(f"the metric '{metric.name}' gave {value!r}, which is no number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(f"the metric '{metric.name}' gave {str(value)[:60]!r}, which is no number") from None
     assert metric.update is not None
     originals = iter(meter.original)
     total, count = 0.0, 0

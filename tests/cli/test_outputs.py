@@ -74,6 +74,20 @@ def test_a_pipe_or_device_is_never_replaced(folder: Path, capsys: pytest.Capture
     assert stat.S_ISFIFO((folder / "pipe").lstat().st_mode)
 
 
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "sub/../fd/{}"])
+@pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
+def test_a_name_among_the_devices_is_never_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str
+) -> None:
+    """/dev/stdout leads to a plain file where the output goes to one; the link itself must stay."""
+    (folder / "sub").mkdir()
+    (folder / "fd").symlink_to("/dev/fd")
+    with (folder / "plain.txt").open("w") as plain:
+        path = name.format(plain.fileno())
+        assert "never replaced" in refused(capsys, folder, "model.onnx", "-s", 0.5, flag, path, "--force")
+    assert (folder / "plain.txt").read_text() == ""
+
+
 @pytest.mark.parametrize("flag", ["--output", "--record", "--report", "--save-recipe"])
 def test_a_link_that_leads_nowhere_is_a_file_that_exists(
     folder: Path, capsys: pytest.CaptureFixture[str], flag: str
@@ -117,3 +131,10 @@ def test_the_weights_to_go_back_to_stay(folder: Path, capsys: pytest.CaptureFixt
     training = ["-s", 0.5, "--retrain", "--data", "data", "--survivors", "rewind", "--rewind-to", "first.onnx"]
     sentence = refused(capsys, folder, "model.onnx", *training, flag, name, "--force")
     assert "the model of --rewind-to" in sentence and "never changed" in sentence
+
+
+def test_a_recipe_cannot_hold_a_name_that_is_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"odd\xff.onnx")
+    (folder / name).write_bytes((folder / "model.onnx").read_bytes())
+    sentence = refused(capsys, folder, name, "-s", 0.5, "-o", "o.onnx", "--save-recipe", "r.toml")
+    assert "rename it" in sentence

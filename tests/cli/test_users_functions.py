@@ -91,3 +91,28 @@ def test_a_module_that_cannot_be_imported(
 ) -> None:
     (folder / "mine.py").write_text(text)
     assert words in refused(capsys, folder, "model.onnx", "-s", 0.5, "--criterion", "mine:mine")
+
+
+ANSWERS = ("None", "'good'", "float('nan')", "1j", "__import__('numpy').zeros(3)", "[]")
+ANSWERED = {
+    "criterion": ["-s", 0.5, "--criterion", "mine:mine"],
+    "criterion of units": ["-s", 0.5, "--structure", "channels", "--criterion", "mine:mine"],
+    "allocation": ["-s", 0.5, "--allocation", "mine:mine"],
+    "allocation of units": ["-s", 0.5, "--structure", "channels", "--allocation", "mine:mine"],
+    "loss": ["-s", 0.5, "--retrain", "--data", "data.npz", "--steps", 1, "--loss", "mine:mine"],
+    "schedule": ["-s", 0.5, "--iterations", 3, "--schedule", "mine:mine"],
+}
+
+
+@pytest.mark.parametrize("use", ANSWERED)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_a_function_returns_is_judged(
+    folder: Path, capsys: pytest.CaptureFixture[str], use: str, answer: str
+) -> None:
+    if (use, answer) == ("allocation", "None"):
+        pytest.skip("None leaves the shares to the ranking of all weights")
+    if use == "loss" and answer not in ANSWERS[1:3]:
+        pytest.skip("two of them show it, and training takes its time")
+    (folder / "mine.py").write_text(f"def mine(*given):\n    return {answer}\n")
+    sentence = refused(capsys, folder, "model.onnx", *ANSWERED[use])
+    assert "mine:mine" in sentence and "inside onnxprune" not in sentence

@@ -97,6 +97,7 @@ def test_a_thousand_samples_are_not_run_at_once() -> None:
         ({"y": POINTS, "z": POINTS}, "has no array 'x'"),
         ({"x": POINTS.astype(np.int64)}, "holds int64, and the model takes float32"),
         ({"x": POINTS[..., :2]}, "the model wants"),
+        ({"x": POINTS[:0]}, "no samples"),
         ({"x": POINTS[:, :7]}, "does not run the inputs of --inputs"),
     ],
 )

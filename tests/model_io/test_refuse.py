@@ -371,3 +371,18 @@ def test_functions_that_become_too_many_nodes(depth: int, calls: int) -> None:
 def test_functions_that_become_some_nodes_are_fine() -> None:
     model = model_io.load_any(functions_of(4, 3))
     assert sum(node.op_type == "Relu" for node in model.graph) == 81
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda node: node.ClearField("op_type"), "names no operator"),
+        (lambda node: node.ClearField("output"), "too few outputs"),
+        (lambda node: node.ClearField("input"), "too few inputs"),
+    ],
+)
+def test_nodes_that_lack_what_their_operator_needs(change: Callable[[onnx.NodeProto], object], words: str) -> None:
+    model = mlp()
+    model.graph.node.add().CopyFrom(helper.make_node("Transpose", [model.graph.input[0].name], ["turned"]))
+    change(model.graph.node[-1])
+    assert words in refusal(model)

@@ -62,6 +62,31 @@ def test_a_table_that_is_a_head_too(form: str) -> None:
     near(model, quantise.quantise(model, form, batches).model, batches[0], 0.25)
 
 
+@pytest.mark.parametrize("form", ["int8", "int8-dynamic"])
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_weight_that_is_read_turned_too(form: str, width: int) -> None:
+    """The tools store it twice, and zeros of the second are those of the first, turned."""
+    model = graph(
+        f"agraph (float[N,{width}] x) => (float[N,{width}] y) {{ a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) "
+        "d = Relu(c) y = Gemm<transB = 1>(d, w) }",
+        {"w": sparse(width, 16), "v": sparse(16, 16)},
+    )
+    batches = [{"x": random(4, width, seed=s)} for s in range(3)]
+    near(model, quantise.quantise(model, form, batches).model, batches[0])
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-dynamic"])
+def test_the_factor_of_a_bias_counts(form: str) -> None:
+    """ONNX Runtime's quantiser takes it for 1."""
+    model = graph(
+        "agraph (float[N,8] x) => (float[N,4] y) { a = Gemm<beta = 3.0>(x, w, b) c = Relu(a) "
+        "y = Gemm<alpha = 0.5, beta = 2.0, transB = 1>(c, v, b2) }",
+        {"w": sparse(8, 16), "b": random(16), "v": sparse(4, 16), "b2": random(4)},
+    )
+    batches = [{"x": random(4, 8, seed=s)} for s in range(3)]
+    near(model, quantise.quantise(model, form, batches).model, batches[0])
+
+
 def test_nodes_that_fail_stay_in_float_and_are_named() -> None:
     """Transposed convolutions with groups, of which ONNX Runtime counts the channels wrongly; one bears no name."""
     weights = {

@@ -11,6 +11,8 @@ from onnx import numpy_helper, parser
 from small_models import random
 
 from onnxprune import model_io
+from onnxprune.data.readers import open_data
+from onnxprune.data.working import give_samples
 from onnxprune.verification.change import sentence
 from onnxprune.verification.verdict import verify
 
@@ -71,3 +73,13 @@ def test_outputs_that_say_nothing_show_no_change(body: str) -> None:
     before, after = (network("float[n, 4] y", body, v=factor * random(16, 4)) for factor in (1, 3))
     change = verify(before, after, latency=False).output_change
     assert math.isnan(change) and "says anything" in sentence(change)
+
+
+def test_samples_of_the_user_tell_a_change_that_made_up_inputs_do_not_reach() -> None:
+    body = "l = MatMul(h, v) s = ReduceSum<keepdims = 1>(x) c = Greater(s, most) y = Where(c, l, none)"
+    numbers = {"most": np.array(1000.0), "none": np.array(0.0)}
+    before, after = (network("float[n, 4] y", body, v=k * random(16, 4), **numbers) for k in (1, 1.5))
+    assert math.isnan(verify(before, after, latency=False).output_change)
+    before, after = (network("float[n, 4] y", body, v=k * random(16, 4), **numbers) for k in (1, 1.5))
+    give_samples(before, open_data(before, {"x": np.abs(random(6, 8)) + 500}))
+    assert verify(before, after, latency=False).output_change == pytest.approx(0.5, rel=1e-3)
