@@ -52,6 +52,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64}),
     "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
     "qwen3-moe": ("Qwen3Moe", {**GROUPED, **EXPERTS, "head_dim": 8}),
+    "gpt-oss": ("GptOss", {**GROUPED, **WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertModel", "BertConfig", SMALL),
@@ -294,7 +295,8 @@ FORMS: dict[str, Export] = {
 def cells() -> Iterator[tuple[str, str]]:
     """Each family with the forms that its exporters offer."""
     built = {"llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3"}
-    for family in DECODERS:
+    yield "gpt-oss", "genai"  # with the operator MoE
+    for family in (name for name in DECODERS if name != "gpt-oss"):
         yield from ((family, form) for form in ("dynamo", "opset23", "optimum"))
         if family in built:
             yield from ((family, form) for form in ("genai", "genai-int4"))

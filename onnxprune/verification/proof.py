@@ -22,6 +22,7 @@ from onnxprune.graph.bounded import ROUNDING, bounded_outputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.runtime import Feeds
+from onnxprune.runtime.other_branch import other_branch
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
@@ -130,6 +131,7 @@ def _candidates(original: ir.Model, masked: ir.Model, seed: int) -> Iterator[lis
         _ensure_loads(original, failure)
         raise
     first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
+    first += [other for other in other_branch(masked, first[0]) if _runs(session, other)][:1]
     yield first
     samples = [dict(feeds) for feeds in hints_of(masked).samples]
     if samples := [feeds for feeds in samples if _runs(session, feeds)]:

@@ -151,7 +151,8 @@ class _Probe:
         conditions = _show_conditions(copy)
         session = runtime.make_session(copy)
         expected = [runtime.run(session, {**feeds, **constants}) for feeds in batches]
-        ran = {name: tuple(dict.fromkeys("then" if bool(np.all(outputs[of])) else "else" for outputs in expected))
+        known = [{**feeds, **outputs} for feeds, outputs in zip(batches, expected, strict=True)]
+        ran = {name: tuple(dict.fromkeys("then" if bool(np.all(values[of])) else "else" for values in known))
                for name, of in conditions.items()}  # fmt: skip
         return _Probe(structure, session, constants, batches, expected, ran)
 
@@ -168,12 +169,13 @@ class _Probe:
 
 
 def _show_conditions(model: ir.Model) -> dict[str, str]:
-    """Make the condition of each If an output; return, by the If's name, the name of its condition."""
-    shown = {str(value.name) for value in model.graph.outputs}
+    """Make the condition of each If an output, if it is no input; return its name by the name of the If."""
+    inputs = {value for value in model.graph.inputs if not value.is_initializer()}
+    shown = {str(value.name) for value in (*model.graph.outputs, *inputs)}
     conditions: dict[str, str] = {}
     for node in list(model.graph):
         condition = node.inputs[0] if node.op_type == "If" and node.inputs else None
-        if condition is None or condition.producer() is None:
+        if condition is None or (condition.producer() is None and condition not in inputs):
             continue
         name = str(condition.name)
         if name not in shown:

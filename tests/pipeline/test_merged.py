@@ -105,6 +105,10 @@ def _kept_heads(original: onnx.ModelProto, narrow: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
+def test_the_proof_covers_both_branches(pruned: onnxprune.Result) -> None:
+    assert {name: set(ran) for name, ran in pruned.reach[-1]["branches"].items()} == {"optimum::if": {"then", "else"}}
+
+
 def test_neurons_go_without_touching_the_interface() -> None:
     result = prune(merged.decoder(), sparsity=0.3, structure="channels", kinds="neurons", latency=False)
     assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-4
