@@ -58,6 +58,8 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
     for node in protobuf.nodes_below(proto.graph.node):  # a local function has versions of its own
         if not node.op_type:
             raise ModelError(f"{_where(node, name)} names no operator.")
+        if not node.output:
+            raise ModelError(f"{_where(node, name)} has no output, so nothing can come of it: remove it.")
         needs = _needs(node.op_type, node.domain, versions.get(node.domain, 0))
         if missing := sorted(needs.attributes - {attribute.name for attribute in node.attribute}):
             raise ModelError(f"{_where(node, name)} lacks the attribute '{missing[0]}'.")

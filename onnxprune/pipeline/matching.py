@@ -24,6 +24,9 @@ from onnxprune.structure.terms import Bools
 
 Floats = npt.NDArray[np.float32]
 _MOST_PAIRS = 1 << 24  # of slices that are compared
+_ORDERS = 19  # that are drawn at random, to tell two networks from one and its cut
+_SIGMAS = 4.0  # by which the real order has to be better
+_SURELY_ALIKE = 0.9  # a mean cosine that needs no such test
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +136,31 @@ def _matches(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
 
 
 def _likeliest(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
-    """The axis whose slices are most alike before and after, matched by likeness; none where all are matched."""
-    best: dict[tuple[ir.Value, int], Bools] = {}
-    highest = -np.inf
+    """The axis whose slices are most alike before and after, matched by likeness; none where all are matched.
+
+    An axis whose slices are no more alike than in an order drawn at random tells nothing: the files are of two networks.
+    """
+    candidates = []
     for value, axis, old, new in _open(known):
         together = _together(known.structure, value, axis, new.shape[axis])
         likeness = _likeness(old, new, axis, together)
         if likeness is None or not np.isfinite(likeness).all():
             continue
         flags, mean = _in_order(likeness)
-        if mean > highest:
-            highest, best = mean, {(value, axis): np.repeat(flags, together)}
-    return best
+        candidates.append((mean, likeness, {(value, axis): np.repeat(flags, together)}))
+    for mean, likeness, best in sorted(candidates, key=lambda candidate: candidate[0], reverse=True):
+        if not _by_chance(likeness, mean):
+            return best
+    return {}
+
+
+def _by_chance(likeness: Floats, mean: float) -> bool:
+    """Whether slices in orders drawn at random are about as alike as in the order that they stand in."""
+    if mean > _SURELY_ALIKE:
+        return False
+    rng = np.random.default_rng(0)
+    drawn = [_in_order(likeness[:, rng.permutation(likeness.shape[1])])[1] for _ in range(_ORDERS)]
+    return mean < float(np.mean(drawn)) + _SIGMAS * float(np.std(drawn))
 
 
 def _open(known: _Known) -> Iterator[tuple[ir.Value, int, npt.NDArray[np.generic], npt.NDArray[np.generic]]]:

@@ -250,7 +250,7 @@ def shortcomings(result: Result) -> tuple[str, ...]:
     if after.file_bytes > before.file_bytes:
         notes.append(f"the file is no smaller: it grew from {before.file_bytes:,} to {after.file_bytes:,} bytes")
     saved = 1 - figures.get("macs", 0.0)
-    if result.recipe.parts.removes and result.gone and saved < LITTLE:
+    if result.recipe.parts.removes and result.gone and saved < LITTLE and not before.uncounted:
         notes.append(f"what went saves only {saved:.1%} of the multiply-adds")
     packing = None if result.delivery is None else result.delivery.packing
     if packing is not None and not packing.packed:

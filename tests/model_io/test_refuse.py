@@ -377,7 +377,9 @@ def test_functions_that_become_some_nodes_are_fine() -> None:
     ("change", "words"),
     [
         (lambda node: node.ClearField("op_type"), "names no operator"),
-        (lambda node: node.ClearField("output"), "too few outputs"),
+        (lambda node: node.ClearField("output"), "has no output"),
+        (lambda node: node.CopyFrom(helper.make_node("Print", node.input, [], domain="my.own")), "has no output"),
+        (lambda node: node.CopyFrom(helper.make_node("TopK", node.input, ["top", "places"])), "too few inputs"),
         (lambda node: node.ClearField("input"), "too few inputs"),
     ],
 )

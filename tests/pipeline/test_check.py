@@ -104,6 +104,21 @@ def test_units_are_matched_by_likeness_where_every_number_changed(kind: str, tmp
     assert found.removed_vs_masked is not None and found.changed >= len(kept)
 
 
+@pytest.mark.parametrize("kind", ["layers", "convolutions"])
+def test_a_file_of_other_numbers_throughout_is_not_taken_for_a_cut(kind: str, tmp_path: Path) -> None:
+    original, pruned, _ = files(tmp_path, kind=kind)
+    proto, rng = onnx.load(pruned), np.random.default_rng(5)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            other = (array.std() + 0.1) * rng.standard_normal(array.shape)
+            other = np.abs(other) if other.ndim == 1 else other  # variances
+            tensor.CopyFrom(numpy_helper.from_array(other.astype(np.float32), tensor.name))
+    onnx.save(proto, pruned)
+    found = check(original, pruned)
+    assert not found.proved and found.removed_vs_masked is None
+
+
 @pytest.mark.parametrize("structure", ["blocks", "blocks+channels"])
 def test_two_files_alone_tell_the_residual_blocks_that_went(structure: str, tmp_path: Path) -> None:
     original, pruned = RESNET_FILE, tmp_path / "pruned.onnx"
