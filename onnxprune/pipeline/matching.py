@@ -138,7 +138,7 @@ def _matches(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
 def _likeliest(known: _Known) -> dict[tuple[ir.Value, int], Bools]:
     """The axis whose slices are most alike before and after, matched by likeness; none where all are matched.
 
-    An axis whose slices are no more alike than in an order drawn at random tells nothing: the files are of two networks.
+    An axis whose slices are no more alike than in an order drawn at random tells nothing: these are two networks.
     """
     candidates = []
     for value, axis, old, new in _open(known):
