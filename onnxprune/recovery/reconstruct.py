@@ -29,6 +29,7 @@ from onnxprune.graph.tensors import like
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
+from onnxprune.recovery.attention import query_mixes
 from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.registry import METHODS, model_method
@@ -43,6 +44,7 @@ from onnxprune.runtime.stream.store import Store
 from onnxprune.structure.rewrite import Kept
 
 FOLDS = 4
+_FITS_QUERIES = ("least-squares",)  # what fits all weights of a layer anew
 
 _REPORTED = 64  # inputs on which the outputs are compared for the report
 _WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
@@ -255,14 +257,15 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
             _recover_stage(run, stage, originals, method)
         return
     moved = {str(value.name) for value in changed}
-    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x)) for x in known]
-    pairs = [pair for pair in pairs if moved & {str(pair.pruned.output.name), pair.shortcut}]
+    mixes = query_mixes(run.dense, run.kept, run.samples) if method in _FITS_QUERIES else {}
+    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x), mixes.get(x.name)) for x in known]
+    pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
     count = Countdown("layer", len(pairs), run.progress)
     for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
         count(len(stage_moments))
         for pair, moments in stage_moments:
-            factor, _ = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
-            layer = _layer(run, pair.pruned, pair.dense, factor)
+            factor, _ = pair.to_pruned()
+            layer = _layer(run, pair.pruned, pair.dense, factor, pair.mix)
             proposal = propose(method, layer, moments)
             run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:
@@ -342,11 +345,21 @@ def _recover_stage(run: State, stage: Sequence[Linear], originals: Mapping[str, 
         run.attempt(linear.name, method, touched, partial(_write, layer, proposal.affine))
 
 
-def _layer(run: State, linear: Linear, original: Linear, factor: Matrix) -> Layer:
-    """One layer as its methods see it; `factor` brings the dense network's outputs to the scale of the pruned ones."""
+def _layer(run: State, linear: Linear, original: Linear, factor: Matrix, mix: Matrix | None = None) -> Layer:
+    """One layer as its methods see it.
+
+    Args:
+        run: The recovery.
+        linear, original: The layer, and that of the dense model.
+        factor: Brings the dense network's outputs to the scale of the pruned ones.
+        mix: See `Pair.mix`.
+    """
     start = Affine(linear.matrix(), linear.bias())
-    left = left_of(original, run.kept.get(linear.name, {}))
-    dense = linear.to_matrix(left).astype(np.float64) * linear.scale * factor[:, :, None]
+    kept = run.kept.get(linear.name, {})
+    if mix is not None:
+        kept = {axis: indices for axis, indices in kept.items() if axis != linear.output_axis}
+    dense = linear.to_matrix(left_of(original, kept)).astype(np.float64) * linear.scale
+    dense = (dense if mix is None else mix @ dense) * factor[:, :, None]
     anchor = run.anchors.setdefault(linear.name, start.weight) if run.trained else dense
     gain = scale_behind(linear)
     return Layer(linear, start, start.weight != 0, linear.shift is not None, dense, anchor, gain, run.pattern)

@@ -50,6 +50,8 @@ class Pair:
         rows: The dense layer's outputs that are left; None for all.
         shortcut: Name of the other operand of the sum; None where there is none.
         scale: What the layer's outputs are multiplied by before the sum, shape [outputs].
+        mix: What the layer should put out instead of these rows, [outputs, outputs of the dense layer], times what
+            lies behind the dense layer; None for the rows. See `attention`.
     """
 
     pruned: Linear
@@ -57,20 +59,33 @@ class Pair:
     rows: npt.NDArray[np.int64] | None
     shortcut: str | None
     scale: Matrix
+    mix: Matrix | None = None
 
     @staticmethod
-    def of(pruned: Linear, dense: Linear, rows: npt.NDArray[np.int64] | None) -> Pair:
+    def of(pruned: Linear, dense: Linear, rows: npt.NDArray[np.int64] | None, mix: Matrix | None = None) -> Pair:
         """Pair two layers."""
         last, shortcut = _sum_behind(pruned)
         other = _sum_behind(dense)[1]
         known = shortcut if shortcut is not None and shortcut == other else None
-        return Pair(pruned, dense, rows, known, last.scale)
+        return Pair(pruned, dense, rows, known, last.scale, mix)
 
     def left(self, output: Array) -> Array:
         """What is left of a value of the shape of the dense layer's output."""
+        if self.mix is not None:
+            moved = np.moveaxis(output, self.pruned.result_axis, -1) @ self.mix.T.astype(output.dtype)
+            return np.moveaxis(moved, -1, self.pruned.result_axis)
         if self.rows is None:
             return output
         return np.take(output, self.rows, axis=self.pruned.result_axis)
+
+    def to_pruned(self) -> tuple[Matrix, Matrix]:
+        """Return factor and offset, each [g, O]: the pruned layer should give factor * left(Z_dense) + offset."""
+        factor, offset = dense_to_pruned(self.dense, self.pruned, self.rows)
+        if self.mix is None or self.rows is None:
+            return factor, offset
+        *_, last = follow(self.dense)
+        shift = last.shift / last.scale
+        return factor, offset + factor * (self.mix @ shift - shift[self.rows]).reshape(factor.shape)
 
 
 def with_other_rows(
@@ -182,7 +197,7 @@ def _moments(
     data = values[str(pair.pruned.data.name)]
     z, shortcut = target
     grid = samples.grid(pair.pruned, data, number)
-    factor, offset = dense_to_pruned(pair.dense, pair.pruned, pair.rows)
+    factor, offset = pair.to_pruned()
     z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)
     if compensate and shortcut is not None:
         other = values[str(pair.shortcut)]

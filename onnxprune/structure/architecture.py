@@ -177,7 +177,7 @@ def _attending(structure: Structure, graph: ir.Graph) -> Iterator[Attention]:
             yield _fused(structure, node)
         elif operator_of(node).has_body:
             yield from max((list(_attending(structure, body)) for body in bodies(node)), key=len, default=[])
-        elif _is_product_of_activations(structure, node) and _is_softmaxed(node.outputs[0]):
+        elif _is_product_of_activations(structure, node) and is_softmaxed(node.outputs[0]):
             yield _plain(structure, node)
 
 
@@ -262,7 +262,7 @@ def _is_product_of_activations(structure: Structure, node: ir.Node) -> bool:
     return True
 
 
-def _is_softmaxed(scores: ir.Value) -> bool:
+def is_softmaxed(scores: ir.Value) -> bool:
     """Whether scores reach a Softmax through pointwise operators, and it weighs another product."""
     waiting, seen = [scores], {scores}
     while waiting:
