@@ -252,10 +252,12 @@ def _same_interface(before: ir.Model, after: ir.Model) -> None:
     ):
         ours, theirs = [(v.name, v.dtype) for v in a], [(v.name, v.dtype) for v in b]
         if ours != theirs:
-            raise VerificationError(
-                f"the {what} differ: {[n for n, _ in ours]} in the original, {[n for n, _ in theirs]} in the pruned "
-                "model"
-            )
+            names = [[str(name) for name, _ in side] for side in (ours, theirs)]
+            if names[0] == names[1]:  # then it is their types
+                names = [
+                    [f"{name} ({'unknown' if t is None else t.name})" for name, t in side] for side in (ours, theirs)
+                ]
+            raise VerificationError(f"the {what} differ: {names[0]} in the original, {names[1]} in the pruned model")
 
 
 def _same_files(record: Record, original: Path, pruned: Path) -> None:

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from onnxprune import model_io
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.data.text import check_text
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.graph.dims import graph_inputs
 from onnxprune.recipe.recipe import make_recipe
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.verdict import Verdict, sample_inputs
@@ -49,7 +52,7 @@ def compare(
 
     Raises:
         ModelError: A model cannot be read, or the reference does not run.
-        VerificationError: The second model does not run.
+        VerificationError: The second model does not run, or has other inputs or outputs.
         DataError: The data do not fit.
         RecipeError: A setting is wrong.
 
@@ -66,6 +69,7 @@ def compare(
         give_inputs(before, inputs, how)
         data = None if eval_data is None else open_data(before, eval_data, how)
         after = model_io.load_any(b)
+        _ensure_same_names(before, after)
         with _saying(a):
             sample_inputs(before, seed=seed, eval_data=data)  # refused here: it is the first model that does not run
         with _saying(b, VerificationError):
@@ -74,6 +78,23 @@ def compare(
         for model in (before, after):
             model_io.ensure_unchanged(model)
         return verdict
+
+
+def _ensure_same_names(a: ir.Model, b: ir.Model) -> None:
+    """Check that two models take and give values of the same names, so that the same inputs run through both.
+
+    Raises:
+        VerificationError: They do not.
+    """
+    for what, ours, theirs in (
+        ("inputs", graph_inputs(a), graph_inputs(b)),
+        ("outputs", a.graph.outputs, b.graph.outputs),
+    ):
+        first, second = [str(value.name) for value in ours], [str(value.name) for value in theirs]
+        if sorted(first) != sorted(second):
+            raise VerificationError(
+                f"the {what} differ: {first} in the first model, {second} in the second, so they cannot be compared"
+            )
 
 
 @contextmanager

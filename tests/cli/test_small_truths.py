@@ -65,6 +65,38 @@ def test_compare_names_the_model_that_does_not_run(tmp_path: Path, capsys: pytes
     assert refused(capsys, tmp_path, "compare", damaged, sound).startswith(f"onnxprune: '{damaged}': ")
 
 
+@pytest.mark.parametrize("what", ["inputs", "outputs"])
+@pytest.mark.parametrize("command", ["compare", "verify"])
+def test_models_of_other_names_are_not_compared(
+    what: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    model_io.save(two_layers(16), first)
+    proto = onnx.load(first)
+    value = (proto.graph.input if what == "inputs" else proto.graph.output)[0]
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = "another" if name == value.name else name
+    before, value.name = value.name, "another"
+    onnx.save(proto, second)
+    sentence = refused(capsys, tmp_path, command, first, second, status=1)
+    assert f"the {what} differ: ['{before}'] in the" in sentence and "'another'" in sentence
+
+
+def test_verify_names_the_types_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    model_io.save(two_layers(16), first)
+    proto = onnx.load(first)
+    name = proto.graph.output[0].name
+    proto.graph.node[-1].output[0] = "before"
+    proto.graph.node.append(helper.make_node("Cast", ["before"], [name], to=onnx.TensorProto.DOUBLE))
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(proto, second)
+    sentence = refused(capsys, tmp_path, "verify", first, second, status=1)
+    assert "(FLOAT)" in sentence and "(DOUBLE)" in sentence
+
+
 def test_one_batch_size_is_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model_io.save(two_layers(16), tmp_path / "free.onnx")
     proto = model_io.to_proto(two_layers(16))
