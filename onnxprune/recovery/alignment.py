@@ -163,7 +163,7 @@ class Alignment:
         name = names[0]
         self.tell(f"align {name}")
         rate = rate_by_range_test(parameters, loss_at, self.plan.tried)
-        before, after = descend(parameters, loss_at, held, self.plan.block, rate)
+        before, after, rate = descend(parameters, loss_at, held, self.plan.block, rate)
         if after < before:
             take(module, part, self.pruned)
         return Tried(name, before, after, f"rate {rate:g}")
@@ -208,7 +208,8 @@ class Alignment:
             self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
         self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
         rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried)
-        return rate, descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)[1]
+        _, after, rate = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)
+        return rate, after
 
     def _outputs(self, tail: Tail) -> float:
         """The distance of the outputs on held-back inputs, with what is behind the last place fitted to the others."""

@@ -18,6 +18,7 @@ LossAt = Callable[[int], Tensor]
 """From the number of a step to the loss of its batch: the same number gives the same batch."""
 
 RATES = (1e-3, 3e-3, 1e-2)
+LOWEST = RATES[0] / 4
 _FIRST, _SECOND = 0.9, 0.99
 _WARMUP = 20
 LOOKS = 6
@@ -94,22 +95,32 @@ def rate_by_range_test(parameters: Sequence[Parameter], loss_at: LossAt, steps: 
 
 def descend(
     parameters: Sequence[Parameter], loss_at: LossAt, held: Callable[[], float], steps: int, rate: float
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Train, and end with the state that is best on held-back inputs, which may be the first.
 
+    Where no state is better in the first third of the steps, the training begins anew with a third of the rate: a range
+    test sees too few steps to tell every rate that is too high.
+
     Returns:
-        The error on held-back inputs before and after.
+        The error on held-back inputs before and after, and the rate of the last try.
     """
     before = best = held()
-    kept, walk = copied(parameters), Walk(parameters, rate, steps)
-    every = max(1, steps // LOOKS)
-    for step in range(steps):
-        loss = walk(loss_at(step))
-        if not math.isfinite(loss):
-            break
-        if (step + 1) % every == 0 or step + 1 == steps:
-            now = held()
-            if now < best:
-                best, kept = now, copied(parameters)
-    restore(parameters, kept)
-    return before, best
+    start = kept = copied(parameters)
+    while True:
+        walk = Walk(parameters, rate, steps)
+        every = max(1, steps // LOOKS)
+        for step in range(steps):
+            loss = walk(loss_at(step))
+            if not math.isfinite(loss):
+                break
+            if (step + 1) % every == 0 or step + 1 == steps:
+                now = held()
+                if now < best:
+                    best, kept = now, copied(parameters)
+                elif best == before and 3 * (step + 1) >= steps:
+                    break
+        if best < before or rate <= LOWEST:
+            restore(parameters, kept)
+            return before, best, rate
+        restore(parameters, start)
+        rate = max(rate / 3, LOWEST)

@@ -88,11 +88,22 @@ def test_a_model_that_lost_nothing_stays_as_it_is() -> None:
 
 def test_what_makes_held_back_inputs_worse_is_put_back() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    before, after = descend(
+    before, after, _ = descend(
         [weight], lambda step: weight.sum(), lambda: float((weight.detach() - 1).abs().sum()), 20, 0.1
     )
     assert before == after == 0
     assert torch.equal(weight, torch.ones(2, 2))
+
+
+def test_a_rate_at_which_nothing_gets_better_is_lowered() -> None:
+    """A minimum so near that the first rate only jumps over it."""
+    weight = torch.nn.Parameter(torch.full((1, 1), 1.0002))
+
+    def loss(_: int) -> torch.Tensor:
+        return (weight - 1).abs().sum()
+
+    before, after, rate = descend([weight], loss, lambda: float(loss(0).detach()), 30, 0.5)
+    assert rate < 0.5 and after < before
 
 
 def test_steps_are_relative_to_each_row() -> None:
