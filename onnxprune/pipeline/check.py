@@ -157,7 +157,7 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
     if compared is not plain:  # what it holds beside the weights are scales and ranges of the rounding
         constants = tuple(constant for constant in constants if constant.state != "new")
     _ensure_order(constants, pruned)
-    if twin is not None and any(constant.state in ("zeros", "numbers") for constant in constants):
+    if twin is not None and any(constant.state in ("rounded", "zeros", "numbers") for constant in constants):
         take_numbers(twin, compared, kept or {}, sources)
     change = _change_of_outputs(before, after, seed)
     differs = f"'{pruned}' differs from '{original}' with " + (

@@ -17,7 +17,7 @@ from onnxprune.passes import Normalise
 from onnxprune.passes.normalise import COPY_OF, WRITTEN_AS, one_name_each
 from onnxprune.pipeline.rebuild import RecordedCut
 
-State = Literal["unchanged", "zeros", "numbers", "reordered", "reshaped", "gone", "new"]
+State = Literal["unchanged", "rounded", "zeros", "numbers", "reordered", "reshaped", "gone", "new"]
 _NAMED = 4  # constants in one sentence
 
 
@@ -28,9 +28,9 @@ class Constant:
     Attributes:
         name: Its name in the file.
         scope: The body that it lies in, such as "then_branch of 'y'" (the output of the If); "" for the main graph.
-        state: Of what is left: "unchanged" bit by bit, new "zeros" only, other "numbers", the same numbers "reordered",
-            or "reshaped" where nothing tells which indices are left or the type is another; "gone" and "new" where
-            only one file has it.
+        state: Of what is left: "unchanged" bit by bit, "rounded" to float16 and nothing else, new "zeros" only, other
+            "numbers", the same numbers "reordered", or "reshaped" where nothing tells which indices are left or the
+            type is another; "gone" and "new" where only one file has it.
         before, after: Its shapes; None where the file does not have it.
     """
 
@@ -97,6 +97,7 @@ def compare_constants(
 
 
 _WORDS: Mapping[State, str] = {
+    "rounded": "rounded to float16",
     "zeros": "new zeros",
     "numbers": "new numbers",
     "reshaped": "not compared, since nothing tells what was cut or the type is another",
@@ -114,9 +115,10 @@ def sentences(unchanged: int, constants: Sequence[Constant]) -> list[str]:
     """
     states = [constant.state for constant in constants]
     cut = [constant for constant in constants if constant.is_cut]
-    both = unchanged + sum(state in ("zeros", "numbers", "reshaped") for state in states)
+    both = unchanged + sum(state in ("rounded", "zeros", "numbers", "reshaped") for state in states)
     zeros, numbers = states.count("zeros"), states.count("numbers")
-    left = f"{unchanged} unchanged, {zeros} with new zeros only, {numbers} with new numbers"
+    rounded = f", {states.count('rounded')} rounded to float16" if "rounded" in states else ""
+    left = f"{unchanged} unchanged{rounded}, {zeros} with new zeros only, {numbers} with new numbers"
     out = [f"weights: {len(cut)} of {both} constants cut; of what is left {left}"]
     out += _listed("cut", [f"{c.label} {_shape(c.before)} to {_shape(c.after)}" for c in cut])
     for state, words in _WORDS.items():
@@ -152,7 +154,19 @@ def _state(before: Array, cut: Mapping[str, Sequence[int]], actual: Array) -> St
         return "unchanged"
     if _same_numbers(expected, actual) or _picks_in_another_order(before, actual):
         return "reordered"
-    return "zeros" if bool(((expected == actual) | (actual == np.zeros((), actual.dtype))).all()) else "numbers"
+    half = _in_half(expected)
+    if half is not None and half.tobytes() == actual.tobytes():
+        return "rounded"
+    left = (actual == expected) | (actual == (expected if half is None else half))
+    return "zeros" if bool((left | (actual == np.zeros((), actual.dtype))).all()) else "numbers"
+
+
+def _in_half(array: Array) -> Array | None:
+    """Float32 numbers rounded to float16; None of other types."""
+    if array.dtype != np.float32:
+        return None
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16).astype(np.float32)
 
 
 def _same_numbers(a: Array, b: Array) -> bool:

@@ -86,8 +86,7 @@ def prune(
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
         checkpoint: Folder that a retraining run keeps its state in.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
-        jobs: Tries of a search for ``max_drop`` at a time, and layers of a scan, as joblib has it: -1 is one a core;
-            None is one, or what ``joblib.parallel_config`` says. The result is the same.
+        jobs: Tries or layers measured at a time, as joblib has it; None is one, or what ``parallel_config`` says.
         progress: Called with the name of each stage.
         **settings: Fields of `Recipe`; those that hold settings of their own also take a dict of them.
 

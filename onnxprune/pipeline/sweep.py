@@ -244,13 +244,13 @@ def _trials(
     return tuple(trials[number] for number in range(len(blank)))
 
 
-def _run(given: tuple[AnyModel, RunKeywords], trial: Trial) -> Trial:
+def _run(shared: tuple[AnyModel, RunKeywords], trial: Trial) -> Trial:
     """Run one trial of a model; where its settings leave nothing to prune, or nothing is proved, it says so.
 
     Raises:
         DataError, ModelError: Something is wrong with what all trials share.
     """
-    (model, keywords), start = given, time.perf_counter()
+    (model, keywords), start = shared, time.perf_counter()
     try:
         result = prune(model, trial.recipe, **keywords.named())
     except (NothingToPrune, RecipeError, VerificationError) as error:

@@ -73,16 +73,16 @@ def query_mixes(dense: ir.Model, kept: Kept, samples: Batches) -> dict[str, Matr
     first: Values = {}
     for _, values in _streamed(dense, samples, samples.feeds[:1], {name for s in scores for name in s.names}):
         first |= values
-    heads = {s: found for s in scores if (found := _found(s, first)) is not None}
+    heads = {s: pair for s in scores if (pair := _found(s, first)) is not None}
     if not heads:
         return {}
     sums: dict[str, Matrix] = {}
-    keys = {_end(s.key): found[1] for s, found in heads.items()}
+    keys = {_end(s.key): pair[1] for s, pair in heads.items()}
     for number, values in _streamed(dense, samples, samples.feeds, set(keys)):
         for name, output in values.items():
             new = _covariance(keys[name].of(output), samples.tokens[number])
             sums[name] = sums[name] + new if name in sums else new
-    mixes = {s.query.name: _mix(s, found, sums[_end(s.key)], kept) for s, found in heads.items()}
+    mixes = {s.query.name: _mix(s, pair, sums[_end(s.key)], kept) for s, pair in heads.items()}
     return {name: mix for name, mix in mixes.items() if mix is not None}
 
 

@@ -19,6 +19,6 @@ def trim() -> None:
 @functools.cache
 def _trim() -> Callable[[int], object]:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        found: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
-        return found
+        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+        return trim
     return lambda _: None

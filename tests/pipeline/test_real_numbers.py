@@ -55,6 +55,21 @@ def test_a_tampered_quantised_file_does_not_pass(form: str, with_record: bool, t
         verify(original, pruned, record if with_record else None)
 
 
+def test_a_weight_of_a_half_precision_file_that_was_changed_is_told_from_rounded_ones(tmp_path: Path) -> None:
+    original, pruned, record = quantised(tmp_path, "fp16")
+    clean = verify(original, pruned, record)
+    assert {constant.state for constant in clean.constants} == {"rounded"} and clean.changed == 0
+    assert "rounded to float16, 0 with new zeros only" in clean.lines()[1]
+    proto = onnx.load(pruned)
+    tensor = next(t for t in proto.graph.initializer if t.name == clean.constants[0].name)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.flat[0] *= 2
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, pruned)
+    tampered = verify(original, pruned, record)
+    assert [constant.name for constant in tampered.constants if constant.state == "numbers"] == [tensor.name]
+
+
 def test_without_its_rounding_a_file_is_near_to_itself(tmp_path: Path) -> None:
     for form in FORMS:
         (tmp_path / form).mkdir()

@@ -28,8 +28,8 @@ def value_shapes(model: ir.Model, feeds: Feeds, needed: Iterable[ir.Value] = ())
         feeds: One batch.
         needed: Values that are worth a run of the whole model.
     """
-    found = concrete_shapes(model, feeds, needed)
-    shapes = {str(v.name): shape for v, shape in found.items()}
+    inferred = concrete_shapes(model, feeds, needed)
+    shapes = {str(v.name): shape for v, shape in inferred.items()}
     carried = carried_values(model)
     example: dict[str, npt.NDArray[Any]] = dict(feeds)
     known = {v for v in model.graph.inputs if v.name in feeds}

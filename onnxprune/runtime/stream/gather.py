@@ -126,7 +126,7 @@ class Gatherer:
     def parts(self, layers: Sequence[Linear]) -> Iterator[dict[str, Moments]]:
         """Yield the sums of these layers, block by block, by weight name; layers that read one value share them."""
         inside = self.by_block(layers)
-        wanted = [number for number, found in enumerate(inside) if found]
+        wanted = [number for number, layers_of_block in enumerate(inside) if layers_of_block]
         if wanted and wanted[0] < self._cursor.position:
             self._cursor = Cursor(self._model, self._blocks, self._samples.feeds)
         numbers = range(self._cursor.position, wanted[-1] + 1 if wanted else 0)
