@@ -74,7 +74,7 @@ BUILT_IN = Figures(
         "pick": (0.0, 0.0, 7.05, 0.0, 1300.0),
     }
 )
-"""Of an Intel Xeon with AVX-512 (benchmarks/results/cost_model.json). Rounding by 8 suits other processors too."""
+"""Of an AMD EPYC with AVX-512 (benchmarks/results/cost_model.json). Rounding by 8 suits other processors too."""
 
 
 def figures_file() -> Path:
