@@ -132,9 +132,10 @@ def test_every_criterion_prunes_or_says_why_not(name: str, structure: str) -> No
         if ("weights" if structure == "weights" else "units") not in criteria()[name].scores:
             with pytest.raises(RecipeError, match=f"--criterion {name} scores (whole units|residual blocks), not"):
                 onnxprune.prune(path, **settings, **data)
-        elif (name, model) == ("bn-scale", "digits_mlp"):
-            with pytest.raises(RecipeError, match="--criterion bn-scale can score no units, .* no BatchNormalization"):
-                onnxprune.prune(path, **settings)
+        elif (name, model) == ("bn-scale", "digits_mlp") or name == "routing":
+            missing = "no BatchNormalization" if name == "bn-scale" else "no router"
+            with pytest.raises(RecipeError, match=f"--criterion {name} can score no units, .* {missing}"):
+                onnxprune.prune(path, **settings, **({} if name == "bn-scale" else data))
         else:
             result = onnxprune.prune(path, verification=False, **settings, **data)
             assert result.sparsity == pytest.approx(0.5, abs=0.01) and not result.notes
