@@ -29,7 +29,6 @@ from exported import exported
 from target_latency import NETWORKS, ratio
 
 from onnxprune import model_io
-from onnxprune.machine import processor
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime.tune import tune
@@ -39,6 +38,7 @@ from onnxprune.structure import costs
 from onnxprune.structure.costs import Cost
 from onnxprune.structure.groups import Group
 from onnxprune.structure.ledger import Ledger
+from onnxprune.structure.machine import processor
 from onnxprune.structure.structure import Structure
 
 

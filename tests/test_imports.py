@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import onnxprune
 
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "sympy", "torch", "onnxprune.scoring", "onnxprune.structure")
 HELP = """
@@ -47,7 +50,11 @@ def test_public_names_arrive_when_they_are_asked_for():
 
 
 def test_a_name_that_a_package_lacks_is_an_attribute_error():
-    import onnxprune
-
     assert not hasattr(onnxprune, "no_such_name")
     assert set(onnxprune.__all__) <= set(dir(onnxprune))
+
+
+def test_every_module_lies_in_a_room() -> None:
+    package = Path(onnxprune.__file__).parent
+    flat = {path.name for path in package.glob("*.py*")}
+    assert flat == {"__init__.py", "__init__.pyi", "__main__.py", "errors.py", "plugins.py"}

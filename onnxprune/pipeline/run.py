@@ -20,7 +20,6 @@ from onnxprune import model_io
 from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
-from onnxprune.jobs import with_jobs
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.deliver import deliver, write
@@ -39,6 +38,7 @@ from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
 from onnxprune.recipe.settings import Settings
+from onnxprune.runtime.jobs import with_jobs
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import NOTE, calibration_of

@@ -20,12 +20,12 @@ from onnxprune.data.text import check_text
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.graph.tensors import Array
-from onnxprune.jobs import with_jobs
 from onnxprune.pipeline.preflight import check_labels, check_scores
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.settings import Settings
+from onnxprune.runtime.jobs import with_jobs
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.scoring import find_criterion, prunable_weights
 from onnxprune.scoring.evidence import Evidence

@@ -22,7 +22,6 @@ from onnxprune import model_io
 from onnxprune.data.readers import AnyData
 from onnxprune.data.sets import identity
 from onnxprune.errors import NothingToPrune, RecipeError, VerificationError
-from onnxprune.jobs import check_jobs, each
 from onnxprune.pipeline.clock import Progress
 from onnxprune.pipeline.preflight import check_limits, preflight
 from onnxprune.pipeline.result import Result, measured_figures
@@ -36,6 +35,7 @@ from onnxprune.recipe.as_flags import flags_of
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import Limit, parse
 from onnxprune.recipe.settings import SweepSettings
+from onnxprune.runtime.jobs import check_jobs, each
 from onnxprune.verification.notebook import in_notebook
 
 if TYPE_CHECKING:

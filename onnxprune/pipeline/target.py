@@ -18,12 +18,12 @@ from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
-from onnxprune.jobs import count_jobs, each
 from onnxprune.pipeline.deliver import ensure_wanted, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
+from onnxprune.runtime.jobs import count_jobs, each
 from onnxprune.verification.evaluate import measured_metric, start_meter
 from onnxprune.verification.verdict import sample_inputs
 

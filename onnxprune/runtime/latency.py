@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime as ort
 
-from onnxprune.machine import processor
+from onnxprune.structure.machine import processor
 
 _SHORTEST_SAMPLE = 0.005  # seconds; faster models are run several times per sample
 

@@ -25,7 +25,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.graph.size import Shapes
-from onnxprune.machine import processor
 from onnxprune.runtime.libraries import session_options
 from onnxprune.runtime.probes import (
     TINY,
@@ -39,6 +38,7 @@ from onnxprune.runtime.probes import (
 )
 from onnxprune.structure.costs import work_of
 from onnxprune.structure.figures import BUILT_IN, KINDS, Figures, Kind, Work
+from onnxprune.structure.machine import processor
 
 RUNS = 12
 """Runs of each graph, after one that is not counted."""

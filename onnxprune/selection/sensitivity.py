@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, batches
 from onnxprune.graph.measuring import Builder
 from onnxprune.graph.tensors import Array
-from onnxprune.jobs import each
+from onnxprune.runtime.jobs import each
 from onnxprune.runtime.statistics import output_error, shadow
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.units import Scores

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxprune.errors import ModelError
-from onnxprune.machine import cache_folder, processor
+from onnxprune.structure.machine import cache_folder, processor
 
 Kind = Literal["few", "pointwise", "kernel", "depthwise", "product", "pool", "elementwise", "norm", "move", "pick"]
 """Convolutions of fewer input channels than a block, of one place, of larger kernels and by depth; products of

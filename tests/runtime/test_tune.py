@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 
 from onnxprune.cli import main
-from onnxprune.machine import processor
 from onnxprune.passes.tile_ways import Costs
 from onnxprune.runtime import tune as module
 from onnxprune.runtime.probes import channel_probes, graphs_of_probes
@@ -19,6 +18,7 @@ from onnxprune.runtime.tune import least_squares_above_zero, tune
 from onnxprune.selection.rounding import conv_block
 from onnxprune.structure.costs import work_of
 from onnxprune.structure.figures import BUILT_IN, KINDS, figures_file, figures_in_use
+from onnxprune.structure.machine import processor
 
 
 @pytest.fixture

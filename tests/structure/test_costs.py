@@ -12,10 +12,10 @@ import pytest
 from small_models import graph, random
 
 from onnxprune.errors import ModelError
-from onnxprune.machine import cache_folder, processor
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.structure.costs import find_cost, latency, work_of
 from onnxprune.structure.figures import BUILT_IN, Figures, figures_file, figures_in_use
+from onnxprune.structure.machine import cache_folder, processor
 from onnxprune.structure.structure import Structure
 
 

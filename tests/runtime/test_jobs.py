@@ -18,14 +18,14 @@ from small_models import conv_net, random, two_layers
 import onnxprune
 from onnxprune.errors import OnnxPruneError, RecipeError
 from onnxprune.graph.hints import give_hints, hints_of
-from onnxprune.jobs import check_jobs, count_jobs, each, with_jobs
 from onnxprune.pipeline import target
 from onnxprune.pipeline.search import highest_within
+from onnxprune.runtime.jobs import check_jobs, count_jobs, each, with_jobs
 
 pytest.importorskip("joblib", reason="joblib is not installed: pip install 'onnxprune[sweep]'")
 pytest.importorskip("cloudpickle", reason="cloudpickle is not installed: pip install 'onnxprune[sweep]'")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MLP, DIGITS = ROOT / "models" / "digits_mlp.onnx", ROOT / "models" / "digits_mlp.npz"
 
 
