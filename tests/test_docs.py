@@ -38,10 +38,11 @@ PAGES = [
 
 @pytest.fixture
 def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with models/ and a small decoder in it, and an environment in which `onnxprune` is this one."""
+    """A folder with models/ and small decoders in it, and an environment in which `onnxprune` is this one."""
     (tmp_path / "models").symlink_to(ROOT / "models")
     decoders.write(tmp_path / "llama", layers=3)
-    for folder in ("narrow", "shallow"):
+    decoders.write(tmp_path / "moe", experts=6)
+    for folder in ("narrow", "shallow", "fewer"):
         (tmp_path / folder).mkdir()
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "onnxprune"
