@@ -17,6 +17,7 @@ from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.dims import candidate_settings, given_settings
 from onnxprune.graph.inference import infer
+from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts, infer_at
 from onnxprune.runtime.inputs import random_inputs
 from onnxprune.runtime.session import make_session, run
@@ -77,9 +78,11 @@ def known_facts(model: ir.Model) -> Facts:
     """
     facts = infer(model)
     gaps = facts.gaps(model)
-    if not gaps and not facts.failures:
+    has_bodies = any(operator_of(node).has_body for node in model.graph)
+    if not gaps and not facts.failures and not has_bodies:
         return facts
-    gaps = gaps or list(model.graph.outputs)  # where inference contradicts itself, a run tells which setting is right
+    # Where inference contradicts itself, or branches fit some settings alone, a run tells which setting is right.
+    gaps = gaps or list(model.graph.outputs)
     settings = [(facts.first.sizes, facts.second.sizes), *given_settings(model)]
     settings += itertools.islice(candidate_settings(model), _MOST_SETTINGS)
     with contextlib.suppress(ModelError):

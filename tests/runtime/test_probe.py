@@ -41,3 +41,15 @@ def test_what_depends_on_numbers_is_measured(sessions: list[Any]) -> None:
     )
     facts = known_facts(model)
     assert len(sessions) == 1 and not facts.gaps(model)
+
+
+def test_where_branches_may_fit_one_setting_alone_a_run_tells_which(sessions: list[Any]) -> None:
+    """A model whose branch needs 8 columns is inferred at any number, without a gap and without a failure."""
+    model = graph(
+        "agraph (float[N,T] x, bool flag) => (float[N,M] y) { y = If(flag) <"
+        "then_branch = a () => (float[N,P] p) { p = Relu(x) },"
+        "else_branch = b () => (float[N,Q] q) { q = Sigmoid(x) }> }",
+        {},
+    )
+    known_facts(model)
+    assert sessions
