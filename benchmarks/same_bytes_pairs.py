@@ -94,6 +94,9 @@ REASONS = {
     "d6a4f566992a": "the units of products keep multiples of 8 where there are 64 and more",
     "d8c738b8df5f": "SparseGPT and OBC choose in several blocks also where a layer has under 128 inputs",
     "a8d1d023f493": "bytes before are those of the user's file, not of the file written anew",
+    "47af1ba64ddf": "queries are fitted to what the keys that are left can tell of positions of heads that went",
+    "25a298b665f8": "shapes without gaps are not measured; inside branches that was a fault, and is taken back since",
+    "3ac8d19c74f3": "a model with branches is run to learn which sizes it takes",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
