@@ -122,7 +122,7 @@ class Structure:
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
         """Return the ids of a static axis, None for a dynamic one, one that is not there or an unknown value."""
         axes = self.axes.get(value, [])
-        if axis >= len(axes) or isinstance(axes[axis], Dynamic):
+        if not -len(axes) <= axis < len(axes) or isinstance(axes[axis], Dynamic):
             return None
         return axes[axis]  # type: ignore[return-value]
 

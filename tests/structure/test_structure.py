@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from small_models import two_layers
 
@@ -174,3 +175,13 @@ def test_a_rule_that_fails_pins_its_node_and_is_named(monkeypatch: pytest.Monkey
     assert structure.unruled == {"Relu (its rule failed)": 1}
     assert structure.prunable_share()[0] == 0
     assert any("no such axis" in reason for value in structure.weights for reason in structure.why_pinned(value))
+
+
+def test_an_axis_that_is_not_there_has_no_ids() -> None:
+    """Counted from the front or from the back: of a number without axes, of a value that nothing is known of."""
+    structure = analyse(load("agraph (float[n, 3] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=(3, 4)))
+    weight = value(structure, "w")
+    assert structure.ids(weight, -1) is not None
+    assert [structure.ids(weight, axis) for axis in (2, -3)] == [None, None]
+    unknown = ir.Value(name="unknown")
+    assert structure.ids(unknown, -1) is None and structure.ids(unknown, 0) is None
