@@ -60,3 +60,14 @@ def set_array(model: ir.Model, name: str, content: npt.NDArray[np.generic]) -> N
 
 
 __all__ = ["array", "conv_net", "graph", "random", "set_array", "two_layers"]
+
+
+def halved(model: ir.Model) -> ir.Model:
+    """The model in float16, changed in place."""
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float16), name=value.name)
+        value.dtype = ir.DataType.FLOAT16
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.dtype = ir.DataType.FLOAT16
+    return model

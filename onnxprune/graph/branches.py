@@ -29,7 +29,7 @@ def shapes_without_past(model: ir.Model, branch: ir.Graph, shapes: Mapping[ir.Va
     if any(node in inside for value in lengths for node, _ in behind_link(value).uses()):
         return {}
     pasts = {shapes[value][axis] for value, axis in lengths.items() if value in shapes}
-    free = [(value, axis, n) for value, axis, n in _free_rows(model, shapes)]
+    free = list(_free_rows(model, shapes))
     new = {n for _, _, n in free}
     shorter: dict[ir.Value, Shape] = {}
     for value, axis, n in free:

@@ -13,7 +13,7 @@ such attentions are left out: what a product reads is compared with what the lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnxprune.graph.following import follow
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.graph.operators import operator_of
+from onnxprune.recovery.places import rows_left
 from onnxprune.runtime.stream.cursor import Cursor, Values
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.architecture import is_softmaxed
@@ -55,19 +56,21 @@ class Scores:
         return [*(str(value.name) for value in self.node.inputs[:2] if value), _end(self.query), _end(self.key)]
 
 
-def query_mixes(dense: ir.Model, kept: Kept, samples: Batches) -> dict[str, Matrix]:
+def query_mixes(dense: ir.Model, kept: Kept, samples: Batches, wanted: Container[str]) -> dict[str, Matrix]:
     """What the outputs of query layers should be, by the name of the layer's weight.
 
     Args:
         dense: The model before pruning.
         kept: The kept indices of cut constants.
         samples: Calibration inputs.
+        wanted: Names of the weights of the layers that are asked for; without a cut query among them nothing is run.
 
     Returns:
         Matrices [outputs left, outputs of the dense layer]: the outputs of the dense layer, bias included, times this
         are the target. Layers that are not in it keep the outputs that are left as they were.
     """
-    scores = [s for s in _products(dense) if _rows(s.query, kept) is not None and _rows(s.key, kept) is not None]
+    asked = [s for s in _products(dense) if s.query.name in wanted]
+    scores = [s for s in asked if rows_left(s.query, kept) is not None and rows_left(s.key, kept) is not None]
     if not scores:
         return {}
     first: Values = {}
@@ -126,10 +129,6 @@ def _end(layer: Linear) -> str:
     """The name of the last value behind a layer that only scales and shifts its outputs."""
     *_, last = follow(layer)
     return last.name
-
-
-def _rows(layer: Linear, kept: Kept) -> Index | None:
-    return kept.get(layer.name, {}).get(layer.output_axis)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _covariance(keys: Array, tokens: Array | None) -> Matrix:
 def _mix(scores: Scores, heads: tuple[_Heads, _Heads], covariance: Matrix, kept: Kept) -> Matrix | None:
     """The target as a matrix [outputs left, outputs]; None where queries and keys lost no position, or other ones."""
     queries, keys = heads
-    rows, key_rows = _rows(scores.query, kept), _rows(scores.key, kept)
+    rows, key_rows = rows_left(scores.query, kept), rows_left(scores.key, kept)
     if rows is None or key_rows is None:
         return None
     width = scores.query.to_matrix(np.empty(scores.query.weight.shape.numpy(), bool)).shape[1]  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.graph.linear import linear_layers
+from onnxprune.graph.linear import Linear, linear_layers
 from onnxprune.runtime.stream.cursor import Program
 from onnxprune.structure.rewrite import Kept
 
@@ -39,6 +39,11 @@ class Place:
         return value if self.rows is None else np.take(value, self.rows, axis=self.axis)
 
 
+def rows_left(layer: Linear, kept: Kept) -> Index | None:
+    """The outputs of a layer that are left; None for all."""
+    return kept.get(layer.name, {}).get(layer.output_axis)
+
+
 def compared_at(
     dense: ir.Model, pruned: ir.Model, kept: Kept, names: Sequence[str], feed: Mapping[str, Array]
 ) -> list[Place]:
@@ -55,7 +60,7 @@ def compared_at(
     theirs = Program(dense, list(dense.graph), names, feed)(feed)
     ours = Program(pruned, list(pruned.graph), names, feed)(feed)
     values = {str(out.name): out for node in pruned.graph for out in node.outputs}
-    rows = {x.node: kept.get(x.name, {}).get(x.output_axis) for x in linear_layers(pruned)[0]}
+    rows = {x.node: rows_left(x, kept) for x in linear_layers(pruned)[0]}
     places = []
     for name in names:
         before, after = theirs[name], ours[name]

@@ -32,6 +32,7 @@ from onnxprune.recovery import batchnorm
 from onnxprune.recovery.attention import query_mixes
 from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.methods import propose
+from onnxprune.recovery.places import rows_left
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.solve import Affine
 from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
@@ -257,8 +258,8 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
             _recover_stage(run, stage, originals, method)
         return
     moved = {str(value.name) for value in changed}
-    mixes = query_mixes(run.dense, run.kept, run.samples) if method in _FITS_QUERIES else {}
-    pairs = [Pair.of(x, originals[str(x.output.name)], _rows_left(run, x), mixes.get(x.name)) for x in known]
+    mixes = query_mixes(run.dense, run.kept, run.samples, {x.name for x in known}) if method in _FITS_QUERIES else {}
+    pairs = [Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name)) for x in known]
     pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
     count = Countdown("layer", len(pairs), run.progress)
     for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
@@ -279,15 +280,11 @@ def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:
     for linear in linear_layers(run.pruned)[0]:
         original = originals.get(str(linear.output.name))
         if linear.node in nodes and original is not None:
-            rows = _rows_left(run, linear)
+            rows = rows_left(linear, run.kept)
             factor, offset = dense_to_pruned(original, linear, rows)
             layer = _layer(run, linear, original, factor)
             bias = original.bias().reshape(-1)[slice(None) if rows is None else rows].reshape(factor.shape)
             _write(layer, Affine(layer.dense, factor * bias + offset))
-
-
-def _rows_left(run: State, layer: Linear) -> npt.NDArray[np.int64] | None:
-    return run.kept.get(layer.name, {}).get(layer.output_axis)
 
 
 def _changed(run: State) -> set[ir.Value]:

@@ -38,6 +38,14 @@ def numbers(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in proto.graph.initializer if tensor.name == name)
 
 
+def change_floats(proto: onnx.ModelProto, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Give each float initializer other numbers."""
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(array), np.float32), tensor.name))
+
+
 def other_operator(proto: onnx.ModelProto) -> None:
     next(node for node in proto.graph.node if node.op_type == "Relu").op_type = "Sigmoid"
 
@@ -91,11 +99,7 @@ def test_after_recovery_two_files_tell_what_was_cut_and_what_changed(with_record
 def test_units_are_matched_by_likeness_where_every_number_changed(kind: str, tmp_path: Path) -> None:
     original, pruned, record = files(tmp_path, kind=kind)
     proto, rng = onnx.load(pruned), np.random.default_rng(0)
-    for tensor in proto.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32:
-            noise = 0.05 * float(array.std()) * rng.standard_normal(array.shape)
-            tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
+    change_floats(proto, lambda array: array + 0.05 * float(array.std()) * rng.standard_normal(array.shape))
     onnx.save(proto, pruned)
     before, after = model_io.load(original), model_io.load(pruned)
     kept = load_record(record).kept
@@ -108,12 +112,12 @@ def test_units_are_matched_by_likeness_where_every_number_changed(kind: str, tmp
 def test_a_file_of_other_numbers_throughout_is_not_taken_for_a_cut(kind: str, tmp_path: Path) -> None:
     original, pruned, _ = files(tmp_path, kind=kind)
     proto, rng = onnx.load(pruned), np.random.default_rng(5)
-    for tensor in proto.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32:
-            other = (array.std() + 0.1) * rng.standard_normal(array.shape)
-            other = np.abs(other) if other.ndim == 1 else other  # variances
-            tensor.CopyFrom(numpy_helper.from_array(other.astype(np.float32), tensor.name))
+
+    def other(array: np.ndarray) -> np.ndarray:
+        drawn = (array.std() + 0.1) * rng.standard_normal(array.shape)
+        return np.abs(drawn) if drawn.ndim == 1 else drawn  # variances
+
+    change_floats(proto, other)
     onnx.save(proto, pruned)
     found = check(original, pruned)
     assert not found.proved and found.removed_vs_masked is None

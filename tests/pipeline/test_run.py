@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
-from small_models import array, conv_net, graph, random, two_layers
+from small_models import array, conv_net, graph, halved, random, two_layers
 
 import onnxprune
 from onnxprune import model_io
@@ -152,13 +151,7 @@ def test_tied_embeddings_stay_one_tensor() -> None:
 
 
 def test_half_precision() -> None:
-    model = two_layers(64)
-    for value in model.graph.initializers.values():
-        assert value.const_value is not None
-        value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-        value.dtype = ir.DataType.FLOAT16
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.dtype = ir.DataType.FLOAT16
+    model = halved(two_layers(64))
     for structure in ("weights", "channels"):
         result = onnxprune.prune(model, sparsity=0.5, structure=structure, latency=False)
         assert result.verdict is not None and result.verdict.removed_vs_masked <= 1e-2

@@ -66,7 +66,16 @@ def test_what_is_turned_by_its_place_is_left_alone() -> None:
     dense = made(2, turned.replace("k3 = Mul(k2, places)", "k3 = Sin(k2)"))
     _, kept = cut(dense, "wk", 1, [1, 5])
     samples = Batches.of(dense, {"x": correlated(64, (5, 6))}, 32)
-    assert attention.query_mixes(dense, kept, samples) == {}
+    assert attention.query_mixes(dense, kept, samples, {"wq"}) == {}
+
+
+def test_nothing_is_run_for_layers_that_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = made()
+    _, kept = cut(dense, "wk", 1, [1, 5])
+    samples = Batches.of(dense, {"x": correlated(64, (5, 6))}, 32)
+    assert set(attention.query_mixes(dense, kept, samples, {"wq", "wo"})) == {"wq"}
+    monkeypatch.delattr(attention, "Cursor")
+    assert attention.query_mixes(dense, kept, samples, {"wo"}) == {}
 
 
 def test_means_and_padding_do_not_count() -> None:

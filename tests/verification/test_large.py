@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_ir as ir
 import pytest
-from small_models import two_layers
+from small_models import halved, two_layers
 
 import onnxprune
 from onnxprune.verification import verdict
-
-
-def halved(model: ir.Model) -> ir.Model:
-    for value in model.graph.initializers.values():
-        assert value.const_value is not None
-        value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-        value.dtype = ir.DataType.FLOAT16
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.dtype = ir.DataType.FLOAT16
-    return model
 
 
 @pytest.mark.parametrize(("structure", "half", "timed"), [
