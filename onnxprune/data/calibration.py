@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, Samples, batches
 from onnxprune.data.fit import input_specs
 from onnxprune.data.readers import LABEL, AnyData, Data, open_data
+from onnxprune.data.sets import of_training
 from onnxprune.data.sources import Indexed, first_samples, is_indexed
 from onnxprune.errors import DataError
 from onnxprune.recipe.training import DataSettings
@@ -61,7 +62,7 @@ def read_calibration(
     Raises:
         DataError: They cannot be read, or do not fit.
     """
-    samples = samples_of(model, open_data(model, data, reading), limit, seed)
+    samples = samples_of(model, open_data(model, data, of_training(reading or DataSettings())), limit, seed)
     batches(model, samples.inputs)
     return samples
 

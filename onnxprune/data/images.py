@@ -1,4 +1,4 @@
-"""A folder of images as batches: resized, scaled and normalised with Pillow and numpy, read when they are needed."""
+"""Images as batches: fitted into the model's input, scaled and normalised with Pillow and numpy, read when needed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from onnxprune.data.sources import Array, Batch, batches_of
 from onnxprune.errors import DataError
 from onnxprune.recipe.training import DataSettings
 
+Fit = Literal["stretch", "crop", "letterbox"]
+_CROPPED = 0.875  # of the shorter side stays in the middle: 224 of 256, as the field has it
+_PADDING = 114  # the grey around a letterboxed image, as YOLOs are trained with
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -42,6 +45,43 @@ def _images(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where an image comes to lie in the model's input.
+
+    Attributes:
+        size: Width and height of the image once it is resized.
+        left, top: Where its corner lies; below 0 what is cut off.
+        scale: Factors on x and y.
+    """
+
+    size: tuple[int, int]
+    left: int
+    top: int
+    scale: tuple[float, float]
+
+    @classmethod
+    def of(cls, width: int, height: int, into: tuple[int, int], fit: Fit) -> Placement:
+        """Place an image in an input of (height, width).
+
+        stretch changes both sides as needed. crop resizes until the input is .875 of the image's shorter side, and
+        cuts out the middle; an image of the input's own size stays as it is. letterbox keeps the whole image and pads.
+        """
+        wide, high = into[1], into[0]
+        if (width, height) == (wide, high) or fit == "stretch":
+            return cls((wide, high), 0, 0, (wide / width, high / height))
+        ratios = wide / width, high / height
+        by = max(ratios) / _CROPPED if fit == "crop" else min(ratios)
+        size = max(1, round(width * by)), max(1, round(height * by))
+        left, top = round((wide - size[0]) / 2), round((high - size[1]) / 2)
+        return cls(size, left, top, (size[0] / width, size[1] / height))
+
+    def boxes(self, boxes: Array) -> Array:
+        """Move boxes [..., 4] of left, top, right, bottom from the image's pixels to the input's."""
+        corner = np.array([self.left, self.top, self.left, self.top])
+        return np.asarray(boxes * np.array(self.scale * 2) + corner)
+
+
+@dataclass(frozen=True)
 class ImageFolder:
     """Image files as model inputs.
 
@@ -54,6 +94,7 @@ class ImageFolder:
         mean, std: Per channel, [C].
         scale: Factor on the 0..255 values before mean and std.
         dtype: Type of the batches.
+        fit: How an image of another size is fitted in; see `Placement`.
     """
 
     files: Sequence[Path]
@@ -65,12 +106,19 @@ class ImageFolder:
     std: Array
     scale: float
     dtype: np.dtype
+    fit: Fit = "stretch"
 
     @classmethod
     def for_input(
-        cls, files: Sequence[Path], labels: Array | None, spec: InputSpec, settings: DataSettings
+        cls, files: Sequence[Path], labels: Array | None, spec: InputSpec, settings: DataSettings, fit: Fit = "stretch"
     ) -> ImageFolder:
         """Images as the model's input wants them; settings decide what its shape leaves open.
+
+        Args:
+            files, labels: The images, and their class numbers where there are some.
+            spec: The input.
+            settings: How images are read.
+            fit: How images of other sizes are fitted in, where the settings do not say.
 
         Raises:
             DataError: The input is no image, or its size is known neither from the model nor from the settings.
@@ -99,6 +147,7 @@ class ImageFolder:
             np.asarray(settings.std, np.float32),
             1.0 if raw else settings.scale,
             spec.dtype or np.dtype(np.float32),
+            settings.fit or fit,
         )
 
     @property
@@ -127,8 +176,14 @@ class ImageFolder:
         try:
             with Image.open(path) as image:
                 picture = image.convert("L" if self.channels == 1 else "RGB")
+                place = Placement.of(*picture.size, self.size, self.fit)
+                if picture.size != place.size:
+                    picture = picture.resize(place.size, Image.Resampling.BILINEAR)
                 if picture.size != (self.size[1], self.size[0]):
-                    picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+                    padding = _PADDING if self.channels == 1 else (_PADDING,) * self.channels
+                    whole = Image.new(picture.mode, (self.size[1], self.size[0]), padding)
+                    whole.paste(picture, (place.left, place.top))
+                    picture = whole
                 return np.asarray(picture, np.float32).reshape(*self.size, self.channels)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"'{path}' cannot be read as an image: {error}.") from error

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.data.average_precision import as_labels, map_at_half, mean_average_precision
 from onnxprune.errors import DataError
 from onnxprune.plugins import Plugins, Registry, summary
 
 Array = npt.NDArray[Any]
-Needs = Literal["labels", "targets", "original", "scores"]
+Needs = Literal["labels", "targets", "original", "scores", "boxes"]
+Whole = Callable[[tuple[Array, ...], tuple[Array, ...]], float]
 Update = Callable[[Array, Array], tuple[float, int]]
 _MOST_NATS = 700.0  # exp of more is infinite
 
@@ -30,23 +32,26 @@ class Metric:
 
     Attributes:
         name: What ``--metric`` says.
-        needs: labels (class numbers), targets (of any type), the original model's outputs, or pairs of sentences with
-            their scores.
+        needs: labels (class numbers), targets (of any type), the original model's outputs, pairs of sentences with
+            their scores, or labelled boxes.
         higher_is_better: Whether a larger value is better.
         update: (output, target) -> (sum, count) of one batch; the target is the original model's output where `needs`
             is "original". None for a user's function.
-        whole: A user's function (outputs, targets) -> float, each a tuple of arrays over all samples.
+        whole: A function (outputs, targets) -> float, each a tuple of arrays over all samples, such as a user's.
         finish: From the mean over all that was summed to the metric; None where the mean is it.
         pools: Whether it looks at one vector a sample: vectors of tokens are averaged before, where the mask is 1.
+        keeps: What is kept of a batch's outputs for `whole`; None for all of them. Detections take the place of all
+            boxes of a detector: see `of_detector`.
     """
 
     name: str
     needs: Needs
     higher_is_better: bool
     update: Update | None = None
-    whole: Callable[[tuple[Array, ...], tuple[Array, ...]], float] | None = None
+    whole: Whole | None = None
     finish: Callable[[float], float] | None = None
     pools: bool = False
+    keeps: Callable[[tuple[Array, ...]], tuple[Array, ...]] | None = None
 
     def of_sum(self, total: float, count: int) -> float:
         """Return the metric from the sums over all batches; NaN where nothing was counted."""
@@ -133,6 +138,17 @@ def spearman(outputs: tuple[Array, ...], scores: tuple[Array, ...]) -> float:
 
 METRICS.add("spearman", Metric("spearman", "scores", True, whole=spearman, pools=True), spearman)
 
+for _name, _precision in (("map", mean_average_precision), ("map50", map_at_half)):
+    METRICS.add(_name, Metric(_name, "boxes", True, whole=_precision), _precision)
+
+
+def beside_original(metric: Metric) -> Metric:
+    """Mean average precision where there are no labels: the original's own detections take their place."""
+    whole = metric.whole
+    assert whole is not None
+    return replace(metric, needs="original", whole=lambda outputs, targets: whole(outputs, (as_labels(targets[0]),)))
+
+
 ORIGINAL_MSE = Metric("mse", "original", False, mse)
 """The mean squared difference from the original's outputs, where the data have no targets."""
 
@@ -162,6 +178,11 @@ def check_metric(metric: Metric, target: Array | None) -> None:
     """Raise DataError where the data have not what the metric needs."""
     if metric.needs == "original":
         return
+    if metric.needs == "boxes":
+        raise DataError(
+            f"The metric '{metric.name}' is for detectors, and this model's outputs are not understood as boxes and "
+            "scores: docs/howto/yolo.md lists what is. --metric module:function takes any outputs."
+        )
     if metric.needs == "scores":
         raise DataError(f"The metric '{metric.name}' is measured on pairs of sentences with scores: .jsonl or .csv "
                         "with sentence1, sentence2 and score.")  # fmt: skip

@@ -18,6 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import npz
+from onnxprune.data.detection.labels import has_labels
+from onnxprune.data.detection.pictures import BoxLabels, read_pictures
 from onnxprune.data.fit import InputSpec, find_axes, fit_source, input_specs, output_specs
 from onnxprune.data.images import ImageFolder, find_images
 from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source, first_batch
@@ -43,6 +45,7 @@ class Data:
         metric: What suits them first; None where targets and outputs decide.
         scores: Of pairs of sentences, which are the samples 2 i and 2 i + 1; None where they are no pairs.
         batch: Samples that are run at once where the model takes any number; None for the usual number.
+        boxes: The labelled boxes of the pictures; None where they have none.
     """
 
     source: Source
@@ -51,6 +54,7 @@ class Data:
     metric: str | None = None
     scores: Array | None = None
     batch: int | None = None
+    boxes: BoxLabels | None = None
 
 
 AnyData = str | Path | Mapping[str, Any] | Data
@@ -301,14 +305,28 @@ def _typed(column: Array, spec: InputSpec) -> Array:
     return column.astype(spec.dtype)
 
 
-@reader("a folder of images", lambda name: Path(name).is_dir())
-def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data:
-    """Images in a sub-folder per class (numbered in alphabetical order), or unlabelled in the folder itself."""
+@reader("COCO's .json, a YOLO .yaml", has_labels)
+def read_boxes(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """Pictures with labelled boxes; see `detection.labels`."""
+    images, boxes = read_pictures(reference, _picture_input(model), settings)
+    return Data(images, (), f"'{reference}'", "map", boxes=boxes)
+
+
+def _picture_input(model: ir.Model) -> InputSpec:
     specs = input_specs(model)
     if len(specs) != 1:
         raise DataError(f"A folder of images feeds one input, but the model takes {len(specs)}.")
+    return specs[0]
+
+
+@reader("a folder of images", lambda name: Path(name).is_dir())
+def read_images(reference: str, model: ir.Model, settings: DataSettings) -> Data:
+    """Images in a sub-folder per class (numbered in alphabetical order), or unlabelled in the folder itself."""
+    spec = _picture_input(model)
     files, labels = find_images(Path(reference))
-    images = ImageFolder.for_input(files, labels, specs[0], settings)
+    outputs = output_specs(model)
+    classifies = bool(outputs) and outputs[0].shape is not None and len(outputs[0].shape) == 2
+    images = ImageFolder.for_input(files, labels, spec, settings, "crop" if classifies else "stretch")
     return Data(images, () if labels is None else (0,), f"'{reference}'")
 
 

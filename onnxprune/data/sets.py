@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData, Data, open_data
-from onnxprune.data.sources import split
+from onnxprune.data.sources import Subset, split
 from onnxprune.recipe.training import DataSettings, TrainSettings
 
 
@@ -46,10 +46,11 @@ def open_sets(
     Raises:
         DataError: They cannot be read, do not fit the model, or are too few to hold out a share.
     """
-    whole = open_data(model, data, reading)
+    whole = open_data(model, data, of_training(reading))
     train, held = split(whole.source, settings.validation, settings.seed)
-    validation = None if held is None else replace(whole, source=held, scores=None)
-    sets = Sets(replace(whole, source=train, scores=None), validation, validation)
+    labels = whole.boxes.rows(held.chosen) if whole.boxes is not None and isinstance(held, Subset) else None
+    validation = None if held is None else replace(whole, source=held, scores=None, boxes=labels)
+    sets = Sets(replace(whole, source=train, scores=None, boxes=None), validation, validation)
     if eval_data is not None:
         return Sets(sets.train, validation, open_data(model, eval_data, reading))
     if validation is None or held is None:
@@ -60,6 +61,11 @@ def open_sets(
         "its best state: --eval-data gives a figure that nothing was picked by"
     )
     return Sets(sets.train, validation, validation, note)
+
+
+def of_training(reading: DataSettings) -> DataSettings:
+    """How data to train or to calibrate on are read: of data sets in parts, the part for training."""
+    return reading if reading.part is not None else reading.model_copy(update={"part": "train"})
 
 
 def identity(data: AnyData | None) -> str | None:

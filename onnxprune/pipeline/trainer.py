@@ -320,7 +320,8 @@ def verify_trained(original: ir.Model, state: State, trainer: Trainer, *, latenc
     if trainer.sets.evaluation is None:
         return verdict
     name = state.history[-1].trainings[-1].metric_name if state.history else ""
-    metric = measured(original, state.model, trainer.sets.evaluation, trainer.metric, classes=name != "mse")
+    classes = name not in ("mse", "map")
+    metric = measured(original, state.model, trainer.sets.evaluation, trainer.metric, classes=classes)
     return replace(verdict, metric=metric)
 
 

@@ -40,7 +40,17 @@ class DataSettings(_Settings):
     )
     size: Annotated[tuple[int, int] | None, replace(_READING, name="image-size")] = Field(
         default=None,
-        description="Height and width that images are resized to; taken from the model's input where it has them.",
+        description="Height and width that images are fitted into; taken from the model's input where it has them.",
+    )
+    fit: Annotated[Literal["stretch", "crop", "letterbox"] | None, replace(_READING, name="image-fit")] = Field(
+        default=None,
+        description="How images of other sizes are fitted in: stretch; crop (resized, then the middle .875 of the "
+        "shorter side); letterbox (whole, with grey around). By default letterbox for pictures with boxes, crop for a "
+        "classifier, else stretch.",
+    )
+    part: Literal["train", "val"] | None = Field(
+        default=None,
+        description="Which part of a YOLO data set is read; by default train to train and to calibrate on, else val.",
     )
     mean: Annotated[tuple[float, ...], _READING] = Field(
         default=(0.0,),
@@ -184,9 +194,8 @@ class TrainSettings(_Settings):
     )
     metric: str | None = Field(
         default=None,
-        description="accuracy, top5, mse, agreement (with the original model), perplexity, cosine, spearman, or "
-        "module:function; by default the one "
-        "that fits the data.",
+        description="accuracy, top5, mse, agreement (with the original model), perplexity, cosine, spearman, map and "
+        "map50 (mean average precision of detectors), or module:function; by default the one that fits the data.",
     )
     validation: Annotated[float, _RETRAIN] = Field(
         default=0.1,

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge.dtypes import from_numpy
+from onnxprune.data.detection.decode import recognise
+from onnxprune.data.detection.heads import picture_size
 from onnxprune.graph.hints import Feeds
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
 from onnxprune.recovery.pictures import Augment
@@ -27,7 +29,8 @@ from onnxprune.runtime.stream.cursor import Program, Values, part_of
 from onnxprune.runtime.stream.cuts import Block
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.store import Store
-from onnxprune.training.likeness import Kind, distance, kind_of_outputs
+from onnxprune.training.detections import Detector, apart
+from onnxprune.training.likeness import Kind, kind_of_outputs
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +104,7 @@ class Tail:
         self._store = Store()
         self._held = [self._item(nets.samples.feeds[i], i, len(nets.held)) for i in nets.held]
         self._kinds = self._kinds_of(outputs)
+        self._detector = self._detector_of(outputs)
         if not self._places and not self._kinds:
             self.parameters = []  # there is nothing to compare
         self._augment = augment
@@ -152,12 +156,12 @@ class Tail:
         """The distance of the pruned model's outputs, as it stands, from the dense ones on held-back inputs."""
         nets = self._nets
         program = Program(nets.pruned, list(nets.pruned.graph), list(self._kinds), nets.samples.feeds[0])
-        apart = []
+        total = 0.0
         for item in self._held:
             ours = program(nets.samples.feeds[item.number])
-            apart += [float(distance(kind, from_numpy(np.array(ours[name])), from_numpy(np.array(item.dense[name]))))
-                      for name, kind in self._kinds.items()]  # fmt: skip
-        return float(np.sum(apart)) / len(self._held)
+            mine = {name: from_numpy(np.array(ours[name])) for name in self._kinds}
+            total += float(self._apart(mine, item, list(self._kinds)))
+        return total / len(self._held)
 
     def take(self) -> None:
         """Put the numbers into the pruned model."""
@@ -195,10 +199,22 @@ class Tail:
         mine = dict(zip(self._names, as_tuple(self._module(*tensors(self._part, item.read))), strict=True))
         tokens = self._nets.samples.tokens[item.number]
         total = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
-        for name, kind in self._kinds.items():
-            if not self._places or kind not in _CLASSES:
-                total = total + distance(kind, mine[name], from_numpy(np.array(item.dense[name])))
-        return total
+        names = [name for name, kind in self._kinds.items() if not self._places or kind not in _CLASSES]
+        return total + self._apart(mine, item, names)
+
+    def _apart(self, mine: Mapping[str, Tensor], item: _Item, names: Sequence[str]) -> Tensor:
+        """How far some outputs are from the dense ones; boxes and scores of a detector together."""
+        theirs = {name: from_numpy(np.array(item.dense[name])) for name in names}
+        return apart(self._kinds, mine, theirs, names, self._detector)
+
+    def _detector_of(self, outputs: Sequence[str]) -> Detector | None:
+        """How boxes and scores are read, where the network is a detector and all of its outputs are compared."""
+        item = self._held[0]
+        if not all(name in self._kinds for name in outputs):
+            return None
+        pictures = tuple(np.asarray(array) for array in self._nets.samples.feeds[item.number].values())
+        head = recognise(picture_size(pictures), [np.asarray(item.dense[name]) for name in outputs])
+        return None if head is None or head.final else Detector(head, tuple(outputs))
 
 
 def first_trained(nets: Pruning) -> int:

@@ -47,7 +47,7 @@ def evaluate(
     module.eval()
     try:
         if metric.whole is not None:
-            return _whole(module, feed, heads, metric)
+            return _whole(module, feed, heads, metric, original)
         return _summed(module, feed, heads, metric, target_outputs[0] if target_outputs else 0, original)
     finally:
         module.train(mode)
@@ -76,11 +76,20 @@ def _summed(
     return metric.of_sum(total, count)
 
 
-def _whole(module: nn.Module, feed: Feed, heads: Sequence[Head], metric: Metric) -> float:
-    """A user's function sees everything at once, so each process runs all of it (they come to the same number)."""
+def _whole(module: nn.Module, feed: Feed, heads: Sequence[Head], metric: Metric, original: nn.Module | None) -> float:
+    """A metric of everything at once, so each process runs all of it (they come to the same number)."""
     assert metric.whole is not None
+
+    def kept(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Array, ...]:
+        arrays = tuple(to_numpy(o) for o in finish(heads, as_tuple(network(*inputs))))
+        return arrays if metric.keeps is None else metric.keeps(arrays)
+
     outputs, targets = [], []
     for shard in Feed(feed.source, feed.batch_size, feed.device).epoch():
-        outputs.append(tuple(to_numpy(o) for o in finish(heads, as_tuple(module(*shard.inputs)))))
-        targets.append(tuple(to_numpy(t) for t in shard.targets))
+        outputs.append(kept(module, shard.inputs))
+        if metric.needs == "original":
+            assert original is not None
+            targets.append(kept(original, shard.inputs))
+        else:
+            targets.append(tuple(to_numpy(t) for t in shard.targets))
     return float(np.asarray(metric.whole(join(outputs), join(targets))))

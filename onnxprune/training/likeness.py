@@ -72,7 +72,7 @@ def scaled_squares(mine: Tensor, theirs: Tensor) -> Tensor:
     """Mean over the parts of an output of squared difference by variance.
 
     Parts lie along the last axis of an output of three axes, such as the sides of boxes, and along axis 1 of others.
-    The variance of a part counts as at least a hundredth of the mean one.
+    The variance of a part counts as at least a hundred-millionth of the mean one.
     """
     squares = (mine - theirs).square()
     if theirs.dim() < 2:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.data.detection.heads import Head as DetectorHead
 from onnxprune.data.metrics import class_axis
 from onnxprune.errors import DataError
 from onnxprune.plugins import Plugins, Registry, judged
 from onnxprune.recipe.training import TrainSettings
+from onnxprune.training.detections import detector_distance, read_by
 from onnxprune.training.likeness import Kind, distance
 from onnxprune.training.view import Head
 
@@ -98,15 +100,21 @@ def _distilled(case: Case) -> None:
 
 
 def make_loss(
-    settings: TrainSettings, heads: Sequence[Head], targets: Tensors, outputs: Sequence[int], kinds: Sequence[Kind] = ()
+    settings: TrainSettings,
+    heads: Sequence[Head],
+    targets: Tensors,
+    outputs: Sequence[int],
+    kinds: Sequence[Kind] = (),
+    detector: DetectorHead | None = None,
 ) -> Loss:
-    """The loss that the settings ask for; see `Case` for the arguments, and `distillation` for `kinds`.
+    """The loss that the settings ask for; see `Case` for the arguments, `distillation` for `kinds` and `detector`.
 
     Raises:
         DataError: It needs targets of another type than there are.
         RecipeError: It is unknown.
     """
-    distil = distillation(heads, _class_outputs(settings, heads, targets, outputs), settings.temperature, kinds)
+    classes = _class_outputs(settings, heads, targets, outputs)
+    distil = distillation(heads, classes, settings.temperature, kinds, detector)
     alone = LOSSES.find(settings.loss)(Case(settings, heads, targets, outputs))
     if alone is None:
         if settings.label_smoothing:
@@ -194,7 +202,11 @@ def cross_entropy(head: Head, output: Tensor, target: Tensor, smoothing: float =
 
 
 def distillation(
-    heads: Sequence[Head], classes: set[int], temperature: float, kinds: Sequence[Kind] = ()
+    heads: Sequence[Head],
+    classes: set[int],
+    temperature: float,
+    kinds: Sequence[Kind] = (),
+    detector: DetectorHead | None = None,
 ) -> LossFunction:
     """The sum over float outputs of how far each is from the original model's; see `likeness.distance`.
 
@@ -203,7 +215,9 @@ def distillation(
         classes: Those that are known to be scores of classes.
         temperature: Of class distributions.
         kinds: What each output of the original turned out to be; values where nothing is known.
+        detector: How boxes and scores are read, where the model is a detector; see `detector_distance`.
     """
+    together = frozenset[int]() if detector is None else read_by(detector)
 
     def kind_at(i: int) -> Kind:
         if heads[i].kind == "probabilities":
@@ -212,8 +226,10 @@ def distillation(
 
     def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
         parts = []
+        if detector is not None:
+            parts.append(detector_distance(detector, finish(heads, out), finish(heads, original)))
         for i, (head, mine, theirs) in enumerate(zip(heads, out, original, strict=True)):
-            if mine.is_floating_point():
+            if mine.is_floating_point() and i not in together:
                 axis = head.axis if head.kind in ("softmax", "log-softmax") else None
                 parts.append(distance(kind_at(i), mine, theirs, temperature=temperature, axis=axis))
         if not parts:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from onnxprune.bridge import to_torch, write_back
+from onnxprune.data.detection.heads import Head as DetectorHead
+from onnxprune.data.detection.metric import head_of, of_detector
 from onnxprune.data.fit import (
     InputSpec,
     TargetSpec,
@@ -25,16 +27,16 @@ from onnxprune.data.fit import (
 )
 from onnxprune.data.metrics import METRICS, Metric, check_metric, default_metric
 from onnxprune.data.readers import Data
-from onnxprune.data.sources import Batch, Source, first_batch, split
+from onnxprune.data.sources import Array, Batch, Source, first_batch, split
 from onnxprune.errors import DataError
 from onnxprune.recipe.training import TrainSettings
-from onnxprune.training.evaluate import as_tuple
+from onnxprune.training.evaluate import as_tuple, to_numpy
 from onnxprune.training.feed import batch_tensors
 from onnxprune.training.gradual import Gradual
 from onnxprune.training.layers import find_layers, matching
 from onnxprune.training.likeness import Kind, kind_of_outputs
 from onnxprune.training.loop import train
-from onnxprune.training.losses import make_loss, recognise
+from onnxprune.training.losses import finish, make_loss, recognise
 from onnxprune.training.masks import Masks
 from onnxprune.training.progress import Progress
 from onnxprune.training.shrink import Shrink
@@ -62,6 +64,22 @@ class FirstRun:
     inputs: tuple[InputSpec, ...]
     targets: tuple[TargetSpec, ...]
     fixed_batch: int | None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the original shows on a few samples.
+
+    Attributes:
+        kinds: What each output is.
+        batch, outputs: The samples, and all outputs for them as the file gives them.
+        detector: How boxes and scores are read; None where the model is no detector, or drops boxes itself.
+    """
+
+    kinds: list[Kind]
+    batch: Batch
+    outputs: tuple[Array, ...]
+    detector: DetectorHead | None
 
 
 @dataclass(frozen=True)
@@ -145,10 +163,12 @@ def _task(
     check_batch(first, settings.batch_size, source, held)
     _, targets = batch_tensors(first.sample, torch.device("cpu"))
     loss = make_loss(settings, first.heads, targets, data.outputs)
-    metric = choose_metric(settings, first.heads, first.sample)
-    if loss.needs_original:
-        kinds = kinds_of(original, fit_source(data.source, first.inputs), first.fixed_batch)
-        loss = make_loss(settings, first.heads, targets, data.outputs, kinds)
+    teacher = None
+    if loss.needs_original or not targets:
+        teacher = teacher_of(original, fit_source(data.source, first.inputs), first)
+    metric = choose_metric(settings, first, teacher)
+    if teacher is not None and loss.needs_original:
+        loss = make_loss(settings, first.heads, targets, data.outputs, teacher.kinds, teacher.detector)
     compares = loss.needs_original or (metric.needs == "original" and held is not None)
     return Task(
         module=module,
@@ -178,23 +198,35 @@ def frozen_module(model: ir.Model) -> nn.Module:
     return to_torch(view).requires_grad_(False).eval()
 
 
-def kinds_of(original: ir.Model, source: Source, fixed: int | None) -> list[Kind]:
-    """What each output of the original is, from a few samples; plain logits are told from other values."""
-    outputs = run_once(frozen_module(original), first_batch(source, fixed or _LOOKED_AT))
-    return [kind_of_outputs(output.float().cpu().numpy()) for output in outputs]
+def teacher_of(original: ir.Model, source: Source, first: FirstRun) -> Teacher:
+    """What the original gives for a few samples; plain logits are told from other values."""
+    batch = first_batch(source, first.fixed_batch or _LOOKED_AT)
+    outputs = run_once(frozen_module(original), batch)
+    completed = tuple(to_numpy(output) for output in finish(first.heads, outputs))
+    head = head_of(batch, completed)
+    return Teacher(
+        [kind_of_outputs(output.float().cpu().numpy()) for output in outputs],
+        batch,
+        completed,
+        None if head is None or head.final else head,
+    )
 
 
-def choose_metric(settings: TrainSettings, heads: tuple[Head, ...], sample: Batch) -> Metric:
+def choose_metric(settings: TrainSettings, first: FirstRun, teacher: Teacher | None) -> Metric:
     """The metric asked for, or the one that suits the data.
 
     Raises:
         DataError: The data have not the targets it needs.
         RecipeError: It is unknown.
     """
-    target = sample.targets[0] if sample.targets else None
-    if settings.metric is None:
-        return default_metric(target, heads[0].kind != "values")
-    metric = METRICS.find(settings.metric)
+    target = first.sample.targets[0] if first.sample.targets else None
+    metric = None if settings.metric is None else METRICS.find(settings.metric)
+    if target is None and teacher is not None and (metric is None or metric.needs == "boxes"):
+        detects = of_detector(teacher.batch, teacher.outputs, name="map" if metric is None else metric.name)
+        if detects is not None:
+            return detects
+    if metric is None:
+        return default_metric(target, first.heads[0].kind != "values")
     if metric.name == "mse" and target is None:
         return default_metric(None, classes=False)
     check_metric(metric, target)

@@ -6,7 +6,7 @@ after = meter.read(pruned, make_session(pruned))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from onnxprune import runtime
 from onnxprune.data import metrics
+from onnxprune.data.detection.metric import of_detector
 from onnxprune.data.fit import find_axes, fit_target, fixed_batch, input_specs, output_specs
 from onnxprune.data.metrics import METRICS, ORIGINAL_MSE, Metric, check_metric, chooses_classes, pooled
 from onnxprune.data.readers import Data, saying
@@ -24,6 +25,7 @@ from onnxprune.errors import DataError, VerificationError
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.text_inputs import text_inputs
 
+_PICTURE_AXES = 4
 BATCH = 64
 """Samples run at once by a model that takes any number."""
 
@@ -182,12 +184,15 @@ def _choose(
 ) -> Metric:
     """The metric asked for, or the first that fits the data."""
     target, name = next(iter(first_batch(data.source, 1).targets), None), name or data.metric
+    ends_in_classes = _ends_in_classes(model.graph.outputs[output]) if classes is None else classes
+    detects = target is None and not ends_in_classes if name is None else METRICS.find(name).needs == "boxes"
+    if detects and (metric := _of_detector(session, model, data, name)) is not None:
+        return metric
     if name is not None:
         metric = METRICS.find(name)
         metric = ORIGINAL_MSE if metric.name == "mse" and target is None else metric
     elif target is None:
-        classes = _ends_in_classes(model.graph.outputs[output]) if classes is None else classes
-        metric = metrics.default_metric(None, classes)
+        metric = metrics.default_metric(None, ends_in_classes)
     else:
         batch, (scores,), _ = next(_outputs(session, model, data, output))
         one_score = not chooses_classes(scores) and scores.size == batch.targets[0].size
@@ -195,6 +200,14 @@ def _choose(
     if metric.needs != "scores" or data.scores is None:
         check_metric(metric, target)
     return metric
+
+
+def _of_detector(session: ort.InferenceSession, model: ir.Model, data: Data, name: str | None) -> Metric | None:
+    """The mean average precision of a detector, from what it gives for the first pictures."""
+    if not any(len(array.shape) == _PICTURE_AXES for array in first_batch(data.source, 1).inputs):
+        return None
+    batch, arrays, _ = next(_outputs(session, model, data))
+    return of_detector(batch, arrays, data.boxes, name or "map")
 
 
 def _ends_in_classes(value: ir.Value) -> bool:
@@ -213,6 +226,8 @@ def _run(session: ort.InferenceSession, model: ir.Model, data: Data, metric: Met
     for batch, arrays, axes in _outputs(session, model, data, output if one else None):
         if metric.pools:
             arrays = tuple(pooled(a, None if masks is None else batch.inputs[masks]) for a in arrays)
+        if metric.keeps is not None:
+            arrays, axes = metric.keeps(arrays), (0,)
         targets: tuple[Array, ...] = ()
         if metric.needs in ("labels", "targets"):
             numbers = data.outputs[:1] if one else data.outputs
@@ -286,15 +301,24 @@ def _target(target: Array, output: Array, name: str, metric: Metric) -> Array:
     return fit_target(target, output.shape, name)
 
 
+def _whole_targets(meter: Meter, seen: Sequence[Seen]) -> tuple[Array, ...]:
+    """What a metric over the whole data set compares with."""
+    needs, data = meter.metric.needs, meter.data
+    if needs == "scores":
+        return () if data.scores is None else (data.scores,)
+    if needs == "boxes":
+        return () if data.boxes is None else (data.boxes.boxes,)
+    if needs == "original":
+        return join([batch.outputs for batch in meter.original], meter.original[0].axes)
+    return join([batch.targets for batch in seen], seen[0].target_axes)
+
+
 def _value(meter: Meter, batches: Iterator[Seen]) -> float:
     metric = meter.metric
     if metric.whole is not None:
         seen = list(batches)
         outputs = join([batch.outputs for batch in seen], seen[0].axes)
-        if metric.needs == "scores":
-            targets: tuple[Array, ...] = () if meter.data.scores is None else (meter.data.scores,)
-        else:
-            targets = join([batch.targets for batch in seen], seen[0].target_axes)
+        targets = _whole_targets(meter, seen)
         value = metric.whole(outputs, targets)
         try:
             return float(np.asarray(value))
