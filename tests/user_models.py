@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from text_models import WORDS, write_tokenizer
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class Detector(nn.Module):
     def __init__(self, classes: int = 12) -> None:
         super().__init__()
         self.classes = classes
-        self.fine = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.SiLU())
+        self.fine = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.SiLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.SiLU())
         self.coarse = nn.Sequential(nn.Conv2d(32, 48, 3, 2, 1), nn.SiLU())
         self.boxes, self.scores = (
             nn.ModuleList(
@@ -36,8 +37,15 @@ class Detector(nn.Module):
         boxes, scores = joined.split((64, self.classes), 1)
         bins = boxes.view(images.shape[0], 4, 16, -1).transpose(2, 1).softmax(1)
         sides = (bins * torch.arange(16.0).view(1, 16, 1, 1)).sum(1)
-        first, last = sides.chunk(2, 1)
-        return torch.cat(((first + last) / 2, last - first, scores.sigmoid()), 1)
+        centres, strides = [], []
+        for x, stride in zip(scales, (4.0, 8.0), strict=True):
+            y, column = torch.meshgrid(*(torch.arange(extent) + 0.5 for extent in x.shape[2:]), indexing="ij")
+            centres.append(torch.stack((column, y)).view(2, -1))
+            strides.append(torch.full((1, centres[-1].shape[1]), stride))
+        centre, (first, last) = torch.cat(centres, 1), sides.chunk(2, 1)
+        first, last = centre - first, centre + last
+        boxes = torch.cat(((first + last) / 2, last - first), 1) * torch.cat(strides, 1)
+        return torch.cat((boxes, scores.sigmoid()), 1)
 
 
 class Classifier(nn.Module):
@@ -94,10 +102,17 @@ def _export(network: nn.Module, inputs: dict[str, Tensor], path: Path, axes: dic
 
 
 def make_detector(folder: Path) -> None:
-    """yolo.onnx and pictures.npz."""
+    """yolo.onnx, pictures.npz, and a few labelled pictures of the YOLO kind: shapes.yaml."""
     torch.manual_seed(0)
     _export(Detector(), {"images": torch.zeros(1, 3, 32, 32)}, folder / "yolo.onnx", {0: "batch"})
     np.savez(folder / "pictures.npz", images=_numbers(64, 3, 32, 32))
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    for number, pixels in enumerate(_numbers(16, 40, 32, 3)):
+        Image.fromarray((255 * pixels).astype(np.uint8)).save(folder / "images" / "val" / f"{number}.png")
+        (folder / "labels" / "val" / f"{number}.txt").write_text(f"{number % 12} 0.5 0.5 0.25 0.25")
+    names = ", ".join(f"{number}: kind {number}" for number in range(12))
+    (folder / "shapes.yaml").write_text(f"train: images/val\nval: images/val\nnames: {{{names}}}\n")
 
 
 def make_classifier(folder: Path) -> None:

@@ -20,7 +20,13 @@ class ReadingSettings(TypedDict, total=False):
     layout: Literal["NCHW", "NHWC"]
     """Axis order of image batches."""
     size: Sequence[float] | None
-    """Height and width that images are resized to; taken from the model's input where it has them."""
+    """Height and width that images are fitted into; taken from the model's input where it has them."""
+    fit: Literal["stretch", "crop", "letterbox"] | None
+    """How images of other sizes are fitted in: stretch; crop (resized, then the middle .875 of the shorter side);
+    letterbox (whole, with grey around). By default letterbox for pictures with boxes, crop for a classifier, else
+    stretch."""
+    part: Literal["train", "val"] | None
+    """Which part of a YOLO data set is read; by default train to train and to calibrate on, else val."""
     mean: Sequence[float]
     """Subtracted per channel, after scaling pixels to 0..1."""
     std: Sequence[float]
@@ -89,8 +95,8 @@ class TrainingSettings(TypedDict, total=False):
     temperature: float
     """Temperature of the distillation's class distributions."""
     metric: str | None
-    """Accuracy, top5, mse, agreement (with the original model), perplexity, cosine, spearman, or module:function; by
-    default the one that fits the data."""
+    """Accuracy, top5, mse, agreement (with the original model), perplexity, cosine, spearman, map and map50 (mean
+    average precision of detectors), or module:function; by default the one that fits the data."""
     validation: float
     """Share of the training data held out to pick the best state."""
     keep_best: bool

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'onnxprune[test]'")
-
+import torch
 from torch import Tensor
 
 from onnxprune.data.detection.heads import Head, Part

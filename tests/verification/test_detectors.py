@@ -22,7 +22,7 @@ SIDE, STRIDES = 32, (4, 8)
 PLACES = 80
 
 
-def detector(threshold: float = 0.5, tail: str = "") -> ir.Model:
+def detector(threshold: float = 0.5) -> ir.Model:
     """Finds bright cells of 4 and 8 pixels: a box of the cell's size wherever the mean is above a threshold."""
     centres, sides = [], []
     for stride in STRIDES:
@@ -33,7 +33,8 @@ def detector(threshold: float = 0.5, tail: str = "") -> ir.Model:
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
         yolo (float[N, 3, {SIDE}, {SIDE}] images) => (float[N, 5, {PLACES}] output0)
         <float[1] low = {{{threshold}}}, float[1] gain = {{20}}, int64[3] flat = {{0, 1, -1}}, int64[1] one = {{1}},
-         float[1, 3, 1, 1] w = {{0.3333333, 0.3333333, 0.3333333}}, int64[1] first = {{0}}, int64[2] tail = {{4, {PLACES}}}>
+         float[1, 3, 1, 1] w = {{0.3333333, 0.3333333, 0.3333333}}, int64[1] first = {{0}},
+         int64[2] tail = {{4, {PLACES}}}>
         {{
             grey = Conv(images, w)
             fine = AveragePool<kernel_shape = [4, 4], strides = [4, 4]>(grey)
