@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
+from rich.text import Text
 
 from onnxprune.model_io import strict_json
 from onnxprune.report.text import cut_middle, shown, visible
+from onnxprune.runtime.countdown import Portion
 
 
 class SafeConsole(Console):
@@ -84,21 +86,37 @@ def print_json(command: str, content: Mapping[str, Any], version: int = 1) -> No
 def stages(title: str) -> Iterator[Callable[[str], None]]:
     """Show the stage that runs and for how long, on standard error and only on a terminal; gone at the end.
 
-    The stage has the first right to the line, so that the figures of a training are seen on 80 columns; the title gets
-    what is left.
+    The stage has the first right to the line, so that the figures of a training are seen on 80 columns. A bar stands
+    behind a stage that tells how much of it is done; the title gets what is left.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), _Bar(), TimeElapsedColumn())
     hidden = console.quiet or not errors.is_terminal
     with Progress(*columns, console=errors, transient=True, disable=hidden) as progress:
         title = visible(title)
         task = progress.add_task(line_of_stage(title, "", errors.width))
 
         def tell(stage: str) -> None:
-            progress.update(task, description=line_of_stage(title, visible(stage), errors.width))
+            done = stage.done if isinstance(stage, Portion) else None
+            bar = 0 if done is None else min(_WIDEST_BAR, errors.width - _AROUND - len(stage) - 1)
+            line = line_of_stage(title, visible(stage), errors.width - (bar + 1 if bar else 0))
+            progress.update(task, description=line, completed=done or 0.0, total=1.0, bar=bar)
 
         yield tell
 
 
+class _Bar(ProgressColumn):
+    """A bar with the share in percent, of stages that tell how much of them is done."""
+
+    def render(self, task: Task) -> Text:
+        """Draw it as wide as the line has room; nothing where that is too little."""
+        cells = task.fields.get("bar", 0) - len(" 100%")
+        if cells < _NARROWEST_BAR:
+            return Text()
+        full = round(task.completed * cells)
+        return Text(f"{'━' * full}{'─' * (cells - full)} {task.completed:4.0%}", no_wrap=True)
+
+
+_WIDEST_BAR, _NARROWEST_BAR = 25, 4
 _AROUND = 11
 """Columns of the spinner, of the time, and of the spaces between."""
 

@@ -29,6 +29,7 @@ from onnxprune.pipeline.step import Iteration, State
 from onnxprune.pipeline.trace import Trace
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.training import TrainSettings
+from onnxprune.runtime.countdown import Portion
 from onnxprune.training.gradual import Gradual, shapes
 from onnxprune.training.loop import make_accelerator
 from onnxprune.training.masks import Masks, apply_masks, sparsity_of
@@ -285,7 +286,7 @@ def _told(progress: Callable[[str], None] | None) -> Callable[[Event], None] | N
 
     def tell(event: Event) -> None:
         done = event.step / event.steps if event.steps else 0.0
-        progress(f"retrain {event.iteration}/{event.iterations} {done:.0%}  {describe(event)}")
+        progress(Portion(describe(event), done))
 
     return tell
 

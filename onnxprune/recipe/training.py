@@ -48,9 +48,9 @@ class DataSettings(_Settings):
         "shorter side); letterbox (whole, with grey around). By default letterbox for pictures with boxes, crop for a "
         "classifier, else stretch.",
     )
-    part: Literal["train", "val"] | None = Field(
+    part: Annotated[Literal["train", "val"] | None, replace(_READING, name="data-part")] = Field(
         default=None,
-        description="Which part of a YOLO data set is read; by default train to train and to calibrate on, else val.",
+        description="The part of a YOLO data set that is read; by default train to train and to calibrate on, else val.",
     )
     mean: Annotated[tuple[float, ...], _READING] = Field(
         default=(0.0,),

@@ -6,6 +6,29 @@ import time
 from collections.abc import Callable
 
 
+class Portion(str):
+    """A line that tells of a stage, and which share of the stage is done: what can be shown as a bar.
+
+    Attributes:
+        done: From 0 to 1.
+    """
+
+    done: float
+
+    def __new__(cls, line: str, done: float) -> Portion:
+        """Put the line and the share together."""
+        portion = super().__new__(cls, line)
+        portion.done = min(max(done, 0.0), 1.0)
+        return portion
+
+
+def time_left(seconds: float) -> str:
+    """Say how long something will take: 3:10 left, or 1:03:10 left."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d} left" if hours else f"{minutes}:{rest:02d} left"
+
+
 class Countdown:
     """Tells of each part of a stage as it begins.
 
@@ -32,5 +55,5 @@ class Countdown:
         line = f"{self._what} {self._begun} of {self._total}"
         if done:
             seconds = (time.perf_counter() - self._start) / done * (self._total - done)
-            line += f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
-        self._tell(line)
+            line += f", {time_left(seconds)}"
+        self._tell(Portion(line, done / self._total) if self._total else line)

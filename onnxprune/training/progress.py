@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from onnxprune.runtime.countdown import time_left
 
 
 @dataclass(frozen=True)
@@ -37,31 +40,33 @@ Progress = Callable[[Event], None]
 
 @contextmanager
 def display() -> Iterator[Progress]:
-    """A rich progress bar; gives the callback that feeds it."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    """A progress bar of one line; gives the callback that feeds it."""
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
-    with Bars(*columns) as bars:
-        task = bars.add_task("training", figures="")
+    with Bars(TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), expand=True) as bars:
+        task = bars.add_task("training")
 
         def show(event: Event) -> None:
-            bars.update(
-                task,
-                description=f"retrain {event.iteration}/{event.iterations}",
-                completed=event.step,
-                total=event.steps,
-                figures=describe(event),
-            )
+            bars.update(task, description=describe(event), completed=event.step, total=event.steps)
 
         yield show
 
 
+_LONGEST_NAME = 16
+
+
 def describe(event: Event) -> str:
-    """The event's figures on one line, the most wanted first: what lies behind may be cut."""
-    metric = "" if event.metric is None else f"{event.metric_name} {event.metric:.4f}  "
-    minutes, seconds = divmod(int(event.seconds_left) if event.seconds_left == event.seconds_left else 0, 60)
-    return f"{metric}loss {event.loss:.3g}  {minutes}:{seconds:02d} left  sparsity {event.sparsity:.1%}"
+    """Say where a training is in one line, short enough to leave room for a bar on 80 columns."""
+    parts = [f"retrain {event.iteration}/{event.iterations}"]
+    if event.metric is not None:
+        name = event.metric_name.rpartition(":")[2][:_LONGEST_NAME]
+        parts.append(f"{name} {event.metric:.4g}")
+    if not math.isnan(event.loss):
+        parts.append(f"loss {event.loss:.3g}")
+    if not math.isnan(event.seconds_left):
+        parts.append(time_left(event.seconds_left))
+    return "  ".join(parts)
 
 
 class Ticker:
@@ -71,6 +76,7 @@ class Ticker:
         self.every = every
         self.start = time.monotonic()
         self._last = 0.0
+        self._before: int | None = None
 
     def due(self) -> bool:
         """True if the last event lies long enough back."""
@@ -81,5 +87,13 @@ class Ticker:
         return True
 
     def left(self, done: int, total: int) -> float:
-        """Seconds still to go if `total - done` parts take as long as the `done` did."""
-        return (time.monotonic() - self.start) / done * (total - done) if done else float("nan")
+        """Seconds still to go at the speed so far; NaN before the second call.
+
+        Args:
+            done: Parts that are done. Those of the first call took no time here, as in a training that goes on.
+            total: All parts.
+        """
+        if self._before is None:
+            self._before, self.start = done, time.monotonic()
+        here = done - self._before
+        return (time.monotonic() - self.start) / here * (total - done) if here else float("nan")

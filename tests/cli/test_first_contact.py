@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,10 +21,12 @@ from onnx import helper, numpy_helper
 from small_models import conv_net, two_layers
 
 from onnxprune import model_io
-from onnxprune.cli.console import line_of_stage
+from onnxprune.cli import console as cli_console
+from onnxprune.cli.console import SafeConsole, line_of_stage, stages
 from onnxprune.pipeline.version import version
 from onnxprune.report.text import cut_middle, readable_name
-from onnxprune.training.progress import Event, describe
+from onnxprune.runtime.countdown import Portion, time_left
+from onnxprune.training.progress import Event, Ticker, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
@@ -277,18 +280,26 @@ def test_long_names_are_cut_in_the_middle() -> None:
     assert cut_middle("short", 21) == "short"
 
 
-def test_the_line_of_a_training_shows_the_accuracy_on_80_columns() -> None:
-    event = Event(10, 12, 3999, 4000, 0.12345, "accuracy", 0.98765, 0.987, 3599)
-    stage = f"retrain 10/12 100%  {describe(event)}"
-    line = line_of_stage("a/very/long/folder/of/models/model_of_a_user.onnx", stage, 80)
-    assert "accuracy 0.9877" in line[:69] and "59:59 left" in line[:69]
-    assert line_of_stage("model.onnx", "load", 80) == "model.onnx: load"
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+def test_a_training_shows_a_bar_and_the_time_left_on_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Event(10, 12, 3000, 4000, 0.12345, "my_metrics:accuracy", 0.98765, 0.987, 3599)
     screen = io.StringIO()
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=screen, width=80, force_terminal=True)) as progress:
-        progress.add_task(line)
-        progress.refresh()
-    assert "accuracy 0.9877" in screen.getvalue()
+    terminal = SafeConsole(file=screen, width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(cli_console, "errors", terminal)
+    with stages("a/very/long/folder/of/models/model_of_a_user.onnx") as tell:
+        tell(Portion(describe(event), event.step / event.steps))
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", screen.getvalue()) if "loss" in line]
+    assert lines and all(len(line) <= 80 for line in lines)
+    assert "retrain 10/12  accuracy 0.9877  loss 0.123  59:59 left ━━━━━━━──  75%" in lines[-1]
+
+
+def test_a_stage_without_a_share_has_no_bar() -> None:
+    assert line_of_stage("model.onnx", "load", 80) == "model.onnx: load"
+    assert not isinstance("load", Portion)
+
+
+def test_the_time_left_counts_from_where_a_training_went_on() -> None:
+    ticker = Ticker()
+    assert np.isnan(ticker.left(90, 100))
+    ticker.start -= 8.0
+    assert ticker.left(98, 100) == pytest.approx(2.0, abs=0.1)
+    assert [time_left(seconds) for seconds in (9, 190, 3790)] == ["0:09 left", "3:10 left", "1:03:10 left"]

@@ -151,7 +151,8 @@ def test_a_drop_is_how_much_worse_it_got_whatever_the_direction() -> None:
 def test_every_metric_says_its_direction_and_keeps_it() -> None:
     model, worse = network(), network()
     worse.graph[0].op_type = "Neg"  # type: ignore[index]
-    for name in [name for name in METRICS if METRICS[name].needs != "scores"]:  # those: tests/data/test_text.py
+    elsewhere = ("scores", "boxes")  # tests/data/test_text.py, test_detectors.py
+    for name in [name for name in METRICS if METRICS[name].needs not in elsewhere]:
         target = LOGITS if METRICS[name].needs == "targets" else np.arange(7)
         found = measured(model, worse, open_data(model, {"x": LOGITS, "label": target}), name)
         assert found.drop > 0, name
