@@ -16,7 +16,6 @@ from rich.text import Text
 
 from onnxprune.model_io import strict_json
 from onnxprune.report.text import cut_middle, shown, visible
-from onnxprune.runtime.countdown import Portion
 
 
 class SafeConsole(Console):
@@ -96,7 +95,7 @@ def stages(title: str) -> Iterator[Callable[[str], None]]:
         task = progress.add_task(line_of_stage(title, "", errors.width))
 
         def tell(stage: str) -> None:
-            done = stage.done if isinstance(stage, Portion) else None
+            done: float | None = getattr(stage, "done", None)  # of a runtime.countdown.Portion
             bar = 0 if done is None else min(_WIDEST_BAR, errors.width - _AROUND - len(stage) - 1)
             line = line_of_stage(title, visible(stage), errors.width - (bar + 1 if bar else 0))
             progress.update(task, description=line, completed=done or 0.0, total=1.0, bar=bar)
