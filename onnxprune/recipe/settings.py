@@ -26,7 +26,7 @@ class ReadingSettings(TypedDict, total=False):
     letterbox (whole, with grey around). By default letterbox for pictures with boxes, crop for a classifier, else
     stretch."""
     part: Literal["train", "val"] | None
-    """The part of a YOLO data set that is read; by default train to train and to calibrate on, else val."""
+    """Part of a YOLO data set that is read; by default train to train and to calibrate on, else val."""
     mean: Sequence[float]
     """Subtracted per channel, after scaling pixels to 0..1."""
     std: Sequence[float]

@@ -50,7 +50,7 @@ class DataSettings(_Settings):
     )
     part: Annotated[Literal["train", "val"] | None, replace(_READING, name="data-part")] = Field(
         default=None,
-        description="The part of a YOLO data set that is read; by default train to train and to calibrate on, else val.",
+        description="Part of a YOLO data set that is read; by default train to train and to calibrate on, else val.",
     )
     mean: Annotated[tuple[float, ...], _READING] = Field(
         default=(0.0,),
