@@ -51,12 +51,15 @@ Where channels of such a value are gone, those that are left are compared. What 
   mirror images and mixtures of two pictures (4 times, 20 with `--effort high`, less where 4 GB do not hold them).
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
   layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge regression,
-  as in least squares, to what they read after the training. Embeddings are compared by cosine,
-  other outputs by squares on the scale of each part.
+  as in least squares, to what they read after the training. A layer with more inputs than there are samples keeps the
+  dense numbers. Embeddings are compared by cosine, other outputs by squares on the scale of each part.
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
   The rate is half of the best of a short range test.
-- Every fifth batch is held back from all of this. A block keeps its new numbers where its error there falls. In the end
-  the state whose outputs are nearest to the dense ones there is kept: after the whole, after the blocks, or before.
+- One sample of eight is held back from all of this, and from the closed forms before it. A fit lowers the error on the
+  samples that it saw far more than on others: on MobileNetV2 at half of the work, .66 and 1.07 of the variance of the
+  last features. A block keeps its new numbers where its error on the held ones falls. In the end the state whose outputs
+  are nearest to the dense ones there is kept: after the whole, after the blocks, or before. Where that is the one before,
+  the closed forms run again on all samples.
   The time is told before it begins; the same seed gives the same numbers.
 
 ## Without data

@@ -76,6 +76,25 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
     return [samples.take(np.arange(s, min(s + size, count))) for s in starts]
 
 
+def held_back(model: ir.Model, inputs: Inputs, every: int) -> tuple[Samples, Samples]:
+    """Divide samples into those that are used and those that are held back: one of so many, spread evenly.
+
+    A model of fixed batch size gets whole batches of both.
+
+    Raises:
+        DataError: There are fewer than three batches: two to use, one to hold back.
+    """
+    samples = samples_by_name(model, inputs)
+    size = fixed_batch(model, tuple(samples.axes.values())) or 1
+    whole = samples.count // size
+    if whole < 3:
+        raise DataError(f"{samples.count} calibration samples are too few to hold some back: give at least {3 * size}.")
+    count = max(1, whole // every) * size
+    held = (2 * np.arange(count) + 1) * whole * size // (2 * count)
+    used = np.setdiff1d(np.arange(whole * size), held)
+    return Samples(samples.take(used), samples.axes), Samples(samples.take(held), samples.axes)
+
+
 def samples_by_name(model: ir.Model, inputs: Inputs) -> Samples:
     """The inputs of the model with the axis of each that counts samples, found where it is not known."""
     specs = [spec for spec in input_specs(model) if spec.name in inputs]

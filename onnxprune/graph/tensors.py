@@ -6,7 +6,7 @@ is done anew whenever somebody reads the result, so that a model of any size pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,17 @@ def like(tensor: ir.TensorProtocol, array: Array) -> ir.Tensor:
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )
+
+
+def numbers_of(model: ir.Model) -> dict[str, ir.TensorProtocol | None]:
+    """The tensors of a model's constants as they are now, by name; see `put_back`."""
+    return {name: value.const_value for name, value in model.graph.initializers.items()}
+
+
+def put_back(model: ir.Model, numbers: Mapping[str, ir.TensorProtocol | None]) -> None:
+    """Give constants the tensors that they had when `numbers_of` looked."""
+    for name, tensor in numbers.items():
+        model.graph.initializers[name].const_value = tensor
 
 
 def edited(tensor: ir.TensorProtocol, edit: Callable[[Array], Array], shape: Sequence[int]) -> ir.TensorProtocol:

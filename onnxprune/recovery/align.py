@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe.fields import Effort
-from onnxprune.recovery.reconstruct import FOLDS, State, Step, as_before_pruning, recover_layers
+from onnxprune.recovery.reconstruct import State, Step, as_before_pruning, recover_layers
 from onnxprune.recovery.registry import model_method
 from onnxprune.runtime.stream.gather import Batches
 
@@ -38,6 +38,7 @@ Low by name takes those of medium.
     judge="of the model",
     source="Li et al. 2021, BRECQ, section 3.2; Romero et al. 2015, FitNets, eq. 3; Kingma and Ba 2015, Adam",
     needs_pytorch=True,
+    holds_back=True,
 )
 def align(run: State, method: str) -> None:
     """min sum_cuts |F_dense - F_pruned|^2 / Var[F_dense] by Adam, block by block, then the whole; after least squares.
@@ -53,7 +54,7 @@ def align(run: State, method: str) -> None:
         return  # a second alignment of the same cut would only be a longer first one
     if not run.steps:
         recover_layers(run, "least-squares")
-    samples = Batches.of(run.dense, run.inputs, BATCH, least=2 * FOLDS)
+    used, held = (Batches.of(run.dense, inputs, BATCH) for inputs in (run.inputs, run.held))
 
     def fit(nodes: Sequence[ir.Node], some: Batches) -> None:
         as_before_pruning(run, nodes)  # so that the fit is not compared with one that saw what is held back
@@ -61,7 +62,7 @@ def align(run: State, method: str) -> None:
 
     try:
         work = Alignment(
-            run.dense, run.pruned, run.kept, samples, run.seed, Plan(*STEPS[run.effort]), run.progress, fit
+            run.dense, run.pruned, run.kept, used, held, run.seed, Plan(*STEPS[run.effort]), run.progress, fit
         )
         for tried in work.run():
             run.steps.append(Step(tried.name, method, tried.before, tried.after, tried.kept, tried.detail))

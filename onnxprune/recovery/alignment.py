@@ -1,15 +1,15 @@
 """Blocks of the pruned network are trained to give what the dense ones give, then the network as a whole.
 
-    for result in Alignment(dense, pruned, kept, samples, seed, plan, tell).run(): ...
+    for result in Alignment(dense, pruned, kept, used, held, seed, plan, tell, fit).run(): ...
 
 The blocks are those of the stream (runtime/stream). A block reads what the pruned network gives it and is compared with
-the dense network at the cut behind it. The whole is compared at all cuts and at its outputs. Every fifth batch is held
-back: numbers stay only where the error there falls.
+the dense network at the cut behind it. The whole is compared at all cuts and at its outputs. Numbers stay only where
+the error falls on inputs that are held back, from the fits before it, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recovery.descent import LOOKS, RATES, descend, rate_by_range_test
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
 from onnxprune.recovery.pictures import augmentation
@@ -31,7 +32,6 @@ from onnxprune.structure.rewrite import Kept
 
 Array = npt.NDArray[Any]
 
-HELD_EVERY = 5
 _ALIKE = 1e-5  # relative error of a block below which there is nothing to gain
 
 
@@ -78,7 +78,8 @@ class Alignment:
         dense: The model before pruning.
         pruned: The model after; its numbers are changed in place.
         kept: The kept indices of cut constants.
-        samples: Calibration inputs.
+        used: Calibration inputs that are trained on.
+        held: Others, which no fit has seen.
         seed: Of everything that is drawn.
         plan: How many steps are taken.
         tell: Called with what goes on.
@@ -89,15 +90,15 @@ class Alignment:
     """
 
     def __init__(
-        self, dense: ir.Model, pruned: ir.Model, kept: Kept, samples: Batches, seed: int, plan: Plan,
+        self, dense: ir.Model, pruned: ir.Model, kept: Kept, used: Batches, held: Batches, seed: int, plan: Plan,
         tell: Callable[[str], None], fit: Fit,
     ) -> None:  # fmt: skip
-        self.dense, self.pruned, self.samples = dense, pruned, samples
+        self.dense, self.pruned = dense, pruned
+        self.samples = samples = used + held
         self.seed, self.plan, self.tell, self.fit = seed, plan, tell, fit
         self.blocks = common_blocks(dense, pruned, samples.sizes(dense))
-        numbers = range(len(samples.feeds))
-        self.held = [i for i in numbers if i % HELD_EVERY == HELD_EVERY - 1] or [numbers[-1]]
-        self.train = [i for i in numbers if i not in self.held] or list(numbers)
+        self.train = range(len(used.feeds))
+        self.held = range(len(used.feeds), len(samples.feeds))
         self.places = [
             compared_at(dense, pruned, kept, sorted(block.live), samples.feeds[0]) for block in self.blocks[1]
         ]
@@ -110,14 +111,14 @@ class Alignment:
         steps = self.plan.whole + self.plan.block + 2 * len(RATES) * self.plan.tried  # all blocks cost one whole
         self.tell(f"align: about {tail.seconds(steps, LOOKS + 2) / 60:.1f} minutes for "
                   f"{len(self.blocks[1])} blocks and the whole")  # fmt: skip
-        start = self._numbers()
+        start = numbers_of(self.pruned)
         first = self._outputs(tail)
         del tail
-        self._put_back(start)
+        put_back(self.pruned, start)
         blocks = list(self._each_block())
         whole, best = self._whole(first, any(block.kept for block in blocks))
         if best > first:
-            self._put_back(start)
+            put_back(self.pruned, start)
             blocks = [replace(b, after=b.before, detail=f"{b.detail}, the outputs got worse") for b in blocks]
         yield from blocks
         yield whole
@@ -186,7 +187,7 @@ class Alignment:
         Returns:
             What was tried, and the distance of the outputs at the end.
         """
-        tail, start = self._end(), self._numbers()
+        tail, start = self._end(), numbers_of(self.pruned)
         begun, before = self._outputs(tail), tail.held()
         last, after, detail = begun, before, ""
         if before > _ALIKE:
@@ -197,7 +198,7 @@ class Alignment:
         if after < before and last <= min(first, begun):
             self._fit(tail.closed, [*self.train, *self.held])
             return Tried("the whole", before, after, detail), last
-        self._put_back(start)
+        put_back(self.pruned, start)
         if changed and begun <= first:
             self._fit(tail.closed, [*self.train, *self.held])
         return Tried("the whole", before, before, detail), begun if changed else first
@@ -215,13 +216,6 @@ class Alignment:
         """The distance of the outputs on held-back inputs, with what is behind the last place fitted to the others."""
         self._fit(tail.closed, self.train)
         return tail.held_outputs()
-
-    def _numbers(self) -> dict[str, ir.TensorProtocol | None]:
-        return {name: value.const_value for name, value in self.pruned.graph.initializers.items()}
-
-    def _put_back(self, numbers: Mapping[str, ir.TensorProtocol | None]) -> None:
-        for name, tensor in numbers.items():
-            self.pruned.graph.initializers[name].const_value = tensor
 
     def _fit(self, blocks: Sequence[Block], numbers: Sequence[int]) -> None:
         """Fit what is behind the last place to some of the batches."""

@@ -1,6 +1,4 @@
-"""Recovery without labels or training: layer by layer, towards what the dense network computes.
-
-    recovered = recover(dense, pruned, kept, {"images": array})
+"""Recovery layer by layer, towards what the dense network computes.
 
 In topological order, each contraction of the pruned network gets the activations that the network before it now gives,
 and the dense network's outputs as targets. A *method* proposes new weights and biases from their moments; a proposal is
@@ -21,7 +19,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.data.batches import Inputs
-from onnxprune.errors import DataError
 from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
@@ -34,6 +31,7 @@ from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.places import rows_left
 from onnxprune.recovery.registry import METHODS, model_method
+from onnxprune.recovery.scores import giving_scores, too_few_rows
 from onnxprune.recovery.solve import Affine
 from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
 from onnxprune.runtime.countdown import Countdown
@@ -47,7 +45,6 @@ from onnxprune.structure.rewrite import Kept
 FOLDS = 4
 _FITS_QUERIES = ("least-squares",)  # what fits all weights of a layer anew
 
-_REPORTED = 64  # inputs on which the outputs are compared for the report
 _WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
 
 
@@ -72,31 +69,14 @@ class Step:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """What was done to a model.
-
-    Attributes:
-        steps: In the order in which they were tried.
-        skipped: Contractions that were left as they are, with the reason.
-        before, after: Relative squared error of the model's outputs on the calibration inputs; None without any.
-        samples: How many inputs were used.
-    """
-
-    steps: tuple[Step, ...]
-    skipped: Mapping[str, str]
-    before: float | None
-    after: float | None
-    samples: int
-
-
 @dataclass
 class State:
     """The state of one recovery.
 
     Attributes:
         trained: Whether the pruned model was trained since it was cut.
-        inputs: The samples, as `recover` was given them.
+        inputs: The samples that may be used.
+        held: Samples that are held back from every fit; empty where no method asks for any.
         anchors: By weight, its numbers when a run with a trained model began; see `Layer.anchor`.
         refused: Layers with methods that the model's outputs spoke against: they are not tried again.
     """
@@ -110,6 +90,7 @@ class State:
     progress: Callable[[str], None]
     trained: bool = False
     inputs: Inputs = field(default_factory=dict)
+    held: Inputs = field(default_factory=dict)
     effort: Effort = "low"
     seed: int = 0
     steps: list[Step] = field(default_factory=list)
@@ -166,56 +147,6 @@ class State:
         self.steps.append(Step(layer, method, before, after, after < before))
 
 
-def recover(
-    dense: ir.Model,
-    pruned: ir.Model,
-    kept: Kept,
-    inputs: Inputs,
-    *,
-    methods: Sequence[str] = ("least-squares",),
-    pattern: Shape | None = None,
-    trained: bool = False,
-    effort: Effort = "low",
-    seed: int = 0,
-    batch: int = 64,
-    windows: int = 256,
-    progress: Callable[[str], None] | None = None,
-) -> Recovery:
-    """Bring a pruned model's outputs back towards the dense model's, in place.
-
-    Args:
-        dense: The model before pruning, normalised. It stays as it is.
-        pruned: The model after; removed units are gone, and there are as many zeros afterwards as before.
-        kept: The kept indices of cut constants, by name and axis, as `RemoveUnits` tells them.
-        inputs: Unlabelled samples by input name; may be empty for methods that need none.
-        methods: Names of `METHODS` or `module:function`, each run over the whole network in this order.
-        pattern: What zeros keep to where a method chooses them anew.
-        trained: Whether the pruned model was trained: fits are then drawn to its weights, else to the dense model's.
-        effort: How many steps methods by gradients take.
-        seed: Of what they draw at random.
-        batch: Batches run at once.
-        windows: Largest number of places of one feature map that statistics are taken from.
-        progress: Called with the name of each layer.
-
-    Raises:
-        RecipeError: There is no such method.
-        DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
-    """
-    measured = bool(inputs) or any(METHODS.find(name).needs == "calibration" for name in methods)
-    samples = Batches.of(dense, inputs, batch, least=2 * FOLDS) if measured else Batches((), (), 0)
-    feeds = samples.feeds
-    if measured and len(feeds) < 2:
-        raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
-    run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
-                inputs, effort, seed)  # fmt: skip
-    some = feeds[: max(1, _REPORTED * len(feeds) // max(1, samples.count))] if feeds else []
-    before = run.error(some) if measured else None
-    for name in methods:
-        (METHODS.find(name).run or recover_layers)(run, name)
-    after = run.error(some) if measured and run.steps else before
-    return Recovery(tuple(run.steps), run.skipped, before, after, samples.count)
-
-
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
     """Group layers by how many of them lie before each, along the longest path; first stage first."""
     depth: dict[ir.Value, int] = {}
@@ -261,12 +192,17 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
     mixes = query_mixes(run.dense, run.kept, run.samples, {x.name for x in known}) if method in _FITS_QUERIES else {}
     pairs = [Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name)) for x in known]
     pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
+    scores = giving_scores(run.dense, list(originals.values()), run.samples)
     count = Countdown("layer", len(pairs), run.progress)
     for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
         count(len(stage_moments))
         for pair, moments in stage_moments:
             factor, _ = pair.to_pruned()
             layer = _layer(run, pair.pruned, pair.dense, factor, pair.mix)
+            reason = too_few_rows(layer, moments) if pair.dense.name in scores else None
+            if reason is not None:
+                run.skipped[str(layer.linear.output.name)] = reason
+                continue
             proposal = propose(method, layer, moments)
             run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:

@@ -31,6 +31,7 @@ class Method:
         propose: What it does with one layer; None where it sees the model.
         run: What it does with the model; None where it sees one layer at a time.
         needs_pytorch: Whether it trains through the bridge.
+        holds_back: Whether it judges by inputs that no fit of the methods before it may have seen.
     """
 
     needs: Needs
@@ -39,6 +40,7 @@ class Method:
     propose: Propose | None = None
     run: Run | None = None
     needs_pytorch: bool = False
+    holds_back: bool = False
 
     @property
     def in_words(self) -> str:
@@ -85,12 +87,13 @@ def method(name: str, *, judged_by_outputs: bool, source: str) -> Callable[[Prop
 
 
 def model_method(
-    name: str, *, needs: Needs, judge: Judge, source: str, needs_pytorch: bool = False
+    name: str, *, needs: Needs, judge: Judge, source: str, needs_pytorch: bool = False, holds_back: bool = False
 ) -> Callable[[Run], Run]:
     """Register a method that sees the whole model."""
 
     def register(function: Run) -> Run:
-        METHODS.add(name, Method(needs, judge, source, run=function, needs_pytorch=needs_pytorch), function)
+        described = Method(needs, judge, source, run=function, needs_pytorch=needs_pytorch, holds_back=holds_back)
+        METHODS.add(name, described, function)
         return function
 
     return register

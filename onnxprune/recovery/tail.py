@@ -27,6 +27,7 @@ from onnxprune.recovery.pictures import Augment
 from onnxprune.recovery.places import Place
 from onnxprune.runtime.stream.cursor import Program, Values, part_of
 from onnxprune.runtime.stream.cuts import Block
+from onnxprune.runtime.stream.effects import CLASSES
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.store import Store
 from onnxprune.training.detections import Detector, apart
@@ -38,7 +39,6 @@ ROOM = 4 << 30
 """Bytes of the values of all drawn inputs, most of them on disk."""
 
 _NEARLY = 1 / 3  # of the relative error in front of the outputs: blocks up to a cut with less are not trained
-_CLASSES = ("logits", "probabilities")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,16 +179,16 @@ class Tail:
         return _Item(number, self._store.kept(read, together), self._store.kept(self._dense(feed), together))
 
     def _kinds_of(self, outputs: Sequence[str]) -> dict[str, Kind]:
-        kinds = {}
+        kinds, seen = {}, self._dense(self._nets.samples.feeds[self._nets.train[0]])
         for name in (n for n in outputs if n in self._names):
-            arrays = [item.dense[name] for item in self._held]
+            arrays = [seen[name], *(item.dense[name] for item in self._held)]
             if arrays[0].dtype.kind == "f":
                 alike = arrays[0].ndim > 1 and len({a.shape[1:] for a in arrays}) == 1
                 kinds[name] = kind_of_outputs(np.concatenate(arrays) if alike else arrays[0])
         return kinds
 
     def _of_classes(self) -> bool:
-        return bool(self._kinds) and all(kind in _CLASSES for kind in self._kinds.values())
+        return bool(self._kinds) and all(kind in CLASSES for kind in self._kinds.values())
 
     def _loss(self, item: _Item) -> Tensor:
         """The loss of a batch.
@@ -199,7 +199,7 @@ class Tail:
         mine = dict(zip(self._names, as_tuple(self._module(*tensors(self._part, item.read))), strict=True))
         tokens = self._nets.samples.tokens[item.number]
         total = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
-        names = [name for name, kind in self._kinds.items() if not self._places or kind not in _CLASSES]
+        names = [name for name, kind in self._kinds.items() if not self._places or kind not in CLASSES]
         return total + self._apart(mine, item, names)
 
     def _apart(self, mine: Mapping[str, Tensor], item: _Item, names: Sequence[str]) -> Tensor:
@@ -220,8 +220,9 @@ class Tail:
 def first_trained(nets: Pruning) -> int:
     """Return the number of the first block that is trained.
 
-    The blocks before it end in a cut whose relative squared error, on inputs that are held back, is below a third of
-    that at the last cut, in front of the outputs.
+    The blocks before it end in a cut whose relative squared error is below a third of that at the last cut, in front of
+    the outputs. It is measured on inputs that are trained on. On others the last cut stands out, since the fits before
+    it have learned theirs by heart.
     """
     compared = [at for at in nets.places[:-1] if at]
     if not compared:
@@ -229,7 +230,7 @@ def first_trained(nets: Pruning) -> int:
     names = [place.name for at in compared for place in at]
     programs = [Program(m, list(m.graph), names, nets.samples.feeds[0]) for m in (nets.dense, nets.pruned)]
     totals = dict.fromkeys(names, 0.0)
-    for number in nets.held:
+    for number in nets.train[: len(nets.held)]:
         theirs, ours = (program(nets.samples.feeds[number]) for program in programs)
         for place in (place for at in compared for place in at):
             gap = ours[place.name].astype(np.float64) - place.left(theirs[place.name])

@@ -12,7 +12,7 @@ from onnx import parser
 
 import onnxprune
 from onnxprune import model_io
-from onnxprune.data.batches import Samples, batches, samples_by_name
+from onnxprune.data.batches import Samples, batches, held_back, samples_by_name
 from onnxprune.data.calibration import read_calibration
 from onnxprune.data.fit import fixed_batch, input_specs
 from onnxprune.data.readers import Data, open_data
@@ -130,6 +130,22 @@ def test_a_split_and_a_draw_keep_the_axes() -> None:
     drawn = read_calibration(STATE, detector(), limit=7)
     assert isinstance(drawn.inputs, Samples) and drawn.inputs["state"].shape == (2, 7, 6)
     assert samples_by_name(detector(), drawn.inputs).count == 7
+
+
+def test_what_is_held_back_is_spread_evenly_and_leaves_the_rest() -> None:
+    given = {"x": np.arange(20 * 8).reshape(20, 8).astype(np.float32), "state": random(2, 20, 6), "rate": np.array(16)}
+    used, held = held_back(detector(), given, 8)
+    assert (used.count, held.count) == (18, 2)
+    assert (held["x"][:, 0] // 8).tolist() == [5, 15]
+    assert used["state"].shape == (2, 18, 6) and used["rate"].shape == ()
+
+
+def test_whole_batches_are_held_back_where_a_model_fixes_their_size() -> None:
+    model = detector("4, 8", "2, 4, 6")
+    used, held = held_back(model, {"x": random(20, 8), "state": random(2, 20, 6), "rate": np.array(16)}, 8)
+    assert (used.count, held.count) == (16, 4)
+    with pytest.raises(DataError, match="give at least 12"):
+        held_back(model, {"x": random(8, 8), "state": random(2, 8, 6), "rate": np.array(16)}, 8)
 
 
 def test_the_fixed_batch_is_along_the_axis_of_the_samples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 import torch
 
 from onnxprune import model_io
+from onnxprune.data.batches import held_back
 from onnxprune.errors import RecipeError
 from onnxprune.pipeline.run import prune
 from onnxprune.recovery import Recovery, recover
+from onnxprune.recovery.alignment import Alignment, Tried
 from onnxprune.recovery.descent import Walk, descend, rate_by_range_test
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import compared_at
+from onnxprune.recovery.run import HELD_EVERY
 from onnxprune.runtime.session import make_session, run
 
 from .models_to_recover import constant, cut, network, residual_stack, zeroed
@@ -41,13 +45,35 @@ def aligned(
 
 
 def test_it_goes_on_where_least_squares_ends() -> None:
-    fitted, kept = cut(dense(), "w1", 0, [0, 3, 5, 9, 11, 14])
+    fitted, kept = cut(dense(0.01), "w1", 0, [0, 3, 5, 9, 11, 14])
     trained = fitted.clone()
-    closed = aligned(fitted, kept, ("least-squares",))
-    done = aligned(trained, kept)
+    closed = aligned(fitted, kept, ("least-squares",), scale=0.01)
+    done = aligned(trained, kept, scale=0.01)
     assert done.after is not None and closed.after is not None
     assert done.after < 0.98 * closed.after
     assert {step.method for step in done.steps} == {"least-squares", "align"}  # the closed form is its start
+
+
+def test_what_is_held_back_was_not_seen_by_the_fits_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the start looks better on it than it is, and good states are refused."""
+    pruned, kept = cut(dense(), "w1", 0, [0, 3, 5, 9])
+    fitted = pruned.clone()
+    used, held = held_back(dense(), X, HELD_EVERY)
+    assert not set(map(bytes, used["x"])) & set(map(bytes, held["x"]))
+    recover(dense(), fitted, kept, used, methods=("least-squares",))
+    starts: list[ir.Model] = []
+
+    def run_nothing(self: Alignment) -> Iterator[Tried]:
+        starts.append(self.pruned.clone())
+        return iter(())
+
+    monkeypatch.setattr(Alignment, "run", run_nothing)
+    recover(dense(), pruned, kept, X, methods=("least-squares", "align"))
+    for name in ("w2", "w3", "w4"):
+        assert np.array_equal(constant(starts[0], name), constant(fitted, name))
+    everything = cut(dense(), "w1", 0, [0, 3, 5, 9])[0]
+    recover(dense(), everything, kept, X, methods=("least-squares",))
+    assert np.array_equal(constant(pruned, "w2"), constant(everything, "w2"))  # nothing was kept: all inputs again
 
 
 def test_where_channels_of_the_cut_went_those_that_are_left_are_compared() -> None:
@@ -62,8 +88,8 @@ def test_where_channels_of_the_cut_went_those_that_are_left_are_compared() -> No
 
 def test_single_weights_that_are_zero_stay_zero() -> None:
     mask = np.random.default_rng(0).random((16, 6)) < 0.5
-    pruned = zeroed(dense(), {"w1": mask})
-    done = aligned(pruned, {})
+    pruned = zeroed(dense(0.01), {"w1": mask})
+    done = aligned(pruned, {}, scale=0.01)
     assert any(step.applied for step in done.steps if step.method == "align")
     assert not constant(pruned, "w1")[~mask].any()
     assert constant(pruned, "w1")[mask].all()

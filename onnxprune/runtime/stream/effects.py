@@ -18,6 +18,8 @@ from onnxprune.runtime.stream.cuts import operands
 from onnxprune.runtime.stream.gather import Batches
 
 Array = npt.NDArray[Any]
+CLASSES = ("probabilities", "logits")
+"""The kinds of outputs that are scores of classes."""
 
 
 class Effects:

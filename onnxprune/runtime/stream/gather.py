@@ -76,6 +76,9 @@ class Batches:
         tokens = [None if mask is None else np.asarray(feed[mask]) != 0 for feed in feeds]
         return Batches(feeds, tokens, samples.count)
 
+    def __add__(self, other: Batches) -> Batches:
+        return Batches([*self.feeds, *other.feeds], [*self.tokens, *other.tokens], self.count + other.count)
+
     def sizes(self, model: ir.Model) -> dict[str, int]:
         """Elements of the values of a model for the first batch."""
         return {name: math.prod(shape) for name, shape in value_shapes(model, self.feeds[0]).items()}
