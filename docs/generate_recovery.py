@@ -57,9 +57,9 @@ Where channels of such a value are gone, those that are left are compared. What 
   The rate is half of the best of a short range test.
 - One sample of eight is held back from all of this, and from the closed forms before it. A fit lowers the error on the
   samples that it saw far more than on others: on MobileNetV2 at half of the work, .66 and 1.07 of the variance of the
-  last features. A block keeps its new numbers where its error on the held ones falls. In the end the state is kept whose
-  outputs are nearest to the dense ones there: after the whole, after the blocks, or before. Where it is the one before,
-  the closed forms run again on all samples.
+  last features. A block keeps its new numbers where its error on the held ones falls. In the end that state is kept
+  whose outputs are nearest to the dense ones there: after the whole, after the blocks, or before. Where it is the one
+  before, the closed forms run again on all samples.
   The time is told before it begins; the same seed gives the same numbers.
 
 ## Without data
