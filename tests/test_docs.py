@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import decoders
+import onnx
 import pytest
 from generated import script
 
@@ -68,6 +70,32 @@ def test_commands_of_a_page(page: str, place: tuple[Path, dict[str, str]]) -> No
     for command in found:
         done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("package", ["torch", "lightning", "transformers"])
+def test_loops_of_ones_own_train_a_pruned_model(package: str, place: tuple[Path, dict[str, str]]) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'onnxprune[trainers]'")
+    folder, environment = place
+    prune, compare = commands("howto/own-loop.md")
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "howto" / "own-loop.md").read_text(), flags=re.S)
+    (block,) = [block for block in code if _needs(block) == package]
+    for command in (prune, [sys.executable, "-W", "ignore", "-c", block], compare):
+        done = subprocess.run(
+            command, shell=isinstance(command, str), cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert "accuracy" in done.stdout
+    trained, pruned = (onnx.load(folder / f"{name}.onnx") for name in ("trained", "pruned"))
+    assert [(t.name, list(t.dims)) for t in trained.graph.initializer] == [
+        (t.name, list(t.dims)) for t in pruned.graph.initializer
+    ]
+    assert trained.SerializeToString() != pruned.SerializeToString()
+
+
+def _needs(block: str) -> str:
+    """The package whose loop a block of the page uses."""
+    return next((name for name in ("lightning", "transformers") if name in block), "torch")
 
 
 def test_promotion_puts_a_file_there_or_leaves_the_old_one(place: tuple[Path, dict[str, str]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from onnxprune.recipe.training import DataSettings, TrainSettings
 from onnxprune.training.masks import Masks, apply_masks, masks_of_zeros, sparsity_of
+from onnxprune.training.own_loop import OwnLoop
 from onnxprune.training.progress import Event, Progress, display
 from onnxprune.training.retraining import Retrained, retrain
 from onnxprune.training.task import EpochResult, TrainResult
@@ -20,6 +21,7 @@ __all__ = [
     "EpochResult",
     "Event",
     "Masks",
+    "OwnLoop",
     "Progress",
     "Retrained",
     "TrainResult",

@@ -58,6 +58,14 @@ class BoundMasks:
         if pairs:
             torch._foreach_mul_([grad for grad, _ in pairs], [keep for _, keep in pairs])
 
+    def hold(self) -> None:
+        """Mask each gradient as it is made, for loops that are not ours.
+
+        With a gradient of zero, momentum stays zero and so does a weight that is zero, decayed or not.
+        """
+        for weight, keep in zip(self._weights, self._keep, strict=True):
+            weight.register_hook(lambda g, keep=keep: g * keep.to(g))  # type: ignore[no-untyped-call]
+
     @torch.no_grad()
     def zero(self) -> None:
         """Write +0.0 at every pruned place: unlike a product this also holds for -0.0, infinity and NaN."""
