@@ -95,6 +95,11 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure what is missing."""
     from units import Pictures
 
+    keep_alive = None
+    if arguments.weights is not None:
+        from depgraph import _torchvision_without_operators
+
+        keep_alive = _torchvision_without_operators()
     pictures = Pictures(arguments.data_root, arguments.mobilenet)
     dense = model_io.load(arguments.mobilenet)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"entries": []}
@@ -108,6 +113,7 @@ def measure(arguments: argparse.Namespace) -> None:
         results["entries"].append(entry)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(entry, flush=True)
+    del keep_alive
 
 
 def _figures(dense: ir.Model, model: ir.Model, pictures: Any) -> dict[str, float]:

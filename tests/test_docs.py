@@ -165,6 +165,17 @@ def test_figures_of_large_decoders_are_those_measured() -> None:
         assert row["peak / file"] <= (0.6 if dtype == "float32" else 1.2)
 
 
+def test_figures_of_the_browser_are_those_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "browser.json").read_text())
+    text = (DOCS / "howto" / "browser.md").read_text()
+    for row in measured["models"].values():
+        dense, pruned = row["dense"], row["pruned"]
+        cells = [f"{dense[key]:,} to {pruned[key]:,}" for key in ("bytes", "gzip", "milliseconds")]
+        ratio = f"{pruned['milliseconds'] / dense['milliseconds']:.2f}"
+        assert f"| {' | '.join([*cells, ratio])} |" in text
+    assert f"onnxruntime-web {measured['onnxruntime-web']}" in text
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))

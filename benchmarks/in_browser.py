@@ -1,10 +1,10 @@
 """Latency and bytes in a browser: models in onnxruntime-web's WASM backend, in headless Chromium.
 
     npm install --prefix WORK onnxruntime-web@1.30.0
-    python benchmarks/browser.py WORK dense.onnx pruned.onnx [...]     ->  benchmarks/results/browser.json
+    python benchmarks/in_browser.py WORK dense.onnx pruned.onnx [...]     ->  benchmarks/results/browser.json
 
-Pairs of models run in turns in one page: one thread, batches of one, the fastest of 31 measurements, each of as many
-runs as take 20 ms. A browser has a coarse clock, and no clock of CPU time: what else runs only adds to it. Bytes are
+Pairs of models run in turns in one page: one thread, batches of one, the fastest of 61 measurements, each of as many
+runs as take 4 ms. A browser has a coarse clock, and no clock of CPU time: what else runs only adds to it. Bytes are
 those of the file, and of the file as a server sends it with gzip. Nothing but this machine is asked for.
 """
 
@@ -27,7 +27,7 @@ from onnxprune import model_io, runtime
 from onnxprune.structure.machine import processor
 
 RESULTS = Path(__file__).parent / "results" / "browser.json"
-RUNS, WARM = 31, 3
+RUNS, WARM = 61, 5
 _PAGE = """<!doctype html><meta charset="utf-8"><script src="ort/ort.wasm.min.js"></script><script>
 async function main() {
   const { files, feeds, runs, warm } = await (await fetch("task.json")).json();
@@ -48,7 +48,7 @@ async function main() {
       for (let j = 0; j < repeats[i]; j++) await sessions[i].run(inputs);
       const time = (performance.now() - start) / repeats[i];
       if (run >= warm) times[i].push(time);
-      else repeats[i] = Math.ceil(20 / Math.max(time, 0.1));
+      else repeats[i] = Math.ceil(4 / Math.max(time, 0.1));
     }
   return { times, agent: navigator.userAgent };
 }
