@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import io
 import os
-import sys
+import shutil
 import tempfile
 import time
 import traceback
@@ -29,91 +29,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-SEED = 0
-VOCABULARY = 320
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
-    "intermediate_size": 96, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-GROUPED = {**SMALL, "num_key_value_heads": 4}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1,
-           "mlp_only_layers": []}  # fmt: skip
-WIDE: dict[str, Any] = {"hidden_size": 128, "head_dim": 16, "intermediate_size": 192}  # kernels of rotary heads take 16
-WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+from llm_models import DECODERS, ENCODERS, SEED, SEQ2SEQ, WIDE, decoder, encoder, example, saved
 
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", GROUPED),
-    "qwen2": ("Qwen2", GROUPED),
-    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
-    "mistral": ("Mistral", {**GROUPED, "sliding_window": None, "head_dim": 8}),
-    "gemma2": ("Gemma2", {**GROUPED, "head_dim": 8, **WINDOWS, "query_pre_attn_scalar": 8}),
-    "gemma3": ("Gemma3Text", {**GROUPED, "head_dim": 8, **WINDOWS, "query_pre_attn_scalar": 8}),
-    "phi3": ("Phi3", {**GROUPED, "original_max_position_embeddings": 64}),
-    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64}),
-    "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}),
-    "qwen3-moe": ("Qwen3Moe", {**GROUPED, **EXPERTS, "head_dim": 8}),
-    "gpt-oss": ("GptOss", {**GROUPED, **WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 2}),
-}
-ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "bert": ("BertModel", "BertConfig", SMALL),
-    "deberta": ("DebertaV2Model", "DebertaV2Config",
-                {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}),
-    "modernbert": ("ModernBertModel", "ModernBertConfig",
-                   {**SMALL, "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2}),
-}  # fmt: skip
-
-# -- export ---------------------------------------------------------------------------------------------------------
+Export = Callable[[str, Path], None]
 
 
-def decoder(family: str, **more: Any) -> Any:
-    """A causal language model of a real class with random weights; ``more`` are other settings of its size."""
-    import torch
-    import transformers
-
-    name, settings = DECODERS[family]
-    torch.manual_seed(SEED)
-    config = getattr(transformers, f"{name}Config")(**{**settings, **more}, attn_implementation="eager")
-    config.use_cache = True
-    classes = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
-    model = getattr(transformers, classes.get(name, f"{name}ForCausalLM"))(config)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "norm" not in key and parameter.ndim > 1:
-                parameter.normal_(0, 0.5 / parameter.shape[-1] ** 0.5)
-    return model.eval()
-
-
-def encoder(family: str) -> Any:
-    """An encoder of a real class with random weights."""
-    import torch
-    import transformers
-
-    model, config, settings = ENCODERS[family]
-    torch.manual_seed(SEED)
-    made = getattr(transformers, config)(**settings, attn_implementation="eager")
-    return getattr(transformers, model)(made).eval()
-
-
-def saved(model: Any, folder: Path) -> Path:
-    """The model as a Hugging Face folder with a tokenizer of bytes, as the builders read it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    model.save_pretrained(folder)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"<{i}>": i for i in range(3, VOCABULARY)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-                            unk_token="<pad>").save_pretrained(folder)  # fmt: skip
-    return folder
-
-
-def export_dynamo(family: str, out: Path) -> None:
+def export_dynamo(family: str, out: Path, opset: int = 18, attention: str = "eager", half: bool = False) -> None:
     """torch.onnx.export(dynamo=True) with the cache as inputs and outputs; the length of the mask is a free symbol."""
     import torch
     from transformers import DynamicCache
 
     model = decoder(family)
+    model.set_attn_implementation(attention)
+    model = model.half() if half else model
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
@@ -130,7 +58,11 @@ def export_dynamo(family: str, out: Path) -> None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     batch, length, past = 2, 3, 5
-    cache = [[torch.randn(batch, heads, past, size) for _ in range(2)] for _ in range(config.num_hidden_layers)]
+    kind_of_number = torch.float16 if half else torch.float32
+    cache = [
+        [torch.randn(batch, heads, past, size, dtype=kind_of_number) for _ in range(2)]
+        for _ in range(config.num_hidden_layers)
+    ]
     auto = torch.export.Dim.DYNAMIC
     shapes = {
         "input_ids": {0: auto, 1: auto}, "attention_mask": {0: auto, 1: auto}, "position_ids": {0: auto, 1: auto},
@@ -140,7 +72,7 @@ def export_dynamo(family: str, out: Path) -> None:
     inputs = (torch.ones(batch, length, dtype=torch.long), torch.ones(batch, length + past, dtype=torch.long),
               torch.arange(past, past + length).expand(batch, -1), cache)  # fmt: skip
     program = torch.onnx.export(
-        Flat(), inputs, dynamo=True, dynamic_shapes=shapes, opset_version=18, verbose=False,
+        Flat(), inputs, dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False,
         input_names=["input_ids", "attention_mask", "position_ids", *names],
         output_names=["logits", *[name.replace("past_key_values", "present") for name in names]],
     )  # fmt: skip
@@ -148,22 +80,20 @@ def export_dynamo(family: str, out: Path) -> None:
     program.save(out / "model.onnx")
 
 
-def export_opset23(family: str, out: Path) -> None:
-    """The same at opset 23, with Attention as one operator."""
-    import torch
-
-    model = encoder(family) if family in ENCODERS else decoder(family)
-    model.set_attn_implementation("sdpa")
-    ids = torch.ones(2, 7, dtype=torch.long)
-    auto = torch.export.Dim.DYNAMIC
-    keywords = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def export_half(family: str, out: Path) -> None:
+    """The same in float16, or an encoder in float16."""
     if family in DECODERS:
-        keywords = {"input_ids": ids}
-        model.config.use_cache = False
-    program = torch.onnx.export(model, (), kwargs=keywords, dynamo=True, opset_version=23, verbose=False,
-                                dynamic_shapes={name: {0: auto, 1: auto} for name in keywords})  # fmt: skip
-    assert program is not None
-    program.save(out / "model.onnx")
+        export_dynamo(family, out, half=True)
+    else:
+        _encoder(family, out / "model.onnx", dynamo=True, half=True)
+
+
+def export_opset23(family: str, out: Path) -> None:
+    """At opset 23, with Attention, RotaryEmbedding and RMSNormalization as operators of ONNX itself."""
+    if family in DECODERS:
+        export_dynamo(family, out, opset=23, attention="sdpa")
+    else:
+        _encoder(family, out / "model.onnx", dynamo=True, opset=23)
 
 
 def export_experts(family: str, out: Path) -> None:
@@ -206,35 +136,55 @@ def export_encoder_legacy(family: str, out: Path) -> None:
     _encoder(family, out / "model.onnx", dynamo=False)
 
 
-def _encoder(family: str, path: Path, *, dynamo: bool) -> None:
+def _encoder(family: str, path: Path, *, dynamo: bool, opset: int = 18, half: bool = False) -> None:
     import torch
 
-    model = encoder(family)
-    ids = torch.randint(3, VOCABULARY, (2, 7))
-    shapes: dict[str, Any] = {}
-    if dynamo:
-        auto = torch.export.Dim.DYNAMIC
-        shapes["dynamic_shapes"] = {name: {0: auto, 1: auto} for name in ("input_ids", "attention_mask")}
-        shapes["opset_version"] = 18
-    else:
-        names = ("input_ids", "attention_mask")
-        shapes["dynamic_axes"] = {name: {0: "batch", 1: "sequence"} for name in (*names, "last_hidden_state")}
-        shapes["output_names"], shapes["opset_version"] = ["last_hidden_state"], 17
-        model.config.return_dict = False
-    program = torch.onnx.export(model, (ids, torch.ones_like(ids)), None if dynamo else str(path), dynamo=dynamo,
-                                input_names=["input_ids", "attention_mask"], verbose=False, **shapes)  # fmt: skip
-    if program is not None:
-        program.save(path)
+    known, model = (ENCODERS | SEQ2SEQ)[family], encoder(family)
+    model.set_attn_implementation("sdpa" if opset > 18 else "eager")
+    model = model.get_encoder() if family in SEQ2SEQ else model
+    model = model.half() if half else model
+    inputs = example(known, half=half)
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *given: Any) -> Any:
+            result = self.model(**dict(zip(inputs, given, strict=True)))
+            wanted = ("last_hidden_state",) if "last_hidden_state" in result else ("logits_per_image", "text_embeds")
+            return tuple(result[name] for name in (known.outputs or wanted))
+
+    axes = {name: {i: name + str(i) for i in ((0, 1) if array.ndim == 2 else (0,))} for name, array in inputs.items()}
+    if not dynamo:
+        torch.onnx.export(Flat(), tuple(inputs.values()), str(path), dynamo=False, input_names=list(inputs),
+                          dynamic_axes=axes, opset_version=17)  # fmt: skip
+        return
+    auto = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(Flat(), tuple(inputs.values()), dynamo=True, input_names=list(inputs), verbose=False,
+                                dynamic_shapes=(tuple(dict.fromkeys(names, auto) for names in axes.values()),),
+                                opset_version=opset)  # fmt: skip
+    assert program is not None
+    program.save(path)
 
 
-def export_optimum(family: str, out: Path) -> None:
-    """optimum-onnx, one decoder with its cache."""
+def export_optimum(family: str, out: Path, file: str = "model.onnx") -> None:
+    """optimum-onnx: one decoder with its cache, or an encoder."""
     from optimum.exporters.onnx import main_export
 
+    task = "text-generation-with-past" if family in DECODERS else (ENCODERS | SEQ2SEQ)[family].task
+    model = decoder(family) if family in DECODERS else encoder(family)
     with tempfile.TemporaryDirectory() as folder:
-        task = "feature-extraction" if family in ENCODERS else "text-generation-with-past"
-        model = encoder(family) if family in ENCODERS else decoder(family)
-        main_export(str(saved(model, Path(folder))), out, task=task, do_validation=False, no_post_process=False)
+        written = Path(folder) / "written"
+        main_export(str(saved(model, Path(folder))), written, task=task, do_validation=False,
+                    no_post_process=file != "decoder_model_merged.onnx" and family in SEQ2SEQ)  # fmt: skip
+        (written / file).rename(written / "model.onnx")
+        shutil.copytree(written, out, dirs_exist_ok=True)
+
+
+def export_part(file: str) -> Export:
+    """One of the files that optimum-onnx writes for a model of several parts."""
+    return lambda family, out: export_optimum(family, out, file)
 
 
 def export_optimum_merged(family: str, out: Path) -> None:
@@ -254,14 +204,19 @@ def export_optimum_merged(family: str, out: Path) -> None:
         merge_decoders(*paths, save_path=out / "model.onnx", strict=False)
 
 
-def export_genai(family: str, out: Path, precision: str = "fp32") -> None:
+def export_genai(family: str, out: Path, precision: str = "fp32", provider: str = "cpu") -> None:
     """The builder of onnxruntime-genai."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     with tempfile.TemporaryDirectory() as folder:
         source = str(saved(decoder(family, **WIDE), Path(folder) / "source"))
-        arguments = (None, source, str(out), precision, "cpu", str(Path(folder) / "cache"))
+        arguments = (None, source, str(out), precision, provider, str(Path(folder) / "cache"))
         create_model(*arguments, **parse_extra_options(*arguments, []))
+
+
+def export_genai_half(family: str, out: Path) -> None:
+    """The same in float16 for graphics processors."""
+    export_genai(family, out, "fp16", "cuda")
 
 
 def export_genai_int4(family: str, out: Path) -> None:
@@ -284,12 +239,17 @@ def export_fused(family: str, out: Path) -> None:
         fused.save_model_to_file(str(out / "model.onnx"))
 
 
-Export = Callable[[str, Path], None]
 FORMS: dict[str, Export] = {
     "dynamo": export_dynamo, "opset23": export_opset23, "optimum": export_optimum, "merged": export_optimum_merged,
-    "experts": export_experts, "genai": export_genai, "genai-int4": export_genai_int4, "encoder": export_encoder,
-    "encoder-legacy": export_encoder_legacy, "fused": export_fused,
+    "experts": export_experts, "genai": export_genai, "genai-int4": export_genai_int4, "genai-fp16": export_genai_half,
+    "encoder": export_encoder, "encoder-legacy": export_encoder_legacy, "fused": export_fused, "fp16": export_half,
+    "optimum-encoder": export_part("encoder_model.onnx"), "optimum-first": export_part("decoder_model.onnx"),
+    "optimum-past": export_part("decoder_with_past_model.onnx"),
+    "optimum-merged": export_part("decoder_model_merged.onnx"),
+    "optimum-image": export_part("vision_encoder.onnx"),
+    "optimum-prompt": export_part("prompt_encoder_mask_decoder.onnx"),
 }  # fmt: skip
+_PARTS = ("optimum-encoder", "optimum-first", "optimum-past", "optimum-merged")
 
 
 def cells() -> Iterator[tuple[str, str]]:
@@ -299,12 +259,16 @@ def cells() -> Iterator[tuple[str, str]]:
     for family in (name for name in DECODERS if name != "gpt-oss"):
         yield from ((family, form) for form in ("dynamo", "opset23", "optimum"))
         if family in built:
-            yield from ((family, form) for form in ("genai", "genai-int4"))
+            yield from ((family, form) for form in ("genai", "genai-int4", "genai-fp16"))
+    yield from ((family, "fp16") for family in ("llama", "qwen3", "gemma2", "phi3", "gpt2"))
     yield from ((family, "experts") for family in ("mixtral", "qwen3-moe"))
     yield from ((family, "merged") for family in ("llama", "gpt2"))
     for family in ENCODERS:
-        yield from ((family, form) for form in ("encoder", "encoder-legacy", "opset23"))
-    yield from (("bert", "optimum"), ("bert", "fused"), ("gpt2", "fused"))
+        yield from ((family, form) for form in ("encoder", "encoder-legacy", "opset23", "fp16"))
+    for family in SEQ2SEQ:
+        yield from ((family, form) for form in ("encoder", "encoder-legacy", "opset23", "fp16", *_PARTS))
+    yield from (("bert", "optimum"), ("vit", "optimum"), ("clip", "optimum"), ("bert", "fused"), ("gpt2", "fused"))
+    yield from (("sam", "optimum-image"), ("sam", "optimum-prompt"))
 
 
 def export(folder: Path, only: list[str]) -> None:
@@ -327,64 +291,6 @@ def export(folder: Path, only: list[str]) -> None:
         print(f"{out.name:24s} {time.time() - start:6.1f} s  {state}", flush=True)
 
 
-# -- the table ------------------------------------------------------------------------------------------------------
-
-
-def table(folder: Path, only: list[str]) -> None:
-    """Print a line for each model that was written; one that was refused is named at the end."""
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "tests")]
-    print("| model | kinds (~ inexact) | exact | inexact | layers | without --resize-io | removed against masked |")
-    print("|---|---|---|---|---|---|---|")
-    refused = []
-    for path in sorted(folder.iterdir()):
-        if only and not any(word in path.name for word in only):
-            continue
-        if (path / "model.onnx").exists():
-            print(f"| {path.name} | {' | '.join(_cells(path / 'model.onnx'))} |", flush=True)
-        else:
-            refused.append(path.name)
-    print(f"\nNot written by their exporter: {', '.join(refused) or 'none'}")
-
-
-def _cells(path: Path) -> list[str]:
-    """Kinds, shares of the weights and the verdict of the oracle, with caches that may be narrowed where there are."""
-    import oracle
-
-    from onnxprune.graph.narrowing import free_caches
-    from onnxprune.structure.analysis import analyse
-    from onnxprune.structure.blocks import layers_of, residual_blocks
-
-    def load() -> Any:
-        model = oracle.normalised(path)
-        free_caches(model)
-        return model
-
-    structure, kept = analyse(load()), analyse(oracle.normalised(path))
-    kinds: dict[str, int] = {}
-    for group in structure.groups:
-        name = f"{group.kind}{'~' if group.inexact else ''}"
-        kinds[name] = kinds.get(name, 0) + len(group)
-    shares = [structure.prunable_share(exact=exact) for exact in (True, False)]
-    before = kept.prunable_share(exact=False)
-    # Kernels that round activations to 8 bits (accuracy_level 4) jump where sums differ in the last bit.
-    limit = 1e-2 if structure.packed else 1e-4
-    try:
-        verdict = oracle.check(load, 0.4, 1)
-        good = verdict.difference <= limit and verdict.signal > limit
-        said = f"{verdict.difference:.0e} at {verdict.settings} settings{'' if good else ', TOO LARGE'}"
-    except Exception as error:
-        said = f"not run: {type(error).__name__}: {str(error)[:80]}"
-    listed = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
-    cells = [f"{part / max(whole, 1):.2f}" for part, whole in shares]
-    return [
-        listed,
-        *cells,
-        str(len(layers_of(residual_blocks(structure)))),
-        f"{before[0] / max(before[1], 1):.2f}",
-        said,
-    ]
-
-
 def main() -> None:
     """Export, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -395,6 +301,8 @@ def main() -> None:
     if arguments.what == "export":
         export(arguments.folder, arguments.only)
     else:
+        from llm_table import table
+
         table(arguments.folder, arguments.only)
 
 

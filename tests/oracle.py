@@ -29,7 +29,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxprune.errors import DataError
 from onnxprune.passes.normalise import Normalise
 from onnxprune.runtime.comparison import compare_outputs
-from onnxprune.runtime.inputs import random_inputs, working_inputs
+from onnxprune.runtime.inputs import candidate_sizes, random_inputs, working_inputs
 from onnxprune.runtime.session import make_session, run
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.axes import parts
@@ -187,7 +187,22 @@ def _settings(
             found.append((feeds, random_inputs(model, seed=seed + 1, sizes=setting)))
         return found
     pair = [working_inputs(model, seed=s, count=2, session=session) for s in (seed, seed + 1)]
-    return list(zip(*pair, strict=False))  # of a branch that reads no cache one may have more than the other
+    found = list(zip(*pair, strict=False))  # of a branch that reads no cache one may have more than the other
+    return [*found, *_another_length(model, session, found[0][0], seed)] if len(found) == 1 else found
+
+
+def _another_length(
+    model: ir.Model, session: ort.InferenceSession, known: Feeds, seed: int
+) -> list[tuple[Feeds, Feeds]]:
+    """Two random inputs of other lengths than the known ones, where the model runs one batch size only."""
+    for sizes in candidate_sizes(model):
+        feeds = random_inputs(model, seed=seed, sizes=sizes)
+        if all(feeds[name].shape == known[name].shape for name in feeds):
+            continue
+        with contextlib.suppress(DataError):
+            run(session, feeds)
+            return [(feeds, random_inputs(model, seed=seed + 1, sizes=sizes))]
+    return []
 
 
 def _candidates(structure: Structure, exact: bool) -> npt.NDArray[np.int64]:

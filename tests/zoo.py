@@ -127,6 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("vit", "transformers", "ViT", _image(16)),
         Architecture("vit_mha", "transformers", "vit_mha", _image(16)),
         Architecture("swin", "swin", "Swin", _image(32)),
+        Architecture("windowed", "windowed", "Windowed", _image(16)),
         _bert("bert", "Bert"),
         Architecture("deberta", "disentangled", "Deberta", {"tokens": (7,)}, {"tokens": 97}, sequence_axis=1),
         _language("gpt", "Gpt"),

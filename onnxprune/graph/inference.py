@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxprune.graph.caches import behind_link, cache_sums
+from onnxprune.graph.caches import behind_link, cache_lengths, cache_sums
 from onnxprune.graph.dims import (
     Sizes,
     candidate_settings,
@@ -238,10 +238,21 @@ def _full_windows(model: ir.Model) -> dict[str, int]:
 
 
 def _free_states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
-    """Yield what `states` does, where one of the axes that past and next state share has no fixed extent."""
-    for past, next_state, axes, node in states(model):
+    """Yield what `states` does, where one of the axes that past and next state share has no fixed extent.
+
+    A cache that Concat extends is such a state: what is put behind it has its heads, of the same size.
+    """
+    for past, next_state, axes, node in (*states(model), *_extended(model)):
         if past.shape is not None and any(not isinstance(d, int) for i, d in enumerate(past.shape) if i in axes):
             yield past, next_state, axes, node
+
+
+def _extended(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
+    """Yield caches that a Concat extends, and what it puts behind them."""
+    for past, axis in cache_lengths(model).items():
+        node = next(node for node, index in behind_link(past).uses() if node.op_type == "Concat" and index == 0)
+        if len(node.inputs) > 1 and node.inputs[1] is not None:
+            yield past, node.inputs[1], tuple({1, 2, 3} - {axis}), node
 
 
 def states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:

@@ -7,6 +7,9 @@ stands between each of them and the graph:
     past [.., H, .., D]  -- Einsum(past, heads [H, h], sizes [D, d]) -->  [.., h, .., d] layer [.., h, .., d]
                          -- Einsum(present, heads, sizes) -->  present [.., H, .., D]
 
+A decoder for the first tokens only hands its caches out, and one behind an encoder reads those of the encoder without
+handing them on: such an end stands alone.
+
 Columns of the matrices go like units of any weight, and all caches of one shape share them: the same heads go in every
 layer, since the runtimes that feed caches know one number for all. Inputs and outputs keep their extents meanwhile, so
 both networks of every comparison run on the same inputs. At the end the products go, and what they kept becomes the
@@ -38,12 +41,19 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """An input and the output that hands it on, with the axes of heads and of positions inside a head."""
+    """An input and the output that hands it on, or one of both, with the axes of heads and of positions in a head."""
 
-    past: ir.Value
-    present: ir.Value
+    past: ir.Value | None
+    present: ir.Value | None
     heads: int
     size: int
+
+    @property
+    def end(self) -> ir.Value:
+        """The input, or the output where there is no input: both have the same heads of the same size."""
+        value = self.past if self.past is not None else self.present
+        assert value is not None
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +86,11 @@ class Narrowed:
 
 
 def caches(model: ir.Model) -> Iterator[Cache]:
-    """Yield the caches: inputs that a Concat, perhaps in a branch, extends or an attention reads, and hands on."""
-    inputs, done = graph_inputs(model), set()
+    """Yield the caches: inputs that a Concat, perhaps in a branch, extends or an attention reads, and hands on.
+
+    After them come the ends that stand alone.
+    """
+    inputs, done = graph_inputs(model), set[ir.Value]()
     pairs: list[tuple[ir.Value, ir.Value, int | None]]
     lengths = cache_lengths(model).items()
     pairs = [(past, result_outside(model, _concat(past).outputs[0]), axis) for past, axis in lengths]
@@ -86,12 +99,26 @@ def caches(model: ir.Model) -> Iterator[Cache]:
         rank = len(past.shape or ())
         if past in done or not present.is_graph_output() or len(present.shape or ()) != rank:
             continue
-        done.add(past)
+        done |= {past, present}
         if rank == 5:  # keys and values side by side
             yield Cache(past, present, 2, 4)
         elif rank == 4:
             heads, size = [axis for axis in (1, 2, 3) if axis != (2 if grows is None else grows)]
             yield Cache(past, present, heads, size)
+    yield from _single_ends(model, done)
+
+
+def _single_ends(model: ir.Model, done: set[ir.Value]) -> Iterator[Cache]:
+    """Yield inputs and outputs that are caches by their names, with two fixed extents behind the batch."""
+    for values, word in ((graph_inputs(model), "past"), (model.graph.outputs, "present")):
+        for value in values:
+            fixed = [axis for axis in (1, 2, 3) if isinstance((value.shape or ())[axis], int)] if (
+                len(value.shape or ()) == 4) else []  # fmt: skip
+            if value in done or word not in str(value.name).lower() or len(fixed) != 2 or value.dtype is None:
+                continue
+            if value.dtype.is_floating_point() and (value.is_graph_input() or value.producer() is not None):
+                past, present = (value, None) if word == "past" else (None, value)
+                yield Cache(past, present, *fixed)
 
 
 def has_caches(model: ir.Model) -> bool:
@@ -112,10 +139,10 @@ def free_caches(model: ir.Model) -> int:
     matrices: dict[tuple[str, int], ir.Value] = {}
     count = 0
     for cache in list(caches(model)):
-        extents = [_extent(cache.past, axis, settled) for axis in (cache.heads, cache.size)]
-        if None in extents or cache.past.dtype is None:
+        extents, dtype = [_extent(cache.end, axis, settled) for axis in (cache.heads, cache.size)], cache.end.dtype
+        if None in extents or dtype is None:
             continue
-        pair = [_identity(edit, matrices, kind, int(n or 0), cache.past.dtype)
+        pair = [_identity(edit, matrices, kind, int(n or 0), dtype)
                 for kind, n in zip(("heads", "sizes"), extents, strict=True)]  # fmt: skip
         _link(edit, cache, pair, settled)
         count += 1
@@ -140,26 +167,33 @@ def _identity(
 
 def _link(edit: Editor, cache: Cache, matrices: list[ir.Value], settled: Mapping[str, int]) -> None:
     """Put the products between one cache and the graph."""
-    letters = "abcde"[: len(cache.past.shape or ())]
+    letters = "abcde"[: len(cache.end.shape or ())]
     inner = letters.replace(letters[cache.heads], "x").replace(letters[cache.size], "y")
     pairs = f"{letters[cache.heads]}x,{letters[cache.size]}y"
-    readers = list(cache.past.uses())
-    graph = cache.past.graph
-    assert isinstance(graph, ir.Graph)
-    linked = edit.before(graph[0], "Einsum", [cache.past, *matrices], {"equation": f"{letters},{pairs}->{inner}"})
-    for node, index in readers:
-        node.replace_input_with(index, linked)
-    maker = cache.present.producer()
-    assert maker is not None
-    back = edit.after(maker, "Einsum", [cache.present, *matrices], {"equation": f"{inner},{pairs}->{letters}"})
-    edit.take_place(cache.present, back, readers=[])
-    for value, end in ((cache.past, linked), (back, back)):
+    past, present, ends = cache.past, cache.present, list[tuple[ir.Value, ir.Value]]()
+    if past is not None:
+        readers, graph = list(past.uses()), past.graph
+        assert isinstance(graph, ir.Graph)
+        linked = edit.before(graph[0], "Einsum", [past, *matrices], {"equation": f"{letters},{pairs}->{inner}"})
+        for node, index in readers:
+            node.replace_input_with(index, linked)
+        linked.type = past.type
+        ends.append((past, linked))
+    if present is not None:
+        maker, shape = present.producer(), present.shape
+        assert maker is not None
+        back = edit.after(maker, "Einsum", [present, *matrices], {"equation": f"{inner},{pairs}->{letters}"})
+        edit.take_place(present, back, readers=[])
+        back.shape = back.shape if past is not None else shape
+        ends.append((back, back))
+    for value, end in ends:
         end_node = end.producer()
         assert end_node is not None
         end_node.metadata_props[LINK] = f"{cache.heads},{cache.size}"
-        end_node.metadata_props[PAST] = str(cache.past.name)
+        end_node.metadata_props[PAST] = "" if past is None else str(past.name)
         _settle(value, (cache.heads, cache.size), settled, end_node)
-    linked.type, cache.present.shape = cache.past.type, None
+    if present is not None:
+        present.shape = None
 
 
 def _settle(value: ir.Value, axes: tuple[int, int], settled: Mapping[str, int], node: ir.Node) -> None:
@@ -187,6 +221,8 @@ def narrow_caches(model: ir.Model) -> Narrowed:
         if outside is source:
             heads.append(len(kept[0][0]))
             sizes.append(len(kept[1][0]))
+            if not result.uses():  # of a layer that went
+                gone.add(str(source.name))
             result.replace_all_uses_with(source)
         else:
             name, shape = result.name, result.shape
@@ -198,6 +234,7 @@ def narrow_caches(model: ir.Model) -> Narrowed:
     for value in list(model.graph.initializers.values()):
         if is_link_matrix(value):
             del model.graph.initializers[str(value.name)]
+    _drop_inputs(model, gone)
     names = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
     caches_left = [name for name in names if name in touched]
     renamed = _renumbered(caches_left) if gone else {}
@@ -216,9 +253,13 @@ def _drop_caches(model: ir.Model) -> set[str]:
         model.graph.outputs.remove(output)
         model.graph.remove(node, safe=True)
     _read_another(model, gone)
+    _drop_inputs(model, gone)
+    return gone - {""}
+
+
+def _drop_inputs(model: ir.Model, gone: set[str]) -> None:
     for value in [value for value in model.graph.inputs if value.name in gone]:
         model.graph.inputs.remove(value)
-    return gone
 
 
 def _read_another(model: ir.Model, gone: set[str]) -> None:

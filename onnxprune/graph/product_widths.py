@@ -1,7 +1,8 @@
-"""Extents of free dimensions that a product or a Reshape of fixed width settles, however far behind the input it lies.
+"""Extents of free dimensions that a product, a Reshape or an added constant settles, however far behind the input.
 
-An exporter may leave height and width of an image free though a Flatten and a product behind it allow one size alone.
-The width that arrives there grows with the extent, so bisection finds the extent.
+An exporter may leave height and width of an image free though a Flatten and a product behind it allow one size alone,
+or a table of positions that is added to the patches. The width that arrives there grows with the extent, so bisection
+finds the extent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.layers import data_width
+from onnxprune.graph.operators import operator_of
 from onnxprune.graph.reshapes import has_places, shape_and_target
 from onnxprune.graph.shapes import Probe, probe_at
 
@@ -89,7 +91,9 @@ def settled_by_products(
             extent = _bisect(search, demand, {**sizes, **settled, **others}, together)
             tried = {**settled, **others, **dict.fromkeys(together, extent or 0)}
             after = search.at({**sizes, **tried}) if extent else None
-            if after is not None and after.failures < before:
+            # Inference does not compare channels: that they fit takes no failure away.
+            alone = len(together) == 1 and not others
+            if after is not None and (after.failures < before or alone and after.failures == before):
                 settled = tried
                 break
         else:
@@ -108,12 +112,15 @@ def _first_misfit(model: ir.Model, probe: Probe) -> _Demand | None:
 
 
 def _demands(node: ir.Node, probe: Probe) -> Iterator[_Demand]:
-    """Yield what a node demands: the width of a constant weight, or as many numbers as a Reshape has places for."""
+    """Yield what a node demands: the width of a constant weight, as many numbers as a Reshape has places for, or as
+    many positions as an added constant has.
+    """
     for index, value in enumerate(node.inputs):
         shape = probe.shapes.get(value) if value is not None else None
         width = data_width(node, index, len(shape)) if shape else None
         if value is not None and shape and width is not None:
             yield _Demand(value, (width[0] % len(shape),), width[1])
+    yield from _added(node, probe)
     extents, target = shape_and_target(node, probe.shapes, probe.data)
     kept = [axis for axis, entry in enumerate(target) if entry == 0]
     fixed = math.prod(entry for entry in target if entry > 0)
@@ -122,6 +129,28 @@ def _demands(node: ir.Node, probe: Probe) -> Iterator[_Demand]:
     axes = tuple(axis for axis in range(len(extents)) if axis not in kept)
     if -1 not in target and axes and node.inputs[0] is not None:
         yield _Demand(node.inputs[0], axes, fixed)
+
+
+def _added(node: ir.Node, probe: Probe) -> Iterator[_Demand]:
+    """Yield the extents of a constant with several axes that is added, where neither it nor the other is repeated."""
+    if operator_of(node).pointwise != "broadcast" or len(node.inputs) != 2:
+        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        if value is None or other is None or not _is_fixed(other) or _is_fixed(value):
+            continue
+        shape, fixed = probe.shapes.get(value) or (), probe.shapes.get(other) or ()
+        for back in range(2, min(len(shape), len(fixed)) + 1):
+            extent = fixed[-back]
+            if extent is not None and extent > 1 and shape[-back] not in (1, None):
+                yield _Demand(value, (len(shape) - back,), extent)
+
+
+def _is_fixed(value: ir.Value) -> bool:
+    """Whether a value is a constant, or picked from one by constants, as a table of positions is."""
+    node = value.producer()
+    return value.const_value is not None or (
+        node is not None and all(v is not None and v.const_value is not None for v in node.inputs)
+    )
 
 
 def _ways(model: ir.Model, names: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, int]]]:

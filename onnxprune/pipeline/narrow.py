@@ -30,8 +30,8 @@ def free_interface(original: ir.Model) -> None:
     """
     if not free_caches(original):
         raise RecipeError(
-            "--resize-io: the model has no caches, inputs that its attention extends and hands on as outputs, so "
-            "there is nothing to narrow: leave the flag out"
+            "--resize-io: the model has no caches, inputs that its attention extends or reads, and outputs that hand "
+            "them on, so there is nothing to narrow: leave the flag out"
         )
 
 

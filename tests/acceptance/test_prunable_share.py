@@ -14,7 +14,7 @@ import zoo
 
 from onnxprune.structure.analysis import analyse
 
-SEQUENCE_MODULES = {"transformers", "language", "recurrent", "swin"}
+SEQUENCE_MODULES = {"transformers", "language", "recurrent", "swin", "windowed"}
 REAL_SEQUENCE_MODELS = {"dtln_1", "silero_vad_16k_op15", "magika_v1", "vittrack"}
 
 _WIDTH = "its trunk is normalised over the channels, so its width is inexact, and the other axis is "

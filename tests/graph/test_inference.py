@@ -14,6 +14,7 @@ from small_models import graph, random
 from onnxprune import model_io
 from onnxprune.graph.hints import give_hints
 from onnxprune.graph.inference import find_extents, infer
+from onnxprune.passes.normalise import Normalise
 
 
 def model(text: str, **weights: tuple[int, ...]) -> ir.Model:
@@ -150,3 +151,26 @@ def test_a_width_behind_the_input_settles_its_extents(
 def test_an_extent_that_nothing_fits_stays_free() -> None:
     network = model("g (float[N, 3, H, W] x) => (float[m, k] y) { f = Flatten(x) y = MatMul(f, v) }", v=(100, 3))
     assert not find_extents(network).settled and infer(network).failures
+
+
+PATCHES = """g (float[N, c, h, w] image) => (float[N, m, 4] y) {
+    a = Cast<to = 1>(image) p = Conv<kernel_shape = [4, 4], strides = [4, 4]>(a, k)
+    shape = Constant<value_ints = [0, 4, -1]>() f = Reshape(p, shape) t = Transpose<perm = [0, 2, 1]>(f)
+    two = Concat<axis = 1>(t, t) TABLE y = Add(two, TOLD) }"""
+
+
+@pytest.mark.parametrize("table", ["constant", "picked"])
+def test_a_table_of_positions_settles_the_side_of_an_image(table: str) -> None:
+    """25 patches of 4 x 4, twice: the picture is 20 x 20 with 3 channels, which no node beside the table tells."""
+    text, shapes = PATCHES.replace("TABLE", "").replace("TOLD", "places"), {"places": (1, 50, 4)}
+    if table == "picked":
+        numbers = ", ".join(map(str, range(50)))
+        picked = f"rows = Constant<value_ints = [{numbers}]>() places = Gather(table, rows)"
+        text, shapes = PATCHES.replace("TABLE", picked).replace("TOLD", "places"), {"table": (60, 4)}
+    network = model(text, k=(4, 3, 4, 4), **shapes)
+    Normalise()(network)
+    facts = infer(network)
+    assert facts.failures == 0
+    for sizes in (facts.first.sizes, facts.second.sizes):
+        assert (sizes["c"], sizes["h"], sizes["w"]) == (3, 20, 20)
+    assert facts.first.sizes["N"] != facts.second.sizes["N"]

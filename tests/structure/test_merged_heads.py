@@ -23,6 +23,17 @@ def test_heads_of_disentangled_attention_go(exporter: str) -> None:
     assert verdict.good and verdict.removed and verdict.settings == 2
 
 
+@pytest.mark.skipif(not zoo.HAS_TORCH, reason="the zoo is built with PyTorch, which is not installed")
+@pytest.mark.parametrize("exporter", ["legacy", "dynamo"])
+def test_heads_of_attention_in_windows_go(exporter: str) -> None:
+    """One axis holds batch, windows and heads, and a Reshape leaves it as it is while it splits another."""
+    model = zoo.export("windowed", exporter)
+    structure = analyse(oracle.normalised(model))
+    assert sum(len(group) for group in structure.groups if group.kind == "heads" and not group.inexact) == 8
+    verdict = oracle.check(lambda: oracle.normalised(model), 0.5, seed=3)
+    assert verdict.good and verdict.removed and verdict.settings == 2
+
+
 def test_a_shape_of_batch_and_heads_keeps_the_original_number() -> None:
     """The scale 1 / (batch x heads) is computed from a shape: it stays what all heads made it."""
     rng = np.random.default_rng(0)

@@ -311,16 +311,16 @@ def _grouped_operands(view: View) -> list[Heads]:
 
 @rule("com.microsoft::GroupQueryAttention")
 def group_query_attention(view: View) -> None:
-    """Query, key, value, past key, past value, lengths, cos, sin, positions, score bias, sink -> output, presents."""
-    if any(view.x(i) is not None for i in (12, 13, 14, 15)):
-        raise RuleMismatch("its cache is quantised or its heads are normalised")
+    """Query, key, value, pasts, lengths, cos, sin, positions, bias, sink, scales, norms -> output, presents."""
+    if any(view.x(i) is not None for i in (12, 13)):
+        raise RuleMismatch("its cache is quantised")
     q, k, v = _grouped_operands(view)
     k, v = _with_past(view, k, 3), _with_past(view, v, 4)
     batch = _pin_batch(view, 0, 1, 2, 3, 4)
     for one in (q, k, v):
         view.pin(one.size, "its head size has to stay a multiple of 8")
     zero = attend(view, q, k, v)
-    _pin_all(view, 5, 6, 7, 8, 9, 16)
+    _pin_all(view, 5, 6, 7, 8, 9, 14, 15, 16)  # norms run over each head, whose size stays
     _tie_mask(view, 10, q.heads)
     sink = view.x(11)
     if sink is not None:

@@ -43,6 +43,10 @@ def reshaped(
     out_axes: list[Axis] = []
     out_zero: list[bool] = []
     for ins, outs in _runs(old, new):
+        if len(ins) == len(outs) == 1:  # the same axis, whatever it is made of
+            out_axes.append(axes[ins[0]])
+            out_zero.append(zero[ins[0]])
+            continue
         sizes = _refinement([old[i] for i in ins], [new[j] for j in outs])
         if sizes is None:
             for i in ins:

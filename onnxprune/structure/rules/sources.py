@@ -13,11 +13,28 @@ from onnxprune.structure.view import View
 
 @rule("Constant")
 def constant(view: View) -> None:
-    """A constant that was not lifted to an initializer (a string, a sequence) is left alone."""
+    """A constant that was not lifted to an initializer (a string, the result of a branch) is left alone.
+
+    One without elements stands for a cache that a branch does not make: its fixed axes are free.
+    """
     out = view.out()
     if out is not None and view.facts.shape(out) is not None:
-        axes = [view.still_axis(out, i, "it is a constant") for i in range(view.rank(out))]
-        view.give(out, axes, [False] * len(axes))
+        empty = 0 in view.shape(out) and view.node.attributes.get_tensor("value") is not None
+        axes: list[Axis] = []
+        for i, n in enumerate(view.shape(out)):
+            free = empty and n is not None and n > 1
+            axes.append(view.terms.fresh(int(n or 0)) if free else view.still_axis(out, i, "it is a constant"))
+        view.give(out, axes, [empty] * len(axes))
+
+
+@rewriter("Constant")
+def rewrite_constant(rw: Rewriter, node: ir.Node) -> None:
+    """Write a constant without elements in the new shape."""
+    value, out = node.attributes.get_tensor("value"), node.outputs[0]
+    if value is not None and any(rw.lost(out, i) for i in range(len(value.shape))):
+        extents = [rw.extent(out, i) if rw.lost(out, i) else int(n) for i, n in enumerate(value.shape.numpy())]
+        array = np.zeros([int(n or 0) for n in extents], value.numpy().dtype)
+        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array))
 
 
 @rule("ConstantOfShape")
