@@ -9,6 +9,8 @@ Three kinds are known, and they cover YOLOv5 to v12, YOLOX, SSD and what convert
   to be that of the grids of the picture's size.
 - *pair*: boxes [N, places, 4] and scores [N, places, classes] (SSD and its kin).
 - *final*: after non-maximum suppression: [N, found, 6], or boxes, scores and classes one by one.
+
+Offsets from anchors that are not in the graph are no boxes, and such a model is not read.
 """
 
 from __future__ import annotations
@@ -156,7 +158,7 @@ def grids(size: tuple[int, int]) -> dict[int, tuple[int, tuple[int, ...]]]:
 def _joined(size: tuple[int, int], outputs: Sequence[Array], classes: int) -> Iterator[Head]:
     known = grids(size)
     for i, array in enumerate(outputs):
-        if array.ndim != 3 or array.dtype.kind != "f":
+        if array.ndim != 3 or array.dtype.kind != "f" or _has_boxes_beside(i, outputs):
             continue
         for axis in (1, 2):
             columns, places = array.shape[axis], array.shape[3 - axis]
@@ -175,6 +177,12 @@ def _joined(size: tuple[int, int], outputs: Sequence[Array], classes: int) -> It
             rest = Part(i, _BOX, None, axis).of(outputs)
             if _are_shares(rest):
                 yield head
+
+
+def _has_boxes_beside(number: int, outputs: Sequence[Array]) -> bool:
+    """Whether another output holds four numbers for each place of this one, so that this one holds scores alone."""
+    places = outputs[number].shape[:2]
+    return any(i != number and a.shape[:2] == places and a.shape[2:] == (_BOX,) for i, a in enumerate(outputs))
 
 
 def _pairs(size: tuple[int, int], outputs: Sequence[Array]) -> Iterator[Head]:
@@ -235,7 +243,7 @@ def _formed(head: Head, outputs: Sequence[Array]) -> Iterator[Head]:
     elif ordered >= _TRUE_CORNERS:
         yield replace(head, form="corners")
         yield replace(head, form="corners, top first")
-    else:
+    elif float((sides >= -slack).all(-1).mean()) >= _TRUE_CORNERS:
         yield replace(head, form="centres")
 
 

@@ -183,6 +183,12 @@ def test_other_outputs_are_no_detections(outputs: tuple[Array, ...]) -> None:
     assert find_heads(SIZE, outputs) == []
 
 
+def test_offsets_from_anchors_that_are_not_in_the_graph_are_no_boxes() -> None:
+    scores, boxes = ssd(scene())
+    offsets = np.random.default_rng(0).normal(size=boxes.shape).astype(np.float32)
+    assert find_heads(SIZE, (scores, offsets)) == []
+
+
 def test_no_pictures_no_detector() -> None:
     assert picture_size([np.zeros((2, 77))]) is None
     assert find_heads(None, yolov8(scene())) == []
