@@ -16,7 +16,7 @@ from onnxprune.passes import (
     Tidy,
 )  # fmt: skip
 from onnxprune.passes.normalise import renamed_copies
-from onnxprune.pipeline.choose import Plan
+from onnxprune.pipeline.plan import Plan
 from onnxprune.structure.rewrite import Kept
 
 

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.narrowing import free_caches
+from onnxprune.pipeline.plan import Plan
 from onnxprune.pipeline.prunable import prunable_size, why_nothing
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.granularity import NM, Block, Depth, Layers, Shape, Tiles, Units, Weights
@@ -34,7 +35,7 @@ from onnxprune.scoring.cache import ScoreCache, cached
 from onnxprune.scoring.depth import score_blocks
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.threshold import threshold_masks
-from onnxprune.scoring.units import score_units
+from onnxprune.scoring.units import UnitScores, score_units
 from onnxprune.selection import UnitBudget, select_weights
 from onnxprune.selection.allocation import ALLOCATIONS, Allocation, AllocationContext, allocation_of, masks_of_shares
 from onnxprune.selection.depth import select_blocks, select_layers
@@ -45,41 +46,14 @@ from onnxprune.selection.tiles import tile_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.bit_masks import BitMasks
-from onnxprune.structure.blocks import ResidualBlock, layers_of
+from onnxprune.structure.blocks import layers_of
 from onnxprune.structure.costs import CostName
+from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight, total_size
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What goes, decided on a normalised model and not yet done.
-
-    Attributes:
-        structure: The analysis of the model.
-        removed: Flags by atom id of the units to remove (none where weights become zero).
-        masks: Which weights stay, by constant (none where units go).
-        prunable: Parameters that could go.
-        gone: Parameters that go.
-        untouched: Weights, or groups of units, that the pattern or the criterion does not fit, with the reason.
-        sensitivity: What a scan found, where the allocation made one.
-        blocks: The residual blocks to remove.
-    """
-
-    structure: Structure
-    removed: Bools
-    masks: BitMasks[ir.Value]
-    prunable: int
-    gone: int
-    untouched: Mapping[str, str] = field(default_factory=dict)
-    sensitivity: Sensitivity | None = None
-    blocks: tuple[ResidualBlock, ...] = ()
-
-    @property
-    def sparsity(self) -> float:
-        """The share of prunable parameters that go."""
-        return self.gone / self.prunable if self.prunable else 0.0
+__all__ = ["Plan", "Task", "allocations_of", "choose", "chooser", "cost_of", "scored_groups", "task_of"]
 
 
 def choose(
@@ -101,6 +75,18 @@ def choose(
         NothingToPrune: There is nothing to decide on.
         DataError: The criterion or the allocation needs data that are not there.
     """
+    task = task_of(structure, recipe, calibration, cache=cache, progress=progress)
+    task = replace(task, most=most)
+    if recipe.parts.zeros is not None:
+        task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
+    return _chooser_of(recipe.parts.shape)(task)
+
+
+def task_of(
+    structure: Structure, recipe: Recipe, calibration: Calibration | None, *, cache: ScoreCache | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Task:  # fmt: skip
+    """Return what a chooser decides on; arguments and errors as those of `choose`."""
     auto = recipe.criterion == "auto"
     recipe = settled(recipe, calibrated=calibration is not None)
     weights = eligible_weights(structure, recipe)
@@ -108,10 +94,7 @@ def choose(
         raise NothingToPrune(why_nothing(structure, recipe))
     cache = cache or ScoreCache()
     criterion = _criterion(structure, recipe, calibration, cache, progress)
-    task = Task(structure, recipe, calibration, weights, criterion, cache, most=most, auto=auto)
-    if recipe.parts.zeros is not None:
-        task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
-    return _chooser_of(recipe.parts.shape)(task)
+    return Task(structure, recipe, calibration, weights, criterion, cache, auto=auto)
 
 
 def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
@@ -291,12 +274,33 @@ def _of_pattern(task: Task, pattern: PatternMasks, table: Sensitivity | None = N
 _COSTS: Mapping[str, CostName] = {
     "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
 }  # fmt: skip
-"""What the removal of units should save, by the target that is looked for."""
 
 
 @chooser(Units)
 def _units(task: Task) -> Plan:
     """Whole units."""
+    structure, recipe = task.structure, task.recipe
+    groups, scored = scored_groups(task)
+    counted = prunable_weights(structure)
+    inputs = None if task.calibration is None else task.calibration.inputs
+    cost = cost_of(recipe)
+    evidence = task.criterion.evidence
+    context = UnitContext(structure, counted, groups, scored.values, inputs, cost, task.cache, evidence=evidence)
+    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most)
+    allocation, _ = allocations_of(recipe)
+    assert allocation is not None
+    chosen = allocation(context, budget)
+    untouched = {f"{group.name} ({group.kind})": reason for group, reason in scored.unscored.items()}
+    return Plan(structure, chosen.removed, BitMasks(()), chosen.prunable, chosen.gone, untouched, context.table)
+
+
+def scored_groups(task: Task) -> tuple[list[Group], UnitScores]:
+    """Return the groups whose units may go and can be scored, and the scores.
+
+    Raises:
+        NothingToPrune: There are no such groups.
+        RecipeError: The criterion can score none.
+    """
     structure, recipe = task.structure, task.recipe
     groups = eligible_groups(structure, task.weights, recipe)
     if not groups:
@@ -305,21 +309,16 @@ def _units(task: Task) -> Plan:
     if task.auto and scored.unscored:  # nothing is known of what they put out: by their weights
         rest, by_weights = list(scored.unscored), find_criterion("magnitude")
         scored = scored.or_else(score_units(structure, task.weights, rest, by_weights, recipe.seed))
-    scores, groups = scored.values, [g for g in groups if g not in scored.unscored]
-    if not groups:
+    able = [g for g in groups if g not in scored.unscored]
+    if not able:
         group, reason = next(iter(scored.unscored.items()))
         raise RecipeError(f"--criterion {recipe.criterion} can score no units, as those of {group.name}: {reason}")
-    counted = prunable_weights(structure)
-    inputs = None if task.calibration is None else task.calibration.inputs
-    cost = _COSTS.get(recipe.target or "", "balanced")
-    evidence = task.criterion.evidence
-    context = UnitContext(structure, counted, groups, scores, inputs, cost, task.cache, evidence=evidence)
-    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most)
-    allocation, _ = allocations_of(recipe)
-    assert allocation is not None
-    chosen = allocation(context, budget)
-    untouched = {f"{group.name} ({group.kind})": reason for group, reason in scored.unscored.items()}
-    return Plan(structure, chosen.removed, BitMasks(()), chosen.prunable, chosen.gone, untouched, context.table)
+    return able, scored
+
+
+def cost_of(recipe: Recipe) -> CostName:
+    """Return what a removal should save, by the target that is looked for."""
+    return _COSTS.get(recipe.target or "", "balanced")
 
 
 @chooser(Layers)

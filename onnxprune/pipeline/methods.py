@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnxprune.data.metrics import METRICS
 from onnxprune.plugins import summary
-from onnxprune.recipe.granularity import MIX, STRUCTURES
+from onnxprune.recipe.granularity import JOINT, MIX, STRUCTURES
 from onnxprune.recipe.schedules import SCHEDULES
 from onnxprune.recovery import METHODS
 from onnxprune.scoring import criteria
@@ -41,6 +41,7 @@ def catalogue() -> list[Entry]:
     return [
         *(Entry("structure", name, granularity.about) for name, granularity in STRUCTURES.items()),
         Entry("structure", *MIX),
+        Entry("structure", *JOINT),
         *(Entry("criterion", name, c.formula, ", ".join(c.scores), c.in_words) for name, c in criteria().items()),
         *_allocations(),
         *(Entry("schedule", name, summary(function)) for name, function in SCHEDULES.items()),

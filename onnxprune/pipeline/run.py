@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.data.calibration import Calibration
 from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.atomic import together
 from onnxprune.pipeline.clock import Clock, Progress
+from onnxprune.pipeline.compete import BUDGETS, NO_SAMPLES, compete
 from onnxprune.pipeline.deliver import deliver, write
 from onnxprune.pipeline.loop import run_loop
 from onnxprune.pipeline.narrow import free_interface
@@ -40,6 +42,7 @@ from onnxprune.recipe.schedules import sparsities
 from onnxprune.recipe.settings import Settings
 from onnxprune.runtime.jobs import with_jobs
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.scoring.cache import ScoreCache
 from onnxprune.structure.structure import Structure
 from onnxprune.synthetic.samples import NOTE, calibration_of
 from onnxprune.verification.verdict import verify
@@ -169,8 +172,25 @@ def _search(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
     folder = None if recipe.retrain is None else inputs.checkpoint
     sparsity = None if folder is None else begin_search(folder, recipe, resume=inputs.resume)
     with forgotten_unless_started(folder):
+        notes: tuple[str, ...] = ()
+        if recipe.parts.joint and recipe.target in BUDGETS and inputs.samples is not None and recipe.retrain is None:
+            cache = ScoreCache()  # of the samples that are fitted to
+            winner = compete(
+                original, recipe, inputs.samples, partial(_candidate, original, inputs, cache), clock.progress
+            )
+            recipe, notes = winner.recipe, (winner.note,)
         run, silent = partial(_try, original, inputs, clock), partial(_try, original, inputs, Clock())
-        return reach(original, recipe, run, silent, inputs.eval_data, inputs.metric, clock.progress, at=sparsity)
+        result = reach(original, recipe, run, silent, inputs.eval_data, inputs.metric, clock.progress, at=sparsity)
+        return replace(result, notes=(*notes, *result.notes))
+
+
+def _candidate(
+    original: ir.Model, inputs: RunInputs, cache: ScoreCache, recipe: Recipe, samples: Calibration
+) -> Result:
+    """Bring a recipe to its target on some of the samples; nothing is verified."""
+    some = replace(inputs, samples=samples, cache=cache, verification=False, latency=False, checkpoint=None)
+    run = partial(_try, original, some, Clock())
+    return reach(original, recipe, run, run, inputs.eval_data, inputs.metric, None)
 
 
 def _try(original: ir.Model, inputs: RunInputs, clock: Clock, recipe: Recipe, *, whole: bool) -> Result:
@@ -192,6 +212,8 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
         result = _pruned_and_trained(original, recipe, inputs, clock)
     if inputs.samples is not None and inputs.samples.made_up:
         result = replace(result, notes=(*result.notes, NOTE.format(how=inputs.samples.made_up)))
+    if recipe.parts.joint and inputs.samples is None and recipe.retrain is None:
+        result = replace(result, notes=(*result.notes, NO_SAMPLES))
     return clock(
         "deliver",
         lambda: deliver(
@@ -257,7 +279,7 @@ def _steps(
     """
     methods = recovery_methods(recipe, calibrated=inputs.samples is not None)
     samples = inputs.samples
-    if trainer is not None and samples is None and (methods or looks_at_data(recipe)):
+    if trainer is not None and samples is None and (methods or looks_at_data(recipe) or recipe.parts.joint):
         samples = trainer.samples(recipe)
     return Steps.of(
         structure,

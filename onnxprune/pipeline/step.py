@@ -26,16 +26,19 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.graph.operators import operator_of
 from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
-from onnxprune.pipeline.choose import Plan, choose
+from onnxprune.pipeline.choose import choose
+from onnxprune.pipeline.joint import Joint
+from onnxprune.pipeline.plan import Plan
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
 from onnxprune.pipeline.prunable import prunable_size
 from onnxprune.pipeline.trace import STARVED, Trace
-from onnxprune.recipe.granularity import Weights
+from onnxprune.recipe.granularity import UNITS, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recovery import recover
 from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.selection.eligible import eligible_weights, protected_weights
+from onnxprune.selection.joint import Division
 from onnxprune.selection.rounding import RoundTo, conv_block
 from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.rewrite import Kept
@@ -89,6 +92,10 @@ class State:
     rewind: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     history: tuple[Iteration, ...] = ()
     diverged: str = ""
+
+
+Choosing = Callable[[str, Structure, ScoreCache | None], Plan | None]
+"""From a part of the structure, the model as it is and what is known of it to what goes; None where nothing does."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +157,14 @@ class Steps:
         """
         model, structure, masks = state.model, state.structure, BitMasks[str](())
         trace, scans = replace(state.trace, untouched={}), list[dict[str, Any]]()
-        for part in self.recipe.parts.texts:
+        choosing = self._choosing(sparsity, number)
+        for part in self.recipe.parts.texts if self.competes or not self.recipe.parts.joint else (UNITS,):
             cache = self.cache if structure is not None else None  # it is of the original alone
             structure = structure or prepare(model.clone())
             gone_before = self.prunable - self.left(structure)
-            again = number > 1 or self.recipe.alternate
-            now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
-            plan = choose(
-                structure, now, self.calibration, most=last.sparsity, again=again, cache=cache, progress=self.progress
-            )
+            plan = choosing(part, structure, cache)
+            if plan is None:
+                continue
             applied = apply_plan(plan)
             proof, reach = self._proof_of(model, plan, applied)
             trace = trace.after_cut(applied.kept, applied.renamed, proof, reach)
@@ -183,6 +189,42 @@ class Steps:
             masks=masks if self.dense is None else _masks_now(model, masks),
             structure=None,
         )
+
+    def _choosing(self, sparsity: float, number: int) -> Choosing:
+        """What decides on one part of the structure after the other."""
+        if self.competes:
+            assert self.calibration is not None
+            return self._dividing(self.calibration, sparsity)
+        again = number > 1 or self.recipe.alternate
+
+        def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan:
+            now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
+            tell = self.progress
+            return choose(structure, now, self.calibration, most=last.sparsity, again=again, cache=cache, progress=tell)
+
+        return chosen
+
+    def _dividing(self, calibration: Calibration, sparsity: float) -> Choosing:
+        """The same where units, tiles and residual blocks compete: the first part divides among all."""
+        division: Division | None = None
+
+        def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan | None:
+            nonlocal division
+            joint = Joint(self.recipe, calibration, cache or ScoreCache(), self.progress)
+            if division is None:
+                left = self.left(structure)
+                now, most = (max(0.0, 1 - self.prunable * (1 - s) / left) for s in (sparsity, self.recipe.sparsity))
+                division = replace(joint, recipe=self.recipe.model_copy(update={"sparsity": now})).divided(
+                    structure, most
+                )
+            return joint.planned(structure, part, division)
+
+        return chosen
+
+    @property
+    def competes(self) -> bool:
+        """Whether units, tiles and residual blocks compete: what they lose is measured on calibration samples."""
+        return self.recipe.parts.joint and self.calibration is not None
 
     def chosen(self, state: State, sparsity: float, number: int) -> Mapping[str, Bools]:
         """Which numbers `prune` would leave as they are, by the name of the constant; nothing is removed.
@@ -220,10 +262,10 @@ class Steps:
         """The recipe of one part of the structure, with the share of the model as it is that goes in it."""
         recipe = self.recipe.model_copy(update={"structure": part})
         left = self.left(structure)
-        if self.recipe.parts.mixed and part == self.recipe.parts.texts[0]:
+        if self.recipe.parts.mixed and part in (self.recipe.parts.texts[0], UNITS):
             recipe = recipe.model_copy(update={"round_to": self._rounding_of_units(structure)})
             goal = self._share_of_units(sparsity) * self.prunable - (self.prunable - left)
-            share = max(0.0, goal) / prunable_size(structure, recipe)
+            share = min(1.0, max(0.0, goal) / prunable_size(structure, recipe))
         else:
             share = max(0.0, 1 - self.prunable * (1 - sparsity) / left)
         return recipe.model_copy(update={"sparsity": share})
@@ -233,7 +275,7 @@ class Steps:
         by_pattern = self.recipe.parts.sets
         if by_pattern is not None:
             return 1 - (1 - sparsity) / (1 - by_pattern)
-        return sparsity * self.recipe.unit_share
+        return sparsity if self.recipe.parts.joint else sparsity * self.recipe.unit_share
 
     def _rounding_of_units(self, structure: Structure) -> RoundTo:
         """Of a mix with N:M: kept counts are multiples of M, so that the pattern fits the layers that are left."""

@@ -70,8 +70,10 @@ def _check_structure(fields: Fields) -> None:
         raise ValueError("--initial-sparsity is more than --sparsity")
     if parts.sets is not None:
         _check_pattern(fields, parts.sets)
-    if fields.unit_share != DEFAULT_UNIT_SHARE and (not parts.mixed or parts.sets is not None):
+    if fields.unit_share != DEFAULT_UNIT_SHARE and (not parts.mixed or parts.sets is not None or parts.joint):
         raise ValueError("--unit-share: only with --structure channels+weights or channels+block:RxC")
+    if parts.joint and fields.allocation != "auto":
+        raise ValueError("--allocation: --structure joint divides by what is lost for what is saved: leave it out")
     if not parts.units and (fields.kinds or fields.allow_inexact):
         flag = "kinds" if fields.kinds else "allow-inexact"
         raise ValueError(f"--{flag}: about whole units, which --structure {parts.text} does not remove")

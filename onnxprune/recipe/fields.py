@@ -99,8 +99,8 @@ class Fields(BaseModel):
         "weights",
         description="what goes: weights (single ones become zero), channels (whole units are removed), blocks (whole "
         "residual blocks are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read "
-        "inputs of their own, and the zeros run faster), or a mix such as channels+weights, channels+2:4 or "
-        "channels+tiles",
+        "inputs of their own, and the zeros run faster), a mix such as channels+weights, channels+2:4 or "
+        "channels+tiles, or joint (units, tiles and residual blocks compete by what they lose for what they save)",
     )
     unit_share: Annotated[Fraction, _WHAT] = Field(
         DEFAULT_UNIT_SHARE, gt=0, lt=1, description="of a mix: the share of the sparsity that whole units make up"

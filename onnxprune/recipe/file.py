@@ -33,7 +33,7 @@ else:  # pragma: no cover - the same parser under its older name
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "smallest": {"structure": "weights", "sparsity": 0.9, "remove_dead": True, "pack": "smallest"},
-    "fastest": {"structure": "channels", "sparsity": 0.5, "round_to": "auto"},
+    "fastest": {"structure": "joint", "target_latency": 0.5, "round_to": "auto"},
     "safe": {"structure": "weights", "sparsity": 0.5, "pack": "auto", "require": ["metric_drop<=0.01"]},
 }
 """Settings by aim. ``safe`` writes nothing that costs more than 0.01 of the metric, so it needs ``--eval-data``."""

@@ -239,6 +239,15 @@ MIX = (
 )
 """How a mix is written, and what goes in it."""
 
+JOINT = (
+    "joint",
+    "whole units, tiles and residual blocks compete: what goes loses least for what it saves (with --calibration)",
+)
+"""How their competition is written, and what goes in it."""
+
+JOINT_PARTS = ("blocks", UNITS, "tiles")
+"""What competes, in the order in which it is done."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -257,7 +266,12 @@ class Parts:
     @property
     def texts(self) -> tuple[str, ...]:
         """The parts by themselves, in the order in which they are done."""
-        return tuple(self.text.split("+"))
+        return JOINT_PARTS if self.joint else tuple(self.text.split("+"))
+
+    @property
+    def joint(self) -> bool:
+        """Whether units, tiles and residual blocks compete."""
+        return self.text == JOINT[0]
 
     @property
     def shape(self) -> Shape:
@@ -308,6 +322,8 @@ def parse_structure(text: str) -> Parts:
     Raises:
         RecipeError: It is none.
     """
+    if text == JOINT[0]:
+        return Parts(text, Units(), Tiles())
     first, plus, second = text.partition("+")
     shape = _shape(first)
     if not plus and shape is not None:

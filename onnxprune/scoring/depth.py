@@ -48,7 +48,7 @@ def output_change(structure: Structure, blocks: Sequence[ResidualBlock], context
     model = structure.model
     feeds = batches(model, context.evidence.inputs, context.evidence.batch)
     outputs = [str(v.name) for v in model.graph.outputs]
-    return np.array([output_error(shadow(model, _without(model, block)), feeds, outputs) for block in blocks])
+    return np.array([output_error(shadow(model, without_block(model, block)), feeds, outputs) for block in blocks])
 
 
 def score_blocks(
@@ -70,8 +70,8 @@ def score_blocks(
     return np.array([sum(total.get(v, 0.0) for v in block.weights) for block in blocks])
 
 
-def _without(model: ir.Model, block: ResidualBlock) -> ir.Model:
-    """A copy in which a block adds the number zero."""
+def without_block(model: ir.Model, block: ResidualBlock) -> ir.Model:
+    """Return a copy in which a block adds the number zero."""
     copy = model.clone()
     (add,) = (node for node in copy.graph if any(out.name == block.name for out in node.outputs))
     if operator_of(add).sum_output is not None:  # a fused sum takes no single number

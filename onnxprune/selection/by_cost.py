@@ -66,7 +66,7 @@ def _walk(
     ledger = Ledger(structure, weights, groups, budget.floor, cost)
     target = budget.sparsity * ledger.prunable
     limit = budget.limit * ledger.prunable
-    offers = [_Offer(ledger, group, scores, budget, losses.get(group)) for group in groups]
+    offers = [UnitOffer(ledger, group, scores, budget, losses.get(group)) for group in groups]
     heap = [(0.0, 0.0, i) for i in range(len(offers))]  # prices are found when an offer is first looked at
     steps: list[_Step] = []
     while heap and ledger.gone < target:
@@ -85,7 +85,7 @@ def _walk(
     return ledger, steps
 
 
-class _Offer:
+class UnitOffer:
     """The units of one group, least important first, in steps to the counts that it may shrink to."""
 
     def __init__(

@@ -37,7 +37,8 @@ def misfit_of(weight: Weight, recipe: Recipe) -> str:
 
     The sparsity of tiles is a share of the weights of those layers that can be divided.
     """
-    return misfit(weight, recipe.round_to) if isinstance(recipe.parts.zeros, Tiles) else ""
+    tiles = isinstance(recipe.parts.zeros, Tiles) and not recipe.parts.joint
+    return misfit(weight, recipe.round_to) if tiles else ""
 
 
 def _chosen(structure: Structure, recipe: Recipe) -> list[Weight]:

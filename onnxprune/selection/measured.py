@@ -77,11 +77,20 @@ def measure_effects(
         scores: By atom id.
         evidence: Gram matrices of the model's layers, and samples to run it on.
     """
-    wanted = RUNS / max(1.0, len(groups) * len(LEVELS) / 2)
-    few = int(min(SAMPLES, max(_LEAST_SAMPLES, wanted)))
-    levels = LEVELS if wanted >= _LEAST_SAMPLES else LEVELS[::2]
-    effects = Effects(structure.model, Batches.of(structure.model, evidence.held_inputs(few), few))
+    levels = LEVELS if _affordable(len(groups)) >= _LEAST_SAMPLES else LEVELS[::2]
+    effects = Effects(structure.model, effect_samples(structure, len(groups), evidence))
     return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
+
+
+def effect_samples(structure: Structure, count: int, evidence: Evidence) -> Batches:
+    """Return the samples that the effects of cutting so many groups are measured on."""
+    few = int(min(SAMPLES, max(_LEAST_SAMPLES, _affordable(count))))
+    return Batches.of(structure.model, evidence.held_inputs(few), few)
+
+
+def _affordable(count: int) -> float:
+    """How many samples `RUNS` allows for so many groups."""
+    return RUNS / max(1.0, count * len(LEVELS) / 2)
 
 
 def _curve(

@@ -104,7 +104,7 @@ def tile_masks(
         For each weight a mask of its shape, True where the weight stays.
     """
     families = []
-    for members in _by_input(weights, tiles.count):
+    for members in families_of(weights, tiles):
         layers = [_layer(weights[i], criterion, np.random.default_rng([seed, i])) for i in members]
         sizes = [layer.weight.size for layer in layers]
         share = sparsity if shares is None else np.average([shares[y.weight.value] for y in layers], weights=sizes)
@@ -115,14 +115,14 @@ def tile_masks(
     return {value: mask for masks in separate for value, mask in masks.items()}
 
 
-def _by_input(weights: Sequence[Weight], count: int) -> list[list[int]]:
-    """The numbers of weights whose layers read the same value along the same axis, and have as many tiles."""
+def families_of(weights: Sequence[Weight], tiles: Tiles) -> list[list[int]]:
+    """Return the numbers of weights whose layers read the same value along the same axis, and have as many tiles."""
     families: dict[tuple[object, ...], list[int]] = {}
     for number, weight in enumerate(weights):
         slot, axes = slot_of(weight.value, weight.node, weight.shape), matrix_axes(weight.value, weight.node)
         assert slot is not None and axes is not None
         read = weight.node.inputs[slot.data]
-        key = (read, slot.data_axis, weight.shape[axes.reduction], _tile_count(weight, count))
+        key = (read, slot.data_axis, weight.shape[axes.reduction], _tile_count(weight, tiles.count))
         families.setdefault(key, []).append(number)
     return list(families.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +144,22 @@ class Ledger:
             self._costs[n] = cost
         self.gone, self.cost = change.gone, change.cost
         self.removed[change.atoms] = True
+
+    def recount(self, nodes: Collection[ir.Node]) -> None:
+        """Ask for the costs of nodes again, where more than their extents decides what they cost."""
+        for n, (node, _) in enumerate(self._nodes):
+            if node in nodes:
+                self._costs[n] = self._cost_of(n, {})
+        self.cost = sum(self._costs)
+
+    def cost_of(self, nodes: Collection[ir.Node]) -> float:
+        """Return what some nodes cost now."""
+        return sum(cost for (node, _), cost in zip(self._nodes, self._costs, strict=True) if node in nodes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many parameters each of the weights has now."""
+        return list(self._sizes)
 
     def _register(self, ids: Ids, offered: Bools, pieces: list[_Places]) -> None:
         """Note an axis of which something can go, once, however many values have it."""

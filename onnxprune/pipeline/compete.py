@@ -1,0 +1,148 @@
+"""``--structure joint`` and a budget: which way to the same target moves the outputs least?
+
+The joint choice, and units, tiles and residual blocks alone, are each brought to the target and recovered on a part of
+the calibration samples. The other part, which nothing was fitted to, says how far each is from the original. The one
+that is nearest is made again, from all samples. Where the model is to be quantised, it competes with the same without
+that as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data.batches import samples_by_name
+from onnxprune.data.calibration import Calibration
+from onnxprune.data.fit import fixed_batch
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.pipeline.result import Result
+from onnxprune.recipe.granularity import JOINT, JOINT_PARTS
+from onnxprune.recipe.recipe import Recipe
+from onnxprune.runtime.session import make_session, run
+from onnxprune.runtime.stream.effects import divergence
+from onnxprune.runtime.stream.gather import Batches
+
+BUDGETS = ("target_latency", "target_macs", "target_size")
+"""Targets at which results of all structures can be compared, since all save the same."""
+
+JUDGED = 256
+"""So many samples, and no more than a quarter, are held back."""
+
+NO_SAMPLES = (
+    "--structure joint: without --calibration nothing tells what tiles and residual blocks lose, so whole units went "
+    "alone (--calibration synthetic makes inputs up)"
+)
+
+Reached = Callable[[Recipe, Calibration], Result]
+"""Runs a recipe to its target on some samples, without verification."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What came out of a competition: the recipe to follow, and what a person is told."""
+
+    recipe: Recipe
+    note: str
+
+
+def compete(
+    original: ir.Model, recipe: Recipe, samples: Calibration, reached: Reached, tell: Callable[[str], None] | None
+) -> Winner:
+    """Bring each structure to the target and return the recipe of the one that moves the outputs least.
+
+    Args:
+        original: The model.
+        recipe: With ``--structure joint`` and a budget as its target.
+        samples: The calibration samples.
+        reached: Makes one candidate.
+        tell: Called with the name of each candidate.
+
+    Raises:
+        VerificationError: None reaches the target.
+    """
+    fitted, judged = _divided(original, samples)
+    judge = _Judge.of(original, judged)
+    plain = recipe.model_copy(update={"require": (), "effort": "low"})
+    changes, failed = dict[_Way, float](), dict[str, str]()
+
+    def best() -> _Way:
+        return min(changes, key=lambda way: changes[way])
+
+    ways = [_Way(structure, recipe.quantize) for structure in (JOINT[0], *JOINT_PARTS)]
+    for way in ways:
+        if tell is not None:
+            tell(f"joint: {way}")
+        try:
+            changes[way] = judge.change(reached(plain.model_copy(update=asdict(way)), fitted))
+        except OnnxPruneError as error:
+            failed[str(way)] = str(error)
+        if way is ways[-1] and way.quantize != "no" and changes:
+            ways.append(replace(best(), quantize="no"))
+    if not changes:
+        raise VerificationError(next(iter(failed.values())))
+    listed = ", ".join(f"{change:.3g} ({way})" for way, change in changes.items())
+    out = "".join(f"; {name} did not get there: {why}" for name, why in failed.items())
+    note = (
+        f"--structure joint: at the same target the outputs of {judge.count} inputs that were held back change by "
+        f"{listed}; {best()} was kept{out}"
+    )
+    return Winner(recipe.model_copy(update=asdict(best())), note)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is compared: values of these settings."""
+
+    structure: str
+    quantize: str
+
+    def __str__(self) -> str:
+        return self.structure if self.quantize == "no" else f"{self.structure} in {self.quantize}"
+
+
+def _divided(original: ir.Model, samples: Calibration) -> tuple[Calibration, Calibration]:
+    """The samples to fit to and those to judge by; the same ones where there are too few to hold any back."""
+    inputs = samples_by_name(original, samples.inputs)
+    batch = fixed_batch(original, tuple(inputs.axes.values())) or 1
+    held = min(JUDGED, inputs.count // 4) // batch * batch
+    if not held:
+        return samples, samples
+    start = inputs.count - held
+
+    def part(begin: int, end: int) -> Calibration:
+        labels = None if samples.labels is None else samples.labels[begin:end]
+        return replace(samples, inputs=inputs.part(begin, end), labels=labels)
+
+    return part(0, start), part(start, inputs.count)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Says how far a result is from the original."""
+
+    batches: Batches
+    dense: list[dict[str, np.ndarray]]
+
+    @staticmethod
+    def of(original: ir.Model, samples: Calibration) -> _Judge:
+        batches = Batches.of(original, samples.inputs)
+        session = make_session(original)
+        return _Judge(batches, [run(session, feeds) for feeds in batches.feeds])
+
+    @property
+    def count(self) -> int:
+        """How many samples it looks at."""
+        return self.batches.count
+
+    def change(self, result: Result) -> float:
+        """The change of the outputs; infinite where they are no numbers."""
+        narrow = result.recipe.interface == "narrow" and result.delivery is not None
+        model = result.delivery.plain if narrow and result.delivery is not None else result.model
+        session = make_session(model, error=VerificationError)
+        outputs = [run(session, feeds, error=VerificationError) for feeds in self.batches.feeds]
+        change = divergence(self.dense, outputs)
+        return change if math.isfinite(change) else math.inf
