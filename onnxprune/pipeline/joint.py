@@ -27,7 +27,7 @@ from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.selection import UnitBudget
 from onnxprune.selection.eligible import eligible_blocks, eligible_weights, protected_weights
-from onnxprune.selection.joint import Division, Offers, TileOffer, divide
+from onnxprune.selection.joint import Division, Offers, TileOffer, divide, group_keys
 from onnxprune.selection.joint_effects import TileMeasure, block_effects
 from onnxprune.selection.measured import effect_samples, measure_effects
 from onnxprune.selection.tiles import tile_masks
@@ -145,8 +145,8 @@ class Joint:
             return None
         groups, scored = scored_groups(task)
         ledger = Ledger(structure, counted(structure, self.recipe), groups, self.recipe.floor)
-        for group in groups:
-            left = min((division.units.get((str(s.value.name), s.axis), len(group)) for s in group.sites), default=0)
+        for group, key in zip(groups, group_keys(groups), strict=True):
+            left = division.units.get(key, len(group))
             order = group.atoms[np.argsort(scored.values[group.atoms], kind="stable")]
             if left < len(group):
                 ledger.remove(order[: len(group) - left], limit=np.inf)

@@ -12,6 +12,7 @@ loss per time; here all granularities are on offer at once.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -72,18 +73,32 @@ class Offers:
     blocks: Sequence[tuple[ResidualBlock, float]] = ()
 
 
+GroupKey = tuple[str, str, int]
+"""The name of a group, its kind, and its place among those that share both."""
+
+
+def group_keys(groups: Sequence[Group]) -> list[GroupKey]:
+    """Return what tells groups apart, in another analysis of the model as well."""
+    seen = Counter[tuple[str, str]]()
+    keys = []
+    for group in groups:
+        keys.append((group.name, group.kind, seen[group.name, group.kind]))
+        seen[group.name, group.kind] += 1
+    return keys
+
+
 @dataclass(frozen=True)
 class Division:
     """What goes of each granularity. All is told by names, which outlive a removal.
 
     Attributes:
         blocks: The residual blocks that go, by the names of their sums.
-        units: How many indices are left along an axis, by the name of the constant and the axis.
+        units: How many units are left of a group, by its key (`group_keys`).
         tiles: The share of what is left of a weight that becomes zero, by its name.
     """
 
     blocks: frozenset[str]
-    units: Mapping[tuple[str, int], int]
+    units: Mapping[GroupKey, int]
     tiles: Mapping[str, float]
 
 
@@ -99,7 +114,7 @@ def divide(structure: Structure, weights: Sequence[Weight], offers: Offers, budg
     """
     walk = _Walk(structure, weights, offers, budget, cost)
     steps: list[_Step] = [
-        *(_Units(walk, group, offers, budget) for group in offers.groups),
+        *(_Units(walk, *keyed, offers, budget) for keyed in zip(offers.groups, group_keys(offers.groups), strict=True)),
         *(_Tiles(walk, tiles) for tiles in offers.tiles),
         *(_Block(walk, block, effect) for block, effect in offers.blocks),
     ]
@@ -155,6 +170,10 @@ class _Walk:
         self._total = total_size(weights)
         self.gone = 0.0
 
+    def number(self, value: ir.Value) -> int | None:
+        """The place of a weight among those that count."""
+        return self._number.get(value)
+
     def left(self, value: ir.Value) -> float:
         """How many parameters of a weight are left."""
         number = self._number.get(value)
@@ -184,7 +203,7 @@ class _Walk:
 
     def division(self, steps: Sequence[_Step]) -> Division:
         """What went."""
-        units, tiles, blocks = dict[tuple[str, int], int](), dict[str, float](), set[str]()
+        units, tiles, blocks = dict[GroupKey, int](), dict[str, float](), set[str]()
         gone = set[ir.Value]()
         for step in steps:
             if isinstance(step, _Block) and step.gone:
@@ -192,7 +211,7 @@ class _Walk:
                 gone |= step.block.weights.keys()
         for step in steps:
             if isinstance(step, _Units) and step.offer.left < len(step.group):
-                units |= {(str(s.value.name), s.axis): step.offer.left for s in step.group.sites if s.value not in gone}
+                units[step.key] = step.offer.left
             elif isinstance(step, _Tiles) and step.level:
                 share = float(step.offer.shares[step.level])
                 tiles |= {weight.name: share for weight in step.offer.weights if weight.value not in gone}
@@ -202,8 +221,8 @@ class _Walk:
 class _Units(_Step):
     """The units of one group."""
 
-    def __init__(self, walk: _Walk, group: Group, offers: Offers, budget: UnitBudget) -> None:
-        self.walk, self.group = walk, group
+    def __init__(self, walk: _Walk, group: Group, key: GroupKey, offers: Offers, budget: UnitBudget) -> None:
+        self.walk, self.group, self.key = walk, group, key
         self.offer = UnitOffer(walk.ledger, group, offers.scores, budget, offers.losses.get(group))
         weights = walk.ledger.structure.weights
         self.values = frozenset(site.value for site in group.sites if site.value in weights)
@@ -239,7 +258,10 @@ class _Tiles(_Step):
         fits = (saved > 0) & (going * sum(map(self.walk.left, self.values)) <= room)
         if not fits.any():
             return None
-        losses = offer.effects[now + 1 :] - offer.effects[now]
+        lost = self._lost()
+        if not np.isfinite(lost[now]):
+            return None
+        losses = lost[now + 1 :] - lost[now]
         prices = np.where(fits, losses / np.maximum(saved, 1e-300), np.inf)
         best = int(np.argmin(prices))
 
@@ -251,6 +273,17 @@ class _Tiles(_Step):
             self.walk.lost(self.values, float(losses[best]))
 
         return float(prices[best]), take
+
+    def _lost(self) -> Numbers:
+        """What each share loses of the layers as they are: what went with units before counts as zero, too.
+
+        Half of what is left of a layer that lost half of its inputs is a quarter of the layer, not another half.
+        """
+        numbers = [i for i in map(self.walk.number, self.values) if i is not None]
+        whole = sum(self.walk.weights[i].size for i in numbers)
+        left = sum(self.walk.ledger.sizes[i] for i in numbers) / max(whole, 1)
+        gone = 1 - left * (1 - self.offer.shares)
+        return np.interp(gone, self.offer.shares, self.offer.effects, right=np.inf)
 
     def _is_there(self, node: ir.Node) -> bool:
         return self.walk.factors.get(node, 1.0) > 0
