@@ -228,7 +228,7 @@ def option(parameter: str, *, rare: bool = False) -> Any:
 
 def _apply_preset(ctx: typer.Context, name: str | None) -> str | None:
     """Make the settings of a preset the defaults; recipe files and flags win over them."""
-    ctx.default_map = {**preset(name), **(ctx.default_map or {})}
+    ctx.default_map = dict(preset(name, ctx.default_map))
     return name
 
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.text_files import read_text, write_whole
-from onnxprune.recipe.fields import SYNTHETIC
+from onnxprune.recipe.fields import AMOUNTS, SYNTHETIC
 from onnxprune.recipe.recipe import Recipe, make_recipe
 
 if sys.version_info >= (3, 11):
@@ -59,19 +59,24 @@ class RecipeFile:
         Raises:
             RecipeError: Something is missing.
         """
-        settings = {**preset(self.settings.get("preset")), **self.settings}
+        settings = preset(self.settings.get("preset"), self.settings)
         return make_recipe(**{name: value for name, value in settings.items() if name in Recipe.model_fields})
 
 
-def preset(name: str | None) -> Mapping[str, Any]:
-    """Return the settings of a preset; none for None.
+def preset(name: str | None, beside: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Return the settings of a preset, none for None, with those of a recipe file, which win over them.
+
+    What a file says of how much goes takes the place of what the preset says of it, in whatever words.
 
     Raises:
         RecipeError: There is no such preset.
     """
     if name is not None and name not in PRESETS:
         raise RecipeError(f"--preset: there is no {name!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[name] if name is not None else {}
+    settings, beside = dict(PRESETS[name]) if name is not None else {}, beside or {}
+    if any(amount in beside for amount in AMOUNTS):
+        settings = {key: value for key, value in settings.items() if key not in AMOUNTS}
+    return {**settings, **beside}
 
 
 def read(

@@ -214,7 +214,8 @@ class Settings(FixedSettings, total=False):
     structure: str
     """What goes: weights (single ones become zero), channels (whole units are removed), blocks (whole residual blocks
     are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read inputs of their own, and
-    the zeros run faster), or a mix such as channels+weights, channels+2:4 or channels+tiles."""
+    the zeros run faster), a mix such as channels+weights, channels+2:4 or channels+tiles, or joint (units, tiles and
+    residual blocks compete by what they lose for what they save)."""
     criterion: str
     """How much a weight or a unit matters; onnxprune methods lists them; with --calibration auto is obc for units and
     block-influence for residual blocks, else magnitude."""

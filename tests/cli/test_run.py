@@ -41,7 +41,7 @@ def test_flags_win_over_the_file_and_the_file_over_a_preset(folder: Path, capsys
     recipe.write_text("model = 'net.onnx'\npreset = 'fastest'\nround-to = 4\nsparsity = 0.25\n")
     assert run("run", recipe, "--dry-run", "--json") == 0
     used = recipe_used(capsys)
-    assert (used["structure"], used["round_to"], used["sparsity"]) == ("channels", 4, 0.25)
+    assert (used["structure"], used["round_to"], used["sparsity"]) == ("joint", 4, 0.25)
     assert run("run", recipe, folder / "net.onnx", "-s", 0.75, "--dry-run", "--json") == 0
     assert recipe_used(capsys)["sparsity"] == 0.75
 
