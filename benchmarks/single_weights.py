@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="minilm_l6.onnx; left out without it")
     parser.add_argument("--network", choices=["all", *CASES], default="all")
     parser.add_argument("--work", type=Path, default=Path("build/recovery_mnist"), help="folder for the trained models")
+    parser.add_argument("--cases", type=int, help="only the first so many of a network, which are those by default")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     if args.data_root is None:
@@ -243,6 +244,7 @@ def main() -> None:
     if args.network in ("all", "minilm") and args.minilm is not None:
         networks["minilm"] = Sentences(args.data_root, args.minilm)
     for name, network in networks.items():
+        CASES[name] = CASES[name][: args.cases]
         entries = read()
         for entry in entries_of(name, network, args.draws, entries):
             print(json.dumps(entry), flush=True)

@@ -39,7 +39,11 @@ STEPS = (1, 2, 5, 10)
 
 CASES: dict[str, Sequence[Mapping[str, Any]]] = {
     "mobilenet": [{"target_macs": share} for share in (0.8, 0.7, 0.6, 0.5)],
-    "minilm": [{"sparsity": share} for share in (0.3, 0.5)],
+    "minilm": [
+        *({"sparsity": share} for share in (0.3, 0.5)),
+        {"kinds": ("heads",), "sparsity": 0.1111},  # a third of the heads, whose matrices are a third of all weights
+        {"structure": "layers", "sparsity": 0.3333},  # two of the six layers
+    ],
     "fashion": [
         {"sparsity": 0.748, "round_to": "none"},
         *({"sparsity": 0.748, "iterations": steps} for steps in STEPS),
@@ -121,9 +125,8 @@ def entries_of(
                     continue
                 calibration = network.calibration(model, draw)
                 started = time.process_time()
-                result = prune(
-                    path, structure="channels", calibration=calibration, latency=False, progress=_tell, **settings
-                )
+                asked = {"structure": "channels", **settings}
+                result = prune(path, calibration=calibration, latency=False, progress=_tell, **asked)
                 seconds = round(time.process_time() - started, 1)
                 score = round(network.score(result.model), 4)
                 entry = {"network": label, "case": case, "draw": draw, "score": score, "seconds": seconds}

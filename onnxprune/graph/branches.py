@@ -2,12 +2,18 @@
 
 Both read the same mask, which covers past and new tokens in one and new tokens alone in the other. So no setting of
 the free dimensions fits both, and the branch that reads no cache is looked at as it runs: without a past.
+
+What looks at the values between the layers sees the nodes of the main graph alone. For it, one branch is put there in
+the place of its If: ``with_branch_inlined(model, name)``. Weights that both branches read keep their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.caches import behind_link, cache_lengths
@@ -58,3 +64,55 @@ def result_outside(model: ir.Model, value: ir.Value) -> ir.Value:
                     if result is value:
                         return out
     return value
+
+
+def taken_branch(model: ir.Model, inputs: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """Return the name of the branch that inputs take: of the one If whose condition is an input of the graph.
+
+    None where there is no such If, or another.
+    """
+    choices = [node for node in model.graph if node.op_type == "If" and node.domain == ""]
+    condition = choices[0].inputs[0] if len(choices) == 1 else None
+    if condition is None or condition.name not in inputs or not condition.is_graph_input():
+        return None
+    told = np.asarray(inputs[str(condition.name)], bool)
+    if told.all():
+        return "then_branch"
+    return None if told.any() else "else_branch"
+
+
+def with_branch_inlined(model: ir.Model, name: str) -> ir.Model:
+    """Return a copy of a model with the nodes and constants of one branch of its If in the place of it."""
+    inlined = model.clone()
+    node = next(node for node in inlined.graph if node.op_type == "If" and node.domain == "")
+    branch, results = node.attributes[name].as_graph(), list(node.outputs)
+    for key, value in list(branch.initializers.items()):
+        del branch.initializers[key]
+        inlined.graph.register_initializer(value)
+    ends = list(branch.outputs)
+    branch.outputs.clear()
+    for inner in list(branch):
+        branch.remove(inner)
+        inlined.graph.insert_before(node, inner)
+    for result, end in zip(results, ends, strict=True):
+        result.replace_all_uses_with(end, replace_graph_outputs=True)
+        result.name, end.name = f"{result.name}_of_the_if", result.name
+    for attribute in node.attributes.values():  # the other branch reads nothing any more
+        for inner in attribute.as_graph().all_nodes() if attribute.type == ir.AttributeType.GRAPH else ():
+            for place in range(len(inner.inputs)):
+                inner.replace_input_with(place, None)
+    inlined.graph.remove(node, safe=True)
+    return inlined
+
+
+def take_numbers(model: ir.Model, inlined: ir.Model, name: str) -> None:
+    """Give the constants of a model, in place, the numbers that they have where branch `name` was inlined.
+
+    Those of the main graph, which other branches read too, and those of the branch itself.
+    """
+    node = next(node for node in model.graph if node.op_type == "If" and node.domain == "")
+    for graph in (model.graph, node.attributes[name].as_graph()):
+        for key, value in graph.initializers.items():
+            other = inlined.graph.initializers.get(key)
+            if value.const_value is not None and other is not None and other.const_value is not None:
+                value.const_value = other.const_value

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs, held_back
 from onnxprune.errors import DataError
+from onnxprune.graph.branches import take_numbers, taken_branch, with_branch_inlined
 from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
@@ -79,6 +80,13 @@ def recover(
         RecipeError: There is no such method.
         DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
     """
+    branch = taken_branch(dense, inputs)
+    if branch is not None:  # of a merged decoder: the layers between are those of the branch that the samples take
+        ways = [with_branch_inlined(model, branch) for model in (dense, pruned)]
+        done = recover(*ways, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
+                       seed=seed, batch=batch, windows=windows, progress=progress)  # fmt: skip
+        take_numbers(pruned, ways[1], branch)
+        return done
     chosen = {name: METHODS.find(name) for name in methods}
     measured = bool(inputs) or any(m.needs == "calibration" for m in chosen.values())
     samples = Batches.of(dense, inputs, batch, least=2 * FOLDS) if measured else Batches((), (), 0)
