@@ -51,8 +51,8 @@ Where channels of such a value are gone, those that are left are compared. What 
   mirror images and mixtures of two pictures (4 times, 20 with `--effort high`, less where 4 GB do not hold them).
 - Scores of classes are trained on only where there is no cut: calibration inputs may show other classes. Instead the
   layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge regression,
-  as in least squares, to what they read after the training. A layer with more inputs than there are samples keeps the
-  dense numbers. Embeddings are compared by cosine, other outputs by squares on the scale of each part.
+  as in least squares, to what they read after the training. Embeddings are compared by cosine, other outputs by squares
+  on the scale of each part.
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
   The rate is half of the best of a short range test.
 - One sample of eight is held back from all of this, and from the closed forms before it. A fit lowers the error on the

@@ -19,9 +19,6 @@ from onnxprune.runtime.statistics import Moments
 SAMPLE = 64
 """Where each output has zeros of its own, so many outputs of a layer choose its ridge and judge its fit."""
 
-WIDE = 384
-"""Inputs of a layer from which on its ridge is chosen on one fold."""
-
 Rows = npt.NDArray[np.int64]
 
 
@@ -39,6 +36,7 @@ class Layer:
             second pass finds what the first one found.
         gain: What the outputs are multiplied by right behind the layer, shape [g, O].
         pattern: What its zeros must keep to where they are chosen anew; None for anything.
+        is_last: Whether no other layer reads what it gives.
     """
 
     linear: Linear
@@ -49,6 +47,7 @@ class Layer:
     anchor: Matrix
     gain: Matrix
     pattern: Shape | None = None
+    is_last: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,22 +153,20 @@ def best_ridge(error: Callable[[float], float]) -> tuple[float, float]:
 def shared_fit(layer: Layer, folds: Sequence[Moments], anchor: Affine) -> Proposal:
     """Fit a layer all of whose outputs have the same zeros.
 
-    The ridge is chosen by the error on each fold of what is fitted to the others; for wide layers on the last alone.
+    The last fold chooses the ridge and judges. No fit of a layer with others behind it sees that fold. Else the layers
+    behind would look better on it than on other inputs, and too small ridges would be chosen.
     """
-    held = folds if layer.support.shape[2] < WIDE else folds[-1:]
-    total, scale = total_of(folds), size_of(held)
+    used, held = but_last(folds), folds[-1]
+    size = size_of([held])
 
-    def error(ridge: float) -> float:
-        squares = 0.0
-        for fold in held:
-            fit = ridge_fit(total - fold, anchor, layer.support, ridge, with_bias=layer.has_shift)
-            squares += float(squared_error(fold, fit).sum())
-        return squares / scale
+    def fit(moments: Moments, ridge: float) -> Affine:
+        return ridge_fit(moments, anchor, layer.support, ridge, with_bias=layer.has_shift)
 
-    best, after = best_ridge(error)
-    before = sum(float(squared_error(m, layer.start).sum()) for m in held) / scale
-    fitted = ridge_fit(total, anchor, layer.support, best, with_bias=layer.has_shift)
-    return Proposal(fitted, before, after, f"ridge {best:g}")
+    def error(affine: Affine) -> float:
+        return float(squared_error(held, affine).sum()) / size
+
+    best, after = best_ridge(lambda ridge: error(fit(used, ridge)))
+    return Proposal(fit(total_of(folds) if layer.is_last else used, best), error(layer.start), after, f"ridge {best:g}")
 
 
 def but_last(folds: Sequence[Moments]) -> Moments:

@@ -1,9 +1,8 @@
 """The methods of recovery that see one layer: from its moments to a proposal of new weights and biases.
 
-Each is a registered function of a few lines. Those that fit weights are judged on the layer's own output: where all
-outputs have the same zeros by cross-validation over the folds of the calibration inputs, else on the last fold, which
-they are not made from. `bias` and `moments` can bring a layer's output nearer and the model's farther (bias correction
-at high ratios does), so they are made from all folds but the last, and judged by the model's outputs on the last.
+Each is a registered function of a few lines. Those that fit weights are judged on the layer's own output in the last
+fold, which they are not made from. `bias` and `moments` can bring a layer's output nearer and the model's farther (bias
+correction at high ratios does), so they are judged by the model's outputs on the last fold.
 """
 
 from __future__ import annotations
@@ -116,8 +115,10 @@ def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit:
     if not fit:
         return Proposal(problem.as_it_is(weight), problem.before, problem.error_of(weight[:, problem.sample]))
     current = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
-    ways = [(problem.tried(*way), way) for way in ((weight, support), (current, layer.support))]
-    (ridge, after), way = min(ways, key=lambda tried: tried[0][1])
+    ways = [(weight, support), (current, layer.support)]
+    if np.array_equal(support, layer.support):
+        ways.pop()  # what an earlier pass chose: it ends as that pass did
+    (ridge, after), way = min(((problem.tried(*way), way) for way in ways), key=lambda tried: tried[0][1])
     return Proposal(problem.fitted(*way, ridge), problem.before, after, f"ridge {ridge:g}")
 
 

@@ -10,7 +10,7 @@ which need no data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -31,9 +31,8 @@ from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.places import rows_left
 from onnxprune.recovery.registry import METHODS, model_method
-from onnxprune.recovery.scores import giving_scores, too_few_rows
 from onnxprune.recovery.solve import Affine
-from onnxprune.recovery.streamed import Pair, streamed_moments, with_other_rows
+from onnxprune.recovery.streamed import FOLDS, Pair, streamed_moments, with_other_rows
 from onnxprune.runtime.countdown import Countdown
 from onnxprune.runtime.session import make_session
 from onnxprune.runtime.session import run as run_session
@@ -42,7 +41,6 @@ from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.store import Store
 from onnxprune.structure.rewrite import Kept
 
-FOLDS = 4
 _FITS_QUERIES = ("least-squares",)  # what fits all weights of a layer anew
 
 _WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
@@ -165,12 +163,22 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
     return [by_level[level] for level in sorted(by_level)]
 
 
+def last_layers(model: ir.Model, layers: Sequence[Linear]) -> set[str]:
+    """Return the names of the layers whose outputs no other layer reads."""
+    nodes = {layer.node for layer in layers}
+    read: set[ir.Value] = set()  # by a layer, through whatever lies between
+    for node in reversed(list(model.graph)):
+        if node in nodes or any(out in read for out in node.outputs):
+            read.update(value for value in node.inputs if value is not None)
+    return {layer.name for layer in layers if layer.output not in read}
+
+
 # -- the methods ----------------------------------------------------------------------------------------------------
 
 
 def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = None) -> None:
-    layers, refused = linear_layers(run.pruned)
-    layers = [x for x in layers if only is None or x.node in only]
+    every, refused = linear_layers(run.pruned)
+    layers = [x for x in every if only is None or x.node in only]
     originals, changed = by_output(run.dense), _changed(run)
     affected = [x for x in layers if x.output in changed]
     run.skipped.update(refused)
@@ -192,17 +200,13 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
     mixes = query_mixes(run.dense, run.kept, run.samples, {x.name for x in known}) if method in _FITS_QUERIES else {}
     pairs = [Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name)) for x in known]
     pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
-    scores = giving_scores(run.dense, list(originals.values()), run.samples)
+    last = last_layers(run.pruned, every)
     count = Countdown("layer", len(pairs), run.progress)
-    for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, FOLDS):
+    for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples):
         count(len(stage_moments))
         for pair, moments in stage_moments:
             factor, _ = pair.to_pruned()
-            layer = _layer(run, pair.pruned, pair.dense, factor, pair.mix)
-            reason = too_few_rows(layer, moments) if pair.dense.name in scores else None
-            if reason is not None:
-                run.skipped[str(layer.linear.output.name)] = reason
-                continue
+            layer = replace(_layer(run, pair.pruned, pair.dense, factor, pair.mix), is_last=pair.pruned.name in last)
             proposal = propose(method, layer, moments)
             run.steps.append(_step(layer, method, proposal))
             if proposal.after < proposal.before:

@@ -16,13 +16,11 @@ from onnxprune.graph.branches import take_numbers, taken_branch, with_branch_inl
 from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
-from onnxprune.recovery.reconstruct import FOLDS, State, Step, recover_layers
+from onnxprune.recovery.reconstruct import State, Step, recover_layers
 from onnxprune.recovery.registry import METHODS
+from onnxprune.recovery.streamed import FOLDS, HELD_EVERY
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
-
-HELD_EVERY = 8
-"""One sample of so many is held back from all fits where a method asks for it."""
 
 _REPORTED = 64  # inputs on which the outputs are compared for the report
 

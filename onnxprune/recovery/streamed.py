@@ -34,6 +34,8 @@ from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.rows import Grid, moments_of
 from onnxprune.runtime.stream.store import Store
 
+FOLDS = 4
+HELD_EVERY = 8
 _TARGETS_IN_MEMORY = 256 << 20  # bytes of the targets of a block
 
 Array = npt.NDArray[Any]
@@ -114,7 +116,7 @@ def with_other_rows(
 
 
 def streamed_moments(
-    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Batches, folds: int
+    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Batches
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
     """Yield the layers of the pruned network in order, those that lie side by side together, with their moments.
 
@@ -122,8 +124,7 @@ def streamed_moments(
         dense: The model before pruning.
         pruned: The model after; its layers may be given other numbers whenever a stage was yielded.
         pairs: Its layers that are looked at.
-        samples: Calibration inputs.
-        folds: Batch i belongs to fold i modulo this.
+        samples: Calibration inputs. See `fold_of` for how they are divided.
     """
     blocks = common_blocks(dense, pruned, samples.sizes(dense))
     one, two = Cursor(dense, blocks[0], samples.feeds), Cursor(pruned, blocks[1], samples.feeds)
@@ -131,14 +132,25 @@ def streamed_moments(
     for block in blocks[1]:
         inside = [of_node[node] for node in block.nodes if node in of_node]
         if inside:
-            yield from _in_block(block, inside, one, two, samples, folds)
+            yield from _in_block(block, inside, one, two, samples)
         else:
             one.skip()
         two.skip()
 
 
+def fold_of(number: int, count: int) -> int:
+    """The fold of a batch: of eight one is held back from the fits of units, in the last; the rest take turns.
+
+    Args:
+        number: Of the batch, from 0.
+        count: Of all batches; where there are fewer than eight the last one is held back.
+    """
+    last = HELD_EVERY - 1 if count >= HELD_EVERY else count - 1
+    return FOLDS - 1 if number % HELD_EVERY == last else number % HELD_EVERY % (FOLDS - 1)
+
+
 def _in_block(
-    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Batches, folds: int
+    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Batches
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
     targets = _targets(pairs, dense, samples)
     stages = _stages(block, pairs)
@@ -147,18 +159,15 @@ def _in_block(
     for stage in stages:
         ready = {p for p in stage if p.shortcut in here and _settled(block, str(p.shortcut), pairs, done)}
         names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
-        sums: dict[Pair, list[Moments]] = {pair: [] for pair in stage}
+        sums: dict[Pair, dict[int, Moments]] = {pair: {} for pair in stage}
         for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
             for pair in stage:
                 new = _moments(pair, values, targets[pair][number], samples, number, compensate=pair in ready)
-                pair_sums, fold = sums[pair], number % folds
-                if fold < len(pair_sums):
-                    pair_sums[fold] = pair_sums[fold] + new
-                else:
-                    pair_sums.append(new)
+                fold = fold_of(number, len(samples.feeds))
+                sums[pair][fold] = sums[pair][fold] + new if fold in sums[pair] else new
         for pair in stage:
             del targets[pair]
-        yield list(sums.items())
+        yield [(pair, [by_fold[fold] for fold in sorted(by_fold)]) for pair, by_fold in sums.items()]
         done |= {pair.pruned.node for pair in stage}
 
 

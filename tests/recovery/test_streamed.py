@@ -7,10 +7,13 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune import runtime
-from onnxprune.recovery import recover
+from onnxprune.graph.linear import linear_layers
+from onnxprune.recovery import fitting, recover
+from onnxprune.recovery.reconstruct import last_layers
+from onnxprune.recovery.streamed import fold_of
 from onnxprune.runtime.stream import cursor
 
-from .models_to_recover import constant, network
+from .models_to_recover import constant, cut, network
 
 SUM = """<ir_version: 8, opset_import: ["": 13]>
 sum (float[N, 6] x) => (float[N, 4] y) {
@@ -69,3 +72,28 @@ def test_the_cost_is_linear_in_depth(blocks: int, monkeypatch: pytest.MonkeyPatc
     x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
     recover(dense, pruned, {}, {"x": x})
     assert sum(counted) <= 4 * len(list(dense.graph))
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, [1]), (5, [4]), (8, [7]), (20, [7, 15])])
+def test_one_batch_of_eight_is_held_back_from_all_fits(count: int, held: list[int]) -> None:
+    folds = [fold_of(number, count) for number in range(count)]
+    assert [number for number, fold in enumerate(folds) if fold == max(folds)] == held
+    assert len(set(folds)) == min(count, 4)
+
+
+def test_no_layer_sees_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It chooses ridges and judges: slightly other numbers in it change no weight where there is one ridge."""
+    monkeypatch.setattr(fitting, "RIDGES", (1e-2,))
+    dense = deep(2)
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    moved = x.copy()
+    moved[-8:] *= 1.001
+    results, names = [], ("v0", "u1", "v1")
+    for inputs in (x, moved):
+        pruned, kept = cut(dense.clone(), "u0", 1, [0, 3, 5])
+        steps = recover(dense, pruned, kept, {"x": inputs}, batch=8).steps
+        results.append(([step.applied for step in steps], [constant(pruned, n) for n in names]))
+    assert results[0][0] == results[1][0]
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert np.array_equal(one, other)
+    assert last_layers(dense, linear_layers(dense)[0]) == {"out"}  # it may see all: no layer reads it
