@@ -80,10 +80,10 @@ def recover(
     """
     branch = taken_branch(dense, inputs)
     if branch is not None:  # of a merged decoder: the layers between are those of the branch that the samples take
-        ways = [with_branch_inlined(model, branch) for model in (dense, pruned)]
-        done = recover(*ways, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
+        aim, inlined = (with_branch_inlined(model, branch) for model in (dense, pruned))
+        done = recover(aim, inlined, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
                        seed=seed, batch=batch, windows=windows, progress=progress)  # fmt: skip
-        take_numbers(pruned, ways[1], branch)
+        take_numbers(pruned, inlined, branch)
         return done
     chosen = {name: METHODS.find(name) for name in methods}
     measured = bool(inputs) or any(m.needs == "calibration" for m in chosen.values())

@@ -63,3 +63,11 @@ def test_samples_of_both_branches_take_none() -> None:
     model: ir.Model = oracle.normalised(merged.decoder())
     assert taken_branch(model, {"use_cache_branch": np.array([True, False])}) is None
     assert taken_branch(model, {}) is None
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_wanda_scores_weights_by_what_reaches_them_in_a_branch(past: int) -> None:
+    settings: dict[str, Any] = {"structure": "weights", "sparsity": 0.5, "latency": False, "recover": "no"}
+    wanda = api.prune(merged.decoder(), criterion="wanda", calibration=samples(past), **settings)
+    assert wanda.sparsity == pytest.approx(0.5, abs=0.01)
+    assert error(wanda.model, past) < error(api.prune(merged.decoder(), **settings).model, past)
