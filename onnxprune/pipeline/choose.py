@@ -330,9 +330,10 @@ def _depth(task: Task) -> Plan:
     structure, recipe = task.structure, task.recipe
     blocks = eligible_blocks(structure, task.weights, recipe)
     if not blocks:
-        raise NothingToPrune(
-            "there is nothing to prune by depth: no Add has a side with prunable weights that nothing else reads"
-        )
+        why = "no Add has a side with prunable weights that nothing else reads"
+        if any(node.op_type == "If" for node in structure.model.graph):
+            why += " outside of the branches of an If: prune the models that a merged decoder was made of instead"
+        raise NothingToPrune(f"there is nothing to prune by depth: {why}")
     if isinstance(recipe.parts.removed, Layers) and not layers_of(blocks):
         why = "no residual block holds an attention"
         if recipe.interface != "narrow" and free_caches(structure.model.clone()):

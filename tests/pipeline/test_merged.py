@@ -12,6 +12,7 @@ import pytest
 
 import onnxprune
 from onnxprune import model_io
+from onnxprune.errors import NothingToPrune
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.run import prune
 from onnxprune.structure.analysis import analyse
@@ -122,3 +123,8 @@ def test_the_architecture_is_that_of_one_branch() -> None:
     assert inspection.line.startswith("decoder, 2 layers, 4 heads, head size 8, MLP 48, "), inspection.line
     assert inspection.caches is not None
     assert inspection.caches.units == {"heads": merged.HEADS, "head size": merged.SIZE}
+
+
+def test_whole_layers_of_branches_are_refused_with_a_way_out() -> None:
+    with pytest.raises(NothingToPrune, match="branches of an If: prune the models that a merged decoder was made of"):
+        onnxprune.prune(merged.decoder(), structure="layers", sparsity=0.5, latency=False)
