@@ -129,11 +129,12 @@ def measure(work: Path) -> None:
             )
             verdict = result.verdict
             assert verdict is not None and verdict.metric is not None
+            print(way, share, verdict.metric, flush=True)
             entry = {
                 "way": way,
                 "work": share,
                 "map": round(100 * verdict.metric.after, 2),
-                "parameters": round(result.after.parameters / result.before.parameters, 3),
+                "parameters": round(verdict.after.parameters / verdict.before.parameters, 3),
                 "latency": None if verdict.latency_ratio is None else round(verdict.latency_ratio, 3),
                 "cpu_seconds": round(time.process_time() - start),
             }

@@ -52,21 +52,16 @@ def corners(head: Head, arrays: Sequence[Array]) -> Array:
     if head.form == "grid":
         cell, strides = cells(head)
         boxes = np.concatenate([boxes[..., :2] + cell, np.exp(np.minimum(boxes[..., 2:], 30.0))], -1) * strides
-    if head.shares:
-        boxes = (
-            boxes
-            * np.array([head.size[1], head.size[0]] * 2)[
-                [1, 0, 1, 0] if head.form == "corners, top first" else [0, 1, 2, 3]
-            ]
-        )
     if head.form == "corners, top first":
-        return np.asarray(boxes[..., [1, 0, 3, 2]])
-    return boxes if head.form == "corners" else from_centres(boxes)
+        boxes = boxes[..., [1, 0, 3, 2]]
+    if head.shares:
+        boxes = boxes * np.array([head.size[1], head.size[0]] * 2)
+    return boxes if head.form.startswith("corners") else from_centres(boxes)
 
 
 def _scores(head: Head, arrays: Sequence[Array]) -> tuple[Array, Array | None]:
     """Scores [N, places, classes of the labels], or [N, places, 1] with the class of each."""
-    scores = np.asarray(head.scores.of(arrays), np.float64)
+    scores = np.array(head.scores.of(arrays), np.float64)
     if head.classes is not None:
         classes = np.round(np.asarray(head.classes.of(arrays)[..., 0])).astype(np.int64)
         return scores, classes if head.numbers is None else _renamed(classes, head.numbers)
