@@ -165,6 +165,15 @@ def test_figures_of_large_decoders_are_those_measured() -> None:
         assert row["peak / file"] <= (0.6 if dtype == "float32" else 1.2)
 
 
+def test_figures_of_the_detector_are_those_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "detection.json").read_text())
+    text = (DOCS / "measured.md").read_text()
+    assert f"The dense network has {measured['dense']:.1f}." in text
+    for entry in measured["entries"]:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {entry['work']} | ")]
+        assert f"{entry['map']:.1f}" in row
+
+
 def test_figures_of_the_browser_are_those_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "browser.json").read_text())
     text = (DOCS / "howto" / "browser.md").read_text()

@@ -101,5 +101,5 @@ def _boxes(head: Head, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tens
     else:
         extent = last if head.form == "centres" else last - first
         sides = torch.cat([extent, extent], -1)
-    sides = sides.abs().clamp_min(_LEAST * float(wanted.abs().max()) + 1e-12)
+    sides = sides.abs().clamp_min(_LEAST * float(wanted.detach().abs().max()) + 1e-12)
     return F.smooth_l1_loss(ours / sides, wanted / sides, reduction="none", beta=_FAR).sum(-1)
