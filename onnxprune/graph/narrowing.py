@@ -62,7 +62,7 @@ class Narrowed:
 
     Attributes:
         kept: By name of an input or output, the kept indices of each axis that lost any.
-        heads: Heads of each cache that are left, in the order of the inputs.
+        heads: Heads of each cache that are left, in the order of the inputs, then of outputs without one.
         size: Extents of the head axis that are left, in the same order.
         gone: Inputs and outputs of caches whose layers went.
         renamed: New names of those whose number changed, by the old ones.
@@ -178,6 +178,8 @@ def _link(edit: Editor, cache: Cache, matrices: list[ir.Value], settled: Mapping
         for node, index in readers:
             node.replace_input_with(index, linked)
         linked.type = past.type
+        if present is None:
+            past.metadata_props[PAST] = str(past.name)  # stays where the link goes with its layer
         ends.append((past, linked))
     if present is not None:
         maker, shape = present.producer(), present.shape
@@ -218,11 +220,10 @@ def narrow_caches(model: ir.Model) -> Narrowed:
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None
         outside = result if result.is_graph_output() else source
-        if outside is source:
+        if outside is source or not node.metadata_props[PAST]:
             heads.append(len(kept[0][0]))
             sizes.append(len(kept[1][0]))
-            if not result.uses():  # of a layer that went
-                gone.add(str(source.name))
+        if outside is source:
             result.replace_all_uses_with(source)
         else:
             name, shape = result.name, result.shape
@@ -234,6 +235,9 @@ def narrow_caches(model: ir.Model) -> Narrowed:
     for value in list(model.graph.initializers.values()):
         if is_link_matrix(value):
             del model.graph.initializers[str(value.name)]
+    for value in [value for value in model.graph.inputs if value.metadata_props.pop(PAST, None)]:
+        if not value.uses():  # its layer went
+            gone.add(str(value.name))
     _drop_inputs(model, gone)
     names = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
     caches_left = [name for name in names if name in touched]

@@ -7,6 +7,7 @@ import oracle
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
+from onnxprune.graph.edit import Editor
 from onnxprune.graph.narrowing import caches, free_caches, narrow_caches
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.rewrite import remove
@@ -95,8 +96,22 @@ def test_the_interface_has_the_heads_that_are_left(form: str) -> None:
     removed = np.zeros(structure.terms.count, bool)
     removed[group.atoms[:3]] = True
     remove(structure, removed)
-    narrow_caches(model)
+    narrowed = narrow_caches(model)
+    assert set(narrowed.heads) == {1} and set(narrowed.size) == {SIZE}
     extents = {str(v.name): v.shape[1] for v in (*model.graph.inputs, *model.graph.outputs)
                if "past" in str(v.name) or "present" in str(v.name)}  # fmt: skip
     assert set(extents.values()) == {1} and len(extents) == (4 if form == "merged" else 2)
     oracle.make_session(model)
+
+
+def test_an_input_goes_with_the_layer_that_read_it() -> None:
+    model = oracle.normalised(proto("reads"))
+    free_caches(model)
+    y = next(node for node in model.graph if node.outputs[0].is_graph_output())
+    x = next(value for value in model.graph.inputs if value.name == "x")
+    copy = Editor(model).before(y, "Identity", [x])
+    model.graph.outputs[0] = copy
+    oracle.RemoveUnusedNodesPass()(model)
+    assert narrow_caches(model).gone == {"past_key", "past_value"}
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert not model.graph.inputs[0].metadata_props
