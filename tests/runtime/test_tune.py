@@ -43,7 +43,7 @@ def test_this_machine_is_measured() -> None:
     figures = tune(told.append, runs=1)
     assert "products of matrices" in told and set(figures.kinds) == set(KINDS)
     assert all(number >= 0 for work in figures.kinds.values() for number in work)
-    assert all(figures.kinds[kind][0] > 0 for kind in ("few", "pointwise", "kernel", "product"))
+    assert all(any(figures.kinds[kind]) for kind in ("few", "pointwise", "kernel", "product"))
     assert figures.block in (4, 8, 16, 32) and figures.step in (4, 8, 16, 32)
     assert (figures.processor, figures.onnxruntime) == (processor(), onnxruntime.__version__)
 
