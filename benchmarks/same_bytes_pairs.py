@@ -97,6 +97,13 @@ REASONS = {
     "47af1ba64ddf": "queries are fitted to what the keys that are left can tell of positions of heads that went",
     "25a298b665f8": "shapes without gaps are not measured; inside branches that was a fault, and is taken back since",
     "3ac8d19c74f3": "a model with branches is run to learn which sizes it takes",
+    "ae4600e95742": (
+        "least squares of units holds one batch in eight back for the whole pass, single weights are made from seven "
+        "eighths and judged on one, and a second pass of OBC and its like ends as the first"
+    ),
+    "79e9c6c69efd": (
+        "--preset fastest is the joint choice at half of the latency; it measures, so what it writes varies"
+    ),
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
