@@ -76,7 +76,8 @@ def recover(
 
     Raises:
         RecipeError: There is no such method.
-        DataError: The inputs do not fit, or are fewer than two batches: none could be held back.
+        DataError: The inputs do not fit, or are too few to hold any back: fewer than two batches, or three where a
+            method such as `align` judges by inputs that no fit has seen.
     """
     branch = taken_branch(dense, inputs)
     if branch is not None:  # of a merged decoder: the layers between are those of the branch that the samples take

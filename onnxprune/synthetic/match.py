@@ -30,6 +30,7 @@ from onnxprune.data.batches import batches
 from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import ModelError
 from onnxprune.runtime.session import make_session, run
+from onnxprune.runtime.stream.effects import CLASSES
 from onnxprune.synthetic.draw import Drawn, Field
 from onnxprune.synthetic.noise import coloured
 from onnxprune.training.likeness import kind_of_outputs
@@ -194,7 +195,7 @@ def _classes(model: ir.Model, drawn: Drawn) -> dict[int, bool]:
         array = np.concatenate(arrays) if arrays[0].ndim == 2 else arrays[0]
         if array.ndim == 2 and array.shape[1] > 1 and array.dtype == np.float32:
             kind = kind_of_outputs(array)
-            if kind in ("logits", "probabilities"):
+            if kind in CLASSES:
                 of_classes[place] = kind == "probabilities"
     return of_classes
 
