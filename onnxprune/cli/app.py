@@ -121,5 +121,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         complain(sentence)
         sys.exit(2)
     if status == INTERRUPTED:
-        complain("stopped, no model was written; a run that retrains goes on with the same command and --resume")
+        complain("stopped, no model was written; a run with a checkpoint goes on with the same command and --resume")
     sys.exit(status if isinstance(status, int) else 0)

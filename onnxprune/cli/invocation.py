@@ -11,7 +11,7 @@ from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.file import PRESETS
 from onnxprune.recipe.flag import Flag, flag_name
 
-_DATA, _RETRAIN, _RUN = Flag("Data"), Flag("Retrain"), Flag("Run")
+_DATA, _RUN = Flag("Data"), Flag("Run")
 
 
 class Invocation(BaseModel):
@@ -55,10 +55,12 @@ class Invocation(BaseModel):
         description="what to train on: .npz with arrays named as the inputs, and label; .csv; .txt or .jsonl with "
         "--tokenizer; a folder of images by class; or module:function",
     )
-    checkpoint: Annotated[Path | None, Flag("Retrain", shown="OUTPUT.checkpoint")] = Field(
-        None, description="folder for the state of the run; the one beside the output is removed at the end"
+    checkpoint: Annotated[Path | None, Flag("Run", shown="OUTPUT.checkpoint")] = Field(
+        None,
+        description="folder for the state of the run: kept by all that retrain, by models above 512 MiB with "
+        "--calibration, and by others where it is named; the one beside the output is removed at the end",
     )
-    resume: Annotated[bool, _RETRAIN] = Field(
+    resume: Annotated[bool, _RUN] = Field(
         False, description="go on with a run that was interrupted, from its checkpoint"
     )
     record: Annotated[Path | None, _RUN] = Field(None, description="write what was done as JSON")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
 
 
+_LARGE = 512 << 20  # bytes
+
+
 def ensure_writable(ctx: typer.Context, recipe: Recipe, invocation: Invocation) -> None:
     """Refuse outputs that cannot be written."""
     from onnxprune.pipeline.runtime_settings import check_beside, files_beside
@@ -106,17 +109,28 @@ def _keep_evidence(error: VerificationError, invocation: Invocation, tell: Any) 
 
 
 def _state_folder(recipe: Recipe, invocation: Invocation) -> Path | None:
-    """The folder for the state of a training; None where nothing is trained, or nothing is to be written.
+    """The folder for the state of a run; None where it would hold nothing worth it, or nothing is to be written.
 
     Raises:
         RecipeError: It holds another run, or none to resume.
     """
-    wanted = invocation.checkpoint is not None or invocation.resume or not invocation.dry_run
-    if recipe.retrain is None or not wanted:
+    named = invocation.checkpoint is not None or invocation.resume
+    long = recipe.retrain is not None or (recipe.target is None and _is_large(invocation))
+    if not named and (invocation.dry_run or not long):
         return None
     folder = invocation.checkpoint or folder_of(invocation.named_target)
     ensure_usable(folder, resume=invocation.resume, restart=invocation.force)
     return folder
+
+
+def _is_large(invocation: Invocation) -> bool:
+    """Whether samples go through a model so large that a run takes long without any training."""
+    if invocation.calibration is None:
+        return False
+    from onnxprune.model_io.external import data_files_of
+
+    size = invocation.model.stat().st_size
+    return size > _LARGE or size + sum(file.stat().st_size for file in data_files_of(invocation.model)) > _LARGE
 
 
 def _write(result: Result, invocation: Invocation, tell: Any) -> dict[str, Any]:

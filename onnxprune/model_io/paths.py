@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PARTS = "part-*.bin"
+"""What the files of a journal's parts are called (journal.py)."""
+
 
 def real_path(path: Path) -> Path:
     """Return the absolute path without links. Links that lead in a circle stay: whoever opens one is told."""

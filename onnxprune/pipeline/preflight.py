@@ -135,8 +135,13 @@ def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
         return
     if inputs.data is not None:
         raise RecipeError("--data is what --retrain trains on: give both, or --eval-data to measure a metric")
-    if inputs.resume:
-        raise RecipeError("--resume goes on with an interrupted run of --retrain: give that too")
+    if inputs.checkpoint is not None and recipe.target is not None:
+        raise RecipeError(
+            f"--checkpoint keeps the state of one run, but --{recipe.target.replace('_', '-')} looks for a sparsity by "
+            "many: give --sparsity instead"
+        )
+    if inputs.resume and inputs.checkpoint is None:
+        raise RecipeError("--resume goes on with the run that a checkpoint holds: name its folder")
     if inputs.metric is not None:
         METRICS.find(inputs.metric)
 

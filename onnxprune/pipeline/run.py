@@ -31,6 +31,7 @@ from onnxprune.pipeline.preflight import check_labels, looks_at_data, preflight,
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.record import FileId
 from onnxprune.pipeline.result import Result, result_of
+from onnxprune.pipeline.resume import open_journal
 from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten_unless_started, holds_run
 from onnxprune.pipeline.run_inputs import AnyModel, RunInputs
 from onnxprune.pipeline.runtime_settings import write_beside
@@ -87,7 +88,8 @@ def prune(
             ``synthetic`` makes them up from the model, which is second best.
         inputs: Inputs that the model runs with, one array for each, instead of made-up ones.
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
-        checkpoint: Folder that a retraining run keeps its state in.
+        checkpoint: Folder that the run keeps its state in: after each training, or after each layer that recovery
+            fits where nothing is trained.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         jobs: Tries or layers measured at a time, as joblib has it; None is one, or what ``parallel_config`` says.
         progress: Called with the name of each stage.
@@ -230,10 +232,11 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
 def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
     """Prune without training."""
     structure = clock("analyse", lambda: prepare(original.clone()))
-    steps = _steps(structure, recipe, inputs, clock.progress)
+    steps = replace(_steps(structure, recipe, inputs, clock.progress), journal=open_journal(original, recipe, inputs))
     start = State(original, structure=structure)
     run = partial(run_loop, remove_dead=recipe.remove_dead, keep_masks=recipe.parts.rewritten, clock=clock)
-    state = run(start, steps, _schedule(recipe))
+    with forgotten_unless_started(inputs.checkpoint):
+        state = run(start, steps, _schedule(recipe))
     verdict = None
     if inputs.verification:
         check = partial(verify, original, state.model, seed=recipe.seed)

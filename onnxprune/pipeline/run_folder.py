@@ -1,13 +1,14 @@
-"""The folder of a run with training: whose run it holds, and when it may be used, emptied or kept.
+"""The folder of a run: whose run it holds, and when it may be used, emptied or kept.
 
     run.json                which run it holds, so that --resume never goes on with other data or another recipe
     iteration-2.onnx        the model after the last iteration that is done
     state.safetensors       masks, weights to go back to, trace and history that belong to it; names its model
     training.safetensors    the training under way
     best.onnx               the best model so far, where the loss was no longer a number
+    part-1f0c.bin           of a run without training: what goes, or the layers that were fitted together
 
-The state is written by checkpoint.py and training/checkpoint.py. The command line asks this module before any work is
-done: it imports nothing heavy.
+The state is written by checkpoint.py and training/checkpoint.py, parts by model_io/journal.py. The command
+line asks this module before any work is done: it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from onnxprune.errors import ModelError, OnnxPruneError, RecipeError
 from onnxprune.model_io.file_set import tidy
+from onnxprune.model_io.paths import PARTS
 from onnxprune.model_io.text_files import read_text, write_whole
 from onnxprune.recipe.recipe import Recipe
 
@@ -29,7 +31,7 @@ RUN = "run.json"
 BEST = "best.onnx"
 _CHECKSUM = "sha256"
 _TRY = "sparsity-"
-_STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data")
+_STATE = ("state.safetensors", "training.safetensors", "iteration-*.onnx*", f"{BEST}*", "best.*.data", PARTS)
 
 
 def is_main() -> bool:

@@ -26,7 +26,7 @@ class RunInputs:
         metric: The name of the metric; None for the one that fits the data.
         calibration: Inputs, with labels where there are labels, as they were given.
         samples: The samples of `calibration`, once they are read.
-        checkpoint: The folder that the state of a run that trains is kept in.
+        checkpoint: The folder that the state of the run is kept in.
         resume: Whether to go on with the run that the folder holds.
         verification: Whether the result is measured in ONNX Runtime.
         latency: Whether the latency ratio is measured as well.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,20 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.data.calibration import Calibration
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.journal import Journal
 from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import choose
 from onnxprune.pipeline.joint import Joint
 from onnxprune.pipeline.plan import Plan
+from onnxprune.pipeline.planned import planned_once
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
 from onnxprune.pipeline.prunable import prunable_size
 from onnxprune.pipeline.trace import STARVED, Trace
 from onnxprune.recipe.granularity import UNITS, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recovery import recover
+from onnxprune.recovery.resumed import Known
 from onnxprune.scoring import prunable_weights
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.selection.eligible import eligible_weights, protected_weights
@@ -113,6 +117,7 @@ class Steps:
         eval_data: An .npz with inputs, for the check where no random inputs work.
         progress: Called with the name of the layer that is being recovered.
         cache: Scores of the original that another run of the same search found.
+        journal: What the run has found so far, to go on from when it is interrupted.
     """
 
     recipe: Recipe
@@ -125,6 +130,7 @@ class Steps:
     eval_data: str | Path | None = None
     progress: Callable[[str], None] | None = None
     cache: ScoreCache = field(default_factory=ScoreCache)
+    journal: Journal = field(default_factory=Journal)
 
     @staticmethod
     def of(structure: Structure, recipe: Recipe, *, methods: tuple[str, ...] = (), **settings: Any) -> Steps:
@@ -180,7 +186,7 @@ class Steps:
             model, structure = structure.model, None
         step: dict[str, Any] = {"step": number, "wanted": sparsity, "sparsity": trace.gone / self.prunable}
         step |= {"sensitivity": scans} if scans else {}
-        step |= self._recovered(model, trace.kept)
+        step |= self._recovered(model, trace.kept, number)
         trace = replace(trace, steps=(*trace.steps, step))
         return replace(
             state,
@@ -199,8 +205,10 @@ class Steps:
 
         def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan:
             now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
-            tell = self.progress
-            return choose(structure, now, self.calibration, most=last.sparsity, again=again, cache=cache, progress=tell)
+            decide = partial(choose, structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
+            journal = self.journal if self.calibration is not None else Journal()  # without samples it is quick
+            key = f"step {number}, {part}: what goes"
+            return planned_once(journal, key, structure, partial(decide, progress=self.progress))
 
         return chosen
 
@@ -285,7 +293,7 @@ class Steps:
         conv = any(operator_of(node).kind == "conv" for node in structure.weights.values())
         return math.lcm(zeros.multiple, conv_block() if conv else 1)
 
-    def _recovered(self, model: ir.Model, kept: Kept) -> dict[str, Any]:
+    def _recovered(self, model: ir.Model, kept: Kept, number: int) -> dict[str, Any]:
         """Recover the model in place; what was done, as plain data."""
         if self.dense is None:
             return {}
@@ -300,6 +308,7 @@ class Steps:
             trained=self.recipe.retrain is not None,
             effort=self.recipe.effort,
             seed=self.recipe.seed,
+            known=Known(self.journal, f"step {number}"),
             progress=None if progress is None else lambda layer: progress(f"recover {layer}"),
         )
         return {"recovery": asdict(done) | {"methods": list(self.methods)}}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,15 @@ from onnxprune.recovery.alps import Spectrum
 from onnxprune.recovery.quadratic import Quadratic, fit_within
 from onnxprune.recovery.solve import RIDGES, Affine, Support, best_bias, ridge_fit, squared_error
 from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.stream.store import Store
 
 SAMPLE = 64
 """Where each output has zeros of its own, so many outputs of a layer choose its ridge and judge its fit."""
 
+_IN_MEMORY = 256 << 20  # bytes of a Gram matrix
+
 Rows = npt.NDArray[np.int64]
+Solve = Callable[[npt.NDArray[Any], float], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +76,7 @@ class Problem:
         layer: The layer.
         made_from: The moments that a fit is made from.
         held: Those that it is judged by, of the sample.
-        total: Those that the weights are fitted to in the end.
+        folds: All, which the weights are fitted to in the end.
         error: The error over `made_from`.
         sample: Outputs.
     """
@@ -79,7 +84,7 @@ class Problem:
     layer: Layer
     made_from: Moments
     held: Moments
-    total: Moments
+    folds: Sequence[Moments]
     error: Quadratic
     sample: Rows
 
@@ -88,8 +93,9 @@ class Problem:
         """From a layer and its moments."""
         made_from, outputs = but_last(folds), layer.support.shape[1]
         error = Quadratic.of(made_from, layer.start.bias, with_bias=layer.has_shift)
+        error = replace(error, gram=Store(_IN_MEMORY).held(error.gram))
         sample = np.unique(np.linspace(0, outputs - 1, min(SAMPLE, outputs)).astype(np.int64))
-        return Problem(layer, made_from, folds[-1].of(sample), total_of(folds), error, sample)
+        return Problem(layer, made_from, folds[-1].of(sample), folds, error, sample)
 
     @functools.cached_property
     def spectrum(self) -> Spectrum:
@@ -101,13 +107,26 @@ class Problem:
         """The relative error of the layer as it is."""
         return self._held_error(self.layer.start.of(self.sample))
 
-    def without_zeros(self) -> Matrix:
-        """The best weights without zeros, drawn to the dense ones by the best ridge, or those themselves."""
+    def without_zeros(self, solve: Solve) -> Matrix:
+        """The best weights without zeros, drawn to the dense ones by the best ridge, or those themselves.
+
+        Args:
+            solve: What solves x (G + damping) = rows: `solve_directly`, or `spectrum.solve` where a method needs that.
+        """
         dense = self.error.scaled(self.layer.dense)
         gap = self.error.target - dense @ self.error.gram
-        change, some = functools.partial(self.spectrum.solve, gap[:, self.sample]), dense[:, self.sample]
-        best, error = best_ridge(lambda ridge: self.error_of(some + change(ridge)))
-        return dense if self.error_of(some) <= error else dense + self.spectrum.solve(gap, best)
+        some, missing = dense[:, self.sample], gap[:, self.sample]
+        best, error = best_ridge(lambda ridge: self.error_of(some + solve(missing, ridge)))
+        return dense if self.error_of(some) <= error else dense + solve(gap, best)
+
+    def solve_directly(self, right: Matrix, damping: float) -> Matrix:
+        """Return ``right (G + damping)^-1`` for rows [g, O, K], without a decomposition that stays in memory."""
+        solved = np.empty(right.shape)
+        for i, gram in enumerate(self.error.gram):
+            damped = np.array(gram)
+            damped.flat[:: len(damped) + 1] += damping
+            solved[i] = np.linalg.solve(damped, right[i].T).T
+        return solved
 
     def tried(self, start: Matrix, support: Support) -> tuple[float, float]:
         """Return the best ridge of a fit inside a support, drawn to ``start``, and the relative error of that fit."""
@@ -117,9 +136,11 @@ class Problem:
 
     def fitted(self, start: Matrix, support: Support, ridge: float) -> Affine:
         """Fit all outputs to all inputs."""
-        whole = Quadratic.of(self.total, self.layer.start.bias, with_bias=self.layer.has_shift)
+        self.__dict__.pop("spectrum", None)  # not needed any more, and large
+        total = total_of(self.folds)
+        whole = Quadratic.of(total, self.layer.start.bias, with_bias=self.layer.has_shift)
         rescaled = start * (whole.scale / self.error.scale)[:, None, :]
-        return self._affine(self.total, whole.plain(fit_within(whole, rescaled, support, ridge)), self.layer.start.bias)
+        return self._affine(total, whole.plain(fit_within(whole, rescaled, support, ridge)), self.layer.start.bias)
 
     def as_it_is(self, weight: Matrix) -> Affine:
         """All outputs with these weights and the best bias."""

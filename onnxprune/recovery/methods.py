@@ -37,12 +37,14 @@ def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """
     if not all(np.isfinite(m.aa).all() and np.isfinite(m.az).all() for m in folds):
         return Proposal(layer.start, 0.0, 0.0, "its inputs or outputs are not finite")
+    function = METHODS.find(name).propose
+    assert function is not None
     gain = np.where(layer.gain != 0, layer.gain, 1.0)
+    if (gain == 1).all():
+        return function(layer, folds)
     by, zero = gain[:, :, None], np.zeros_like(gain)
     start = Affine(layer.start.weight * by, layer.start.bias * gain)
     acting = replace(layer, start=start, dense=layer.dense * by, anchor=layer.anchor * by)
-    function = METHODS.find(name).propose
-    assert function is not None
     proposal = function(acting, [m.mapped(gain, zero) for m in folds])
     return replace(proposal, affine=Affine(proposal.affine.weight / by, proposal.affine.bias / gain))
 
@@ -102,8 +104,8 @@ def sparse_swaps(layer: Layer, folds: Sequence[Moments]) -> Proposal:
     return _chosen_anew(layer, folds, _swaps, fit=True)
 
 
-Choose = Callable[[Layer, Problem, Matrix], tuple[Matrix, Support]]
-"""From a layer, its error and the best weights without zeros to weights with zeros and their support; scaled inputs."""
+Choose = Callable[[Layer, Problem], tuple[Matrix, Support]]
+"""From a layer and its error to weights with zeros and their support; for scaled inputs."""
 
 
 def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit: bool) -> Proposal:
@@ -111,7 +113,7 @@ def _chosen_anew(layer: Layer, folds: Sequence[Moments], choose: Choose, *, fit:
     if not isinstance(layer.pattern, NM | None) or not (~layer.support & (layer.dense != 0)).any():
         return least_squares(layer, folds)
     problem = Problem.of(layer, folds)
-    weight, support = choose(layer, problem, problem.without_zeros())
+    weight, support = choose(layer, problem)
     if not fit:
         return Proposal(problem.as_it_is(weight), problem.before, problem.error_of(weight[:, problem.sample]))
     current = problem.error.scaled(np.where(layer.support, layer.anchor, 0.0))
@@ -128,8 +130,8 @@ def _given(layer: Layer, problem: Problem) -> Proposal:
     return Proposal(problem.fitted(start, layer.support, ridge), problem.before, after, f"ridge {ridge:g}")
 
 
-def _sweep(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
-    weight = problem.error.plain(full)
+def _sweep(layer: Layer, problem: Problem) -> tuple[Matrix, Support]:
+    weight = problem.error.plain(problem.without_zeros(problem.solve_directly))
     hessian = damped_hessian(problem.made_from, centred=layer.has_shift)
     if isinstance(layer.pattern, NM):
         pattern = (layer.pattern.n, layer.pattern.m)
@@ -139,7 +141,8 @@ def _sweep(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Suppor
     return problem.error.scaled(swept), support
 
 
-def _alps(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
+def _alps(layer: Layer, problem: Problem) -> tuple[Matrix, Support]:
+    full = problem.without_zeros(problem.spectrum.solve)
     if isinstance(layer.pattern, NM):
         project = keep_pattern(layer.pattern.n, layer.pattern.m, layer.linear.places)
     else:
@@ -147,7 +150,8 @@ def _alps(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support
     return alps(full, problem.spectrum, project)
 
 
-def _swaps(layer: Layer, problem: Problem, full: Matrix) -> tuple[Matrix, Support]:
+def _swaps(layer: Layer, problem: Problem) -> tuple[Matrix, Support]:
+    full = problem.without_zeros(problem.solve_directly)
     nm = layer.pattern
     pattern = (nm.n, nm.m, layer.linear.places) if isinstance(nm, NM) else None
     support = refine(full, problem.error.gram, layer.support, pattern)

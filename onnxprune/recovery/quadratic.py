@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Matrix
-from onnxprune.recovery.solve import Support, normal_equations
+from onnxprune.recovery.solve import Support, normal_equations, parts
 from onnxprune.runtime.statistics import Moments
 
 STEPS = 20
@@ -27,6 +27,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 _CONSTANT = 1e-6  # of its mean square: an input that varies less is a constant, to the precision of float32 sums
 _ENOUGH = 1e-6  # of the first residual's square
+_TOGETHER = 1024  # outputs that are fitted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +51,11 @@ class Quadratic:
         squares, powers = (np.diagonal(m, axis1=1, axis2=2) / moments.rows for m in (g, moments.aa))
         varies = squares > np.maximum(_CONSTANT * powers, np.finfo(np.float64).tiny)
         scale = np.sqrt(np.where(varies, squares, np.where(powers > 0, powers, 1.0)))
-        gram = g / moments.rows / (scale[:, :, None] * scale[:, None, :])
-        gram = np.where(varies[:, :, None] & varies[:, None, :], gram, 0.0)
+        for rows in parts(g.shape[1]):  # in place: it is the largest array of all
+            g[:, rows] = g[:, rows] / moments.rows / (scale[:, rows, None] * scale[:, None, :])
+            g[:, rows] *= varies[:, rows, None] & varies[:, None, :]
         target = np.where(varies[:, None, :], c.transpose(0, 2, 1) / moments.rows / scale[:, None, :], 0.0)
-        return Quadratic(gram, target, scale)
+        return Quadratic(g, target, scale)
 
     def scaled(self, weight: Matrix) -> Matrix:
         """Weights [g, O, K] for the scaled inputs."""
@@ -76,12 +78,19 @@ def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float) -> M
     Returns:
         The weights, zero outside the support.
     """
-    gram = q.gram.astype(np.float32)
-    target = (q.target + ridge * start).astype(np.float32)
+    gram, result = q.gram.astype(np.float32), np.empty(start.shape)
+    for outputs in parts(start.shape[1], _TOGETHER):
+        some = (slice(None), outputs)
+        result[some] = _fit(gram, q.target[some], start[some], support[some], ridge)
+    return result
+
+
+def _fit(gram: Floats, target: Matrix, start: Matrix, support: Support, ridge: float) -> Floats:
     inside = support.astype(np.float32)
     r = np.float32(ridge)
+    right = (target + ridge * start).astype(np.float32)
     w = start.astype(np.float32) * inside
-    residual = (target - w @ gram - r * w) * inside
+    residual = (right - w @ gram - r * w) * inside
     direction: Floats = residual.copy()
     power = _squares(residual)
     limit = np.maximum(_ENOUGH * power, np.finfo(np.float32).tiny)
@@ -96,7 +105,7 @@ def fit_within(q: Quadratic, start: Matrix, support: Support, ridge: float) -> M
             break
         direction = residual + np.divide(new, power, out=np.zeros_like(new), where=power > 0) * direction
         power = new
-    return np.asarray(w, np.float64)
+    return w
 
 
 def _squares(x: Floats) -> Floats:

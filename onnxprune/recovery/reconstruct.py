@@ -31,7 +31,8 @@ from onnxprune.recovery.fitting import Layer, Proposal
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.places import rows_left
 from onnxprune.recovery.registry import METHODS, model_method
-from onnxprune.recovery.solve import Affine
+from onnxprune.recovery.resumed import Known, stage_key
+from onnxprune.recovery.solve import Affine, parts
 from onnxprune.recovery.streamed import FOLDS, Pair, streamed_moments, with_other_rows
 from onnxprune.runtime.countdown import Countdown
 from onnxprune.runtime.session import make_session
@@ -44,6 +45,7 @@ from onnxprune.structure.rewrite import Kept
 _FITS_QUERIES = ("least-squares",)  # what fits all weights of a layer anew
 
 _WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
+_NUMBERS = 1 << 22  # of an output that are compared at once
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class State:
         held: Samples that are held back from every fit; empty where no method asks for any.
         anchors: By weight, its numbers when a run with a trained model began; see `Layer.anchor`.
         refused: Layers with methods that the model's outputs spoke against: they are not tried again.
+        known: What a run that was interrupted has found already.
     """
 
     dense: ir.Model
@@ -95,6 +98,7 @@ class State:
     skipped: dict[str, str] = field(default_factory=dict)
     anchors: dict[str, Matrix] = field(default_factory=dict)
     refused: set[tuple[str, str]] = field(default_factory=set)
+    known: Known = field(default_factory=Known)
     _outputs: dict[int, dict[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
     _outputs_session: ort.InferenceSession | None = None
     _store: Store = field(default_factory=Store)
@@ -125,9 +129,7 @@ class State:
             ours = run_session(session, feed)
             for name, dense in self._outputs[id(feed)].items():
                 if np.asarray(dense).dtype.kind == "f":
-                    gap = np.asarray(ours[name], np.float64) - np.asarray(dense, np.float64)
-                    batch_sums = np.array([np.square(gap).sum(), np.square(dense, dtype=np.float64).sum()])
-                    sums[name] = sums.get(name, np.zeros(2)) + batch_sums
+                    sums[name] = sums.get(name, np.zeros(2)) + _gap(np.asarray(ours[name]), np.asarray(dense))
         return max((float(a / max(b, np.finfo(np.float64).tiny)) for a, b in sums.values()), default=0.0)
 
     def attempt(self, layer: str, method: str, values: Sequence[ir.Value], write: Callable[[], None]) -> None:
@@ -143,6 +145,15 @@ class State:
             for value, tensor in zip(values, tensors, strict=True):
                 value.const_value = tensor
         self.steps.append(Step(layer, method, before, after, after < before))
+
+
+def _gap(ours: npt.NDArray[np.generic], dense: npt.NDArray[np.generic]) -> Matrix:
+    """Squares of the difference and of the dense output, summed; some at a time, for outputs with a vocabulary."""
+    total, pair = np.zeros(2), (ours.reshape(-1), dense.reshape(-1))
+    for some in parts(dense.size, _NUMBERS):
+        a, b = (x[some].astype(np.float64) for x in pair)
+        total += [np.square(a - b).sum(), np.square(b).sum()]
+    return total
 
 
 def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
@@ -201,9 +212,17 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
     pairs = [Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name)) for x in known]
     pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
     last = last_layers(run.pruned, every)
-    count = Countdown("layer", len(pairs), run.progress)
-    for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples):
+    count, name = Countdown("layer", len(pairs), run.progress), run.known.next_pass()
+
+    def key(stage: Sequence[Pair]) -> str:
+        return stage_key(name, [pair.pruned for pair in stage])
+
+    for stage_moments in streamed_moments(run.dense, run.pruned, pairs, run.samples, lambda s: run.known.has(key(s))):
         count(len(stage_moments))
+        inside, begun = [pair for pair, _ in stage_moments], len(run.steps)
+        if run.known.has(key(inside)):
+            run.steps += [Step(**step) for step in run.known.load(key(inside), [pair.pruned for pair in inside])]
+            continue
         for pair, moments in stage_moments:
             factor, _ = pair.to_pruned()
             layer = replace(_layer(run, pair.pruned, pair.dense, factor, pair.mix), is_last=pair.pruned.name in last)
@@ -212,6 +231,7 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
             if proposal.after < proposal.before:
                 _write(layer, proposal.affine)
                 run.keep(layer.linear)
+        run.known.save(key(inside), [pair.pruned for pair in inside], run.steps[begun:])
 
 
 def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:

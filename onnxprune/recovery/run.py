@@ -13,11 +13,13 @@ import onnx_ir as ir
 from onnxprune.data.batches import Inputs, held_back
 from onnxprune.errors import DataError
 from onnxprune.graph.branches import take_numbers, taken_branch, with_branch_inlined
+from onnxprune.graph.hints import Feeds
 from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery.reconstruct import State, Step, recover_layers
 from onnxprune.recovery.registry import METHODS
+from onnxprune.recovery.resumed import Known
 from onnxprune.recovery.streamed import FOLDS, HELD_EVERY
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
@@ -56,6 +58,7 @@ def recover(
     seed: int = 0,
     batch: int = 64,
     windows: int = 256,
+    known: Known | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Recovery:
     """Bring a pruned model's outputs back towards the dense model's, in place.
@@ -72,6 +75,7 @@ def recover(
         seed: Of what they draw at random.
         batch: Batches run at once.
         windows: Largest number of places of one feature map that statistics are taken from.
+        known: What the same recovery had found when it was interrupted; what this one finds is kept there.
         progress: Called with the name of each layer.
 
     Raises:
@@ -83,7 +87,7 @@ def recover(
     if branch is not None:  # of a merged decoder: the layers between are those of the branch that the samples take
         aim, inlined = (with_branch_inlined(model, branch) for model in (dense, pruned))
         done = recover(aim, inlined, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
-                       seed=seed, batch=batch, windows=windows, progress=progress)  # fmt: skip
+                       seed=seed, batch=batch, windows=windows, known=known, progress=progress)  # fmt: skip
         take_numbers(pruned, inlined, branch)
         return done
     chosen = {name: METHODS.find(name) for name in methods}
@@ -93,9 +97,9 @@ def recover(
     if measured and len(feeds) < 2:
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
-                inputs, effort=effort, seed=seed)  # fmt: skip
+                inputs, effort=effort, seed=seed, known=known or Known())  # fmt: skip
     some = feeds[: max(1, _REPORTED * len(feeds) // max(1, samples.count))] if feeds else []
-    before = run.error(some) if measured else None
+    before = _measured_once(run, some) if measured else None
     demanding = {name for name, m in chosen.items() if m.holds_back}
     if demanding:
         _with_some_held_back(run, methods, demanding, batch)
@@ -103,6 +107,15 @@ def recover(
         _one_after_another(run, methods)
     after = run.error(some) if measured and run.steps else before
     return Recovery(tuple(run.steps), run.skipped, before, after, samples.count)
+
+
+def _measured_once(run: State, feeds: Sequence[Feeds]) -> float:
+    key = f"{run.known.name}, error before"
+    error = run.known.number(key)
+    if error is None:
+        error = run.error(feeds)
+        run.known.save_number(key, error)
+    return error
 
 
 def _one_after_another(run: State, methods: Sequence[str]) -> None:

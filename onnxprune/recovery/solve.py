@@ -14,6 +14,7 @@ Stork 1993; Frantar and Alistarh 2022, Optimal Brain Compression, eq. 4): w0_S -
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +80,23 @@ def _full_fit(moments: Moments, start: Affine, g: Matrix, c: Matrix, ridge: floa
 
 def normal_equations(moments: Moments, bias: Matrix, with_bias: bool) -> tuple[Matrix, Matrix]:
     if with_bias:
-        outer_a = moments.a[:, :, None] * moments.a[:, None, :]
+        gram = np.array(moments.aa)
+        subtract_outer(gram, moments.a, moments.rows)
         outer_z = moments.a[:, :, None] * moments.z[:, None, :]
-        return moments.aa - outer_a / moments.rows, moments.az - outer_z / moments.rows
-    return moments.aa, moments.az - moments.a[:, :, None] * bias[:, None, :]
+        return gram, moments.az - outer_z / moments.rows
+    return np.array(moments.aa), moments.az - moments.a[:, :, None] * bias[:, None, :]
+
+
+def subtract_outer(gram: Matrix, sums: Matrix, count: float = 1.0) -> None:
+    """Subtract s s^T / count from matrices [g, K, K], in place and some rows at a time; s of shape [g, K]."""
+    for rows in parts(gram.shape[1]):
+        gram[:, rows] -= sums[:, rows, None] * sums[:, None, :] / count
+
+
+def parts(length: int, size: int = 512) -> Iterator[slice]:
+    """Cut an axis into slices, so that what is calculated along it needs little memory at a time."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def _solve(g: Matrix, c: Matrix, start: Matrix, support: Support, ridge: float) -> Matrix:

@@ -19,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Matrix
-from onnxprune.recovery.solve import Support
+from onnxprune.recovery.solve import Support, subtract_outer
 from onnxprune.runtime.statistics import Moments
 
 BLOCK = 128
 """Columns that are chosen from together, at most (SparseGPT, section 3.2)."""
+
+_DIRECTLY = 256
+"""Columns of a block that is factorised by LAPACK: wider ones by products of blocks, in the memory that they are in."""
 
 _NARROWEST = 8
 _BLOCKS = 8
@@ -49,13 +52,14 @@ def choose_support(weight: Matrix, hessian: Matrix, count: int) -> tuple[Matrix,
         The weights with zeros, and which are not.
     """
     factors = [inverse_factor(block) for block in hessian]
-    diagonal = np.stack([np.square(f).sum(axis=0) for f in factors])
+    diagonal = np.stack([np.einsum("kj,kj->j", f, f) for f in factors])
     cost = np.square(weight) / diagonal[:, None, :]
     gone = np.zeros(cost.size, bool)
     gone[np.argsort(cost.reshape(-1), kind="stable")[:count]] = True
+    del cost
     block = min(BLOCK, max(_NARROWEST, weight.shape[2] // _BLOCKS))
     starts = np.arange(0, weight.shape[2], block)
-    zeros = np.add.reduceat(gone.reshape(cost.shape).sum(axis=1), starts, axis=1)
+    zeros = np.add.reduceat(gone.reshape(weight.shape).sum(axis=1), starts, axis=1)
     swept = [sweep_choosing(w, f, z.tolist(), block) for w, f, z in zip(weight, factors, zeros, strict=True)]
     return np.stack([w for w, _ in swept]), np.stack([s for _, s in swept])
 
@@ -64,10 +68,13 @@ def choose_pattern(
     weight: Matrix, hessian: Matrix, pattern: tuple[int, int], places: int = 1
 ) -> tuple[Matrix, Support]:
     """Choose the N of every M consecutive input channels that stay, for each of `places` kernel positions."""
-    order = np.arange(weight.shape[2]).reshape(-1, places).T.reshape(-1)
-    back = np.argsort(order)
+    order: slice | npt.NDArray[np.intp] = slice(None)
+    back: slice | npt.NDArray[np.intp] = slice(None)
+    if places > 1:
+        order = np.arange(weight.shape[2]).reshape(-1, places).T.reshape(-1)
+        back = np.argsort(order)
     swept = [
-        sweep_pattern(w[:, order], inverse_factor(h[np.ix_(order, order)]), *pattern)
+        sweep_pattern(w[:, order], inverse_factor(h[order][:, order]), *pattern)
         for w, h in zip(weight, hessian, strict=True)
     ]
     return np.stack([w[:, back] for w, _ in swept]), np.stack([s[:, back] for _, s in swept])
@@ -75,12 +82,13 @@ def choose_pattern(
 
 def damped_hessian(moments: Moments, *, centred: bool) -> Matrix:
     """Return E[a a^T] and a damping, shape [g, K, K]; of a less its means where the bias adapts as well."""
-    hessian = moments.aa / moments.rows
+    hessian: Matrix = moments.aa / moments.rows
     if centred:
-        hessian = hessian - moments.a[:, :, None] * moments.a[:, None, :] / moments.rows**2
-    mean = np.mean(np.diagonal(hessian, axis1=1, axis2=2), axis=1)
-    damping = DAMPING * np.where(mean > 0, mean, 1.0)
-    return np.asarray(hessian + damping[:, None, None] * np.eye(hessian.shape[1]))
+        subtract_outer(hessian, moments.a / moments.rows)
+    diagonal = np.einsum("gkk->gk", hessian)  # a view
+    mean = diagonal.mean(axis=1)
+    diagonal += DAMPING * np.where(mean > 0, mean, 1.0)[:, None]
+    return hessian
 
 
 def inverse_factor(hessian: Matrix) -> Matrix:
@@ -91,15 +99,33 @@ def inverse_factor(hessian: Matrix) -> Matrix:
     Raises:
         np.linalg.LinAlgError: The matrix holds numbers that are not finite.
     """
-    backwards = hessian[::-1, ::-1]
-    norm = float(np.linalg.norm(hessian)) or 1.0
+    norm = float(np.linalg.norm(hessian.reshape(-1))) or 1.0
     for damping in (0.0, 1e-8, 1e-6, 1e-4, 1e-2, 2.0):  # at the last it is positive definite, whatever it was
+        factor = np.array(hessian, np.float64, order="C")
+        factor.flat[:: len(factor) + 1] += damping * norm
         try:
-            lower = np.linalg.cholesky(backwards + damping * norm * np.eye(len(hessian)))
+            _invert_root(factor)
         except np.linalg.LinAlgError:
             continue
-        return np.asarray(np.linalg.inv(lower[::-1, ::-1]))
+        return factor
     raise np.linalg.LinAlgError("the Gram matrix holds numbers that are not finite")
+
+
+def _invert_root(h: Matrix) -> None:
+    """Replace H = M M^T, M upper triangular, by M^-1, in place: block by block, with the lower right one first."""
+    if len(h) <= _DIRECTLY:
+        lower = np.linalg.cholesky(h[::-1, ::-1])
+        h[:] = np.triu(np.linalg.inv(lower[::-1, ::-1]))
+        return
+    half = len(h) // 2
+    first, across, last = h[:half, :half], h[:half, half:], h[half:, half:]
+    _invert_root(last)
+    across[:] = across @ last.T  # of M
+    first -= across @ across.T
+    _invert_root(first)
+    across[:] = first @ (across @ last)
+    np.negative(across, out=across)
+    h[half:, :half] = 0.0
 
 
 def sweep_choosing(weight: Matrix, factor: Matrix, zeros: Sequence[int], block: int = BLOCK) -> tuple[Matrix, Support]:
@@ -132,11 +158,18 @@ def sweep_pattern(weight: Matrix, factor: Matrix, stay: int, of: int) -> tuple[M
     w = np.array(weight, np.float64)
     support = np.zeros(w.shape, bool)
     diagonal = np.square(np.diag(factor))
-    for start in range(0, w.shape[1], of):
-        cost = np.square(w[:, start : start + of]) / diagonal[start : start + of]
-        dearest = np.argsort(-cost, axis=1, kind="stable")[:, :stay]
-        np.put_along_axis(support[:, start : start + of], dearest, True, axis=1)
-        _sweep_block(w, factor, support, start, min(start + of, w.shape[1]))
+    wide = max(1, BLOCK // of) * of  # what lies right of so many columns is brought up to date at once
+    for start in range(0, w.shape[1], wide):
+        stop = min(start + wide, w.shape[1])
+        moved = np.zeros((len(w), stop - start))
+        for at in range(start, stop, of):
+            here = slice(at, min(at + of, stop))
+            cost = np.square(w[:, here]) / diagonal[here]
+            dearest = np.argsort(-cost, axis=1, kind="stable")[:, :stay]
+            np.put_along_axis(support[:, here], dearest, True, axis=1)
+            for j in range(here.start, here.stop):
+                moved[:, j - start] = _zero_column(w, factor, j, ~support[:, j], stop)
+        w[:, stop:] -= moved @ factor[start:stop, stop:]
     return w, support
 
 

@@ -15,7 +15,7 @@ branch, it is fitted to what the sum lacks:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,14 @@ from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
 from onnxprune.runtime.stream.gather import Batches
-from onnxprune.runtime.stream.rows import Grid, moments_of
+from onnxprune.runtime.stream.rows import Grid
 from onnxprune.runtime.stream.store import Store
+from onnxprune.runtime.stream.sums import RowSums, rows_read
 
 FOLDS = 4
 HELD_EVERY = 8
 _TARGETS_IN_MEMORY = 256 << 20  # bytes of the targets of a block
+_SUMS_IN_MEMORY = 256 << 20  # and of the sums of the layers that are fitted together
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, npt.NDArray[np.int64]]
@@ -90,6 +92,13 @@ class Pair:
         return factor, offset + factor * (self.mix @ shift - shift[self.rows]).reshape(factor.shape)
 
 
+Targets = dict[Pair, list[tuple[Array, Array | None]]]
+"""By layer, for each batch: rows of what the dense layer gives, and of what it is added to."""
+
+IsKnown = Callable[[Sequence[Pair]], bool]
+"""Whether layers that lie side by side have their final numbers already."""
+
+
 def with_other_rows(
     dense: ir.Model, pruned: ir.Model, layers: Sequence[tuple[Linear, Linear]], samples: Batches
 ) -> set[ir.Value]:
@@ -116,7 +125,7 @@ def with_other_rows(
 
 
 def streamed_moments(
-    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Batches
+    dense: ir.Model, pruned: ir.Model, pairs: Sequence[Pair], samples: Batches, known: IsKnown = lambda stage: False
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
     """Yield the layers of the pruned network in order, those that lie side by side together, with their moments.
 
@@ -124,7 +133,8 @@ def streamed_moments(
         dense: The model before pruning.
         pruned: The model after; its layers may be given other numbers whenever a stage was yielded.
         pairs: Its layers that are looked at.
-        samples: Calibration inputs. See `fold_of` for how they are divided.
+        samples: Calibration inputs. See `is_held` for how they are divided.
+        known: Whether nobody asks for the moments of a stage: it is yielded with empty lists.
     """
     blocks = common_blocks(dense, pruned, samples.sizes(dense))
     one, two = Cursor(dense, blocks[0], samples.feeds), Cursor(pruned, blocks[1], samples.feeds)
@@ -132,54 +142,76 @@ def streamed_moments(
     for block in blocks[1]:
         inside = [of_node[node] for node in block.nodes if node in of_node]
         if inside:
-            yield from _in_block(block, inside, one, two, samples)
+            yield from _in_block(block, inside, one, two, samples, known)
         else:
             one.skip()
         two.skip()
 
 
-def fold_of(number: int, count: int) -> int:
-    """The fold of a batch: of eight one is held back from the fits of units, in the last; the rest take turns.
+def is_held(number: int, count: int) -> bool:
+    """Whether a batch is held back from the fits of units: of eight the last one.
 
     Args:
         number: Of the batch, from 0.
         count: Of all batches; where there are fewer than eight the last one is held back.
     """
     last = HELD_EVERY - 1 if count >= HELD_EVERY else count - 1
-    return FOLDS - 1 if number % HELD_EVERY == last else number % HELD_EVERY % (FOLDS - 1)
+    return number % HELD_EVERY == last
 
 
 def _in_block(
-    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Batches
+    block: Block, pairs: Sequence[Pair], dense: Cursor, pruned: Cursor, samples: Batches, known: IsKnown
 ) -> Iterator[list[tuple[Pair, list[Moments]]]]:
-    targets = _targets(pairs, dense, samples)
     stages = _stages(block, pairs)
+    targets = _targets(pairs, dense, samples, {pair for stage in stages if not known(stage) for pair in stage})
     done: set[ir.Node] = set()
     here = {str(out.name) for node in block.nodes for out in node.outputs} | set(pruned.state[0])
     for stage in stages:
-        ready = {p for p in stage if p.shortcut in here and _settled(block, str(p.shortcut), pairs, done)}
-        names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
-        sums: dict[Pair, dict[int, Moments]] = {pair: {} for pair in stage}
-        for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
-            for pair in stage:
-                new = _moments(pair, values, targets[pair][number], samples, number, compensate=pair in ready)
-                fold = fold_of(number, len(samples.feeds))
-                sums[pair][fold] = sums[pair][fold] + new if fold in sums[pair] else new
-        for pair in stage:
-            del targets[pair]
-        yield [(pair, [by_fold[fold] for fold in sorted(by_fold)]) for pair, by_fold in sums.items()]
+        if known(stage):
+            yield [(pair, []) for pair in stage]
+        else:
+            ready = {p for p in stage if p.shortcut in here and _settled(block, str(p.shortcut), pairs, done)}
+            yield _moments(stage, ready, targets, pruned, samples)
         done |= {pair.pruned.node for pair in stage}
 
 
-def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches) -> dict[Pair, list[tuple[Array, Array | None]]]:
-    """For each layer and batch: rows of what the dense layer gives, and of what it is added to."""
+def _moments(
+    stage: Sequence[Pair], ready: Set[Pair], targets: Targets, pruned: Cursor, samples: Batches
+) -> list[tuple[Pair, list[Moments]]]:
+    """The moments of layers side by side, those of the batches that are held back last; their targets are used up."""
+    names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
+    parts = {False: RowSums(), True: RowSums()}  # by whether they are held back
+    for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
+        part, rows = parts[is_held(number, len(samples.feeds))], dict[Hashable, Array]()
+        for pair in stage:
+            key, data = rows_read(pair.pruned), values[str(pair.pruned.data.name)]
+            grid = samples.grid(pair.pruned, data, number)
+            if key not in rows:
+                rows[key] = samples.inputs(pair.pruned, data, grid, number)
+                part.add_inputs(key, rows[key])
+            z = _aims(pair, values, targets[pair][number], samples, grid, number, compensate=pair in ready)
+            part.add_targets(pair, rows[key], z)
+    for pair in stage:
+        del targets[pair]
+    store = Store(_SUMS_IN_MEMORY)
+    for part in parts.values():
+        part.to_store(store)
+    keys = {pair: rows_read(pair.pruned) for pair in stage}
+    return [(p, [part.moments(key, p) for part in parts.values() if key in part]) for p, key in keys.items()]
+
+
+def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches, wanted: Set[Pair]) -> Targets:
+    """For each layer that is wanted and each batch: rows of what the dense layer gives, and of what it is added to.
+
+    The block is run with the same outputs whatever is wanted, for other outputs may change the last bit of values.
+    """
     made = {str(out.name) for node in dense.block.nodes for out in node.outputs} | set(dense.state[0])
     names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
     names += [pair.shortcut for pair in pairs if pair.shortcut in made]
-    targets: dict[Pair, list[tuple[Array, Array | None]]] = {pair: [] for pair in pairs}
+    targets: Targets = {pair: [] for pair in pairs}
     store = Store(_TARGETS_IN_MEMORY)
     for number, values in enumerate(dense.advance(list(dict.fromkeys(names)))):
-        for pair in pairs:
+        for pair in (pair for pair in pairs if pair in wanted):
             data = values[str(pair.dense.data.name)]
             grid = samples.grid(pair.pruned, data, number)
             shortcut = values.get(pair.shortcut or "")
@@ -200,12 +232,12 @@ def _dense_rows(pair: Pair, data: Array, values: Values, samples: Batches, grid:
     return np.ascontiguousarray(kept.reshape(len(kept), pair.pruned.groups, -1).transpose(1, 0, 2))
 
 
-def _moments(
-    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Batches, number: int, *, compensate: bool
-) -> Moments:
-    data = values[str(pair.pruned.data.name)]
+def _aims(
+    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Batches, grid: Grid, number: int, *,
+    compensate: bool,
+) -> Array:  # fmt: skip
+    """What the pruned layer should give for a batch, [g, rows, O]."""
     z, shortcut = target
-    grid = samples.grid(pair.pruned, data, number)
     factor, offset = pair.to_pruned()
     z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)
     if compensate and shortcut is not None:
@@ -214,7 +246,7 @@ def _moments(
         scale = pair.scale.reshape(factor.shape)
         usable = np.abs(scale) > 1e-3 * np.abs(scale).max()
         z = z + lack * np.where(usable, 1 / np.where(usable, scale, 1), 0).astype(np.float32)[:, None]
-    return moments_of(samples.inputs(pair.pruned, data, grid, number), z)
+    return z
 
 
 def _sum_behind(layer: Linear) -> tuple[Follow, str | None]:

@@ -41,6 +41,9 @@ HELD = 64
 TOGETHER = 2**26
 """Entries of the Gram matrices that are held together: 512 MiB."""
 
+KEPT = 2**23
+"""Entries of the largest inverse that is kept, in case that somebody asks for it again: 64 MiB."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -169,12 +172,19 @@ class Evidence:
         samples = samples_by_name(self.structure.model, self.inputs)
         return samples.part(start, samples.count if stop is None else stop)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run, and a Hessian is large
     def inverse_hessian(self, name: str, *, centred: bool = False) -> Matrix:
         """Return (A^T A / n + damping)^-1, shape [g, K, K]; the Hessian of a layer's error is twice A^T A / n.
 
         ``centred`` takes A less its means: the Hessian where the bias adapts as well.
         """
+        large = _entries(self.layer(name)) > KEPT
+        return self._inverse(name, centred) if large else self._kept_inverse(name, centred)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - one object a run
+    def _kept_inverse(self, name: str, centred: bool) -> Matrix:
+        return self._inverse(name, centred)
+
+    def _inverse(self, name: str, centred: bool) -> Matrix:
         moments = self.moments(name)
         hessian = moments.aa / moments.rows
         if centred:

@@ -9,7 +9,7 @@ import pytest
 from onnxprune import runtime
 from onnxprune.graph.linear import linear_layers
 from onnxprune.recovery.solve import Affine, ridge_fit
-from onnxprune.runtime.statistics import Moments, channel_moments
+from onnxprune.runtime.statistics import channel_moments
 from onnxprune.runtime.stream import gather as gather_module
 from onnxprune.runtime.stream import store
 from onnxprune.runtime.stream.channels import streamed_channel_moments
@@ -17,7 +17,7 @@ from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.effects import Effects, divergence, kind_of
 from onnxprune.runtime.stream.gather import Batches, gather
 from onnxprune.runtime.stream.padding import padding_mask
-from onnxprune.runtime.stream.rows import moments_of
+from onnxprune.runtime.stream.sums import RowSums, rows_read
 
 from .models_to_recover import CONVOLUTION_SHAPES, CONVOLUTIONS, MLP, MLP_SHAPES, PRODUCT_SHAPES, PRODUCTS, network
 
@@ -69,18 +69,20 @@ def test_regression_on_the_rows_finds_the_weights_again(text: str, shapes: dict,
     cursor = Cursor(model, samples.blocks(model), samples.feeds)
     for block in cursor.blocks:
         inside = [layer for layer in linear_layers(model)[0] if layer.node in block.nodes]
-        sums: dict[str, Moments] = {}
+        sums = RowSums()
         names = [str(v.name) for layer in inside for v in (layer.data, layer.output)]
         for number, values in enumerate(cursor.advance(names)):
             for layer in inside:
                 data = values[str(layer.data.name)]
                 grid = samples.grid(layer, data, number)
                 z = samples.outputs(layer, values[str(layer.output.name)], grid, number)
-                new = moments_of(samples.inputs(layer, data, grid, number), z)
-                sums[layer.name] = sums[layer.name] + new if layer.name in sums else new
+                a = samples.inputs(layer, data, grid, number)
+                sums.add_inputs(rows_read(layer), a)
+                sums.add_targets(layer.name, a, z)
         for layer in inside:
             start = Affine(np.zeros_like(layer.matrix()), np.zeros_like(layer.bias()))
-            fit = ridge_fit(sums[layer.name], start, layer.matrix() == layer.matrix(), 1e-9, with_bias=True)
+            moments = sums.moments(rows_read(layer), layer.name)
+            fit = ridge_fit(moments, start, layer.matrix() == layer.matrix(), 1e-9, with_bias=True)
             np.testing.assert_allclose(fit.weight, layer.matrix(), atol=2e-2)
             np.testing.assert_allclose(fit.bias, layer.bias(), atol=2e-2)
 

@@ -24,11 +24,14 @@ from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.cuts import Block, cut_into_blocks
 from onnxprune.runtime.stream.extents import value_shapes
 from onnxprune.runtime.stream.padding import padding_mask, without_padding
-from onnxprune.runtime.stream.rows import Grid, Tokens, grid_of, input_rows, moments_of, output_rows, windows_of
+from onnxprune.runtime.stream.rows import Grid, Tokens, grid_of, input_rows, output_rows, windows_of
+from onnxprune.runtime.stream.store import Store
+from onnxprune.runtime.stream.sums import RowSums, rows_read
 
 Array = npt.NDArray[Any]
 BATCH = 32
 
+_SUMS_IN_MEMORY = 256 << 20  # bytes of Gram matrices; more lie on disk
 
 LARGEST = 160 << 20
 """Bytes of the largest value that a batch may have, as float32: of attention over long sequences, for example."""
@@ -133,30 +136,25 @@ class Gatherer:
         if wanted and wanted[0] < self._cursor.position:
             self._cursor = Cursor(self._model, self._blocks, self._samples.feeds)
         numbers = range(self._cursor.position, wanted[-1] + 1 if wanted else 0)
-        count = Countdown("calibrate: block", len(numbers), self._tell)
+        count, store = Countdown("calibrate: block", len(numbers), self._tell), Store(_SUMS_IN_MEMORY)
         for number in numbers:
             count()
-            yield self._through(inside[number])
+            yield self._through(inside[number], store)
 
     def by_block(self, layers: Sequence[Linear]) -> list[list[Linear]]:
         """Return those of the layers that lie in each block."""
         of_node = {layer.node: layer for layer in layers}
         return [[of_node[node] for node in block.nodes if node in of_node] for block in self._blocks]
 
-    def _through(self, layers: Sequence[Linear]) -> dict[str, Moments]:
-        samples, sums = self._samples, dict[tuple[object, ...], Moments]()
-        keys = {layer.name: _rows_read(layer) for layer in layers}
+    def _through(self, layers: Sequence[Linear], store: Store) -> dict[str, Moments]:
+        samples, sums = self._samples, RowSums()
+        keys = {layer.name: rows_read(layer) for layer in layers}
         first = {keys[layer.name]: layer for layer in reversed(layers)}
         names = list(dict.fromkeys(str(layer.data.name) for layer in layers))
         last = self._cursor.position + 1 == len(self._blocks)
         for number, values in enumerate(self._cursor.run(names) if last else self._cursor.advance(names)):
             for key, layer in first.items():
                 data = values[str(layer.data.name)]
-                new = moments_of(samples.inputs(layer, data, samples.grid(layer, data, number), number), None)
-                sums[key] = sums[key] + new if key in sums else new
-        return {name: sums[key] for name, key in keys.items()}
-
-
-def _rows_read(layer: Linear) -> tuple[object, ...]:
-    """What the rows that a layer's weights see depend on; of a Conv on its window, too, so that none shares them."""
-    return (layer.data, layer.name if layer.is_conv else layer.data_axis, layer.groups)
+                sums.add_inputs(key, samples.inputs(layer, data, samples.grid(layer, data, number), number))
+        sums.to_store(store)
+        return {name: sums.moments(key) for name, key in keys.items()}

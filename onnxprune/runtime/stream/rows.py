@@ -1,4 +1,4 @@
-"""From activations to the rows that a layer's matrix sees, and from rows to Gram matrices.
+"""From activations to the rows that a layer's matrix sees; `sums` makes Gram matrices of them.
 
 A layer is Z = A W^T + b (`runtime.linear`): one row of A for each token of a MatMul, one for each window of a Conv. Of
 a large feature map a regular grid of windows is taken, which moves from batch to batch.
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Linear, tensor_of
-from onnxprune.runtime.statistics import Moments
 
 Array = npt.NDArray[Any]
 Grid = tuple[npt.NDArray[np.int64], ...]
@@ -86,16 +85,6 @@ def output_rows(layer: Linear, output: Array, grid: Grid, tokens: Tokens | None 
     samples, channels = output.shape[:2]
     output = output.reshape(samples, layer.groups, channels // layer.groups, -1).transpose(1, 0, 3, 2)
     return np.ascontiguousarray(output).reshape(layer.groups, -1, channels // layer.groups)
-
-
-def moments_of(a: Array, z: Array | None) -> Moments:
-    """Sum over the rows of A [g, rows, K] and Z [g, rows, O]; without Z its sums have no outputs."""
-    if z is None:
-        z = np.zeros((*a.shape[:2], 0), np.float32)
-    across = np.ascontiguousarray(a.transpose(0, 2, 1))
-    one = np.ones(a.shape[1], np.float32)
-    sums = (np.matmul(one, a), np.matmul(one, z), np.matmul(across, a), np.matmul(across, z), np.square(z).sum(axis=1))
-    return Moments(float(a.shape[1]), *(part.astype(np.float64) for part in sums))
 
 
 def _token_rows(data: Array, grid: Grid, tokens: Tokens | None) -> Array:

@@ -1,0 +1,68 @@
+"""What goes in a step is decided once: a run that goes on reads what the interrupted one decided.
+
+plan = planned_once(journal, "step 1: what goes", structure, decide)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from onnxprune.model_io import all_initializers
+from onnxprune.model_io.journal import Journal
+from onnxprune.pipeline.plan import Plan
+from onnxprune.structure.bit_masks import BitMasks
+from onnxprune.structure.structure import Structure
+
+
+def planned_once(journal: Journal, key: str, structure: Structure, make: Callable[[], Plan]) -> Plan:
+    """Return what goes: as it was decided before the run was interrupted, else as it is decided now.
+
+    Args:
+        journal: Of the run.
+        key: Of the decision.
+        structure: The analysis of the model.
+        make: Decides.
+    """
+    if key in journal and (plan := _read(journal, key, structure)) is not None:
+        return plan
+    plan = make()
+    if journal.folder is not None and plan.sensitivity is None and not plan.blocks:
+        masks = {str(value.name): mask for value, mask in plan.masks.items()}
+        arrays = {name: np.packbits(mask, axis=None) for name, mask in masks.items()}
+        notes: dict[str, Any] = {
+            "shapes": {name: list(mask.shape) for name, mask in masks.items()},
+            "units": _digest(structure),
+            "prunable": int(plan.prunable),
+            "gone": int(plan.gone),
+            "untouched": dict(plan.untouched),
+        }
+        journal.write(key, {**arrays, "": np.packbits(plan.removed)}, notes)
+    return plan
+
+
+def _read(journal: Journal, key: str, structure: Structure) -> Plan | None:
+    """A decision that was kept; None where it names what this analysis does not have."""
+    arrays, notes = journal.read(key)
+    values = {str(value.name): value for value in all_initializers(structure.model)}
+    if notes["units"] != _digest(structure) or not values.keys() >= notes["shapes"].keys():
+        return None
+    removed = np.unpackbits(arrays[""], count=structure.terms.count).astype(bool)
+    shapes = {name: tuple(shape) for name, shape in notes["shapes"].items()}
+    masks = BitMasks((values[name], _mask(arrays[name], shape)) for name, shape in shapes.items())
+    return Plan(structure, removed, masks, notes["prunable"], notes["gone"], notes["untouched"])
+
+
+def _mask(bits: Any, shape: tuple[int, ...]) -> Any:
+    return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
+
+
+def _digest(structure: Structure) -> str:
+    """What tells the units of an analysis from those of another."""
+    digest = hashlib.sha256(str(structure.terms.count).encode())
+    for group in structure.groups:
+        digest.update(f"{group.name} {group.kind}".encode() + group.atoms.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""Sums over the rows that layers see, brought up to date batch by batch; layers that read the same rows share them.
+
+    sums = RowSums()
+    sums.add_inputs("x", a); sums.add_targets("x", "layer", a, z)       for each batch
+    sums.moments("x", "layer")
+
+Gram matrices of wide layers are the largest arrays of a recovery: for 11,008 inputs 1 GB each. So there is one for all
+layers that read the same rows, and nothing is added up in a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.graph.linear import Linear
+from onnxprune.runtime.statistics import Moments
+from onnxprune.runtime.stream.store import Store
+
+Array = npt.NDArray[Any]
+Matrix = npt.NDArray[np.float64]
+
+
+def rows_read(layer: Linear) -> Hashable:
+    """What the rows that a layer's weights see depend on; of a Conv on its window, too, so that none shares them."""
+    return (layer.data, layer.name if layer.is_conv else layer.data_axis, layer.groups)
+
+
+@dataclass(eq=False)
+class _Inputs:
+    rows: float
+    a: Matrix
+    aa: Matrix
+
+
+@dataclass(eq=False)
+class _Targets:
+    z: Matrix
+    az: Matrix
+    zz: Matrix
+
+
+class RowSums:
+    """Sums of some layers: see `Moments` for what they are."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[Hashable, _Inputs] = {}
+        self._targets: dict[Hashable, _Targets] = {}
+
+    def __contains__(self, rows: Hashable) -> bool:
+        return rows in self._inputs
+
+    def add_inputs(self, rows: Hashable, a: Array) -> None:
+        """Add a batch of what layers read.
+
+        Args:
+            rows: Which rows they are.
+            a: Shape [g, rows, K].
+        """
+        groups, count, width = a.shape
+        if rows not in self._inputs:
+            self._inputs[rows] = _Inputs(0.0, np.zeros((groups, width)), np.zeros((groups, width, width)))
+        sums = self._inputs[rows]
+        sums.rows += count
+        sums.a += np.matmul(np.ones(count, np.float32), a)
+        sums.aa += np.matmul(a.swapaxes(1, 2), a)  # of one array, so that half of the products are enough
+
+    def add_targets(self, layer: Hashable, a: Array, z: Array) -> None:
+        """Add what a layer should give for rows that were added.
+
+        Args:
+            layer: Which layer.
+            a, z: Shapes [g, rows, K] and [g, rows, O].
+        """
+        groups, count, width = z.shape
+        if layer not in self._targets:
+            flat = (groups, width)
+            self._targets[layer] = _Targets(np.zeros(flat), np.zeros((groups, a.shape[2], width)), np.zeros(flat))
+        sums = self._targets[layer]
+        sums.z += np.matmul(np.ones(count, np.float32), z)
+        sums.az += np.matmul(a.swapaxes(1, 2), z)
+        sums.zz += np.square(z).sum(axis=1)
+
+    def moments(self, rows: Hashable, layer: Hashable = None) -> Moments:
+        """Return the sums of a layer that reads some rows; without a layer there are no targets in them."""
+        inputs, targets = self._inputs[rows], self._targets.get(layer)
+        if targets is None:
+            none = np.zeros((*inputs.a.shape, 0))
+            return Moments(inputs.rows, inputs.a, none[:, 0], inputs.aa, none, none[:, 0])
+        return Moments(inputs.rows, inputs.a, targets.z, inputs.aa, targets.az, targets.zz)
+
+    def to_store(self, store: Store) -> None:
+        """Keep the large sums in a store; nothing is added afterwards."""
+        for rows, inputs in self._inputs.items():
+            self._inputs[rows] = replace(inputs, aa=store.held(inputs.aa))
+        for layer, targets in self._targets.items():
+            self._targets[layer] = replace(targets, az=store.held(targets.az))
