@@ -33,6 +33,7 @@ def _cells(path: Path) -> list[str]:
     import oracle
 
     from onnxprune.graph.narrowing import free_caches
+    from onnxprune.runtime.probe import known_facts
     from onnxprune.structure.analysis import analyse
     from onnxprune.structure.blocks import layers_of, residual_blocks
 
@@ -41,7 +42,7 @@ def _cells(path: Path) -> list[str]:
         free_caches(model)
         return model
 
-    structure, kept = analyse(load()), analyse(oracle.normalised(path))
+    structure, kept = (analyse(model, known_facts(model)) for model in (load(), oracle.normalised(path)))
     kinds: dict[str, int] = {}
     for group in structure.groups:
         name = f"{group.kind}{'~' if group.inexact else ''}"
@@ -51,7 +52,7 @@ def _cells(path: Path) -> list[str]:
     # Kernels that round activations to 8 bits (accuracy_level 4) jump where sums differ in the last bit.
     limit = 1e-2 if structure.packed or _half(kept.model) else 1e-4
     try:
-        verdict = oracle.check(load, 0.4, 1)
+        verdict = oracle.check(load, 0.4, 1, facts=known_facts)
         good = verdict.difference <= limit and verdict.signal > limit
         said = f"{verdict.difference:.0e} at {verdict.settings} settings{'' if good else ', TOO LARGE'}"
     except Exception as error:

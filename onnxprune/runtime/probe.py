@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError
-from onnxprune.graph.dims import candidate_settings, given_settings
+from onnxprune.graph.dims import Sizes, candidate_settings, given_settings, is_expression
 from onnxprune.graph.inference import infer
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts, infer_at
@@ -89,11 +89,16 @@ def known_facts(model: ir.Model) -> Facts:
         session = _probing_session(model, gaps)
         for setting in settings:
             with contextlib.suppress(DataError):
-                measured = [_measure(session, gaps, random_inputs(model, sizes=dict(sizes))) for sizes in setting]
+                measured = [_measure(session, gaps, random_inputs(model, sizes=_free(sizes))) for sizes in setting]
                 facts = infer_at(model, *setting)
                 facts.fill(*measured)
                 break
     return facts
+
+
+def _free(sizes: Sizes) -> dict[str, int]:
+    """The dimensions of a setting that do not follow from others, as ``past + 1`` does."""
+    return {name: size for name, size in sizes.items() if not is_expression(name, sizes)}
 
 
 def probe_shapes(model: ir.Model, feeds: Mapping[str, Array], values: Iterable[ir.Value] | None = None) -> Shapes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from small_models import graph, random
 
@@ -41,6 +42,23 @@ def test_what_depends_on_numbers_is_measured(sessions: list[Any]) -> None:
     )
     facts = known_facts(model)
     assert len(sessions) == 1 and not facts.gaps(model)
+
+
+def test_dimensions_that_follow_from_others_are_no_obstacle_to_a_run() -> None:
+    """As optimum names the length of the mask; experts in turn, over tokens whose number no shape tells."""
+    model = graph(
+        "agraph (float[batch,sequence,8] x, int64[batch,total] mask, float[batch,past,8] p) => (float[M,4] y) {"
+        "z = Constant <value_ints = [0]> () m = ReduceSum (mask, z) k = NonZero (m)"
+        "b = Relu(x) n = NonZero(b) c = Transpose <perm = [1, 0]> (n) e = Constant <value_int = 0> ()"
+        "i = Gather <axis = 1> (c, e) shape = Constant <value_ints = [-1, 8]> () flat = Reshape(b, shape)"
+        "some = Gather(flat, i) y = MatMul(some, w) }",
+        {"w": random(8, 4)},
+    )
+    model.graph.inputs[1].shape = ir.Shape(["batch", "past + sequence"])
+    facts = known_facts(model)
+    assert not facts.gaps(model)
+    rows = facts.dims(model.graph.outputs[0])
+    assert rows is not None and rows[0][0] != rows[0][1] and rows[1] == (4, 4)
 
 
 def test_where_branches_may_fit_one_setting_alone_a_run_tells_which(sessions: list[Any]) -> None:
