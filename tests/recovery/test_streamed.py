@@ -10,8 +10,9 @@ from onnxprune import runtime
 from onnxprune.graph.linear import linear_layers
 from onnxprune.recovery import fitting, recover
 from onnxprune.recovery.reconstruct import last_layers
-from onnxprune.recovery.streamed import is_held
+from onnxprune.recovery.streamed import Pair, is_held, streamed_moments
 from onnxprune.runtime.stream import cursor
+from onnxprune.runtime.stream.gather import Batches
 
 from .models_to_recover import constant, cut, network
 
@@ -95,3 +96,17 @@ def test_no_layer_sees_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> Non
     for one, other in zip(results[0][1], results[1][1], strict=True):
         assert np.array_equal(one, other)
     assert last_layers(dense, linear_layers(dense)[0]) == {"out"}  # it may see all: no layer reads it
+
+
+def test_layers_that_read_the_same_rows_share_their_sums() -> None:
+    """Of wide layers Gram matrices are the largest arrays: one to fit to and one to judge by, for all of them."""
+    dense = network(SUM, SHAPES)
+    pairs = [Pair.of(layer, layer, None) for layer in linear_layers(dense)[0]]
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    samples = Batches.of(dense, {"x": x}, 8)
+    first = next(streamed_moments(dense, dense, pairs, samples))
+    assert [pair.pruned.name for pair, _ in first] == ["w0", "w1"]
+    (fitted, judged), others = (parts for _, parts in first)
+    assert [part.aa is other.aa for part, other in zip((fitted, judged), others, strict=True)] == [True, True]
+    np.testing.assert_allclose(fitted.aa[0], x[:-8].T @ x[:-8], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(judged.az[0], x[-8:].T @ x[-8:] @ constant(dense, "w0"), rtol=1e-4, atol=1e-4)
