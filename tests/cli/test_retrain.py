@@ -341,7 +341,7 @@ def test_evaluation_data_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureF
         (("--data", TRAIN), "--retrain"),
         (("--epochs", 3), "--epochs: only with --retrain"),
         (("--survivors", "reinit"), "--survivors: only with --retrain"),
-        (("--resume",), "--retrain"),
+        (("--resume",), "no run to go on with"),
         (("--data", "nowhere.npz", "--retrain"), "nowhere.npz"),
         (("--data", MLP, "--retrain"), "no kind of data"),
         (("--data", "nomodule:function", "--retrain"), "cannot be imported"),
