@@ -277,7 +277,9 @@ def _command_lines() -> Iterator[Pair]:
     yield Pair(MLP, commands=(f"prune {{model}} -s 0.5 {out}",))
     yield Pair(RESNET, commands=(f"prune {{model}} -s 0.5 --structure channels {out}",))
     yield Pair(MLP, commands=(f"prune {{model}} --preset smallest {out}",))
-    yield Pair(RESNET, commands=(f"prune {{model}} --preset fastest --round-to 8 {out}",))
+    yield Pair(
+        RESNET, commands=(f"prune {{model}} --structure joint --target-macs 0.5 --calibration {{samples}} {out}",)
+    )
     yield Pair(MLP, commands=("prune {model} -s 0.9 --pack -o packed.onnx", "unpack packed.onnx -o {out}"))
     yield Pair(
         RESNET,

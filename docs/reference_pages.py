@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ def pages() -> dict[str, str]:
         "reference/cli.md": _cli(),
         "reference/recipe.md": _recipe(),
         "reference/api.md": _api(),
+        "reference/bridge.md": _bridge(),
         "reference/schema.md": _schema(),
     }
 
@@ -116,16 +118,66 @@ def _fields(model: type[BaseModel]) -> list[str]:
 
 
 def _api() -> str:
-    lines = ["# Python", "", inspect.getdoc(onnxprune) or "", ""]
-    for name in onnxprune.__all__:
-        thing = getattr(onnxprune, name)
-        lines += [f"## onnxprune.{name}", ""]
+    return "\n".join(["# Python", "", inspect.getdoc(onnxprune) or "", "", *_names(onnxprune, onnxprune.__all__)])
+
+
+def _names(module: ModuleType, names: Sequence[str], level: str = "##") -> Iterator[str]:
+    """A section for each name of a module: its signature, its docstring, its members."""
+    for name in names:
+        thing = getattr(module, name)
+        yield from (f"{level} {module.__name__}.{name}", "")
         if callable(thing) and not (inspect.isclass(thing) and issubclass(thing, (Exception, BaseModel))):
-            lines += ["```python", f"{name}{inspect.signature(thing)}".replace(", ", ",\n    "), "```", ""]
-        lines += ["```text", inspect.getdoc(thing) or "", "```", ""]
+            yield from ("```python", f"{name}{inspect.signature(thing)}".replace(", ", ",\n    "), "```", "")
+        yield from _text(thing)
         if inspect.isclass(thing) and not issubclass(thing, BaseModel):
-            lines += _members(thing)
+            yield from _members(thing)
+
+
+BRIDGE_EXAMPLE = """\
+import torch
+from onnxprune import bridge, model_io
+from onnxprune.training import apply_masks, masks_of_zeros
+
+pruned = model_io.load("pruned.onnx")
+module = bridge.to_torch(pruned)
+optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+for _ in range(3):
+    loss = module(torch.rand(8, 1, 8, 8)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+trained = apply_masks(bridge.write_back(module, pruned), masks_of_zeros(pruned))
+model_io.save(trained, "trained.onnx", force=True)
+"""
+"""The module, the masks and the way back, for models/digits_resnet.onnx after a cut."""
+
+_MASKS = ("OwnLoop", "masks_of_zeros", "apply_masks", "sparsity_of")
+_BESIDE = ("compare_with_runtime", "Mismatch", "intermediate_values", "reexport", "supported_operators", "op")
+
+
+def _bridge() -> str:
+    from onnxprune import bridge, training  # the one part that needs PyTorch
+
+    sections = {
+        "The module": ("", bridge, ("to_torch", "OnnxModule")),
+        "Masks": (
+            "A mask is an array of bool by the name of an initializer: True where a weight stays. They are in "
+            "`onnxprune.training`, with `OwnLoop`, which holds them for you "
+            "([a loop of your own](../howto/own-loop.md)).",
+            training,
+            _MASKS,
+        ),
+        "The way back": ("", bridge, ("write_back",)),
+        "Beside them": (f"{len(bridge.supported_operators())} operators are known.", bridge, _BESIDE),
+    }
+    lines = ["# Bridge to PyTorch", "", inspect.getdoc(bridge) or "", "", "```python", BRIDGE_EXAMPLE.rstrip(), "```"]
+    for title, (text, module, names) in sections.items():
+        lines += ["", f"## {title}", "", text, "", *_names(module, names, "###")]
     return "\n".join(lines)
+
+
+def _text(thing: object) -> list[str]:
+    return ["```text", inspect.getdoc(thing) or "", "```", ""]
 
 
 def _members(thing: type) -> list[str]:

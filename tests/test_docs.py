@@ -17,6 +17,7 @@ import pytest
 from generated import script
 
 import onnxprune
+from onnxprune import bridge
 from onnxprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,23 @@ def test_reference_tells_every_flag_field_and_name() -> None:
     assert all(f"`{name}`" in pages["reference/recipe.md"] for name in Recipe.model_fields)
     assert all(f"## onnxprune.{name}" in pages["reference/api.md"] for name in onnxprune.__all__)
     assert '"onnxprune-prune/1"' in pages["reference/schema.md"]
+    assert all(f"### onnxprune.bridge.{name}\n" in pages["reference/bridge.md"] for name in bridge.__all__)
+
+
+def test_the_example_of_the_bridge_runs(place: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = place
+    prune = commands("howto/own-loop.md")[0]
+    (code,) = re.findall(
+        r"```python\n(import.*?)```", script("reference_pages").pages()["reference/bridge.md"], flags=re.S
+    )
+    for command in (prune, [sys.executable, "-W", "ignore", "-c", code]):
+        done = subprocess.run(
+            command, shell=isinstance(command, str), cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    trained, pruned = (onnx.load(folder / f"{name}.onnx") for name in ("trained", "pruned"))
+    assert [tensor.name for tensor in trained.graph.initializer] == [tensor.name for tensor in pruned.graph.initializer]
+    assert trained.SerializeToString() != pruned.SerializeToString()
 
 
 def test_figures_of_the_sparsity_page_are_those_measured() -> None:

@@ -77,22 +77,35 @@ def batches(model: ir.Model, inputs: Inputs, batch: int = 64, *, least: int = 1)
 
 
 def held_back(model: ir.Model, inputs: Inputs, every: int) -> tuple[Samples, Samples]:
-    """Divide samples into those that are used and those that are held back: one of so many, spread evenly.
+    """Divide samples into those that are used and those that are held back; see `numbers_held_back`."""
+    samples = samples_by_name(model, inputs)
+    used, held = numbers_held_back(model, samples, every)
+    return Samples(samples.take(used), samples.axes), Samples(samples.take(held), samples.axes)
+
+
+def numbers_held_back(model: ir.Model, samples: Samples, every: int, most: int | None = None) -> tuple[Array, Array]:
+    """Return the numbers of the samples that are used and of those that are held back: one of so many, spread evenly.
 
     A model of fixed batch size gets whole batches of both.
+
+    Args:
+        model: The model that will be fed.
+        samples: The samples.
+        every: One of so many is held back.
+        most: So many are held back at most.
 
     Raises:
         DataError: There are fewer than three batches: two to use, one to hold back.
     """
-    samples = samples_by_name(model, inputs)
     size = fixed_batch(model, tuple(samples.axes.values())) or 1
     whole = samples.count // size
     if whole < 3:
         raise DataError(f"{samples.count} calibration samples are too few to hold some back: give at least {3 * size}.")
-    count = max(1, whole // every) * size
+    share = whole // every if most is None else min(whole // every, most // size)
+    count = max(1, share) * size
     held = (2 * np.arange(count) + 1) * whole * size // (2 * count)
     used = np.setdiff1d(np.arange(whole * size), held)
-    return Samples(samples.take(used), samples.axes), Samples(samples.take(held), samples.axes)
+    return used, held
 
 
 def samples_by_name(model: ir.Model, inputs: Inputs) -> Samples:

@@ -6,14 +6,14 @@ calibration = read_calibration("some.npz", model, limit=1024)
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.data.batches import Inputs, Samples, batches
+from onnxprune.data.batches import Inputs, Samples, batches, numbers_held_back, samples_by_name
 from onnxprune.data.fit import input_specs
 from onnxprune.data.readers import LABEL, AnyData, Data, open_data
 from onnxprune.data.sets import of_training
@@ -44,6 +44,19 @@ class Calibration:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array).encode())
         return digest.hexdigest()
+
+    def held_back(self, model: ir.Model, every: int, most: int | None = None) -> tuple[Calibration, Calibration]:
+        """Divide the samples, labels included, into those that are used and those that are held back.
+
+        Arguments and errors as those of `numbers_held_back`.
+        """
+        samples = samples_by_name(model, self.inputs)
+        used, held = (self._part(samples, chosen) for chosen in numbers_held_back(model, samples, every, most))
+        return used, held
+
+    def _part(self, samples: Samples, chosen: npt.NDArray[np.int64]) -> Calibration:
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, inputs=Samples(samples.take(chosen), samples.axes), labels=labels)
 
 
 def read_calibration(

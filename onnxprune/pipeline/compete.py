@@ -12,25 +12,24 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data.batches import samples_by_name
 from onnxprune.data.calibration import Calibration
-from onnxprune.data.fit import fixed_batch
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.pipeline.result import Result
 from onnxprune.recipe.granularity import JOINT, JOINT_PARTS
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.session import make_session, run
-from onnxprune.runtime.stream.effects import divergence
+from onnxprune.runtime.stream.effects import Reference
 from onnxprune.runtime.stream.gather import Batches
 
 BUDGETS = ("target_latency", "target_macs", "target_size")
 """Targets at which results of all structures can be compared, since all save the same."""
 
 JUDGED = 256
-"""So many samples, and no more than a quarter, are held back."""
+"""So many samples, and about a quarter at most, are held back."""
+
+_JUDGED_EVERY = 4
 
 NO_SAMPLES = (
     "--structure joint: without --calibration nothing tells what tiles and residual blocks lose, so whole units went "
@@ -106,18 +105,10 @@ class _Way:
 
 def _divided(original: ir.Model, samples: Calibration) -> tuple[Calibration, Calibration]:
     """The samples to fit to and those to judge by; the same ones where there are too few to hold any back."""
-    inputs = samples_by_name(original, samples.inputs)
-    batch = fixed_batch(original, tuple(inputs.axes.values())) or 1
-    held = min(JUDGED, inputs.count // 4) // batch * batch
-    if not held:
+    try:
+        return samples.held_back(original, _JUDGED_EVERY, JUDGED)
+    except DataError:
         return samples, samples
-    start = inputs.count - held
-
-    def part(begin: int, end: int) -> Calibration:
-        labels = None if samples.labels is None else samples.labels[begin:end]
-        return replace(samples, inputs=inputs.part(begin, end), labels=labels)
-
-    return part(0, start), part(start, inputs.count)
 
 
 @dataclass(frozen=True)
@@ -125,13 +116,13 @@ class _Judge:
     """Says how far a result is from the original."""
 
     batches: Batches
-    dense: list[dict[str, np.ndarray]]
+    reference: Reference
 
     @staticmethod
     def of(original: ir.Model, samples: Calibration) -> _Judge:
         batches = Batches.of(original, samples.inputs)
         session = make_session(original)
-        return _Judge(batches, [run(session, feeds) for feeds in batches.feeds])
+        return _Judge(batches, Reference.of([run(session, feeds) for feeds in batches.feeds], batches))
 
     @property
     def count(self) -> int:
@@ -144,5 +135,5 @@ class _Judge:
         model = result.delivery.plain if narrow and result.delivery is not None else result.model
         session = make_session(model, error=VerificationError)
         outputs = [run(session, feeds, error=VerificationError) for feeds in self.batches.feeds]
-        change = divergence(self.dense, outputs)
+        change = self.reference.divergence(outputs)
         return change if math.isfinite(change) else math.inf

@@ -15,7 +15,7 @@ from onnxprune.passes.tile_ways import Costs, cost, dense_cost, ways_of
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.session import make_session, run
-from onnxprune.runtime.stream.effects import Effects, divergence
+from onnxprune.runtime.stream.effects import Effects, Reference
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.scoring.depth import without_block
 from onnxprune.scoring.evidence import Evidence
@@ -42,11 +42,11 @@ _BETWEEN = 3  # shares that are on offer between two that are measured
 def block_effects(structure: Structure, blocks: Sequence[ResidualBlock], samples: Batches) -> list[float]:
     """Return what the outputs change by without each block."""
     session = make_session(structure.model)
-    dense = [run(session, feeds) for feeds in samples.feeds]
+    dense = Reference.of([run(session, feeds) for feeds in samples.feeds], samples)
     effects = []
     for block in blocks:
         without = make_session(without_block(structure.model, block))
-        effects.append(divergence(dense, [run(without, feeds) for feeds in samples.feeds]))
+        effects.append(dense.divergence([run(without, feeds) for feeds in samples.feeds]))
     return [effect if np.isfinite(effect) else np.inf for effect in effects]
 
 
@@ -89,7 +89,7 @@ class TileMeasure:
             changed: dict[str, Array] = {}
             for weight in weights:
                 changed |= self._made_up(weight, masks[weight.value])
-            effect = divergence(self.effects.dense, self.effects.outputs(changed))
+            effect = self.effects.of(changed)
             if not np.isfinite(effect):
                 break
             shares.append(gone)

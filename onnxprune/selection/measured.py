@@ -8,9 +8,10 @@ Each group is cut alone, to a few levels. Its consumers are fitted to their dens
     W_S = W G_:S (G_SS + damping)^-1,     b += (W - W_S) E[a]        G = E[a a^T] (less the means where b adapts)
 
 (He et al. 2017, Channel Pruning, eq. 4, from the Gram matrices of the dense network), and the rest of the network is
-run on a few samples: the KL divergence of class outputs, the relative squared error of others. Between levels the
-effect is taken as a power of the consumers' error. For the choice the curve is replaced by its lower convex hull, so
-that taking the least effect per cost saved, step by step, is optimal at every step's end.
+run on a few samples: the KL divergence of class outputs, the distance of a detector's boxes and scores, the relative
+squared error of others (`Reference.divergence`). Between levels the effect is taken as a power of the consumers' error.
+For the choice the curve is replaced by its lower convex hull, so that taking the least effect per cost saved, step by
+step, is optimal at every step's end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from onnxprune.graph.linear import Linear, tensor_of
 from onnxprune.runtime.statistics import Moments
-from onnxprune.runtime.stream.effects import Effects, divergence
+from onnxprune.runtime.stream.effects import Effects
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.scoring.evidence import DAMPING, Evidence
 from onnxprune.scoring.units import Scores
@@ -110,7 +111,7 @@ def _curve(
         for consumer in consumers:
             changed |= consumer.compensated(removed, evidence)
         counts.append(count)
-        measured.append(divergence(effects.dense, effects.outputs(changed)))
+        measured.append(effects.of(changed))
     if total == 1 or counts[-1] > 1:
         counts.append(0 if total == 1 else 1)
         measured.append(max(measured) * 2 + 1e-9)

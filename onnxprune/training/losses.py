@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.data.detection.distance import read_by
 from onnxprune.data.detection.heads import Head as DetectorHead
 from onnxprune.data.metrics import class_axis
 from onnxprune.errors import DataError
 from onnxprune.plugins import Plugins, Registry, judged
 from onnxprune.recipe.training import TrainSettings
-from onnxprune.training.detections import detector_distance, read_by
+from onnxprune.training.detections import distance_of_detector
 from onnxprune.training.likeness import Kind, distance
 from onnxprune.training.view import Head
 
@@ -227,7 +228,7 @@ def distillation(
     def loss(out: Tensors, tgt: Tensors, original: Tensors) -> Tensor:
         parts = []
         if detector is not None:
-            parts.append(detector_distance(detector, finish(heads, out), finish(heads, original)))
+            parts.append(distance_of_detector(detector, finish(heads, out), finish(heads, original)))
         for i, (head, mine, theirs) in enumerate(zip(heads, out, original, strict=True)):
             if mine.is_floating_point() and i not in together:
                 axis = head.axis if head.kind in ("softmax", "log-softmax") else None

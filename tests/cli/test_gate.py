@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from command_line import refused, run
 from small_models import two_layers
 
@@ -77,6 +79,22 @@ def test_the_step_of_the_action(limit: str, status: int, model: Path) -> None:
     assert json.loads((evidence / "pruning.json").read_text())["recipe"]["seed"] == 1
     assert outputs["evidence"] == str(evidence) and bool(outputs["model"]) == (status == 0)
     assert (folder / "out.onnx").exists() == (status == 0)
+
+
+def test_the_action_uses_its_inputs_and_tells_what_the_step_writes() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    (prune,) = [step for step in action["runs"]["steps"] if step.get("id") == "prune"]
+    script = ROOT / ".github" / "prune_within_limits.sh"
+    assert action["runs"]["using"] == "composite" and str(script.relative_to(ROOT)) in prune["run"]
+    assert os.access(script, os.X_OK)
+    text = (ROOT / "action.yml").read_text()
+    assert set(re.findall(r"inputs\.([a-z-]+)", text)) == set(action["inputs"])
+    assert all(f"${{{name}" in script.read_text() or f"${name}" in script.read_text() for name in prune["env"])
+    written = set(re.findall(r'echo "(\w+)=', script.read_text()))
+    assert set(re.findall(r"steps\.prune\.outputs\.(\w+)", text)) == written == {*action["outputs"], "evidence"}
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    uses = [step for job in workflow["jobs"].values() for step in job["steps"] if step.get("uses") == "./"]
+    assert uses and all(set(step["with"]) <= set(action["inputs"]) for step in uses)
 
 
 def test_inspect_takes_several_models(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from onnx import parser
 import onnxprune
 from onnxprune import model_io
 from onnxprune.data.batches import Samples, batches, held_back, samples_by_name
-from onnxprune.data.calibration import read_calibration
+from onnxprune.data.calibration import Calibration, read_calibration
 from onnxprune.data.fit import fixed_batch, input_specs
 from onnxprune.data.readers import Data, open_data
 from onnxprune.data.sources import Arrays, split
@@ -146,6 +146,14 @@ def test_whole_batches_are_held_back_where_a_model_fixes_their_size() -> None:
     assert (used.count, held.count) == (16, 4)
     with pytest.raises(DataError, match="give at least 12"):
         held_back(model, {"x": random(8, 8), "state": random(2, 8, 6), "rate": np.array(16)}, 8)
+
+
+def test_labels_are_held_back_with_their_samples() -> None:
+    given = {"x": np.arange(20 * 8).reshape(20, 8).astype(np.float32), "state": random(2, 20, 6), "rate": np.array(16)}
+    used, held = Calibration(given, np.arange(20)).held_back(detector(), 4, most=3)
+    assert held.labels is not None and held.labels.tolist() == [3, 10, 16]
+    assert (held.inputs["x"][:, 0] // 8).tolist() == held.labels.tolist()
+    assert used.labels is not None and sorted([*used.labels, *held.labels]) == list(range(20))
 
 
 def test_the_fixed_batch_is_along_the_axis_of_the_samples() -> None:

@@ -14,7 +14,7 @@ from onnxprune.runtime.stream import gather as gather_module
 from onnxprune.runtime.stream import store
 from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.cursor import Cursor
-from onnxprune.runtime.stream.effects import Effects, divergence, kind_of
+from onnxprune.runtime.stream.effects import Effects, Reference, kind_of
 from onnxprune.runtime.stream.gather import Batches, gather
 from onnxprune.runtime.stream.padding import padding_mask
 from onnxprune.runtime.stream.sums import RowSums, rows_read
@@ -141,10 +141,10 @@ def test_classes_are_compared_by_kl_and_values_by_relative_squares() -> None:
     p, q = np.array([[0.9, 0.1], [0.1, 0.9]]), np.full((2, 2), 0.5)
     expected = 0.9 * np.log(1.8) + 0.1 * np.log(0.2)
     assert kind_of(p) == "probabilities" and kind_of(8 * p) == "logits" and kind_of(p[..., None]) == "values"
-    assert divergence([{"y": p}], [{"y": q}]) == pytest.approx(expected)
-    assert divergence([{"y": np.log(p)}], [{"y": np.log(q)}]) == pytest.approx(expected)
+    assert Reference([{"y": p}]).divergence([{"y": q}]) == pytest.approx(expected)
+    assert Reference([{"y": np.log(p)}]).divergence([{"y": np.log(q)}]) == pytest.approx(expected)
     a, b = np.array([[[0.0]], [[2.0]]]), np.array([[[1.0]], [[2.0]]])
-    assert divergence([{"y": a}], [{"y": b}]) == pytest.approx(0.5)
+    assert Reference([{"y": a}]).divergence([{"y": b}]) == pytest.approx(0.5)
 
 
 CAUSAL = """<ir_version: 8, opset_import: ["": 13]>

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.data.detection.heads import Head, Part
-from onnxprune.training.detections import detector_distance
+from onnxprune.training.detections import distance_of_detector
 
 PLACES = 21
 HEAD = Head((64, 64), Part(0, 0, 4, 1), Part(0, 4, None, 1))
@@ -24,7 +24,7 @@ def teacher(scale: float = 1.0) -> Tensor:
 
 
 def distance(mine: Tensor, theirs: Tensor, head: Head = HEAD) -> float:
-    return float(detector_distance(head, [mine], [theirs]))
+    return float(distance_of_detector(head, [mine], [theirs]))
 
 
 def moved(box: float = 0.0, score: float = 0.0, place: int = 5, scale: float = 1.0) -> Tensor:
@@ -83,5 +83,5 @@ def test_gradients_are_finite_where_scores_are_at_their_ends() -> None:
     mine = teacher().clone()
     mine[0, 4:, 0], mine[0, 4:, 1] = 0.0, 1.0
     mine.requires_grad_()
-    detector_distance(HEAD, [mine], [teacher()]).backward()
+    distance_of_detector(HEAD, [mine], [teacher()]).backward()
     assert mine.grad is not None and bool(torch.isfinite(mine.grad).all())

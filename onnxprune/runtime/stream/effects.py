@@ -1,18 +1,25 @@
 """What a change of a few constants does to a model's outputs: the model is run from the change on, not from its input.
 
-effects = Effects(model, inputs)
-divergence(effects.dense, effects.outputs({"conv1.weight": array}))
+effects = Effects(model, samples)
+effects.of({"conv1.weight": array})          how far the outputs move
+
+reference = Reference.of(dense, samples)     the same of outputs that were made elsewhere
+reference.divergence(outputs)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.data.detection.decode import recognise
+from onnxprune.data.detection.distance import detector_distance, read_by
+from onnxprune.data.detection.heads import Head, picture_size
 from onnxprune.runtime.stream.cursor import Cursor, Program, Values
 from onnxprune.runtime.stream.cuts import operands
 from onnxprune.runtime.stream.gather import Batches
@@ -31,6 +38,7 @@ class Effects:
 
     Attributes:
         dense: The model's outputs, for each batch.
+        reference: The same, to compare others with.
     """
 
     def __init__(self, model: ir.Model, samples: Batches) -> None:
@@ -43,11 +51,16 @@ class Effects:
             cursor.skip()
         names = [str(v.name) for v in model.graph.outputs]
         self.dense: list[Values] = [{name: values[name] for name in names} for values in cursor.state]
+        self.reference = Reference.of(self.dense, samples)
         self._readers: dict[str, set[int]] = {}
         for number, block in enumerate(self._blocks):
             for value in (v for node in block.nodes for v in operands(node) if v.const_value is not None):
                 self._readers.setdefault(str(value.name), set()).add(number)
         self._programs: dict[tuple[int, frozenset[str]], Program] = {}
+
+    def of(self, changed: Mapping[str, Array]) -> float:
+        """Return how far the outputs move with other numbers in some constants."""
+        return self.reference.divergence(self.outputs(changed))
 
     def outputs(self, changed: Mapping[str, Array]) -> list[Values]:
         """Return the model's outputs with other numbers in some constants, for each batch."""
@@ -76,21 +89,53 @@ class Effects:
         return self._programs[key]
 
 
-def divergence(dense: Sequence[Values], changed: Sequence[Values]) -> float:
-    """How far outputs are from the dense ones: KL for classes, relative squared error for others, added up."""
-    total = 0.0
-    for name in dense[0]:
-        p, q = (np.concatenate([np.atleast_1d(np.asarray(v[name])) for v in side]) for side in (dense, changed))
-        if p.dtype.kind != "f" or p.shape != q.shape:
-            continue
-        p, q = p.astype(np.float64), q.astype(np.float64)
-        kind = kind_of(p)
-        if kind == "values":
-            total += float(np.square(p - q).sum() / max(np.square(p - p.mean(axis=0)).sum(), 1e-30))
-            continue
-        p, q = (log_probabilities(x, kind) for x in (p, q))
-        total += float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-    return total
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The dense outputs on some samples, and how others are compared with them.
+
+    Attributes:
+        dense: By output name, for each batch.
+        head: How boxes and scores are read; None where the model is no detector, or drops boxes itself.
+    """
+
+    dense: Sequence[Values]
+    head: Head | None = None
+
+    @classmethod
+    def of(cls, dense: Sequence[Values], samples: Batches) -> Reference:
+        """Return the reference that these outputs of the dense model on the samples are."""
+        pictures = [np.asarray(array) for array in samples.feeds[0].values()]
+        head = recognise(picture_size(pictures), [np.asarray(array) for array in dense[0].values()])
+        return cls(dense, None if head is None or head.final else head)
+
+    def divergence(self, changed: Sequence[Values]) -> float:
+        """How far outputs are from the dense ones, added up.
+
+        KL for classes, `detector_distance` for boxes and scores together, relative squared error for others.
+        """
+        names, together, total = list(self.dense[0]), frozenset[int](), 0.0
+        sides = [[_joined(side, name) for name in names] for side in (self.dense, changed)]
+        if self.head is not None and all(p.shape == q.shape for p, q in zip(*sides, strict=True)):
+            together = read_by(self.head)
+            total += float(detector_distance(self.head, sides[1], sides[0], np))
+        for number, (p, q) in enumerate(zip(*sides, strict=True)):
+            if number not in together and p.dtype.kind == "f" and p.shape == q.shape:
+                total += _divergence(p, q)
+        return total
+
+
+def _joined(batches: Sequence[Values], name: str) -> Array:
+    """An output of all batches; in float64 where it holds real numbers."""
+    joined = np.concatenate([np.atleast_1d(np.asarray(values[name])) for values in batches])
+    return joined.astype(np.float64) if joined.dtype.kind == "f" else joined
+
+
+def _divergence(p: Array, q: Array) -> float:
+    kind = kind_of(p)
+    if kind == "values":
+        return float(np.square(p - q).sum() / max(np.square(p - p.mean(axis=0)).sum(), 1e-30))
+    p, q = (log_probabilities(x, kind) for x in (p, q))
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
 def kind_of(output: Array) -> str:
