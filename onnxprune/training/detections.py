@@ -53,6 +53,6 @@ def apart(
 
 def distance_of_detector(head: Head, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """Return `detector_distance` of tensors."""
-    sides = ([x.float() if x.is_floating_point() else x for x in outputs] for outputs in (mine, theirs))
-    far: Tensor = detector_distance(head, *sides, library=torch)
+    ours, wanted = ([x.float() if x.is_floating_point() else x for x in outputs] for outputs in (mine, theirs))
+    far: Tensor = detector_distance(head, ours, wanted, torch)
     return far
