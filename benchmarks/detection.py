@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "detection.json"
 EPOCHS, BATCH, RATE = 24, 32, 4e-3
 SHARES = (0.5, 0.7, 0.35)
 WAYS: dict[str, dict[str, Any]] = {
-    "taught": {"retrain": {"epochs": 6, "learning_rate": 2e-3, "batch_size": 32}},
+    "taught": {"retrain": {"epochs": 10, "learning_rate": 1e-3, "batch_size": 16, "augment": ["flip"]}},
     "closed forms": {},
     "cut alone": {"recover": "none"},
 }

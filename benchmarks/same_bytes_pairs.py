@@ -101,9 +101,6 @@ REASONS = {
         "least squares of units holds one batch in eight back for the whole pass, single weights are made from seven "
         "eighths and judged on one, and a second pass of OBC and its like ends as the first"
     ),
-    "79e9c6c69efd": (
-        "--preset fastest is the joint choice at half of the latency; it measures, so what it writes varies"
-    ),
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
