@@ -18,9 +18,11 @@ import onnx_ir as ir
 
 from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData
+from onnxprune.engines import ENGINES
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
+from onnxprune.pipeline.engine import for_engine
 from onnxprune.pipeline.narrow import narrowed
 from onnxprune.pipeline.result import Delivery, Result, measured_figures, shortcomings
 from onnxprune.pipeline.tiling import in_tiles
@@ -91,6 +93,8 @@ def deliver(
         result = _packed(result, verifier)
     elif recipe.sparse_initializers:
         result = _sparse(result, verifier)
+    if recipe.engine is not None:
+        result = for_engine(original, result, latency=latency)
     result = replace(result, notes=(*result.notes, *shortcomings(result)))
     ensure_wanted(result)
     return result
@@ -160,7 +164,8 @@ def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None)
     form = result.recipe.quantize
     data = calibration or verifier.eval_data
     batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
-    quantised = quantise(result.model, form, batches)
+    engine = result.recipe.engine
+    quantised = quantise(result.model, form, batches, signed=engine is not None and ENGINES[engine].signed)
     verdict = verifier.again(quantised.model, result.verdict)
     assert result.delivery is not None
     delivery = replace(result.delivery, quantize=form, quantised_from=result.verdict)

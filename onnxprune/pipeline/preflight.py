@@ -49,6 +49,7 @@ def preflight(recipe: Recipe, inputs: RunInputs) -> None:
     _check_recovery(recipe, calibrated=inputs.calibration is not None or recipe.retrain is not None)
     check_limits(map(parse, recipe.require), recipe, inputs)
     _check_data(recipe, inputs)
+    _check_quantising(recipe, inputs)
     _check_target(recipe, inputs)
 
 
@@ -144,6 +145,13 @@ def _check_data(recipe: Recipe, inputs: RunInputs) -> None:
         raise RecipeError("--resume goes on with the run that a checkpoint holds: name its folder")
     if inputs.metric is not None:
         METRICS.find(inputs.metric)
+
+
+def _check_quantising(recipe: Recipe, inputs: RunInputs) -> None:
+    """Refuse int8 without inputs from which ranges of activations can be taken."""
+    if recipe.quantize == "int8" and inputs.calibration is None and inputs.eval_data is None:
+        why = "" if recipe.engine is None else f", as --engine {recipe.engine} wants it,"
+        raise RecipeError(f"--quantize int8{why} needs inputs to calibrate on: give --calibration or --eval-data")
 
 
 def _check_training_names(recipe: Recipe) -> None:

@@ -48,5 +48,6 @@ def why_nothing(structure: Structure, recipe: Recipe) -> str:
         return "there is nothing to prune: no unit can be removed exactly; onnxprune inspect tells why"
     if unfit := misfits(structure, recipe):
         why = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
-        return f"there is nothing to prune: --structure {recipe.structure} fits no layer ({why})"
+        flag = f"--structure {recipe.structure}" if recipe.engine is None else f"--engine {recipe.engine}"
+        return f"there is nothing to prune: {flag} fits no layer ({why})"
     return "there is nothing to prune: the patterns and kinds given leave no weights"

@@ -21,6 +21,7 @@ from onnxprune.pipeline.step import State
 from onnxprune.pipeline.trace import Trace
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
+from onnxprune.runtime.in_openvino import EngineFigure
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.terms import Bools
 from onnxprune.verification.notebook import in_notebook
@@ -262,6 +263,25 @@ def shortcomings(result: Result) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class EngineUse:
+    """What an engine with kernels for zeros makes of a model.
+
+    Attributes:
+        engine: Its name.
+        used: The weights whose zeros it has kernels for, by the names of the written file.
+        unused: All other weights, with the reason.
+        rate: The least share of zeros of the former, rounded down to hundredths.
+        measured: What it did with the model; None where nothing was measured.
+    """
+
+    engine: str
+    used: tuple[str, ...]
+    unused: Mapping[str, str]
+    rate: float
+    measured: EngineFigure | None = None
+
+
+@dataclass(frozen=True)
 class Delivery:
     """What was done to the pruned model before it is written.
 
@@ -273,6 +293,7 @@ class Delivery:
         sparse_tensors: How many tensors are written as `sparse_initializer`.
         tiles: The tiles of each weight that has some, by its name.
         untiled: Why the layers of some of these weights were not rewritten.
+        engine: What the recipe's engine makes of it; None where it names none.
     """
 
     plain: ir.Model
@@ -282,6 +303,7 @@ class Delivery:
     sparse_tensors: int = 0
     tiles: Mapping[str, Sequence[Tile]] = field(default_factory=dict)
     untiled: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineUse | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: what was measured before quantising, what packing chose for each tensor."""
@@ -292,6 +314,8 @@ class Delivery:
             plain["tiles"] = {"rewritten": [n for n in self.tiles if n not in self.untiled], "not": dict(self.untiled)}
         if self.sparse_tensors:
             plain["sparse_initializers"] = self.sparse_tensors
+        if self.engine is not None:
+            plain["engine"] = asdict(self.engine)
         if self.packing is not None:
             tensors = [asdict(t) for t in self.packing.tensors]
             packing = {"mode": self.packing.mode, "values": self.packing.values, "ratio": self.packing.ratio}

@@ -18,12 +18,10 @@ from onnxprune.graph.layers import matrix_axes
 from onnxprune.graph.tiles import Tile, tiles_of
 from onnxprune.passes import TileLayers
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.trace import by_reason
+from onnxprune.pipeline.trace import by_reason, first_of
 from onnxprune.structure.terms import Bools
 from onnxprune.verification.proof import prove
 from onnxprune.verification.verdict import Verdict
-
-_LISTED = 8  # names that a note lists for one reason
 
 Again = Callable[[ir.Model, Verdict | None], Verdict | None]
 """Verifies a later form of a model, from the verdict on the form before."""
@@ -85,10 +83,7 @@ def _tiles(model: ir.Model, masks: Mapping[str, Bools]) -> dict[str, list[Tile]]
 def _notes(untiled: Mapping[str, str], count: int, feeds: runtime.Feeds) -> tuple[str, ...]:
     if not untiled:
         return ()
-    reasons = []
-    for reason, names in by_reason(untiled).items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        reasons.append(f"{', '.join(names[:_LISTED])}{more}: {reason}")
+    reasons = [f"{first_of(names)}: {reason}" for reason, names in by_reason(untiled).items()]
     told = f"{len(untiled)} of {count} layers were not rewritten, and their zeros cost as before"
     shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in feeds.items())
     return (f"{told}: {'; '.join(reasons)}. Time was judged at {shapes} (--inputs gives others)",)

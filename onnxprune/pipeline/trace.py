@@ -107,13 +107,13 @@ class Trace:
     def _starved(self) -> str:
         if not self.starved:
             return ""
-        names = _first(self.starved)
+        names = first_of(self.starved)
         return f"less than {STARVED:.1%} of the weights are left of {names}: --allocation uniform or erk leaves more"
 
     def _untouched(self, recipe: Recipe) -> str:
         if not self.untouched:
             return ""
-        listed = "; ".join(f"{_first(names)}: {reason}" for reason, names in by_reason(self.untouched).items())
+        listed = "; ".join(f"{first_of(names)}: {reason}" for reason, names in by_reason(self.untouched).items())
         return f"--structure {recipe.structure} and --criterion {recipe.criterion} left some as they were: {listed}"
 
     def _not_recovered(self) -> str:
@@ -135,8 +135,8 @@ def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     return names
 
 
-def _first(names: Iterable[str]) -> str:
-    """The first few names; all of them are in the JSON and the record."""
+def first_of(names: Iterable[str]) -> str:
+    """Return the first few names as a text; all of them are in the JSON and the record."""
     names = list(names)
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -23,6 +23,7 @@ def check(fields: Fields) -> None:
     _check_amount(fields)
     _check_structure(fields)
     _check_storage(fields)
+    _check_engine(fields)
     _check_training(fields)
 
 
@@ -112,6 +113,36 @@ def _check_storage(fields: Fields) -> None:
         raise ValueError("--sparse-initializers: zeros are stored as sparse_initializer or packed, not both")
     if fields.pack_values != "fp32" and fields.pack == "no":
         raise ValueError("--pack-values: values are packed only where pack is asked for")
+
+
+# -- what it runs on
+
+
+def _check_engine(fields: Fields) -> None:
+    """Refuse what leaves the kernels of an engine without zeros that they can use."""
+    if fields.engine is None:
+        return
+    from onnxprune.engines import ENGINES  # loads onnx_ir, which other recipes do without
+
+    engine, parts = ENGINES[fields.engine], fields.parts
+    flag = f"--engine {engine.name}"
+    if parts.zeros is None:
+        raise ValueError(f"{flag}: it is about zeros, and --structure {parts.text} leaves none: leave one of them out")
+    if parts.rewritten:
+        raise ValueError(f"{flag}: --structure {parts.text} writes zeros for engines without kernels for them")
+    if engine.patterns and parts.texts[-1] not in engine.patterns:
+        patterns = " or ".join(engine.patterns)
+        raise ValueError(f"{flag}: {engine.called} reads zeros in {patterns}, not --structure {parts.text}")
+    if fields.quantize in engine.refused:
+        raise ValueError(f"--quantize {fields.quantize}: {engine.refused[fields.quantize]}")
+    for setting in ("pack", "sparse_initializers"):
+        if getattr(fields, setting) not in ("no", False):
+            raise ValueError(f"{_flag(setting)}: {engine.called} finds zeros in plain weights alone: leave it out")
+    asked = fields.target is None and fields.quality is None and not parts.mixed
+    if asked and fields.sparsity <= engine.beyond + _SAME:
+        raise ValueError(
+            f"--sparsity: {engine.called} uses zeros where more than {engine.beyond:.3g} of the weights are"
+        )
 
 
 # -- training

@@ -214,6 +214,14 @@ class Fields(BaseModel):
     )
     shrink_epochs: Annotated[int, _TURNS] = Field(3, ge=1, description="length of that training")
     reading: DataSettings = Field(default_factory=DataSettings, description="how --data and --eval-data are read")
+    engine: Annotated[
+        Literal["openvino", "tensorrt", "xnnpack"] | None, Flag("Deploy", "Zeros for an engine with kernels for them.")
+    ] = Field(
+        None,
+        description="write what this engine's kernels for zeros need, and only that: openvino (int8 matrix products), "
+        "tensorrt (2:4), xnnpack (1x1 convolutions); sets structure, quantize and allocation where they are left open, "
+        "says which layers the engine will not use, and measures in openvino where it is installed",
+    )
     quantize: Annotated[
         Literal["no", "int8", "int8-dynamic", "fp16"], Flag("Deploy", "int8, int8-dynamic or fp16, after pruning.")
     ] = Field("no", description="after pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)")

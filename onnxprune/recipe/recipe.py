@@ -72,6 +72,28 @@ class Recipe(Fields):
             return settings
         return {"sparsity": parts.sets, **settings}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _set_by_engine(cls, settings: Any) -> Any:
+        """An engine sets what its kernels need, where the user left it open."""
+        if not isinstance(settings, Mapping) or settings.get("engine") is None:
+            return settings
+        from onnxprune.engines import ENGINES  # loads onnx_ir, which other recipes do without
+
+        engine = ENGINES.get(str(settings["engine"]))
+        if engine is None:
+            return settings
+        set_by_engine: dict[str, Any] = {"structure": engine.structure, "quantize": engine.quantize}
+        try:
+            parts = parse_structure(str(settings.get("structure", engine.structure)))
+        except RecipeError:
+            return settings
+        if parts.zeros is not None and parts.zeros.ranks and not parts.mixed and settings.get("quality") is None:
+            set_by_engine |= engine.settings
+        if parts.mixed and engine.step is not None:
+            set_by_engine["round_to"] = engine.step
+        return {**set_by_engine, **settings}
+
     @model_validator(mode="after")
     def _belong_together(self) -> Recipe:
         contradictions.check(self)

@@ -183,6 +183,10 @@ class FixedSettings(TypedDict, total=False):
     """Length of that training."""
     reading: DataSettings | ReadingSettings
     """How --data and --eval-data are read."""
+    engine: Literal["openvino", "tensorrt", "xnnpack"] | None
+    """Write what this engine's kernels for zeros need, and only that: openvino (int8 matrix products), tensorrt (2:4),
+    xnnpack (1x1 convolutions); sets structure, quantize and allocation where they are left open, says which layers the
+    engine will not use, and measures in openvino where it is installed."""
     pack_values: Literal["fp32", "fp16", "int8", "codebook16", "codebook256"]
     """What packed weights keep of their values; fp32 keeps every bit."""
     sparse_initializers: bool

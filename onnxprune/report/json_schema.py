@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.graph.size import Figures
 from onnxprune.packing import TensorReport
-from onnxprune.pipeline.result import Reached
+from onnxprune.pipeline.result import EngineUse, Reached
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.latency import LatencyFigure
 from onnxprune.verification.evaluate import MeasuredMetric
@@ -80,6 +80,7 @@ class PruneOutput(BaseModel):
     )
     before_quantising: Verdict | None = Field(None, description="the figures of the pruned model in float")
     packing: Packing | None = None
+    engine: EngineUse | None = Field(None, description="which layers the engine has kernels for, and what it measured")
     sparse_initializers: int = Field(0, description="how many tensors are written as sparse_initializer")
 
 

@@ -26,7 +26,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from onnxprune.graph.operators import key, operator_named
+from onnxprune.graph.operators import key, operator_named, operators
 from onnxprune.model_io.protobuf import default_opset
 from onnxprune.model_io.upgrade import upgrade_opset
 from onnxprune.runtime import Feeds
@@ -54,8 +54,15 @@ class Quantised(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def static(source: Path, batches: Sequence[Feeds]) -> Quantised:
-    """Quantise weights and activations; `source` is a model file in a folder of its own."""
+def static(source: Path, batches: Sequence[Feeds], *, signed: bool = False) -> Quantised:
+    """Quantise weights and activations.
+
+    Args:
+        source: A model file in a folder of its own.
+        batches: Inputs that the ranges of activations are taken from.
+        signed: Whether activations are signed too, with the zero point 0, biases stay in float, and only what
+            multiplies is quantised. TensorRT takes no other int8 (engines/tensorrt.py).
+    """
     notes = _lift(source)
     prepared = source.with_name("prepared.onnx")
     # BatchNormalization goes into the convolution before it, where a BatchNormalization of its own would stay float.
@@ -73,15 +80,29 @@ def static(source: Path, batches: Sequence[Feeds]) -> Quantised:
             _Reader(batches),
             quant_format=QuantFormat.QDQ,
             per_channel=(default_opset(onnx.load(prepared, load_external_data=False)) or 0) >= _PER_CHANNEL_OPSET,
-            activation_type=QuantType.QUInt8,  # times a signed weight: 2.4 times as fast on x86 as signed by signed
+            # Unsigned times signed is 2.4 times as fast on x86 as signed times signed.
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(excluded),
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            **_signed() if signed else _UNSIGNED,
             **again,
         )
         return onnx.load(target)
 
     return _all_but_the_bad(prepared, quantise, batches)._replace(notes=notes)
+
+
+_UNSIGNED: Mapping[str, Any] = {"extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True}}
+
+
+def _signed() -> dict[str, Any]:
+    """Settings of `quantize_static` for symmetric activations and float biases."""
+    multiplies = [name for name, operator in operators().items() if operator.divisible]
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    return {
+        "op_types_to_quantize": multiplies,
+        "extra_options": {**options, "OpTypesToExcludeOutputQuantization": multiplies},
+    }
 
 
 def dynamic(source: Path, batches: Sequence[Feeds]) -> Quantised:

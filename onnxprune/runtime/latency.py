@@ -98,17 +98,41 @@ def alternate(
     Raises:
         ValueError: Fewer than one round.
     """
+    runs = _runner(a, feeds), _runner(b, feeds if feeds_b is None else feeds_b)
+    return alternate_runs(*runs, rounds=rounds, warmup=warmup, progress=progress)
+
+
+def alternate_runs(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.thread_time,
+) -> Latency:
+    """Measure two functions in alternation, each of which runs a model once.
+
+    Args:
+        a: Runs the reference.
+        b: Runs the model compared with it.
+        rounds, warmup, progress: See `alternate`.
+        clock: Tells seconds; by default of CPU of the calling thread.
+
+    Raises:
+        ValueError: Fewer than one round.
+    """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
-    runs = (_runner(a, feeds), _runner(b, feeds if feeds_b is None else feeds_b))
+    runs = a, b
     for _ in range(max(warmup, 1)):
         for once in runs:
             once()
-    repeats = [_repeats(once) for once in runs]
+    repeats = [_repeats(once, clock) for once in runs]
     samples: tuple[list[float], list[float]] = ([], [])
     for done in range(rounds):
         for which in (0, 1) if done % 2 == 0 else (1, 0):
-            samples[which].append(_sample(runs[which], repeats[which]))
+            samples[which].append(_sample(runs[which], repeats[which], clock))
         if progress is not None:
             progress(done + 1, rounds)
     a_, b_ = samples
@@ -124,14 +148,14 @@ def _runner(session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]
     return once
 
 
-def _repeats(once: Callable[[], None]) -> int:
+def _repeats(once: Callable[[], object], clock: Callable[[], float]) -> int:
     """How many runs fill the shortest sample."""
-    return max(1, round(_SHORTEST_SAMPLE / max(_sample(once, 1), 1e-7)))
+    return max(1, round(_SHORTEST_SAMPLE / max(_sample(once, 1, clock), 1e-7)))
 
 
-def _sample(once: Callable[[], None], repeats: int) -> float:
-    """CPU seconds of one run, averaged over `repeats` in a row."""
-    start = time.thread_time()
+def _sample(once: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Seconds of one run, averaged over `repeats` in a row."""
+    start = clock()
     for _ in range(repeats):
         once()
-    return (time.thread_time() - start) / repeats
+    return (clock() - start) / repeats

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,14 @@ class QuantisedModel:
     notes: tuple[str, ...] = ()
 
 
-def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> QuantisedModel:
+def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = (), *, signed: bool = False) -> QuantisedModel:
     """Quantise a model.
 
     Args:
         model: The pruned model; it is left as it is.
         form: One of `FORMS`.
         batches: Calibration inputs, needed for "int8".
+        signed: Whether activations of "int8" are signed too, around 0, and biases stay in float: see `int8.static`.
 
     Raises:
         RecipeError: There is no such form, or "int8" has nothing to calibrate on.
@@ -77,7 +79,7 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = ()) -> Quant
         model_io.save(plain, source, external=large, durable=False)
         try:
             with libraries.in_the_tools():
-                converted = _CONVERTERS[form](source, batches)
+                converted = _converter(form, signed)(source, batches)
         except OnnxPruneError:
             raise
         except Exception as failure:  # the tools raise whatever comes up
@@ -107,11 +109,12 @@ def _half(source: Path, batches: Sequence[Feeds]) -> int8.Quantised:
     return int8.Quantised(proto, converted, {})
 
 
-_CONVERTERS: Mapping[str, Callable[[Path, Sequence[Feeds]], int8.Quantised]] = {
-    "int8": int8.static,
-    "int8-dynamic": int8.dynamic,
-    "fp16": _half,
-}
+_Converter = Callable[[Path, Sequence[Feeds]], int8.Quantised]
+_CONVERTERS: Mapping[str, _Converter] = {"int8": int8.static, "int8-dynamic": int8.dynamic, "fp16": _half}
+
+
+def _converter(form: str, signed: bool) -> _Converter:
+    return partial(int8.static, signed=True) if form == "int8" and signed else _CONVERTERS[form]
 
 
 def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:

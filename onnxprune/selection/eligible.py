@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
+from onnxprune.selection.engines import engine_misfits
 from onnxprune.selection.tiles import misfit
 from onnxprune.structure.architecture import attentions, is_picked
 from onnxprune.structure.blocks import ResidualBlock, residual_blocks
@@ -24,21 +25,28 @@ def eligible_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
     Raises:
         RecipeError: A pattern matches nothing.
     """
-    return [w for w in _chosen(structure, recipe) if not misfit_of(w, recipe)]
+    return _suited(_chosen(structure, recipe), recipe)
 
 
 def misfits(structure: Structure, recipe: Recipe) -> dict[str, str]:
-    """Return why weights that the recipe would let go do not suit its structure, by name."""
-    return {w.name: why for w in _chosen(structure, recipe) if (why := misfit_of(w, recipe))}
+    """Return why weights that the recipe would let go do not suit its structure or its engine, by name."""
+    return _misfits(_chosen(structure, recipe), recipe)
 
 
-def misfit_of(weight: Weight, recipe: Recipe) -> str:
-    """Return why a weight does not suit the structure and does not count in its sparsity, empty where it does.
+def _misfits(weights: Sequence[Weight], recipe: Recipe) -> dict[str, str]:
+    """Why weights do not suit the structure or the engine and do not count in the sparsity, by name.
 
-    The sparsity of tiles is a share of the weights of those layers that can be divided.
+    The sparsity of tiles is a share of the weights of those layers that can be divided, and with an engine it is one of
+    the weights of those layers whose zeros it can use.
     """
-    tiles = isinstance(recipe.parts.zeros, Tiles) and not recipe.parts.joint
-    return misfit(weight, recipe.round_to) if tiles else ""
+    if isinstance(recipe.parts.zeros, Tiles) and not recipe.parts.joint:
+        return {w.name: why for w in weights if (why := misfit(w, recipe.round_to))}
+    return engine_misfits(weights, recipe)
+
+
+def _suited(weights: Sequence[Weight], recipe: Recipe) -> list[Weight]:
+    unfit = _misfits(weights, recipe)
+    return [w for w in weights if w.name not in unfit]
 
 
 def _chosen(structure: Structure, recipe: Recipe) -> list[Weight]:
@@ -62,11 +70,7 @@ def protected_weights(structure: Structure, recipe: Recipe) -> list[Weight]:
     """
     if recipe.ends != "auto" or recipe.parts.zeros is None or recipe.exclude or recipe.only:
         return []
-    return [
-        w
-        for w in _ends([w for w in prunable_weights(structure) if not w.is_packed], recipe)
-        if not misfit_of(w, recipe)
-    ]
+    return _suited(_ends([w for w in prunable_weights(structure) if not w.is_packed], recipe), recipe)
 
 
 def eligible_groups(structure: Structure, weights: Sequence[Weight], recipe: Recipe) -> list[Group]:

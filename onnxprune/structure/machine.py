@@ -32,3 +32,11 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "onnxprune"
     return Path.home() / ".cache" / "onnxprune"
+
+
+def has_amx() -> bool:
+    """Say whether the processor multiplies int8 matrices by itself (Intel AMX), as far as Linux tells it."""
+    try:
+        return "amx_int8" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
