@@ -13,10 +13,11 @@ from onnxprune.passes.preparing import PASSES
 from onnxprune.passes.remove_blocks import MaskBlocks, RemoveBlocks
 from onnxprune.passes.remove_dead import RemoveDeadUnits
 from onnxprune.passes.remove_units import RemoveUnits
+from onnxprune.passes.store_outputs_first import StoreOutputsFirst
 from onnxprune.passes.tidy import Tidy
 from onnxprune.passes.tile_layers import TileLayers
 
 __all__ = [
     "PASSES", "FoldWeights", "JoinTiles", "MaskBlocks", "MaskUnits", "MaskWeights", "Normalise", "RemoveBlocks",
-    "RemoveDeadUnits", "RemoveUnits", "Tidy", "TileLayers",
+    "RemoveDeadUnits", "RemoveUnits", "StoreOutputsFirst", "Tidy", "TileLayers",
 ]  # fmt: skip

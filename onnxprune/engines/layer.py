@@ -96,6 +96,7 @@ class Engine:
         beyond: The sparsity has to be more than this share.
         step: Step of the counts that are kept, where whole units go as well.
         remarks: What a user should know of a form of the weights.
+        outputs_first: Whether quantised weights of matrix products have to be stored outputs first.
         signed: Whether int8 needs signed activations with the zero point 0, and biases in float.
         survey: Says why nodes of a graph do not suit it, where that takes more than one layer to see.
     """
@@ -115,6 +116,7 @@ class Engine:
     step: int | None = None
     remarks: Mapping[str, str] = field(default_factory=dict)
     signed: bool = False
+    outputs_first: bool = False
     survey: Callable[[ir.Graph], Mapping[ir.Node, str]] | None = None
 
 

@@ -6,6 +6,8 @@ from memory. All rules are in one function of the CPU plugin, `useSparseWeightsD
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxprune.engines.layer import Engine, Layer, Rule, without_zeros
 
 SIDE = 64
@@ -40,6 +42,17 @@ def _sides(layer: Layer) -> str:
     return ""
 
 
+def _unused(layers: Sequence[Layer]) -> dict[str, str]:
+    """Layers without zeros, in float, or with weights that OpenVINO turns, after which they are no constant to it."""
+    stored = {
+        layer.name: "its weight is stored inputs first, and OpenVINO turns it when it compiles the model"
+        for layer in layers
+        if layer.axes is not None and layer.axes.output != 0
+    }
+    floats = {layer.name: "its weights are not int8" for layer in layers if not layer.integers}
+    return {**without_zeros(layers), **stored, **floats}
+
+
 ENGINE = Engine(
     name="openvino",
     called="OpenVINO",
@@ -55,12 +68,10 @@ ENGINE = Engine(
         Rule(f"Both of its sides are multiples of {SIDE}.", PLUGIN, _sides),
     ),
     zeros_source=PLUGIN,
-    unused=lambda layers: {
-        **without_zeros(layers),
-        **{layer.name: "its weights are not int8" for layer in layers if not layer.integers},
-    },
+    unused=_unused,
     advice=f"compile it with {RATE} at {{rate}}, on a processor with AMX",
     settings={"allocation": "uniform"},
     step=SIDE,
+    outputs_first=True,
 )
 """Zeros lie anywhere. Layers get the same share, since each is held against one rate."""

@@ -94,7 +94,7 @@ def deliver(
     elif recipe.sparse_initializers:
         result = _sparse(result, verifier)
     if recipe.engine is not None:
-        result = for_engine(original, result, latency=latency)
+        result = for_engine(original, result, verifier.again, latency=latency)
     result = replace(result, notes=(*result.notes, *shortcomings(result)))
     ensure_wanted(result)
     return result

@@ -1,4 +1,4 @@
-"""What an engine with kernels for zeros makes of the model to write: which layers it will use, and how fast it is there.
+"""What an engine with kernels for zeros makes of the model to write: which layers it uses, and how fast it is there.
 
 The rules of the engine (onnxprune/engines) are held against the model as it is delivered, quantised and all.
 """
@@ -13,31 +13,41 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.engines import ENGINES, Engine, misfits
 from onnxprune.engines.openvino import RATE
+from onnxprune.errors import VerificationError
+from onnxprune.passes import StoreOutputsFirst
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.result import EngineUse, Result
+from onnxprune.pipeline.tiling import Again
 from onnxprune.pipeline.trace import by_reason, first_of
 from onnxprune.runtime import in_openvino
 from onnxprune.runtime.in_openvino import EngineFigure
 from onnxprune.selection.engines import layer_of
 from onnxprune.structure.weights import prunable_weights
 
+SAME = 1e-3
+"""Outputs of a quantised model that differ by less, relative to the largest, are those of another order of sums."""
+
 FAR = 0.1
 """Outputs that are further from ONNX Runtime's than this, relative to the largest, are told as a warning."""
 
 
-def for_engine(original: ir.Model, result: Result, *, latency: bool) -> Result:
-    """Say which layers the recipe's engine will use, and measure there where it is installed.
+def for_engine(original: ir.Model, result: Result, again: Again, *, latency: bool) -> Result:
+    """Store weights as the recipe's engine wants them, say which layers it will use, and measure where it is installed.
 
     Args:
         original: The model before the run.
         result: With the model to write.
+        again: Verifies the model once more.
         latency: Whether latency is measured.
 
     Raises:
-        VerificationError: The engine does not run the model.
+        VerificationError: The engine does not run the model, or the model computes something else.
     """
-    assert result.recipe.engine is not None and result.delivery is not None
+    delivery = result.delivery
+    assert result.recipe.engine is not None and delivery is not None
     engine = ENGINES[result.recipe.engine]
+    if engine.outputs_first:
+        result = _outputs_first(result, again)
     use = _use(result.model, engine)
     notes = _notes(use, engine, result.recipe.quantize)
     if engine.name == "openvino" and latency and result.verdict is not None and use.used:
@@ -47,7 +57,24 @@ def for_engine(original: ir.Model, result: Result, *, latency: bool) -> Result:
             use, notes = replace(use, measured=figure), [*notes, _told(figure)]
         else:
             notes.append("OpenVINO is not installed here, so nothing was measured in it: pip install openvino")
-    return replace(result, delivery=replace(result.delivery, engine=use), notes=(*result.notes, *notes))
+    return replace(result, delivery=replace(delivery, engine=use), notes=(*result.notes, *notes))
+
+
+def _outputs_first(result: Result, again: Again) -> Result:
+    """The result with weights stored outputs first.
+
+    Raises:
+        VerificationError: The model computes something else.
+    """
+    model = result.model.clone()
+    if not StoreOutputsFirst()(model).modified:
+        return result
+    if result.verdict is not None:
+        (feeds,) = runtime.working_inputs(result.model, seed=result.recipe.seed, count=1)
+        difference = runtime.compare(result.model, model, feeds).max_rel
+        if difference > SAME:
+            raise VerificationError(f"weights that are stored outputs first change outputs by {difference:.2g}")
+    return replace(result, model=model, verdict=again(model, result.verdict))
 
 
 def _use(model: ir.Model, engine: Engine) -> EngineUse:
@@ -77,8 +104,8 @@ def _told(figure: EngineFigure) -> str:
     """What was measured, in a sentence."""
     text = (
         f"{figure.engine}: {figure.ratio:.2f} of the original's time, {figure.zeros_ratio:.2f} of its own without "
-        f"kernels for zeros, which ran {figure.sparse_layers} of {figure.layers} matrix products; outputs are "
-        f"{figure.difference:.2g} of the largest from ONNX Runtime's"
+        f"kernels for zeros, which ran {figure.sparse_layers} of {figure.layers} matrix products; outputs differ "
+        f"from ONNX Runtime's by {figure.difference:.2g} of the largest"
     )
     if not figure.machine_fits:
         text += "; this processor has no AMX, so the zeros were multiplied like other numbers"

@@ -140,9 +140,8 @@ def _check_engine(fields: Fields) -> None:
             raise ValueError(f"{_flag(setting)}: {engine.called} finds zeros in plain weights alone: leave it out")
     asked = fields.target is None and fields.quality is None and not parts.mixed
     if asked and fields.sparsity <= engine.beyond + _SAME:
-        raise ValueError(
-            f"--sparsity: {engine.called} uses zeros where more than {engine.beyond:.3g} of the weights are"
-        )
+        share = f"{engine.beyond:.3g} of the weights"
+        raise ValueError(f"--sparsity: {engine.called} uses zeros where they are more than {share}: give more")
 
 
 # -- training

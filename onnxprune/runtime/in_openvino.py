@@ -1,4 +1,4 @@
-"""A model in OpenVINO, beside ONNX Runtime: what it computes there, and how long it takes. Needs the package openvino."""
+"""A model in OpenVINO, beside ONNX Runtime: what it computes there, and how long it takes."""
 
 from __future__ import annotations
 
