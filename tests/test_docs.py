@@ -18,6 +18,7 @@ from generated import script
 
 import onnxprune
 from onnxprune import bridge
+from onnxprune.engines import ENGINES
 from onnxprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,7 @@ PAGES = [
     "howto/retrain.md",
     "howto/sweep.md",
     "howto/edge.md",
+    "howto/engines.md",
     "howto/server.md",
     "howto/no-data.md",
     "howto/no-labels.md",
@@ -139,6 +141,17 @@ def test_the_example_of_the_bridge_runs(place: tuple[Path, dict[str, str]]) -> N
     trained, pruned = (onnx.load(folder / f"{name}.onnx") for name in ("trained", "pruned"))
     assert [tensor.name for tensor in trained.graph.initializer] == [tensor.name for tensor in pruned.graph.initializer]
     assert trained.SerializeToString() != pruned.SerializeToString()
+
+
+def test_the_page_on_engines_holds_every_rule_with_its_source() -> None:
+    text = (DOCS / "howto" / "engines.md").read_text()
+    for engine in ENGINES.values():
+        assert f"| `{engine.name}` | `--structure {engine.structure} " in text.replace(
+            f"{engine.structure}`", f"{engine.structure} `"
+        )
+        for rule in engine.rules:
+            line = next(line for line in text.splitlines() if line.startswith(f"| {engine.called} | {rule.about} |"))
+            assert rule.source.split()[0] in line
 
 
 def test_figures_of_the_sparsity_page_are_those_measured() -> None:
