@@ -146,9 +146,7 @@ def test_the_example_of_the_bridge_runs(place: tuple[Path, dict[str, str]]) -> N
 def test_the_page_on_engines_holds_every_rule_with_its_source() -> None:
     text = (DOCS / "howto" / "engines.md").read_text()
     for engine in ENGINES.values():
-        assert f"| `{engine.name}` | `--structure {engine.structure} " in text.replace(
-            f"{engine.structure}`", f"{engine.structure} `"
-        )
+        assert f"| `{engine.name}` | `--structure {engine.structure}" in text
         for rule in engine.rules:
             line = next(line for line in text.splitlines() if line.startswith(f"| {engine.called} | {rule.about} |"))
             assert rule.source.split()[0] in line

@@ -9,7 +9,7 @@ from onnxprune.recipe.granularity import KV_GROUPS
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import prunable_weights
 from onnxprune.selection.eligible import eligible_groups, eligible_weights, misfits, protected_weights
-from onnxprune.structure.ledger import Ledger
+from onnxprune.structure.ledger import prunable_parameters
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import total_size
 
@@ -25,7 +25,7 @@ def prunable_size(structure: Structure, recipe: Recipe) -> int:
         size = total_size([*weights, *protected_weights(structure, recipe)]) if weights else 0
     else:
         groups = eligible_groups(structure, weights, recipe)
-        size = Ledger(structure, prunable_weights(structure), groups, recipe.floor).prunable
+        size = prunable_parameters(structure, prunable_weights(structure), groups)
     if not size:
         raise NothingToPrune(why_nothing(structure, recipe))
     return size

@@ -88,9 +88,7 @@ class Ledger:
         self._left: list[int] = []
         pieces: list[_Places] = []
         self._index: dict[bytes, int] = {}
-        offered = np.zeros(structure.terms.count, bool)
-        for group in groups:
-            offered[group.atoms] = True
+        offered = _offered(structure, groups)
         for axes in structure.axes.values():
             for ids in (i for axis in axes for i in parts(axis)):
                 self._register(ids, offered, pieces)
@@ -98,7 +96,7 @@ class Ledger:
         self._weights = [self._axes_of(w) for w in weights]
         self._users = _users(axes_ for axes_, _ in self._weights)
         self._sizes = [self._size(w, {}) for w in range(len(self._weights))]
-        self.prunable = sum(self._sizes) - sum(self._stuck(w, offered) for w in weights)
+        self.prunable = prunable_parameters(structure, weights, groups)
         self._cost = cost
         self._nodes = [] if cost is None else list(counted_nodes(structure))
         self._shapes = self._shapes_of(self._nodes)
@@ -197,17 +195,6 @@ class Ledger:
             size *= left.get(k, self._left[k])
         return size
 
-    def _stuck(self, weight: Weight, offered: Bools) -> int:
-        """Count the parameters of a weight that no offered atom takes along."""
-        stuck = 1
-        for n, axis in zip(weight.shape, self.structure.weight_axes(weight.value), strict=True):
-            if isinstance(axis, Dynamic):
-                stuck *= n
-                continue
-            rows, atoms = self.structure.terms.members(axis)
-            stuck *= n - len(np.unique(rows[offered[atoms]]))
-        return stuck
-
     def _shapes_of(self, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, list[tuple[int, list[int]]]]:
         """Return, for the values at the nodes, each dimension as (what cannot shrink, numbers of what can)."""
         shapes = {}
@@ -234,6 +221,34 @@ class Ledger:
         assert self._cost is not None
         shapes = {v: extents.get(v) or self._extents[v] for v in _values(node) if v in self._shapes}
         return times * self._cost(node, shapes)
+
+
+def prunable_parameters(structure: Structure, weights: Sequence[Weight], groups: Sequence[Group]) -> int:
+    """Return how many parameters of some weights go where all units of some groups do."""
+    offered = _offered(structure, groups)
+    return sum(weight.size - _stuck(weight, offered) for weight in weights)
+
+
+def _offered(structure: Structure, groups: Sequence[Group]) -> Bools:
+    """Flags by atom id of the atoms of some groups."""
+    offered = np.zeros(structure.terms.count, bool)
+    for group in groups:
+        offered[group.atoms] = True
+    return offered
+
+
+def _stuck(weight: Weight, offered: Bools) -> int:
+    """Count the parameters of a weight that no offered atom takes along."""
+    stuck = 1
+    for n, axis in zip(weight.shape, weight.structure.weight_axes(weight.value), strict=True):
+        if isinstance(axis, Dynamic):
+            stuck *= n
+            continue
+        rows, atoms = weight.structure.terms.members(axis)
+        goes = np.zeros(n, bool)
+        goes[rows[offered[atoms]]] = True
+        stuck *= n - int(np.count_nonzero(goes))
+    return stuck
 
 
 def _values(node: ir.Node) -> list[ir.Value]:

@@ -56,6 +56,8 @@ class Terms:
         self._reason_ids: dict[str, int] = {"": 0}
         self._products: dict[tuple[int, ...], int] = {}
         self._grids: dict[tuple[bytes, bytes], Ids] = {}
+        # The members of axes with products, by their roots, until a term changes that was there: many ask again.
+        self._members: dict[bytes, tuple[Ids, Ids]] = {}
         self.fresh(1)
         self.pinned[PINNED] = self.reason_id("the empty term")
 
@@ -190,15 +192,21 @@ class Terms:
         return flat
 
     def members(self, ids: Ids) -> tuple[Ids, Ids]:
-        """Return all (index, removable atom) pairs of an axis as two arrays of equal length."""
+        """Return all (index, removable atom) pairs of an axis as two arrays of equal length, not to be written to."""
         roots = self.find(ids)
         plain = ~self.bound[roots]
         free = plain & (self.pinned[roots] == 0)
-        rows, atoms = np.flatnonzero(free), roots[free]
         if plain.all():
-            return rows, atoms
-        more_rows, more = self._product_members(roots, np.flatnonzero(~plain))
-        return np.concatenate([rows, more_rows]), np.concatenate([atoms, more])
+            return np.flatnonzero(free), roots[free]
+        key = roots.tobytes()
+        known = self._members.get(key)
+        if known is None:
+            rows, atoms = self._product_members(roots, np.flatnonzero(~plain))
+            known = np.concatenate([np.flatnonzero(free), rows]), np.concatenate([roots[free], atoms])
+            for part in known:
+                part.setflags(write=False)
+            self._members[key] = known
+        return known
 
     def _product_members(self, roots: Ids, rows: Ids) -> tuple[Ids, Ids]:
         """Return (index, removable atom) pairs of the rows whose roots are products, as `atoms` orders them."""
@@ -285,6 +293,8 @@ class Terms:
             _, inner = self.members(ids)
             roots = np.concatenate([roots[~self.bound[roots]], inner])
         before = flags[roots]
+        if flags is self.pinned and not before.all():
+            self._members.clear()
         flags[roots] = np.where((before == 0) | ((before < _STRONG) & (number >= _STRONG)), number, before)
 
     def _can_link(self, children: Ids, roots: Ids) -> bool:
@@ -298,6 +308,7 @@ class Terms:
 
     def _link(self, children: Ids, roots: Ids) -> None:
         """Hang atoms (all different) under other ids, carrying pins and tags along."""
+        self._members.clear()
         self.parent[children] = roots
         if self.bound[roots].any():
             rows, atoms = self.members(roots)
@@ -357,6 +368,7 @@ class Terms:
             self._unify_pair(atom, next(iter(inner)))
             return
         self._become(atom, tuple(inner))
+        self._members.clear()
         if self.mixed[atom] or self.pinned[atom]:
             members = np.array(list(inner), np.int64)
             if self.mixed[atom]:
