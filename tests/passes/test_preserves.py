@@ -63,7 +63,16 @@ def difference(before: ir.Model, after: ir.Model) -> float:
 
 def test_every_pass_says_what_it_preserves() -> None:
     assert {kind.preserves for kind in PASSES.values()} == {"exactly", "up to recovery"}
-    assert EXACT == ["FoldWeights", "JoinTiles", "Normalise", "RemoveDeadUnits", "Tidy", "TileLayers"]
+    changing_nothing = {
+        "FoldWeights",
+        "JoinTiles",
+        "Normalise",
+        "RemoveDeadUnits",
+        "StoreOutputsFirst",
+        "Tidy",
+        "TileLayers",
+    }
+    assert set(EXACT) == changing_nothing
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
