@@ -10,13 +10,14 @@ Cases:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune.graph.branches import branches_of, keep_results
 from onnxprune.graph.caches import GONE, PAST, is_way_out
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
@@ -38,7 +39,7 @@ class RemoveBlocks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit = Editor(model)
         let_caches_go(edit, self.blocks)
-        for block in self.blocks:
+        for block in _in_each_branch(self.blocks):
             graph, total = block.add.graph, joined(block.add)
             assert graph is not None
             if operator_of(block.add).sum_output is not None:
@@ -49,7 +50,24 @@ class RemoveBlocks(ir.passes.InPlacePass):
         if any(operator_of(block.add).sum_output is not None for block in self.blocks):
             RemoveUnusedNodesPass()(model)
             _drop_unread_norms(edit, model)
+        if any(block.others for block in self.blocks):
+            _drop_unread_results(model)
         return ir.passes.PassResult(model, modified=bool(self.blocks))
+
+
+def _in_each_branch(blocks: Sequence[ResidualBlock]) -> Iterator[ResidualBlock]:
+    for block in blocks:
+        yield from block.everywhere
+
+
+def _drop_unread_results(model: ir.Model) -> None:
+    """Take away what an If hands out and nobody reads: caches of layers that went."""
+    RemoveUnusedNodesPass()(model)
+    for node in model.graph:
+        if branches_of(node):
+            kept = [i for i, out in enumerate(node.outputs) if out.is_graph_output() or out.uses()]
+            if len(kept) < len(node.outputs):
+                keep_results(node, kept)
 
 
 def let_caches_go(edit: Editor, blocks: Sequence[ResidualBlock]) -> None:
@@ -123,7 +141,7 @@ class MaskBlocks(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         edit = Editor(model)
         let_caches_go(edit, self.blocks)
-        for block in self.blocks:
+        for block in _in_each_branch(self.blocks):
             value = block.contribution
             dtype = value.dtype or ir.DataType.FLOAT
             zero = edit.constant(ir.tensor(np.zeros((), np.float32), dtype=dtype), f"{block.name}_zero")

@@ -9,7 +9,7 @@ the place of its If: ``with_branch_inlined(model, name)``. Weights that both bra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from onnxprune.graph.caches import behind_link, cache_lengths
 from onnxprune.graph.dims import graph_inputs
 
 Shape = tuple[int | None, ...]
+
+BRANCHES = ("then_branch", "else_branch")
+"""The names of the branches of an If."""
 
 
 def shapes_without_past(model: ir.Model, branch: ir.Graph, shapes: Mapping[ir.Value, Shape]) -> dict[ir.Value, Shape]:
@@ -53,6 +56,33 @@ def _free_rows(model: ir.Model, shapes: Mapping[ir.Value, Shape]) -> Iterator[tu
         for axis, (dim, n) in enumerate(zip(dims, shapes.get(value, ()), strict=False)):
             if n is not None and not isinstance(dim, int):
                 yield value, axis, n
+
+
+def branches_of(node: ir.Node) -> list[ir.Graph]:
+    """Return the branches of an If; empty for other nodes."""
+    if node.op_type != "If" or node.domain:
+        return []
+    return [node.attributes[name].as_graph() for name in BRANCHES]
+
+
+def keep_results(choice: ir.Node, kept: Sequence[int]) -> None:
+    """Leave an If no results but some, in place; nothing may read the others.
+
+    Args:
+        choice: The If.
+        kept: Places of the results that stay, in order.
+    """
+    for new, old in enumerate(kept):
+        if new != old:
+            one, other = choice.outputs[new], choice.outputs[old]
+            name, one.type, one.shape = other.name, other.type, other.shape
+            other.replace_all_uses_with(one, replace_graph_outputs=True)
+            other.name, one.name = None, name
+    choice.resize_outputs(len(kept))
+    for branch in branches_of(choice):
+        left = [branch.outputs[place] for place in kept]
+        branch.outputs.clear()
+        branch.outputs.extend(left)
 
 
 def result_outside(model: ir.Model, value: ir.Value) -> ir.Value:

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.data.batches import batches
+from onnxprune.data.batches import Inputs, batches
+from onnxprune.errors import RecipeError
+from onnxprune.graph.branches import BRANCHES, branches_of, taken_branch, with_branch_inlined
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.passes.remove_blocks import MaskBlocks
@@ -33,8 +35,9 @@ from onnxprune.structure.weights import Weight
 def influence(structure: Structure, blocks: Sequence[ResidualBlock], context: Context) -> npt.NDArray[np.float64]:
     """1 - E[cos(x, x + f(x))]: how far a block turns what it is given."""
     feeds = batches(structure.model, context.evidence.inputs, context.evidence.batch)
-    pairs = [(str(b.trunk.name), b.name) for b in blocks]
-    return np.maximum(1 - row_cosines(structure.model, pairs, feeds), 0.0)
+    model, seen = _as_run(structure.model, blocks, context.evidence.inputs)
+    pairs = [(str(b.trunk.name), b.name) for b in seen]
+    return np.maximum(1 - row_cosines(model, pairs, feeds), 0.0)
 
 
 @block_criterion(
@@ -73,11 +76,34 @@ def score_blocks(
 def without_block(model: ir.Model, block: ResidualBlock) -> ir.Model:
     """Return a copy in which a block adds the number zero."""
     copy = model.clone()
-    (add,) = (node for node in copy.graph if any(out.name == block.name for out in node.outputs))
-    if operator_of(add).sum_output is not None:  # a fused sum takes no single number
-        MaskBlocks([replace(block, add=add)])(copy)
-        return copy
-    dtype = block.trunk.dtype or ir.DataType.FLOAT
-    zero = Editor(copy).constant(np.zeros((), dtype.numpy()), f"{block.name}_zero")
-    add.replace_input_with(block.branch, zero)
+    graphs = {model.graph: copy.graph}
+    for node, twin in zip(model.graph, copy.graph, strict=True):
+        graphs.update(zip(branches_of(node), branches_of(twin), strict=True))
+    for part in block.everywhere:
+        assert isinstance(part.add.graph, ir.Graph)
+        nodes = graphs[part.add.graph]
+        (add,) = (node for node in nodes if any(out.name == part.name for out in node.outputs))
+        if operator_of(add).sum_output is not None:  # a fused sum takes no single number
+            MaskBlocks([replace(part, add=add, others=())])(copy)
+            continue
+        dtype = part.trunk.dtype or ir.DataType.FLOAT
+        zero = Editor(copy).constant(np.zeros((), dtype.numpy()), f"{part.name}_zero")
+        add.replace_input_with(part.branch, zero)
     return copy
+
+
+def _as_run(
+    model: ir.Model, blocks: Sequence[ResidualBlock], inputs: Inputs
+) -> tuple[ir.Model, Sequence[ResidualBlock]]:
+    """The model with the branch inlined that inputs take, and the blocks as they are there.
+
+    Raises:
+        RecipeError: Blocks lie in branches, and the inputs do not tell which one runs.
+    """
+    if not any(block.others for block in blocks):
+        return model, blocks
+    branch = taken_branch(model, inputs)
+    if branch is None:
+        raise RecipeError("--criterion block-influence: the samples do not all take the same branch of the If")
+    place = BRANCHES.index(branch)
+    return with_branch_inlined(model, branch), [b.everywhere[place] if b.others else b for b in blocks]

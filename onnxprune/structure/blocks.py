@@ -11,16 +11,20 @@ ONNX Runtime fuses the sum with the norm behind it (SkipLayerNormalization, Skip
 is the Add then, and f may read the norm of the trunk that the block before put out. A bias fused into it is part of f.
 
 Blocks may lie in each other: the nodes of an outer one contain those of the inner ones.
+
+A merged decoder has all its layers twice, in the branches of an If that read the same weights: a block there is one in
+each branch (`branches`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnxprune.graph.branches import branches_of
 from onnxprune.graph.caches import is_way_out
 from onnxprune.graph.operators import operator_of
 from onnxprune.structure.structure import Structure
@@ -36,6 +40,7 @@ class ResidualBlock:
         nodes: The nodes that are there for the block alone.
         weights: The constants that hold weights (`Structure.weights`) and only these nodes read, with their sizes.
         name: The name of the value that the Add puts out: it outlives the block.
+        others: The same block in the other branch of an If, where it lies in one.
     """
 
     add: ir.Node
@@ -43,6 +48,12 @@ class ResidualBlock:
     nodes: frozenset[ir.Node]
     weights: Mapping[ir.Value, int]
     name: str
+    others: tuple[ResidualBlock, ...] = ()
+
+    @property
+    def everywhere(self) -> tuple[ResidualBlock, ...]:
+        """The block in each branch that it lies in."""
+        return (self, *self.others)
 
     @property
     def trunk(self) -> ir.Value:
@@ -79,7 +90,7 @@ def joined(add: ir.Node) -> ir.Value:
 
 
 def residual_blocks(structure: Structure) -> list[ResidualBlock]:
-    """Return the residual blocks of the main graph that hold weights."""
+    """Return the residual blocks that hold weights: of the main graph, and of branches that read the same weights."""
     order = list(structure.model.graph)
     blocks = []
     for number, node in enumerate(order):
@@ -87,6 +98,8 @@ def residual_blocks(structure: Structure) -> list[ResidualBlock]:
             block = _block(structure, node, order[:number])
             if block is not None:
                 blocks.append(block)
+        elif branches := branches_of(node):
+            blocks += in_branches(structure, node, branches)
     return blocks
 
 
@@ -128,6 +141,45 @@ def as_one(layer: Sequence[ResidualBlock]) -> ResidualBlock:
     return ResidualBlock(layer[-1].add, layer[-1].branch, nodes, weights, layer[-1].name)
 
 
+def in_branches(structure: Structure, choice: ir.Node, branches: Sequence[ir.Graph]) -> list[ResidualBlock]:
+    """Return the blocks that all branches of an If have, in the same order and with the same weights; else none."""
+    found = [_of_branch(structure, choice, branch) for branch in branches]
+    if len({len(blocks) for blocks in found}) != 1:
+        return []
+    joint = []
+    for first, *others in zip(*found, strict=True):
+        nodes = frozenset(node for block in (first, *others) for node in block.nodes)
+        ways_out = {frozenset(node for node in block.nodes if is_way_out(node)) for block in (first, *others)}
+        if len({frozenset(block.weights) for block in (first, *others)}) != 1 or len(ways_out) != 1:
+            return []
+        weights = {v: n for v, n in first.weights.items() if all(user in nodes for user, _ in v.uses())}
+        if weights:
+            joint.append(replace(first, weights=weights, others=tuple(others)))
+    return joint
+
+
+def _of_branch(structure: Structure, choice: ir.Node, branch: ir.Graph) -> list[ResidualBlock]:
+    """The blocks of one branch whose trunk passes by, with all weights that they read."""
+    order, blocks = list(branch), []
+    results = dict(zip(branch.outputs, choice.outputs, strict=True))
+    for number, add in enumerate(order):
+        first, second = add.inputs[:2] if _joins(add) else (None, None)
+        if first is None or second is None or first is second or first.const_value or second.const_value:
+            continue
+        for side, trunk in ((0, second), (1, first)):
+            nodes = _exclusive(add, side, order[:number], results)
+            shape = structure.facts.shape(trunk)
+            same = shape is not None and shape == structure.facts.shape(add.outputs[0])
+            if same and any(_carries(value, trunk) for value in _read_by(nodes)):
+                handed = {user for node in nodes for out in node.outputs if out in results
+                          for user, _ in results[out].uses()}  # fmt: skip
+                read = [v for v in structure.weights if any(user in nodes for user, _ in v.uses())]
+                weights = {v: math.prod(structure.weight_shape(v)) for v in read}
+                blocks.append(ResidualBlock(add, side, nodes | handed, weights, str(joined(add).name)))
+                break
+    return blocks
+
+
 def _joins(node: ir.Node) -> bool:
     """Say whether a node sums two values, and of its statistics, where it has some, nothing is read."""
     operator = operator_of(node)
@@ -161,18 +213,33 @@ def _carries(value: ir.Value, trunk: ir.Value) -> bool:
     return value is trunk or (fused and node is trunk.producer() and value is node.outputs[0])  # type: ignore[union-attr]
 
 
-def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir.Node]:
-    """Return the nodes that nothing but one input of the Add depends on."""
+def _exclusive(
+    add: ir.Node, branch: int, before: list[ir.Node], results: Mapping[ir.Value, ir.Value] | None = None
+) -> frozenset[ir.Node]:
+    """Return the nodes that nothing but one input of the Add depends on.
+
+    Args:
+        add: The Add.
+        branch: Which of its inputs.
+        before: The nodes before it.
+        results: What hands the outputs of its graph out of a branch; caches that go with their layers may leave there.
+    """
+    results = results or {}
     inside: set[ir.Node] = set()
     for node in reversed(before):
         if is_way_out(node):  # an output of a cache that goes with its layer
             inside.add(node)
             continue
         uses = [use for out in node.outputs for use in out.uses()]
-        leaves = any(out.is_graph_output() for out in node.outputs)
+        leaves = any(out.is_graph_output() and not _leaves_as_cache(results.get(out)) for out in node.outputs)
         if uses and not leaves and all(u in inside or (u is add and i == branch) for u, i in uses):
             inside.add(node)
     return frozenset(node for node in inside if not is_way_out(node) or _maker(node) in inside)
+
+
+def _leaves_as_cache(result: ir.Value | None) -> bool:
+    """Whether nothing but the end of a cache reads a result of an If."""
+    return result is not None and not result.is_graph_output() and all(is_way_out(user) for user, _ in result.uses())
 
 
 def _maker(node: ir.Node) -> ir.Node | None:

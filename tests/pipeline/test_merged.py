@@ -125,6 +125,69 @@ def test_the_architecture_is_that_of_one_branch() -> None:
     assert inspection.caches.units == {"heads": merged.HEADS, "head size": merged.SIZE}
 
 
-def test_whole_layers_of_branches_are_refused_with_a_way_out() -> None:
-    with pytest.raises(NothingToPrune, match="branches of an If: prune the models that a merged decoder was made of"):
-        onnxprune.prune(merged.decoder(), structure="layers", sparsity=0.5, latency=False)
+@pytest.fixture(scope="module")
+def shallow() -> onnxprune.Result:
+    return prune(merged.decoder(3), sparsity=0.4, structure="layers", interface="narrow", latency=False)
+
+
+def without_layer(proto: onnx.ModelProto, layer: str) -> onnx.ModelProto:
+    """The decoder with the last products of both halves of a layer zeroed by hand."""
+    for tensor in proto.graph.initializer:
+        if tensor.name in (f"{layer}.out.weight", f"{layer}.down.weight"):
+            zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    return proto
+
+
+@BRANCHES
+def test_a_layer_goes_in_both_branches_with_its_caches(shallow: onnxprune.Result, past: int) -> None:
+    proto = model_io.to_proto(shallow.model)
+    onnx.checker.check_model(proto)
+    left = sorted({t.name[0] for t in proto.graph.initializer if t.name.endswith(".out.weight")})
+    (gone,) = {"0", "1", "2"} - set(left)
+    (choice,) = (node for node in proto.graph.node if node.op_type == "If")
+    caches = [f"present.{i}.{kind}" for i in (0, 1) for kind in ("key", "value")]
+    assert [v.name for v in proto.graph.output] == list(choice.output) == ["logits", *caches]
+    for branch in (a.g for a in choice.attribute):
+        assert not any(gone == name[0] for node in branch.node for name in node.input if name)
+    wide = merged.feeds(past, heads=(merged.HEADS,) * 3)
+    narrow = {name: array for name, array in wide.items() if "past" not in name}
+    for new, old in enumerate(left):
+        narrow |= {f"past_key_values.{new}.{k}": wide[f"past_key_values.{old}.{k}"] for k in ("key", "value")}
+    expected, result = run(without_layer(merged.decoder(3), gone), wide), run(proto, narrow)
+    np.testing.assert_allclose(result[0], expected[0], atol=1e-4)
+    for new, old in enumerate(map(int, left)):
+        np.testing.assert_allclose(result[1 + 2 * new], expected[1 + 2 * old], atol=1e-5)
+
+
+def test_halves_of_layers_go_in_both_branches() -> None:
+    result = prune(merged.decoder(3), sparsity=0.2, structure="blocks", latency=False)
+    assert result.blocks and all(name.endswith(".fed") for name in result.blocks)  # attentions write their caches
+    assert result.verdict is not None and result.verdict.removed_vs_masked < 1e-5
+    proto = model_io.to_proto(result.model)
+    for past in (0, 3):
+        assert np.isfinite(run(proto, merged.feeds(past, heads=(merged.HEADS,) * 3))[0]).all()
+
+
+@pytest.mark.parametrize("criterion", ["block-influence", "block-output"])
+@BRANCHES
+def test_layers_are_ranked_in_the_branch_that_the_samples_take(criterion: str, past: int) -> None:
+    samples = merged.feeds(past, heads=(merged.HEADS,) * 3)
+    weak = without_layer(merged.decoder(3), "1")  # its layer adds next to nothing
+    result = prune(weak, sparsity=0.4, structure="layers", interface="narrow", criterion=criterion, recover=["no"],
+                   calibration=samples, latency=False)  # fmt: skip
+    assert result.blocks == ("1.attended", "1.fed")
+
+
+def test_branches_with_other_weights_keep_their_layers() -> None:
+    proto = merged.decoder()
+    choice = next(node for node in proto.graph.node if node.op_type == "If")
+    for node in choice.attribute[0].g.node:
+        for place, name in enumerate(node.input):
+            if name == "1.down.weight":
+                node.input[place] = "another.weight"
+    copy = next(t for t in proto.graph.initializer if t.name == "1.down.weight")
+    proto.graph.initializer.add().CopyFrom(copy)
+    proto.graph.initializer[-1].name = "another.weight"
+    with pytest.raises(NothingToPrune, match="none that both have with the same weights"):
+        prune(proto, structure="layers", sparsity=0.5, interface="narrow", latency=False)
