@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxprune.graph.branches import branches_of, keep_results
-from onnxprune.graph.caches import GONE, PAST, is_way_out
+from onnxprune.graph.caches import GONE, PAST, are_alike, is_way_out
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.structure.blocks import ResidualBlock, joined
@@ -73,14 +73,15 @@ def _drop_unread_results(model: ir.Model) -> None:
 def let_caches_go(edit: Editor, blocks: Sequence[ResidualBlock]) -> None:
     """Let the cache of another layer stand in for that of one that goes, so that the outputs are there until the end.
 
-    Where the blocks hold all caches, they stay, with what computes them.
+    Where the blocks hold all caches of a kind, these stay, with what computes them.
     """
-    going = [node for block in blocks for node in block.nodes if is_way_out(node)]
+    going = [node for block in _in_each_branch(blocks) for node in block.nodes if is_way_out(node)]
     staying = [node for node in edit.model.graph if is_way_out(node) and node not in going]
     if not staying:
         return
     for node in [node for node in edit.model.graph if node in going]:
-        model_of_it = next((n for n in staying if n.inputs[1:] == node.inputs[1:]), None)
+        fitting = (other for other in staying if other.inputs[1:] == node.inputs[1:])
+        model_of_it = next((n for n in fitting if are_alike(n.outputs[0], node.outputs[0])), None)
         if model_of_it is not None:
             output = node.outputs[0]
             stand_in = edit.after(node, "Identity", [model_of_it.outputs[0]])

@@ -7,6 +7,7 @@ the same past, and the mask covers past and new tokens together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -16,6 +17,8 @@ from onnxprune.graph.dims import dim_name, dynamic_dims, graph_inputs, is_expres
 LINK = "onnxprune.cache"
 """Marks what stands between a cache and the graph while a run cuts; see `narrowing`."""
 
+
+_NUMBERS = re.compile(r"\d+")
 
 PAST = "onnxprune.cache.past"
 """Names the input whose cache a way out hands on."""
@@ -32,6 +35,16 @@ def is_way_out(node: ir.Node) -> bool:
 def is_link(node: ir.Node) -> bool:
     """Say whether a node is one of the products that stand between a cache and the graph while a run cuts."""
     return LINK in node.metadata_props
+
+
+def are_alike(one: ir.Value, other: ir.Value) -> bool:
+    """Say whether two caches are of a kind and so equally long, as those of an encoder and of tokens are not.
+
+    Their names are the same but for numbers, as ``present.0.key`` and ``present.1.key``, or their extents are.
+    """
+    if _NUMBERS.sub("", str(one.name)) == _NUMBERS.sub("", str(other.name)):
+        return True
+    return one.shape is not None and one.shape == other.shape and one.shape.has_unknown_dim() is False
 
 
 def is_link_matrix(value: ir.Value) -> bool:

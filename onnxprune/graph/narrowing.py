@@ -28,7 +28,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.branches import result_outside
-from onnxprune.graph.caches import GONE, LINK, PAST, cache_lengths, is_link, is_link_matrix, is_way_out
+from onnxprune.graph.caches import (
+    GONE,
+    LINK,
+    PAST,
+    are_alike,
+    cache_lengths,
+    is_link,
+    is_link_matrix,
+    is_way_out,
+)
 from onnxprune.graph.dims import dim_name, graph_inputs
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.inference import known_extents, states
@@ -271,10 +280,16 @@ def _read_another(model: ir.Model, gone: set[str]) -> None:
     ways_in = [node for node in model.graph if is_link(node) and not is_way_out(node)]
     going = [node for node in ways_in if _first_name(node) in gone]
     for node in going:
-        other = next((n for n in ways_in if n not in going and n.inputs[1:] == node.inputs[1:]), None)
+        fitting = [n for n in ways_in if n not in going and n.inputs[1:] == node.inputs[1:]]
+        alike = (n for n in fitting if _alike(n.inputs[0], node.inputs[0]))
+        other = next(alike, next(iter(fitting), None))
         if other is not None:
             node.outputs[0].replace_all_uses_with(other.outputs[0])
             model.graph.remove(node, safe=True)
+
+
+def _alike(one: ir.Value | None, other: ir.Value | None) -> bool:
+    return one is not None and other is not None and are_alike(one, other)
 
 
 def _first_name(node: ir.Node) -> str:

@@ -332,7 +332,7 @@ def _depth(task: Task) -> Plan:
     if not blocks:
         why = "no Add has a side with prunable weights that nothing else reads"
         if any(node.op_type == "If" for node in structure.model.graph):
-            why += "; in the branches of an If, none that both have with the same weights"
+            why += "; in the branches of an If, none that both have"
         raise NothingToPrune(f"there is nothing to prune by depth: {why}")
     if isinstance(recipe.parts.removed, Layers) and not layers_of(blocks):
         why = "no residual block holds an attention"

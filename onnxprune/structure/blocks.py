@@ -142,17 +142,20 @@ def as_one(layer: Sequence[ResidualBlock]) -> ResidualBlock:
 
 
 def in_branches(structure: Structure, choice: ir.Node, branches: Sequence[ir.Graph]) -> list[ResidualBlock]:
-    """Return the blocks that all branches of an If have, in the same order and with the same weights; else none."""
-    found = [_of_branch(structure, choice, branch) for branch in branches]
-    if len({len(blocks) for blocks in found}) != 1:
-        return []
+    """Return the blocks that all branches of an If have, told by common weights.
+
+    One branch may read more weights than the other: those of an encoder's keys and values, which the other has cached.
+    """
+    here, *elsewhere = [_of_branch(structure, choice, branch) for branch in branches]
     joint = []
-    for first, *others in zip(*found, strict=True):
+    for first in here:
+        same = [[b for b in blocks if b.weights.keys() & first.weights.keys()] for blocks in elsewhere]
+        if any(len(blocks) != 1 for blocks in same):
+            continue
+        others = [block for (block,) in same]
         nodes = frozenset(node for block in (first, *others) for node in block.nodes)
-        ways_out = {frozenset(node for node in block.nodes if is_way_out(node)) for block in (first, *others)}
-        if len({frozenset(block.weights) for block in (first, *others)}) != 1 or len(ways_out) != 1:
-            return []
-        weights = {v: n for v, n in first.weights.items() if all(user in nodes for user, _ in v.uses())}
+        read = {v: n for block in (first, *others) for v, n in block.weights.items()}
+        weights = {v: n for v, n in read.items() if all(user in nodes for user, _ in v.uses())}
         if weights:
             joint.append(replace(first, weights=weights, others=tuple(others)))
     return joint
@@ -162,12 +165,12 @@ def _of_branch(structure: Structure, choice: ir.Node, branch: ir.Graph) -> list[
     """The blocks of one branch whose trunk passes by, with all weights that they read."""
     order, blocks = list(branch), []
     results = dict(zip(branch.outputs, choice.outputs, strict=True))
-    for number, add in enumerate(order):
+    for add in order:
         first, second = add.inputs[:2] if _joins(add) else (None, None)
         if first is None or second is None or first is second or first.const_value or second.const_value:
             continue
         for side, trunk in ((0, second), (1, first)):
-            nodes = _exclusive(add, side, order[:number], results)
+            nodes = _exclusive_in_branch(add, side, [node for node in order if node is not add], results)
             shape = structure.facts.shape(trunk)
             same = shape is not None and shape == structure.facts.shape(add.outputs[0])
             if same and any(_carries(value, trunk) for value in _read_by(nodes)):
@@ -213,28 +216,49 @@ def _carries(value: ir.Value, trunk: ir.Value) -> bool:
     return value is trunk or (fused and node is trunk.producer() and value is node.outputs[0])  # type: ignore[union-attr]
 
 
-def _exclusive(
-    add: ir.Node, branch: int, before: list[ir.Node], results: Mapping[ir.Value, ir.Value] | None = None
-) -> frozenset[ir.Node]:
-    """Return the nodes that nothing but one input of the Add depends on.
-
-    Args:
-        add: The Add.
-        branch: Which of its inputs.
-        before: The nodes before it.
-        results: What hands the outputs of its graph out of a branch; caches that go with their layers may leave there.
-    """
-    results = results or {}
+def _exclusive(add: ir.Node, branch: int, before: list[ir.Node]) -> frozenset[ir.Node]:
+    """Return the nodes that nothing but one input of the Add depends on."""
     inside: set[ir.Node] = set()
     for node in reversed(before):
         if is_way_out(node):  # an output of a cache that goes with its layer
             inside.add(node)
             continue
         uses = [use for out in node.outputs for use in out.uses()]
-        leaves = any(out.is_graph_output() and not _leaves_as_cache(results.get(out)) for out in node.outputs)
+        leaves = any(out.is_graph_output() for out in node.outputs)
         if uses and not leaves and all(u in inside or (u is add and i == branch) for u, i in uses):
             inside.add(node)
     return frozenset(node for node in inside if not is_way_out(node) or _maker(node) in inside)
+
+
+def _exclusive_in_branch(
+    add: ir.Node, side: int, others: list[ir.Node], results: Mapping[ir.Value, ir.Value]
+) -> frozenset[ir.Node]:
+    """The same in a branch of an If.
+
+    Args:
+        add: The Add.
+        side: Which of its inputs.
+        others: The nodes of the branch but the Add, in order.
+        results: What hands the outputs of the branch out; caches that go with their layers may leave there.
+    """
+    inside: set[ir.Node] = set()
+    for node in reversed(others):
+        uses = [use for out in node.outputs for use in out.uses()]
+        leaves = [out for out in node.outputs if out.is_graph_output()]
+        used = bool(uses or leaves) and all(_leaves_as_cache(results.get(out)) for out in leaves)
+        if used and all(u in inside or (u is add and i == side) for u, i in uses):
+            inside.add(node)
+    kept, waiting = set[ir.Node](), [add.inputs[side]]  # what leads to the sum, and to the caches behind that
+    while waiting:
+        value = waiting.pop()
+        maker = None if value is None else value.producer()
+        if maker in inside and maker not in kept:
+            kept.add(maker)
+            waiting += maker.inputs
+    for node in others:
+        if node in inside and any(v is not None and v.producer() in kept for v in node.inputs):
+            kept.add(node)
+    return frozenset(kept)
 
 
 def _leaves_as_cache(result: ir.Value | None) -> bool:

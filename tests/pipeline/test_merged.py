@@ -12,7 +12,7 @@ import pytest
 
 import onnxprune
 from onnxprune import model_io
-from onnxprune.errors import NothingToPrune
+from onnxprune.graph.caches import are_alike
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.run import prune
 from onnxprune.structure.analysis import analyse
@@ -179,15 +179,49 @@ def test_layers_are_ranked_in_the_branch_that_the_samples_take(criterion: str, p
     assert result.blocks == ("1.attended", "1.fed")
 
 
-def test_branches_with_other_weights_keep_their_layers() -> None:
-    proto = merged.decoder()
+def reading(proto: onnx.ModelProto, branch: int, renamed: dict[str, str]) -> onnx.ModelProto:
+    """The decoder with copies of some weights under other names, which one of its branches reads."""
     choice = next(node for node in proto.graph.node if node.op_type == "If")
-    for node in choice.attribute[0].g.node:
-        for place, name in enumerate(node.input):
-            if name == "1.down.weight":
-                node.input[place] = "another.weight"
-    copy = next(t for t in proto.graph.initializer if t.name == "1.down.weight")
-    proto.graph.initializer.add().CopyFrom(copy)
-    proto.graph.initializer[-1].name = "another.weight"
-    with pytest.raises(NothingToPrune, match="none that both have with the same weights"):
-        prune(proto, structure="layers", sparsity=0.5, interface="narrow", latency=False)
+    for node in choice.attribute[branch].g.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    for tensor in [t for t in proto.graph.initializer if t.name in renamed]:
+        proto.graph.initializer.add().CopyFrom(tensor)
+        proto.graph.initializer[-1].name = renamed[tensor.name]
+    return proto
+
+
+def test_a_layer_that_one_branch_alone_has_stays() -> None:
+    kinds = [f"1.{kind}.weight" for kind in ("q", "k", "v", "out", "up", "down")]
+    proto = reading(merged.decoder(), 0, {name: f"another.{name}" for name in kinds})
+    result = prune(proto, structure="layers", sparsity=0.5, interface="narrow", latency=False)
+    assert result.blocks == ("0.attended", "0.fed")
+
+
+def test_branches_may_read_weights_and_hand_out_caches_of_their_own() -> None:
+    """As the branch for the first tokens does with what it makes of an encoder's values."""
+    proto = reading(merged.decoder(), 1, {"1.v.weight": "first.v.weight", "0.v.weight": "0.first.v.weight"})
+    choice = next(node for node in proto.graph.node if node.op_type == "If")
+    branch = choice.attribute[1].g
+    (maker,) = (node for node in branch.node if "present.1.key" in node.output)
+    for node in branch.node:
+        node.input[:] = ["kept" if name == "present.1.key" else name for name in node.input]
+    maker.output[0] = "kept"
+    branch.node.append(onnx.helper.make_node("Identity", ["kept"], ["present.1.key"], name="hand out"))
+    result = prune(proto, structure="layers", sparsity=0.9, interface="narrow", latency=False, exclude=["0.*"])
+    assert result.blocks == ("1.attended", "1.fed")
+    left = model_io.to_proto(result.model)
+    assert not {"1.v.weight", "first.v.weight"} & {t.name for t in left.graph.initializer}
+    for past in (0, 3):
+        narrow = {k: v for k, v in merged.feeds(past).items() if ".1." not in k}
+        expected = run(without_layer(merged.decoder(), "1"), merged.feeds(past))
+        np.testing.assert_allclose(run(left, narrow)[0], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("one", "other", "alike"), [
+    ("present.0.key", "present.1.key", True), ("present.0.decoder.key", "present.0.encoder.key", False),
+    ("past_key_values.10.value", "past_key_values.2.value", True), ("cache_a", "cache_b", False),
+])  # fmt: skip
+def test_caches_of_an_encoder_do_not_stand_in_for_those_of_tokens(one: str, other: str, alike: bool) -> None:
+    assert are_alike(ir.Value(name=one), ir.Value(name=other)) == alike
+    shape = ir.Shape(["batch", 2, "past", 8])
+    assert are_alike(ir.Value(name=one, shape=shape), ir.Value(name=other, shape=shape.copy()))
