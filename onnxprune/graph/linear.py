@@ -140,7 +140,7 @@ class Linear:
 
     def write(self, matrix: Matrix, change: Matrix | None = None) -> None:
         """Write new weights [g, O, K], and add a change [g, O] to the mean of the output where that can be done."""
-        set_numbers(self.weight, self.from_matrix(matrix / self.scale))
+        set_numbers(self.weight, self.from_matrix(matrix if self.scale == 1 else matrix / self.scale))
         if change is not None and self.shift is not None:
             value, sign = self.shift
             old = tensor_of(value).numpy()

@@ -21,6 +21,9 @@ from onnxprune.runtime.stream.store import Store
 SAMPLE = 64
 """Where each output has zeros of its own, so many outputs of a layer choose its ridge and judge its fit."""
 
+WEIGHTS_AT_ONCE = 1 << 23
+"""So many weights are fitted at once: some twenty arrays of their size are made on the way."""
+
 _IN_MEMORY = 256 << 20  # bytes of a Gram matrix
 
 Rows = npt.NDArray[np.int64]
@@ -53,6 +56,21 @@ class Layer:
     gain: Matrix
     pattern: Shape | None = None
     is_last: bool = False
+
+    def of(self, outputs: slice) -> Layer:
+        """The layer with some of its outputs alone, of each group."""
+        start = Affine(self.start.weight[:, outputs], self.start.bias[:, outputs])
+        dense, anchor, gain = (array[:, outputs] for array in (self.dense, self.anchor, self.gain))
+        return replace(self, start=start, support=self.support[:, outputs], dense=dense, anchor=anchor, gain=gain)
+
+
+def outputs_at_once(layer: Layer) -> int:
+    """How many outputs of a layer are fitted at once: all but of very wide ones, and never fewer than inputs.
+
+    Gram matrices are factorised anew for each part, which then takes less time than the fits.
+    """
+    inputs = layer.start.weight.shape[2]
+    return max(WEIGHTS_AT_ONCE // max(inputs, 1), inputs)
 
 
 @dataclass(frozen=True, eq=False)

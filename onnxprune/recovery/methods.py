@@ -15,9 +15,9 @@ import numpy as np
 from onnxprune.graph.linear import Matrix
 from onnxprune.recipe.granularity import NM
 from onnxprune.recovery.alps import alps, keep_largest, keep_pattern
-from onnxprune.recovery.fitting import Layer, Problem, Proposal, but_last, shared_fit, size_of
-from onnxprune.recovery.registry import METHODS, method
-from onnxprune.recovery.solve import Affine, Support, best_bias, squared_error
+from onnxprune.recovery.fitting import Layer, Problem, Proposal, but_last, outputs_at_once, shared_fit, size_of
+from onnxprune.recovery.registry import METHODS, Propose, method
+from onnxprune.recovery.solve import Affine, Support, best_bias, parts, squared_error
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, damped_hessian
 from onnxprune.recovery.swaps import refine
 from onnxprune.runtime.statistics import Moments
@@ -28,7 +28,8 @@ _CONSTANT = 1e-6  # an output whose variance fell below this share is a constant
 def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
     """Let a method look at a layer as it acts behind what scales its outputs, a BatchNormalization among others.
 
-    So what is found does not depend on whether an exporter folded that into the weights.
+    So what is found does not depend on whether an exporter folded that into the weights. A very wide layer is fitted
+    some outputs at a time, in the memory of these: each has its weights and its error for itself.
 
     Args:
         name: Of the method.
@@ -39,6 +40,26 @@ def propose(name: str, layer: Layer, folds: Sequence[Moments]) -> Proposal:
         return Proposal(layer.start, 0.0, 0.0, "its inputs or outputs are not finite")
     function = METHODS.find(name).propose
     assert function is not None
+    outputs = layer.start.weight.shape[1]
+    some_at_once = list(parts(outputs, outputs_at_once(layer)))
+    if len(some_at_once) == 1:
+        return _as_it_acts(function, layer, folds)
+    weight, bias = np.array(layer.start.weight), np.array(layer.start.bias)
+    errors, sizes, details = list[tuple[float, float]](), list[float](), dict[str, None]()
+    for some in some_at_once:
+        these = [m.of(some) for m in folds]
+        proposal = _as_it_acts(function, layer.of(some), these)
+        better = proposal.after < proposal.before
+        if better:
+            weight[:, some], bias[:, some] = proposal.affine.weight, proposal.affine.bias
+        errors.append((proposal.before, proposal.after if better else proposal.before))
+        sizes.append(size_of(these[-1:]))
+        details[proposal.detail] = None
+    before, after = (float(np.average(side, weights=sizes)) for side in zip(*errors, strict=True))
+    return Proposal(Affine(weight, bias), before, after, ", ".join(filter(None, details)))
+
+
+def _as_it_acts(function: Propose, layer: Layer, folds: Sequence[Moments]) -> Proposal:
     gain = np.where(layer.gain != 0, layer.gain, 1.0)
     if (gain == 1).all():
         return function(layer, folds)

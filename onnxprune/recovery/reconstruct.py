@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
 from onnxprune.recovery.attention import query_mixes
-from onnxprune.recovery.fitting import Layer, Proposal
+from onnxprune.recovery.fitting import WEIGHTS_AT_ONCE, Layer, Proposal
 from onnxprune.recovery.methods import propose
 from onnxprune.recovery.places import rows_left
 from onnxprune.recovery.registry import METHODS, model_method
@@ -311,15 +312,24 @@ def _layer(run: State, linear: Linear, original: Linear, factor: Matrix, mix: Ma
         factor: Brings the dense network's outputs to the scale of the pruned ones.
         mix: See `Pair.mix`.
     """
-    start = Affine(linear.matrix(), linear.bias())
+    large = tensor_of(linear.weight).size > WEIGHTS_AT_ONCE  # then float32, in which they are written
+    dtype = np.float32 if large else np.float64
+    start = Affine(_numbers(linear, tensor_of(linear.weight).numpy(), dtype), linear.bias())
     kept = run.kept.get(linear.name, {})
     if mix is not None:
         kept = {axis: indices for axis, indices in kept.items() if axis != linear.output_axis}
-    dense = linear.to_matrix(left_of(original, kept)).astype(np.float64) * linear.scale
-    dense = (dense if mix is None else mix @ dense) * factor[:, :, None]
+    dense = _numbers(linear, left_of(original, kept), dtype)
+    dense = dense if mix is None else mix @ dense
+    dense = dense if (factor == 1).all() else (dense * factor[:, :, None]).astype(dtype)
     anchor = run.anchors.setdefault(linear.name, start.weight) if run.trained else dense
     gain = scale_behind(linear)
     return Layer(linear, start, start.weight != 0, linear.shift is not None, dense, anchor, gain, run.pattern)
+
+
+def _numbers(linear: Linear, array: npt.NDArray[np.generic], dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
+    """Weights of the shape of a layer's as they act; what is in this type already is not copied."""
+    matrix: npt.NDArray[Any] = linear.to_matrix(array).astype(dtype, copy=False)
+    return matrix if linear.scale == 1 else (matrix * linear.scale).astype(dtype, copy=False)
 
 
 def _write(layer: Layer, new: Affine) -> None:

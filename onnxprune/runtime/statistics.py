@@ -48,7 +48,7 @@ class Moments:
     az: Matrix
     zz: Matrix
 
-    def of(self, outputs: npt.NDArray[np.int64]) -> Moments:
+    def of(self, outputs: npt.NDArray[np.int64] | slice) -> Moments:
         """Those of some outputs."""
         return Moments(self.rows, self.a, self.z[:, outputs], self.aa, self.az[:, :, outputs], self.zz[:, outputs])
 

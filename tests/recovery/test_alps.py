@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from onnxprune.recovery import recover
+from onnxprune.recipe.granularity import NM
+from onnxprune.recovery import fitting, recover
 from onnxprune.recovery.alps import DAMPING, Spectrum, alps, keep_largest, keep_pattern
-from onnxprune.recovery.fitting import best_ridge
+from onnxprune.recovery.fitting import Layer, best_ridge
+from onnxprune.recovery.methods import propose
 from onnxprune.recovery.quadratic import Quadratic, fit_within
-from onnxprune.recovery.solve import RIDGES
+from onnxprune.recovery.solve import RIDGES, Affine
 from onnxprune.recovery.sparsegpt import choose_support, inverse_factor
 from onnxprune.runtime.statistics import Moments
 
@@ -155,3 +160,29 @@ def test_the_best_ridge_is_found_wherever_it_is_and_the_search_ends_soon_behind_
 
     assert best_ridge(error) == (RIDGES[best], 1.0)
     assert len(tried) == min(best + 3, len(RIDGES))
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "obc", "alps", "least-squares"])
+@pytest.mark.parametrize("pattern", [None, NM(2, 4)])
+def test_a_wide_layer_is_fitted_some_outputs_at_a_time(
+    name: str, pattern: NM | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the memory of these; zeros are as many in each part as there were, and the error is about the same."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((400, 16)) @ rng.standard_normal((16, 16))
+    w = rng.standard_normal((1, 48, 16))
+    support = np.zeros(w.shape, bool)
+    np.put_along_axis(support.reshape(1, 48, 4, 4), np.argsort(-np.abs(w.reshape(1, 48, 4, 4)))[..., :2], True, axis=-1)
+    start = Affine(w * support, np.zeros((1, 48)))
+    layer = Layer(None, start, support, False, w, w, np.ones((1, 48)), pattern)  # type: ignore[arg-type]
+    if pattern is not None:
+        layer = replace(layer, linear=SimpleNamespace(places=1))  # type: ignore[arg-type]
+    folds = [sums(rows, w[0]) for rows in (a[:300], a[300:])]
+    whole = propose(name, layer, folds)
+    monkeypatch.setattr(fitting, "WEIGHTS_AT_ONCE", 16 * 16)
+    assert fitting.outputs_at_once(layer) == 16
+    parted = propose(name, layer, folds)
+    assert parted.before == pytest.approx(whole.before) and parted.after == pytest.approx(whole.after, rel=0.2)
+    assert parted.after < parted.before
+    zeros = (parted.affine.weight == 0).reshape(3, -1).sum(axis=1)
+    assert (zeros == (~support).reshape(3, -1).sum(axis=1)).all()
