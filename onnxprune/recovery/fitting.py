@@ -24,7 +24,7 @@ SAMPLE = 64
 WEIGHTS_AT_ONCE = 1 << 23
 """So many weights are fitted at once: some twenty arrays of their size are made on the way."""
 
-_IN_MEMORY = 256 << 20  # bytes of a Gram matrix
+_IN_MEMORY = 64 << 20  # bytes of a Gram matrix
 
 Rows = npt.NDArray[np.int64]
 Solve = Callable[[npt.NDArray[Any], float], npt.NDArray[Any]]

@@ -45,7 +45,7 @@ from onnxprune.structure.rewrite import Kept
 
 _FITS_QUERIES = ("least-squares",)  # what fits all weights of a layer anew
 
-_WEIGHTS_IN_MEMORY = 256 << 20  # bytes of new weights
+_WEIGHTS_IN_MEMORY = 64 << 20  # bytes of new weights
 _NUMBERS = 1 << 22  # of an output that are compared at once
 
 

@@ -37,8 +37,8 @@ from onnxprune.runtime.stream.sums import RowSums, rows_read
 
 FOLDS = 4
 HELD_EVERY = 8
-_TARGETS_IN_MEMORY = 256 << 20  # bytes of the targets of a block
-_SUMS_IN_MEMORY = 256 << 20  # and of the sums of the layers that are fitted together
+_TARGETS_IN_MEMORY = 64 << 20  # bytes of the targets of a block
+_SUMS_IN_MEMORY = 64 << 20  # and of the sums of the layers that are fitted together
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, npt.NDArray[np.int64]]
