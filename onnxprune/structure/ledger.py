@@ -88,6 +88,7 @@ class Ledger:
         self._left: list[int] = []
         pieces: list[_Places] = []
         self._index: dict[bytes, int] = {}
+        self._index_of: dict[int, int] = {}  # by the id of an array that the structure holds: many values share axes
         offered = _offered(structure, groups)
         for axes in structure.axes.values():
             for ids in (i for axis in axes for i in parts(axis)):
@@ -161,15 +162,18 @@ class Ledger:
 
     def _register(self, ids: Ids, offered: Bools, pieces: list[_Places]) -> None:
         """Note an axis of which something can go, once, however many values have it."""
+        if id(ids) in self._index_of:
+            return
         key = self.structure.terms.find(ids).tobytes()
         if key in self._index:
+            self._index_of[id(ids)] = self._index[key]
             return
         rows, atoms = self.structure.terms.members(ids)
         wanted = offered[atoms]
         if not wanted.any():
-            self._index[key] = -1
+            self._index[key] = self._index_of[id(ids)] = -1
             return
-        self._index[key] = k = len(self._alive)
+        self._index[key] = self._index_of[id(ids)] = k = len(self._alive)
         self._alive.append(np.ones(len(ids), bool))
         self._left.append(len(ids))
         self._floors.append(max(self._floor, self._least.get(key, 0)))
@@ -177,8 +181,7 @@ class Ledger:
 
     def _numbers(self, axis: Axis) -> list[int]:
         """Return the numbers of an axis, or of its parts, of which something can go."""
-        rows = (self._index.get(self.structure.terms.find(ids).tobytes(), -1) for ids in parts(axis))
-        return [k for k in rows if k >= 0]
+        return [k for ids in parts(axis) if (k := self._index_of[id(ids)]) >= 0]
 
     def _axes_of(self, weight: Weight) -> tuple[list[int], int]:
         """Return the numbers of a weight's axes that can shrink, and the product of the others."""

@@ -15,7 +15,8 @@ from onnxprune.graph.packed import Packed
 from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import Group, Site, kind_of
-from onnxprune.structure.terms import Bools, Ids, Terms, distinct
+from onnxprune.structure.id_arrays import distinct
+from onnxprune.structure.terms import Bools, Ids, Terms
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.structure.groups import KIND_BITS
-from onnxprune.structure.terms import PINNED, Ids, Terms, distinct
+from onnxprune.structure.id_arrays import distinct
+from onnxprune.structure.terms import PINNED, Ids, Terms
 
 
 def sets(terms: Terms, ids: Ids) -> list[frozenset[int]]:
