@@ -45,7 +45,7 @@ import tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-BertModel(BertConfig(vocab_size=64, max_position_embeddings=64, **sizes)).save_pretrained("network")
+BertModel(BertConfig(vocab_size=64, **sizes)).save_pretrained("network")
 words = tokenizers.Tokenizer.from_file("tokenizer.json")
 PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained("network")
 beside = Path(sys.executable).with_name("optimum-cli")
