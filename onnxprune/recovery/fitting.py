@@ -156,7 +156,8 @@ class Problem:
         """Fit all outputs to all inputs."""
         self.__dict__.pop("spectrum", None)  # not needed any more, and large
         total = total_of(self.folds)
-        whole = Quadratic.of(total, self.layer.start.bias, with_bias=self.layer.has_shift)
+        ours = len(self.folds) > 1  # a sum of its own
+        whole = Quadratic.of(total, self.layer.start.bias, with_bias=self.layer.has_shift, consume=ours)
         rescaled = start * (whole.scale / self.error.scale)[:, None, :]
         return self._affine(total, whole.plain(fit_within(whole, rescaled, support, ridge)), self.layer.start.bias)
 

@@ -45,10 +45,14 @@ class Quadratic:
     scale: Matrix
 
     @staticmethod
-    def of(moments: Moments, bias: Matrix, *, with_bias: bool) -> Quadratic:
-        """From sums; without a bias that adapts, the targets are those less the bias that is there, shape [g, O]."""
-        g, c = normal_equations(moments, bias, with_bias)
-        squares, powers = (np.diagonal(m, axis1=1, axis2=2) / moments.rows for m in (g, moments.aa))
+    def of(moments: Moments, bias: Matrix, *, with_bias: bool, consume: bool = False) -> Quadratic:
+        """From sums; without a bias that adapts, the targets are those less the bias that is there, shape [g, O].
+
+        With ``consume`` the sums A^T A are lost.
+        """
+        powers = np.diagonal(moments.aa, axis1=1, axis2=2) / moments.rows
+        g, c = normal_equations(moments, bias, with_bias, consume=consume)
+        squares = np.diagonal(g, axis1=1, axis2=2) / moments.rows
         varies = squares > np.maximum(_CONSTANT * powers, np.finfo(np.float64).tiny)
         scale = np.sqrt(np.where(varies, squares, np.where(powers > 0, powers, 1.0)))
         for rows in parts(g.shape[1]):  # in place: it is the largest array of all

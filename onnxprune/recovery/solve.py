@@ -78,13 +78,16 @@ def _full_fit(moments: Moments, start: Affine, g: Matrix, c: Matrix, ridge: floa
     return Affine(weight, best_bias(moments, weight) if with_bias else start.bias)
 
 
-def normal_equations(moments: Moments, bias: Matrix, with_bias: bool) -> tuple[Matrix, Matrix]:
+def normal_equations(
+    moments: Moments, bias: Matrix, with_bias: bool, *, consume: bool = False
+) -> tuple[Matrix, Matrix]:
+    """Return G [g, K, K] and C [g, K, O]; with ``consume`` G is made of the moments' own array, which is lost."""
+    gram = moments.aa if consume else np.array(moments.aa)
     if with_bias:
-        gram = np.array(moments.aa)
         subtract_outer(gram, moments.a, moments.rows)
         outer_z = moments.a[:, :, None] * moments.z[:, None, :]
         return gram, moments.az - outer_z / moments.rows
-    return np.array(moments.aa), moments.az - moments.a[:, :, None] * bias[:, None, :]
+    return gram, moments.az - moments.a[:, :, None] * bias[:, None, :]
 
 
 def subtract_outer(gram: Matrix, sums: Matrix, count: float = 1.0) -> None:
