@@ -16,7 +16,7 @@ from onnxprune.data.metrics import class_axis, in_words
 from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source
 from onnxprune.errors import DataError
 from onnxprune.graph.dims import batch_symbols, dim_name, graph_inputs, sample_axes, sample_axis
-from onnxprune.graph.operators import operator_of
+from onnxprune.graph.operators import key, operators
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class InputSpec:
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     """The inputs that a caller has to feed (old files list their initializers among the graph inputs as well)."""
     axes = sample_axes(model)
-    takes_nan = any(operator_of(node).takes_nan for node in model.graph.all_nodes())
+    nan_takers = {operator.name for operator in operators().values() if operator.takes_nan}
+    takes_nan = any(key(node.domain, node.op_type) in nan_takers for node in model.graph.all_nodes())
     return tuple(_spec(value, axes[str(value.name)], takes_nan) for value in graph_inputs(model))
 
 

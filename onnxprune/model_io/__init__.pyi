@@ -3,7 +3,7 @@ from .limits import Limits
 from .loading import load, load_any
 from .saving import Saved, check_output, save, saved_size, size_of_files
 from .scratch import scratch_file
-from .serialise import all_initializers, serialized_size, to_bytes, to_proto, to_skeleton
+from .serialise import all_initializers, serialized_size, to_bytes, to_bytes_within, to_proto, to_skeleton
 from .source import Source, ensure_unchanged, source_of
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "sha256",
     "source_of",
     "to_bytes",
+    "to_bytes_within",
     "to_proto",
     "to_skeleton",
 ]

@@ -39,9 +39,20 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: The model is larger than a protobuf can be (2 GiB), or a value has no tensor.
     """
-    buffer = io.BytesIO()
-    write_model(model, buffer, {})
-    return buffer.getvalue()
+    return to_bytes_within(model, PROTOBUF_LIMIT)[1]
+
+
+def to_bytes_within(model: ir.Model, most: int) -> tuple[int, bytes]:
+    """Return how many bytes a model takes as one protobuf, and these; of a model of more than ``most`` none of them.
+
+    Raises:
+        ModelError: As `to_bytes`.
+    """
+    parts = _parts(model, {})
+    size, buffer = _size(*parts), io.BytesIO()
+    if size <= most or most >= PROTOBUF_LIMIT:
+        _write(parts, buffer)
+    return size, buffer.getvalue()
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -82,9 +93,7 @@ def serialized_size(model: ir.Model, placement: Mapping[ir.Value, ir.ExternalTen
         model: The model.
         placement: Initializers that are references to external data; all others are embedded.
     """
-    head, graph, tensors = _parts(model, placement or {})
-    body = len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
-    return len(head) + _framed_size(body)
+    return _size(*_parts(model, placement or {}))
 
 
 def write_model(model: ir.Model, file: Writer, placement: Mapping[ir.Value, ir.ExternalTensor]) -> None:
@@ -93,8 +102,20 @@ def write_model(model: ir.Model, file: Writer, placement: Mapping[ir.Value, ir.E
     Raises:
         ModelError: The file would exceed 2 GiB, or a value has no tensor.
     """
-    head, graph, tensors = _parts(model, placement)
-    body = len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
+    _write(_parts(model, placement), file)
+
+
+def _size(head: bytes, graph: bytes, tensors: _Parts) -> int:
+    return len(head) + _framed_size(_body_size(graph, tensors))
+
+
+def _body_size(graph: bytes, tensors: _Parts) -> int:
+    return len(graph) + sum(_framed_size(_tensor_size(header, tensor)) for header, tensor in tensors)
+
+
+def _write(parts: tuple[bytes, bytes, _Parts], file: Writer) -> None:
+    head, graph, tensors = parts
+    body = _body_size(graph, tensors)
     if len(head) + _framed_size(body) > PROTOBUF_LIMIT:
         raise ModelError("the model is larger than the 2 GiB that a protobuf can hold: save it with external data.")
     file.write(head)

@@ -74,9 +74,10 @@ def make_session(
         model = model_io.load_any(model)
     try:
         if isinstance(model, ir.Model):
-            if (size := model_io.serialized_size(model)) > _IN_MEMORY_LIMIT:
+            content: str | bytes
+            size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
+            if size > _IN_MEMORY_LIMIT:
                 return _from_file(model, options, large=size + _bytes_of_halves(model) > _COPY_LIMIT)
-            content: str | bytes = model_io.to_bytes(model)
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
