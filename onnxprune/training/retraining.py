@@ -293,8 +293,8 @@ def check_batch(first: FirstRun, batch_size: int, *sources: Source | None) -> No
     if first.fixed_batch is None:
         return
     if batch_size != first.fixed_batch:
-        raise DataError(f"The model runs with batches of {first.fixed_batch} only: set the batch size to that, or "
-                        "export it with a free batch axis.")  # fmt: skip
+        raise DataError(f"The model runs with batches of {first.fixed_batch} only: give --batch-size "
+                        f"{first.fixed_batch}, or export it with a free batch axis.")  # fmt: skip
     for source in sources:
         if source is not None and source.count is not None and source.count % first.fixed_batch:
             raise DataError(f"The model runs with batches of {first.fixed_batch} only, and {source.count} samples do "
