@@ -20,7 +20,7 @@ from onnxprune.passes import JoinTiles, Normalise
 from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline.constants import Constant, compare_constants, sentences
 from onnxprune.pipeline.matching import recovered_blocks, recovered_cut
-from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers
+from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers, store_as
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
@@ -188,6 +188,7 @@ def _over_real_numbers(before: ir.Model, after: ir.Model) -> RealNumbers | str |
         tensor = value.const_value
         if tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1 and value.name not in names:
             return f"'{value.name}' of the original went into other constants"
+    store_as(real.model, normal)
     return real
 
 

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxprune import model_io
 from onnxprune.errors import ModelError
 from onnxprune.graph.edit import Editor
+from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.tensors import Array, read
 
@@ -67,6 +68,22 @@ def over_real_numbers(quantised: ir.Model) -> RealNumbers:
     if left is not None:
         raise ModelError(f"it holds {left.op_type}, which is not read over real numbers")
     return RealNumbers(model, ranges)
+
+
+def store_as(model: ir.Model, original: ir.Model) -> None:
+    """Turn matrices, in place, that a model stores the other way round than its original, as some engines want them."""
+    edit = Editor(model)
+    for name, value in list(model.graph.initializers.items()):
+        other, uses = original.graph.initializers.get(name), list(value.uses())
+        if other is None or len(uses) != 1 or value.const_value is None or len(value.const_value.shape) != 2:
+            continue
+        axes = channel_axis(value), channel_axis(other)
+        if None in axes or axes[0] == axes[1]:
+            continue
+        value.const_value = ir.Tensor(np.ascontiguousarray(read(value.const_value).T), name=name)
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        (reader, index), *_ = uses
+        reader.replace_input_with(index, edit.before(reader, "Transpose", [value], {"perm": [1, 0]}))
 
 
 def cut_off(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> bool:

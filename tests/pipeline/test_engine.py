@@ -150,6 +150,15 @@ def test_the_record_holds_what_the_engine_uses(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "record.json").read_text())["figures"]["engine"]["engine"] == "tensorrt"
 
 
+def test_a_file_with_weights_outputs_first_is_verified_against_its_original(tmp_path: Path) -> None:
+    source, output, record = (tmp_path / name for name in ("model.onnx", "out.onnx", "record.json"))
+    model_io.save(products(), source)
+    result = onnxprune.prune(source, engine="openvino", sparsity=0.8, calibration=SAMPLES, latency=False)
+    onnxprune.save(result, output, record=record)
+    check = onnxprune.verify(source, output, record)
+    assert check.removed_vs_masked is not None and check.removed_vs_masked < 1e-4
+
+
 def test_the_engine_is_asked_once_whole_units_are_gone() -> None:
     result = run(engine="openvino", structure="channels+weights", sparsity=0.8, calibration=SAMPLES)
     assert result.delivery is not None and result.delivery.engine is not None
