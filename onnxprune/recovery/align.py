@@ -24,7 +24,7 @@ BATCH = 16
 STEPS: Mapping[Effort, tuple[int, int, int, int]] = {
     "low": (40, 200, 5, 4),
     "medium": (40, 200, 5, 4),
-    "high": (40, 2400, 10, 20),
+    "high": (40, 4800, 10, 20),
 }
 """By effort, the steps of each block, of the whole, of each rate tried, and how many times inputs are drawn.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.graph.tensors import numbers_of, put_back
-from onnxprune.recovery.descent import LOOKS, RATES, descend, rate_by_range_test
+from onnxprune.recovery.descent import LOOKS, RATES, RATE_OF_WHOLE, descend, rate_by_range_test
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import Place, compared_at
@@ -208,8 +208,7 @@ class Alignment:
         for draw in tail.draw():
             self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
         self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
-        rate = rate_by_range_test(tail.parameters, tail.loss_at, self.plan.tried)
-        _, after, rate = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, rate)
+        _, after, rate = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, RATE_OF_WHOLE)
         return rate, after
 
     def _outputs(self, tail: Tail) -> float:

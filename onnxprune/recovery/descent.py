@@ -8,7 +8,8 @@ row by about .3 percent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,10 +19,14 @@ LossAt = Callable[[int], Tensor]
 """From the number of a step to the loss of its batch: the same number gives the same batch."""
 
 RATES = (1e-3, 3e-3, 1e-2)
+RATE_OF_WHOLE = 3e-3
+"""Where the training of the whole begins. No range test: over thousands of steps, ten favour a rate that is too low."""
 LOWEST = RATES[0] / 4
 _FIRST, _SECOND = 0.9, 0.99
+_MEAN_OVER = 0.99  # of the running mean, at each step
 _WARMUP = 20
 LOOKS = 6
+_MUCH_WORSE = 1.2
 
 
 class Walk:
@@ -66,6 +71,39 @@ def _scale_of(weight: Tensor) -> Tensor:
     return rows.reshape(-1, *[1] * (weight.dim() - 1)) * (weight != 0)
 
 
+class RunningMean:
+    """The exponential mean of what parameters were over the last steps.
+
+    Args:
+        parameters: As they are at the start.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._parameters, self._mean, self._count = list(parameters), copied(parameters), 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take in the parameters as they stand; the first ones count for less and less."""
+        self._count += 1
+        weight = max(1 - _MEAN_OVER, 9 / (10 + self._count))
+        for mean, parameter in zip(self._mean, self._parameters, strict=True):
+            mean.lerp_(parameter, weight)
+
+    def numbers(self) -> list[Tensor]:
+        """A copy of the mean."""
+        return [mean.clone() for mean in self._mean]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the parameters the mean for a while."""
+        now = copied(self._parameters)
+        restore(self._parameters, self._mean)
+        try:
+            yield
+        finally:
+            restore(self._parameters, now)
+
+
 def copied(parameters: Sequence[Parameter]) -> list[Tensor]:
     """A copy of the numbers."""
     return [p.detach().clone() for p in parameters]
@@ -98,8 +136,10 @@ def descend(
 ) -> tuple[float, float, float]:
     """Train, and end with the state that is best on held-back inputs, which may be the first.
 
-    Where no state is better in the first third of the steps, the training begins anew with a third of the rate: a range
-    test sees too few steps to tell every rate that is too high.
+    The states that are looked at are running means over the last steps (Polyak and Juditsky 1992): while the rate is
+    high a state as it stands is off by the noise of its last steps, and tells little of where the training leads.
+    Where no state is better in the first third of the steps, or one is much worse, the training begins anew with a
+    third of the rate: a range test sees too few steps to tell every rate that is too high.
 
     Returns:
         The error on held-back inputs before and after, and the rate of the last try.
@@ -107,17 +147,19 @@ def descend(
     before = best = held()
     start = kept = copied(parameters)
     while True:
-        walk = Walk(parameters, rate, steps)
+        walk, mean = Walk(parameters, rate, steps), RunningMean(parameters)
         every = max(1, steps // LOOKS)
         for step in range(steps):
             loss = walk(loss_at(step))
             if not math.isfinite(loss):
                 break
+            mean.add()
             if (step + 1) % every == 0 or step + 1 == steps:
-                now = held()
+                with mean.in_place():
+                    now = held()
                 if now < best:
-                    best, kept = now, copied(parameters)
-                elif best == before and 3 * (step + 1) >= steps:
+                    best, kept = now, mean.numbers()
+                elif best == before and (3 * (step + 1) >= steps or now > _MUCH_WORSE * before):
                     break
         if best < before or rate <= LOWEST:
             restore(parameters, kept)

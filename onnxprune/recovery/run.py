@@ -20,11 +20,11 @@ from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery.reconstruct import State, Step, recover_layers
 from onnxprune.recovery.registry import METHODS
 from onnxprune.recovery.resumed import Known
-from onnxprune.recovery.streamed import FOLDS, HELD_EVERY
+from onnxprune.recovery.streamed import FOLDS, HELD_EVERY, fold_of
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
 
-_REPORTED = 64  # inputs on which the outputs are compared for the report
+_REPORTED = 64  # inputs on which the outputs are compared for the report; least squares of units does not see them
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def recover(
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
                 inputs, effort=effort, seed=seed, known=known or Known())  # fmt: skip
-    some = feeds[: max(1, _REPORTED * len(feeds) // max(1, samples.count))] if feeds else []
+    unseen = [feed for number, feed in enumerate(feeds) if fold_of(number, len(feeds)) == FOLDS - 1]
+    some = unseen[: max(1, _REPORTED * len(feeds) // max(1, samples.count))]
     before = _measured_once(run, some) if measured else None
     demanding = {name for name, m in chosen.items() if m.holds_back}
     if demanding:

@@ -132,6 +132,18 @@ def test_a_rate_at_which_nothing_gets_better_is_lowered() -> None:
     assert rate < 0.5 and after < before
 
 
+def test_a_rate_that_makes_things_much_worse_is_not_tried_for_long() -> None:
+    weight = torch.nn.Parameter(torch.ones(1, 1))
+    taken: list[int] = []
+
+    def loss(step: int) -> torch.Tensor:
+        taken.append(step)
+        return weight.sum()
+
+    descend([weight], loss, lambda: 1.0 if not taken else 2.0, 60, 0.01)
+    assert taken[:11] == [*range(10), 0]  # after the first look anew, not after a third of the steps
+
+
 def test_steps_are_relative_to_each_row() -> None:
     weight = torch.nn.Parameter(torch.tensor([[100.0, -100.0], [0.01, 0.0]]))
     walk = Walk([weight], 0.1, 10)

@@ -20,8 +20,11 @@ Array = npt.NDArray[Any]
 Grid = tuple[npt.NDArray[np.int64], ...]
 Tokens = npt.NDArray[np.bool_]
 
-ROWS, ROWS_PER_INPUT = 16384, 16
-"""So many rows are enough for a layer's statistics, or so many for each of its inputs where that is more."""
+ROWS, ROWS_OF_GROUPED, ROWS_PER_INPUT = 16384, 4096, 16
+"""So many rows are enough for a layer's statistics, or so many for each of its inputs where that is more.
+
+A grouped Conv has a small matrix for each group. Its rows are cheap to fit and, being windows, dear to gather.
+"""
 
 
 def grid_of(layer: Linear, data: Array, windows: int, number: int = 0) -> Grid:
@@ -45,7 +48,8 @@ def grid_of(layer: Linear, data: Array, windows: int, number: int = 0) -> Grid:
 def windows_of(layer: Linear, samples: int) -> int:
     """Return how many windows of each of so many samples a layer's statistics need."""
     inputs = layer.matrix().shape[2]
-    return -(-max(ROWS, ROWS_PER_INPUT * inputs) // max(1, samples))
+    least = ROWS if layer.groups == 1 else ROWS_OF_GROUPED
+    return -(-max(least, ROWS_PER_INPUT * inputs) // max(1, samples))
 
 
 def input_rows(layer: Linear, data: Array, grid: Grid, tokens: Tokens | None = None) -> Array:
