@@ -26,7 +26,7 @@ STEPS: Mapping[Effort, tuple[int, int, int, int]] = {
     "medium": (40, 200, 5, 4),
     "high": (40, 4800, 10, 20),
 }
-"""By effort, the steps of each block, of the whole, of each rate tried, and how many times inputs are drawn.
+"""By effort, the steps of each block, of the whole at most, of each rate tried, and how many times inputs are drawn.
 
 Low by name takes those of medium.
 """

@@ -32,6 +32,12 @@ from onnxprune.structure.rewrite import Kept
 
 Array = npt.NDArray[Any]
 
+MOST_WORK = 1.1e13
+"""Multiply-adds of all steps of the whole, forwards: some 20 minutes of one core. Small networks end sooner."""
+
+LEAST_STEPS = 200
+"""Of the whole, however much work one is."""
+
 _ALIKE = 1e-5  # relative error of a block below which there is nothing to gain
 
 
@@ -45,7 +51,7 @@ class Plan:
 
     Attributes:
         block: For each block.
-        whole: For the network.
+        whole: For the network, at most; see `MOST_WORK`.
         tried: For each rate of the range test.
         draws: How many times the inputs are drawn, where they are pictures, the first time as they are.
     """
@@ -108,7 +114,7 @@ class Alignment:
         tail = self._end()
         if not tail.parameters:
             return
-        steps = self.plan.whole + self.plan.block + 2 * len(RATES) * self.plan.tried  # all blocks cost one whole
+        steps = self._steps(tail) + self.plan.block + 2 * len(RATES) * self.plan.tried  # all blocks cost one whole
         self.tell(f"align: about {tail.seconds(steps, LOOKS + 2) / 60:.1f} minutes for "
                   f"{len(self.blocks[1])} blocks and the whole")  # fmt: skip
         start = numbers_of(self.pruned)
@@ -207,9 +213,13 @@ class Alignment:
         """Draw inputs and train; returns the rate and the error on held-back inputs."""
         for draw in tail.draw():
             self.tell(f"align the whole: inputs drawn {draw + 1} of {tail.draws} times")
-        self.tell(f"align the whole: {self.plan.whole} steps from block {tail.first + 1} on")
-        _, after, rate = descend(tail.parameters, tail.loss_at, tail.held, self.plan.whole, RATE_OF_WHOLE)
+        steps = self._steps(tail)
+        self.tell(f"align the whole: {steps} steps from block {tail.first + 1} on")
+        _, after, rate = descend(tail.parameters, tail.loss_at, tail.held, steps, RATE_OF_WHOLE)
         return rate, after
+
+    def _steps(self, tail: Tail) -> int:
+        return steps_within(MOST_WORK, self.plan.whole, tail.multiply_adds)
 
     def _outputs(self, tail: Tail) -> float:
         """The distance of the outputs on held-back inputs, with what is behind the last place fitted to the others."""
@@ -228,3 +238,14 @@ class Alignment:
         """The number of the batch of a step: all once, then in another order."""
         epoch, place = divmod(step, len(self.train))
         return self.train[int(np.random.default_rng((self.seed, epoch)).permutation(len(self.train))[place])]
+
+
+def steps_within(work: float, most: int, each: int) -> int:
+    """How many steps of the whole are taken.
+
+    Args:
+        work: Multiply-adds of all steps, at most.
+        most: Steps, at most.
+        each: Multiply-adds of one.
+    """
+    return min(most, max(LEAST_STEPS, int(work / each)))

@@ -26,7 +26,7 @@ _FIRST, _SECOND = 0.9, 0.99
 _MEAN_OVER = 0.99  # of the running mean, at each step
 _WARMUP = 20
 LOOKS = 6
-_MUCH_WORSE = 1.2
+_MUCH_WORSE = 1.05
 
 
 class Walk:

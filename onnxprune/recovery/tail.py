@@ -22,9 +22,11 @@ from onnxprune.bridge.dtypes import from_numpy
 from onnxprune.data.detection.decode import recognise
 from onnxprune.data.detection.heads import picture_size
 from onnxprune.graph.hints import Feeds
+from onnxprune.graph.size import graph_macs
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
 from onnxprune.recovery.pictures import Augment
 from onnxprune.recovery.places import Place
+from onnxprune.runtime.probe import inferred_shapes
 from onnxprune.runtime.stream.cursor import Program, Values, part_of
 from onnxprune.runtime.stream.cuts import Block
 from onnxprune.runtime.stream.effects import CLASSES
@@ -116,6 +118,11 @@ class Tail:
     def closed(self) -> Sequence[Block]:
         """See above."""
         return self._nets.blocks[1][-1:] if self._places and self._of_classes() else ()
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one step forwards, at least 1."""
+        return max(1, graph_macs(self._part, inferred_shapes(self._part, self._held[0].read))[0])
 
     def seconds(self, steps: int, looks: int) -> float:
         """Estimate the time of drawing and of so many steps and looks at what is held back."""

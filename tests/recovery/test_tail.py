@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.recovery import recover, tail
-from onnxprune.recovery.alignment import Alignment
+from onnxprune.recovery.alignment import LEAST_STEPS, Alignment, steps_within
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import compared_at
 from onnxprune.recovery.reconstruct import State, as_before_pruning
@@ -47,6 +47,17 @@ def test_blocks_before_the_first_that_lost_something_are_not_trained() -> None:
     assert {p.shape for p in end.parameters} == {p.shape for n in ("w3", "b3", "w4", "b4", "w5", "b5")
                                                  for p in [constant(second, n)]}  # fmt: skip
     assert end.draws == 1  # no pictures: drawn as they are
+
+
+def test_a_network_that_works_longer_takes_fewer_steps() -> None:
+    dense = residual_stack(outputs=12)
+    pruned, kept = cut(dense.clone(), "w3", 0, [0, 3, 5])
+    end = Tail(pair(dense, pruned, kept, X), None, 1, 0)
+    sizes = [constant(pruned, name).size for name in ("w3", "w4", "w5")]
+    assert end.multiply_adds == 16 * sum(sizes)
+    assert [steps_within(work, 1000, end.multiply_adds) for work in (1e3, 500 * end.multiply_adds, 1e15)] == [
+        LEAST_STEPS, 500, 1000
+    ]  # fmt: skip
 
 
 def test_the_end_reads_what_the_whole_network_gives() -> None:
