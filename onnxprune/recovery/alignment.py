@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.graph.tensors import numbers_of, put_back
-from onnxprune.recovery.descent import LOOKS, RATES, RATE_OF_WHOLE, descend, rate_by_range_test
+from onnxprune.recovery.descent import LOOKS, RATE_OF_WHOLE, RATES, descend, rate_by_range_test
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import Place, compared_at
