@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxprune import model_io
 from onnxprune.runtime.heap import trim
 from onnxprune.runtime.session import make_session, run
 from onnxprune.runtime.stream.cuts import Block, operands
@@ -21,6 +22,8 @@ from onnxprune.runtime.stream.store import Store
 
 Array = npt.NDArray[Any]
 Values = dict[str, Array]
+
+_LARGE = 64 << 20  # bytes of a block
 
 
 class Program:
@@ -46,7 +49,9 @@ class Program:
         if len(part.graph):
             # ONNX Runtime rewrites Dequantize operators and is off by 1e-2
             exact = any("Dequantize" in node.op_type for node in part.graph)
-            self._session = make_session(part, optimize="basic" if exact else "all", lean=True)
+            # memory that is kept halves the time of large values, which is page faults; not beside large weights
+            lean = model_io.serialized_size(part) > _LARGE
+            self._session = make_session(part, optimize="basic" if exact else "all", lean=lean)
 
     def __call__(self, values: Mapping[str, Array]) -> Values:
         """Run on one batch."""
