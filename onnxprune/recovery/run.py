@@ -20,7 +20,7 @@ from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery.reconstruct import State, Step, recover_layers
 from onnxprune.recovery.registry import METHODS
 from onnxprune.recovery.resumed import Known
-from onnxprune.recovery.streamed import FOLDS, HELD_EVERY, fold_of
+from onnxprune.recovery.streamed import FOLDS, HELD_EVERY, is_held
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
 
@@ -98,7 +98,7 @@ def recover(
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
                 inputs, effort=effort, seed=seed, known=known or Known())  # fmt: skip
-    unseen = [feed for number, feed in enumerate(feeds) if fold_of(number, len(feeds)) == FOLDS - 1]
+    unseen = [feed for number, feed in enumerate(feeds) if is_held(number, len(feeds))]
     some = unseen[: max(1, _REPORTED * len(feeds) // max(1, samples.count))]
     before = _measured_once(run, some) if measured else None
     demanding = {name for name, m in chosen.items() if m.holds_back}
