@@ -264,8 +264,9 @@ class Run:
             self.history.append(EpochResult(self.epoch, self.step, loss, value))
             self._tell(loss, force=True)
         metric = self.task.metric
-        if value is None or metric.better(value, self.best):
-            self.best, self.best_epoch = value, self.epoch
+        better = value is None or metric.better(value, self.best)
+        self.best, self.best_epoch = (value, self.epoch) if better else (self.best, self.best_epoch)
+        if better or self.best is None:  # where a metric is no number, nothing tells states apart: the last one stays
             self.kept = {name: t.detach().clone() for name, t in self.bare.state_dict().items()}
         if self.average is not None:
             self.average.swap()

@@ -147,6 +147,14 @@ def test_the_state_that_was_best_on_the_validation_data_is_kept() -> None:
     assert all(np.array_equal(array, weights(good)[name]) for name, array in weights(done.model).items())
 
 
+def test_the_last_state_is_kept_where_the_metric_is_never_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.training.loop.evaluate", lambda *_: float("nan"))
+    before = mlp()
+    done = retrain(before, blob_data(), with_(epochs=2))
+    assert not np.array_equal(weights(done.model)["fc1.weight"], weights(before)["fc1.weight"])
+    assert done.result.best_epoch == 0
+
+
 def test_training_stops_when_patience_is_over() -> None:
     done = retrain(mlp(), blob_data(), with_(epochs=50, patience=3))
     assert len(done.result.history) == done.result.best_epoch + 3
