@@ -215,7 +215,7 @@ def test_a_model_with_one_batch_size_says_so() -> None:
     reshape = ir.node("Reshape", [relu.inputs[0], constant.outputs[0]])
     relu.prepend([constant, reshape])
     relu.replace_input_with(0, reshape.outputs[0])
-    with pytest.raises(DataError, match="batches of 4 only: set the batch size"):
+    with pytest.raises(DataError, match="batches of 4 only: give --batch-size 4"):
         retrain(model, blob_data(), FAST)
     with pytest.raises(DataError, match="270 samples do not divide"):
         retrain(model, blob_data(), with_(batch_size=4))
