@@ -22,6 +22,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Operator
+from onnxprune.graph.tensors import is_constant
 
 
 class FoldWeights(ir.passes.InPlacePass):
@@ -45,7 +46,7 @@ def _candidates(graph: ir.Graph) -> list[ir.Value]:
         inputs = [v for v in node.inputs if v is not None]
         if not inputs or node.domain != "" or _stays(operator_of(node)):
             continue
-        if all(v in calculated or _is_constant(v) for v in inputs):
+        if all(v in calculated or is_constant(v) for v in inputs):
             calculates = not _only_moves(operator_of(node)) or any(calculated.get(v, False) for v in inputs)
             calculated.update((out, calculates) for out in node.outputs)
     return [
@@ -65,10 +66,6 @@ def _only_moves(operator: Operator) -> bool:
 def _stays(operator: Operator) -> bool:
     """What is drawn at random, quantised, filled at run time or a body of its own."""
     return operator.random or operator.generates or operator.has_body or operator.knows_zero_points
-
-
-def _is_constant(value: ir.Value) -> bool:
-    return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
 
 
 def _fold(edit: Editor, value: ir.Value) -> bool:

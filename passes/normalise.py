@@ -28,6 +28,7 @@ from onnxprune.graph.edit import Editor
 from onnxprune.graph.inference import infer
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts
+from onnxprune.graph.tensors import is_constant
 from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.preparing import PASSES
 
@@ -106,11 +107,7 @@ def _inline_constant_ifs(model: ir.Model) -> bool:
 
 
 def _has_constant_condition(node: ir.Node) -> bool:
-    return node.op_type == "If" and node.domain == "" and node.inputs[0] is not None and _is_constant(node.inputs[0])
-
-
-def _is_constant(value: ir.Value) -> bool:
-    return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
+    return node.op_type == "If" and node.domain == "" and node.inputs[0] is not None and is_constant(node.inputs[0])
 
 
 # -- shared constants -----------------------------------------------------------------------------------------------

@@ -75,6 +75,32 @@ def encoder(
     return g.model({ids: rows, mask: rows, types: rows}, {"vectors": ["batch", "tokens", WIDTH]})
 
 
+def placed_encoder(places: int, how: str) -> ir.Model:
+    """Ids [batch, tokens] -> vectors [batch, tokens, width], with a table of positions inside the graph.
+
+    Args:
+        places: Rows of the table.
+        how: ``counted``, positions are counted and index the table; ``cut``, a list of them is cut to the row first, as
+            BERT is written; ``table``, the table itself is cut.
+    """
+    g = _Graph()
+    words = g.add("Gather", [g.table("words", VOCABULARY, WIDTH), "input_ids"], "embedded")
+    zero, one, table = (g.constant("zero", np.array([0])), g.constant("one", np.array([1])),
+                        g.table("places", places, WIDTH))  # fmt: skip
+    tokens = g.add("Shape", ["input_ids"], "extents")
+    tokens = g.add("Gather", [tokens, one], "tokens")
+    if how == "table":
+        cut = g.add("Slice", [table, zero, tokens, zero], "cut")
+    elif how == "cut":
+        every = g.constant("every", np.arange(places)[None])
+        cut = g.add("Gather", [table, g.add("Slice", [every, zero, tokens, one], "numbers")], "cut")
+    else:
+        scalars = [g.constant("from", np.array(0)), g.add("Squeeze", [tokens], "count"), g.constant("by", np.array(1))]
+        cut = g.add("Gather", [table, g.add("Range", scalars, "numbers")], "cut")
+    g.add("MatMul", [g.add("Add", [words, cut], "total"), g.table("dense", WIDTH, WIDTH)], "vectors")
+    return g.model({"input_ids": (_LONG, ["batch", "tokens"])}, {"vectors": ["batch", "tokens", WIDTH]})
+
+
 def scorer(length: int | str = "tokens") -> ir.Model:
     """Ids [batch, tokens] -> scores of the next token [batch, tokens, vocabulary]; no cache."""
     g = _Graph()

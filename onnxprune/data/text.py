@@ -21,6 +21,7 @@ from onnxprune.data.fit import InputSpec, input_specs
 from onnxprune.data.sources import Array, Axes, Batch, batches_of
 from onnxprune.data.text_files import Texts, is_table, is_text, read_file
 from onnxprune.errors import DataError, RecipeError
+from onnxprune.graph.row_length import longest_row
 from onnxprune.graph.text_inputs import TextInputs, cache_shape, text_inputs
 from onnxprune.recipe.training import DataSettings
 
@@ -219,7 +220,7 @@ def read_text(reference: str, model: ir.Model, settings: DataSettings) -> TextDa
     packs = settings.text == "packed" or (settings.text == "auto" and inputs.following and not masked)
     texts = read_file(Path(reference), lines=not packs)
     packs = packs and texts.scores is None
-    length = _length(inputs, settings, where)
+    length = _length(model, inputs, settings, where)
     if packs:
         rows = packed(tokenizer, texts.texts, length, following=inputs.following and not masked, where=where)
     else:
@@ -229,9 +230,13 @@ def read_text(reference: str, model: ir.Model, settings: DataSettings) -> TextDa
                     texts.scores, _batch(inputs, rows.ids.shape[1]))  # fmt: skip
 
 
-def _length(inputs: TextInputs, settings: DataSettings, where: str) -> int:
+def _length(model: ir.Model, inputs: TextInputs, settings: DataSettings, where: str) -> int:
     """Tokens of a row."""
     asked, longest = settings.sequence_length, inputs.longest
+    if longest is None:
+        most = asked or _DEFAULT_LENGTH
+        fitting = longest_row(model, inputs, most)
+        longest = fitting if fitting < most else None
     if longest is not None and asked is not None and (asked > longest or (inputs.fixed and asked != longest)):
         has = f"takes rows of {longest} tokens" if inputs.fixed else f"has positions for {longest} tokens"
         raise DataError(f"{where}: --sequence-length {asked} does not fit, since the model {has}.")

@@ -34,7 +34,7 @@ def integer_role(value: ir.Value) -> IntegerRole:
     while pending and len(seen) < _MAX_VALUES:
         current, offset = pending.pop()
         for node, index in current.uses():
-            bound = _bound(node, index)
+            bound = index_bound(node, index)
             if bound is not None:
                 bounds.append(bound - offset)
             if node.op_type == "Equal":
@@ -63,8 +63,8 @@ def _step(node: ir.Node, index: int) -> int | None:
     return None
 
 
-def _bound(node: ir.Node, index: int) -> int | None:
-    """The extent that input `index` of the node indexes into, where that is known."""
+def index_bound(node: ir.Node, index: int) -> int | None:
+    """Return the extent that input `index` of the node indexes into, where that is known."""
     operator = operator_of(node)
     if index in operator.indices:
         indexed, axis = operator.indices[index]

@@ -15,6 +15,11 @@ import onnx_ir as ir
 Array = npt.NDArray[np.generic]
 
 
+def is_constant(value: ir.Value) -> bool:
+    """Return whether a value is a constant of the graph that no caller can give other numbers."""
+    return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
+
+
 def read(tensor: ir.TensorProtocol) -> Array:
     """Return a tensor's content; of one in external data a copy, and the file is unmapped."""
     if not isinstance(tensor, ir.ExternalTensor):

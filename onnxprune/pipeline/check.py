@@ -19,7 +19,7 @@ from onnxprune.packing import is_packed, unpack
 from onnxprune.passes import JoinTiles, Normalise
 from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline.constants import Constant, compare_constants, sentences
-from onnxprune.pipeline.matching import recovered_blocks, recovered_cut
+from onnxprune.pipeline.matching import recovered
 from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers, store_as
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
 from onnxprune.pipeline.record import Record, load_record
@@ -239,8 +239,7 @@ def _twin(
         DataError: The record does not fit the model.
     """
     if record is None:
-        blocks = recovered_blocks(before, after)
-        kept = recovered_cut(before, after, blocks)
+        blocks, kept = recovered(before, after)
         return kept, {}, None if kept is None else masked_twin_of(before, kept, blocks)
     known = load_record(record)
     return known.kept, known.renamed, masked_twin_of(before, known.kept, known.blocks)

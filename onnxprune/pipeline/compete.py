@@ -122,7 +122,7 @@ class _Judge:
     def of(original: ir.Model, samples: Calibration) -> _Judge:
         batches = Batches.of(original, samples.inputs)
         session = make_session(original)
-        return _Judge(batches, Reference.of([run(session, feeds) for feeds in batches.feeds], batches))
+        return _Judge(batches, Reference.of([run(session, feeds) for feeds in batches.feeds], batches.feeds[0]))
 
     @property
     def count(self) -> int:

@@ -7,7 +7,7 @@ slices that are equal nowhere are matched by how alike they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +46,28 @@ class _Known:
     matched: Mapping[tuple[ir.Value, int], Bools]
 
 
-def recovered_blocks(before: ir.Model, after: ir.Model) -> list[str]:
-    """Find the residual blocks of which nothing is left, by the names of their sums; the outermost of nested ones."""
-    pruned = after.clone()
+def recovered(before: ir.Model, after: ir.Model) -> tuple[list[str], RecordedCut | None]:
+    """Find what was cut from the two files alone.
+
+    Args:
+        before, after: The original and the pruned model.
+
+    Returns:
+        The residual blocks of which nothing is left, by the names of their sums, the outermost of nested ones; and
+        what was kept of each constant, None where the files do not tell.
+    """
+    structure, pruned = prepare(before.clone()), after.clone()
     Normalise()(pruned)
+    blocks = _blocks_gone(structure, pruned)
+    return blocks, _kept(without_blocks(structure, blocks), pruned)
+
+
+def _blocks_gone(structure: Structure, pruned: ir.Model) -> list[str]:
     left = {str(value.name) for value in model_io.all_initializers(pruned)}
     left |= {str(value.name) for node in pruned.graph.all_nodes() for value in node.outputs}
     gone = [
         block
-        for block in residual_blocks(prepare(before.clone()))
+        for block in residual_blocks(structure)
         if block.weights
         and not any(str(value.name) in left for value in block.weights)
         and not any(str(value.name) in left for node in block.nodes for value in node.outputs)
@@ -62,18 +75,8 @@ def recovered_blocks(before: ir.Model, after: ir.Model) -> list[str]:
     return [block.name for block in gone if not any(block.nodes < other.nodes for other in gone)]
 
 
-def recovered_cut(before: ir.Model, after: ir.Model, blocks: Sequence[str] = ()) -> RecordedCut | None:
-    """Find what was kept of each constant from the two files alone; None where they do not tell.
-
-    Args:
-        before, after: The original and the pruned model.
-        blocks: The residual blocks that went; see `recovered_blocks`.
-
-    Raises:
-        DataError: The original has no such block.
-    """
-    structure, pruned = without_blocks(before, blocks), after.clone()
-    Normalise()(pruned)
+def _kept(structure: Structure, pruned: ir.Model) -> RecordedCut | None:
+    """What was kept of each constant; None where the files do not tell."""
     written = {str(v.name): v.const_value.numpy() for v in model_io.all_initializers(pruned) if v.const_value}
     for value in structure.weights:
         array = written.get(str(value.name))

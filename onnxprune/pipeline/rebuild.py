@@ -39,15 +39,19 @@ def masked_twin_of(before: ir.Model, kept: RecordedCut, blocks: Sequence[str]) -
     return structure.model
 
 
-def without_blocks(before: ir.Model, blocks: Sequence[str]) -> Structure:
-    """The structure of a copy of the original without these residual blocks, which is what its units were cut from.
+def without_blocks(before: ir.Model | Structure, blocks: Sequence[str]) -> Structure:
+    """The structure of the original without these residual blocks, which is what its units were cut from.
 
     Dead units that went with a block are those of the model without it.
+
+    Args:
+        before: The original, of which a copy is prepared, or such a copy, prepared, which is then used up.
+        blocks: The blocks, by the names of their sums.
 
     Raises:
         DataError: The original has no such block.
     """
-    structure = prepare(before.clone())
+    structure = prepare(before.clone()) if isinstance(before, ir.Model) else before
     if not blocks:
         return structure
     RemoveBlocks(_named_blocks(structure, blocks))(structure.model)

@@ -84,12 +84,10 @@ def prune(
         data: What to retrain on (``retrain=True``): a path, ``module:function``, or arrays by name.
         eval_data: Labelled inputs, to measure a metric before and after; by default what retraining holds out.
         metric: Its name, such as ``accuracy``, or ``module:function``; by default the first that fits the data.
-        calibration: Inputs for criteria that look at data, recovery (which they turn on) and ``quantize="int8"``;
-            ``synthetic`` makes them up from the model, which is second best.
+        calibration: Inputs for criteria, recovery (which they turn on) and int8; ``synthetic`` makes them up.
         inputs: Inputs that the model runs with, one array for each, instead of made-up ones.
         custom_ops: Libraries of custom operators that the model needs, loaded in every session.
-        checkpoint: Folder that the run keeps its state in: after each training, or after each layer that recovery
-            fits where nothing is trained.
+        checkpoint: Folder that keeps the state after each training, or each layer fitted where nothing is trained.
         resume: Go on with the run that the checkpoint holds; what it holds is replaced otherwise.
         jobs: Tries or layers measured at a time, as joblib has it; None is one, or what ``parallel_config`` says.
         progress: Called with the name of each stage.
@@ -114,11 +112,10 @@ def prune(
     folder = None if checkpoint is None else Path(checkpoint)
     asked = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
     preflight(recipe, asked)
-    clock = Clock(progress)
+    clock, run = Clock(progress), _run if recipe.target is None else _search
     with custom_operators(custom_ops), with_jobs(jobs):
         original = clock("load", lambda: model_io.load_any(model))
-        opened = _opened(original, recipe, asked, clock)
-        return (_run if recipe.target is None else _search)(original, recipe, opened, clock)
+        return run(original, recipe, _opened(original, recipe, asked, clock), clock)
 
 
 def _opened(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> RunInputs:

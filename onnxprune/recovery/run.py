@@ -98,15 +98,20 @@ def recover(
         raise DataError("recovery needs at least two batches of calibration inputs, one of them to hold back.")
     run = State(dense, pruned, kept, samples, windows, pattern, progress or (lambda _: None), trained,
                 inputs, effort=effort, seed=seed, known=known or Known())  # fmt: skip
+    return _recovered(run, methods, {name for name, m in chosen.items() if m.holds_back}, batch)
+
+
+def _recovered(run: State, methods: Sequence[str], demanding: set[str], batch: int) -> Recovery:
+    """Run the methods, and measure before and after where there are inputs."""
+    feeds, samples = run.samples.feeds, run.samples
     unseen = [feed for number, feed in enumerate(feeds) if is_held(number, len(feeds))]
     some = unseen[: max(1, _REPORTED * len(feeds) // max(1, samples.count))]
-    before = _measured_once(run, some) if measured else None
-    demanding = {name for name, m in chosen.items() if m.holds_back}
+    before = _measured_once(run, some) if feeds else None
     if demanding:
         _with_some_held_back(run, methods, demanding, batch)
     else:
         _one_after_another(run, methods)
-    after = run.error(some) if measured and run.steps else before
+    after = run.error(some) if feeds and run.steps else before
     return Recovery(tuple(run.steps), run.skipped, before, after, samples.count)
 
 

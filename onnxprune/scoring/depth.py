@@ -19,7 +19,8 @@ from onnxprune.graph.branches import BRANCHES, branches_of, taken_branch, with_b
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.operators import operator_of
 from onnxprune.passes.remove_blocks import MaskBlocks
-from onnxprune.runtime.statistics import output_error, row_cosines, shadow
+from onnxprune.runtime.statistics import row_cosines
+from onnxprune.runtime.stream.apart import Apart
 from onnxprune.scoring.registry import Context, Criterion, block_criterion
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.structure import Structure
@@ -47,11 +48,10 @@ def influence(structure: Structure, blocks: Sequence[ResidualBlock], context: Co
     cost="one pass over the calibration data for each block",
 )
 def output_change(structure: Structure, blocks: Sequence[ResidualBlock], context: Context) -> npt.NDArray[np.float64]:
-    """|y - y_without|^2 / |y|^2 of the model's outputs: what is measured when the block alone is gone."""
+    """|y - y_without|^2 / |y|^2 of the model's outputs when the block alone is gone; a detector's as in `Apart`."""
     model = structure.model
-    feeds = batches(model, context.evidence.inputs, context.evidence.batch)
-    outputs = [str(v.name) for v in model.graph.outputs]
-    return np.array([output_error(shadow(model, without_block(model, block)), feeds, outputs) for block in blocks])
+    apart = Apart(model, batches(model, context.evidence.inputs, context.evidence.batch))
+    return np.array([apart.of(without_block(model, block)) for block in blocks])
 
 
 def score_blocks(

@@ -42,7 +42,7 @@ _BETWEEN = 3  # shares that are on offer between two that are measured
 def block_effects(structure: Structure, blocks: Sequence[ResidualBlock], samples: Batches) -> list[float]:
     """Return what the outputs change by without each block."""
     session = make_session(structure.model)
-    dense = Reference.of([run(session, feeds) for feeds in samples.feeds], samples)
+    dense = Reference.of([run(session, feeds) for feeds in samples.feeds], samples.feeds[0])
     effects = []
     for block in blocks:
         without = make_session(without_block(structure.model, block))

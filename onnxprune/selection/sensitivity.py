@@ -19,7 +19,7 @@ from onnxprune.data.batches import Inputs, batches
 from onnxprune.graph.measuring import Builder
 from onnxprune.graph.tensors import Array
 from onnxprune.runtime.jobs import each
-from onnxprune.runtime.statistics import output_error, shadow
+from onnxprune.runtime.stream.apart import Apart
 from onnxprune.scoring.registry import Criterion
 from onnxprune.scoring.units import Scores
 from onnxprune.selection.weights import least_salient
@@ -46,7 +46,7 @@ class Sensitivity:
         names: The weights, or the groups of units.
         sizes: Their numbers of parameters.
         levels: Shares that were tried, rising.
-        errors: Relative squared error of the model's outputs, shape (weights, levels).
+        errors: How far the model's outputs moved (see `OutputError`), shape (weights, levels).
     """
 
     names: tuple[str, ...]
@@ -216,7 +216,7 @@ def shares_by_sensitivity(table: Sensitivity, sparsity: float, gone: Sequence[fl
 
 
 class OutputError:
-    """The relative squared error of a model's outputs with other numbers in some constants.
+    """How far a model's outputs move with other numbers in some constants: `Apart` on unlabelled samples.
 
     Args:
         model: The model, which stays as it is.
@@ -227,16 +227,15 @@ class OutputError:
     def __init__(self, model: ir.Model, inputs: Inputs, batch: int = 64) -> None:
         few = {name: array[:SAMPLES] if np.ndim(array) else array for name, array in inputs.items()}
         self._model = model
-        self._feeds = batches(model, few, batch)
-        self._outputs = [str(v.name) for v in model.graph.outputs]
+        self._apart = Apart(model, batches(model, few, batch))
 
     def __call__(self, changed: Mapping[str, Array]) -> float:
         """Run the model beside itself; 0 where nothing is changed."""
         if not changed:
             return 0.0
-        joined = shadow(self._model, self._model)
-        replace_constants(joined, changed)
-        return output_error(joined, self._feeds, self._outputs)
+        other = self._model.clone()
+        replace_constants(other, changed)
+        return self._apart.of(other)
 
 
 def replace_constants(model: ir.Model, changed: Mapping[str, Array]) -> None:

@@ -97,6 +97,18 @@ def test_an_encoder_gets_a_row_for_each_line_with_padding(tmp_path: Path) -> Non
     assert data.outputs == () and data.metric == "cosine"
 
 
+@pytest.mark.parametrize("how", ["counted", "cut", "table"])
+def test_a_table_of_positions_limits_a_row(tmp_path: Path, how: str) -> None:
+    model, path = text_models.placed_encoder(64, how), write(tmp_path, "story.txt", STORY)
+    data = read(model, path)
+    assert first_batch(data.source, 1).inputs[0].shape == (1, 64), "and not the 128 of the default"
+    assert np.isfinite(run(make_session(model), {"input_ids": first_batch(data.source, 1).inputs[0]})["vectors"]).all()
+    assert first_batch(read(model, path, sequence_length=32).source, 1).inputs[0].shape == (1, 32)
+    with pytest.raises(DataError, match="--sequence-length 65 does not fit, since the model has positions for 64 tok"):
+        read(model, path, sequence_length=65)
+    assert first_batch(read(text_models.placed_encoder(200, how), path).source, 1).inputs[0].shape == (1, 128)
+
+
 def test_inputs_are_known_by_what_they_reach(tmp_path: Path) -> None:
     path = write(tmp_path, "lines.txt", "the cat sat\na dog\n")
     named = first_batch(read(text_models.encoder(), path).source, 2).inputs

@@ -15,7 +15,7 @@ import onnxprune
 from onnxprune import model_io
 from onnxprune.errors import VerificationError
 from onnxprune.pipeline.check import verify as check
-from onnxprune.pipeline.matching import recovered_cut
+from onnxprune.pipeline.matching import recovered
 from onnxprune.pipeline.record import load_record
 
 RESNET_FILE = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
@@ -103,7 +103,7 @@ def test_units_are_matched_by_likeness_where_every_number_changed(kind: str, tmp
     onnx.save(proto, pruned)
     before, after = model_io.load(original), model_io.load(pruned)
     kept = load_record(record).kept
-    assert recovered_cut(before, after) == kept
+    assert recovered(before, after)[1] == kept
     found = check(original, pruned)
     assert found.removed_vs_masked is not None and found.changed >= len(kept)
 

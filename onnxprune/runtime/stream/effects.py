@@ -3,7 +3,7 @@
 effects = Effects(model, samples)
 effects.of({"conv1.weight": array})          how far the outputs move
 
-reference = Reference.of(dense, samples)     the same of outputs that were made elsewhere
+reference = Reference.of(dense, feed)        the same of outputs that were made elsewhere
 reference.divergence(outputs)
 """
 
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxprune.data.detection.decode import recognise
 from onnxprune.data.detection.distance import detector_distance, read_by
 from onnxprune.data.detection.heads import Head, picture_size
+from onnxprune.graph.hints import Feeds
 from onnxprune.runtime.stream.cursor import Cursor, Program, Values
 from onnxprune.runtime.stream.cuts import operands
 from onnxprune.runtime.stream.gather import Batches
@@ -51,7 +52,7 @@ class Effects:
             cursor.skip()
         names = [str(v.name) for v in model.graph.outputs]
         self.dense: list[Values] = [{name: values[name] for name in names} for values in cursor.state]
-        self.reference = Reference.of(self.dense, samples)
+        self.reference = Reference.of(self.dense, samples.feeds[0])
         self._readers: dict[str, set[int]] = {}
         for number, block in enumerate(self._blocks):
             for value in (v for node in block.nodes for v in operands(node) if v.const_value is not None):
@@ -102,9 +103,9 @@ class Reference:
     head: Head | None = None
 
     @classmethod
-    def of(cls, dense: Sequence[Values], samples: Batches) -> Reference:
-        """Return the reference that these outputs of the dense model on the samples are."""
-        pictures = [np.asarray(array) for array in samples.feeds[0].values()]
+    def of(cls, dense: Sequence[Values], first: Feeds) -> Reference:
+        """Return the reference that these outputs of the dense model are, the first of them on the batch `first`."""
+        pictures = [np.asarray(array) for array in first.values()]
         head = recognise(picture_size(pictures), [np.asarray(array) for array in dense[0].values()])
         return cls(dense, None if head is None or head.final else head)
 
