@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,16 +211,6 @@ def test_figures_of_the_browser_are_those_measured() -> None:
         ratio = f"{pruned['milliseconds'] / dense['milliseconds']:.2f}"
         assert f"| {' | '.join([*cells, ratio])} |" in text
     assert f"onnxruntime-web {measured['onnxruntime-web']}" in text
-
-
-def test_the_site_builds(tmp_path: Path) -> None:
-    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'onnxprune[docs]'")
-    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--sparsity" in (tmp_path / "site" / "reference" / "cli" / "index.html").read_text()
 
 
 def test_every_command_of_the_guarantees_names_files_that_exist() -> None:

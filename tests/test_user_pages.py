@@ -16,7 +16,8 @@ import typer
 
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'onnxprune[test]'")
 
-from user_models import make_classifier, make_detector, make_encoder
+from beside_torchvision import declarations
+from user_models import make_classifier, make_detector, make_encoder, make_speech
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +41,7 @@ PAGES = {
     "yolo": Page(make_detector),
     "classifier": Page(make_classifier, ("torchvision",), (('weights="DEFAULT"', "weights=None"),)),
     "bert": Page(make_encoder),
+    "speech": Page(make_speech),
     "scikit-learn": Page(None, ("sklearn", "skl2onnx")),
     "keras": Page(None, ("tensorflow", "tf2onnx")),
 }
@@ -93,6 +95,7 @@ def test_a_page_is_a_complete_path(page: str, tmp_path: Path) -> None:
     for text, instead in how.replaced:
         assert text in code
         code = code.replace(text, instead)
+    code = declarations() + code
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if how.make is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 from text_models import WORDS, write_tokenizer
@@ -93,6 +94,46 @@ class Encoder(nn.Module):
         return x
 
 
+class SpeechEncoder(nn.Module):
+    """Whisper's: two convolutions along the sound, places, and layers of attention with LayerNorm in front."""
+
+    def __init__(self, width: int = 32, heads: int = 4, frames: int = 64) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(80, width, 3, padding=1), nn.Conv1d(width, width, 3, 2, 1)
+        self.places = nn.Parameter(torch.randn(frames // 2, width) / 10)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
+
+    def forward(self, input_features: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.second(nn.functional.gelu(self.first(input_features))))
+        x = x.transpose(1, 2) + self.places
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SpeechDecoder(nn.Module):
+    """Whisper's without a cache: tokens look at those before them, and at what the encoder gives."""
+
+    def __init__(self, width: int = 32, heads: int = 4, words: int = 50) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(16, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
+
+    def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        x = self.words(input_ids) + self.places(torch.arange(length))
+        later = torch.full((length, length), -1e4).triu(1)
+        for layer in self.layers:
+            x = layer(x, encoder_hidden_states, tgt_mask=later)
+        return x @ self.words.weight.T
+
+
 def _export(network: nn.Module, inputs: dict[str, Tensor], path: Path, axes: dict[int, str]) -> None:
     dynamic = dict.fromkeys(inputs, axes)
     torch.onnx.export(
@@ -139,6 +180,26 @@ def make_encoder(folder: Path) -> None:
     pairs = [{"sentence1": a, "sentence2": b, "score": float(rng.random())}
              for a, b in zip(sentences[::2], sentences[1::2], strict=True)]  # fmt: skip
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+
+
+def make_speech(folder: Path) -> None:
+    """encoder.onnx and decoder.onnx where the page did not export them, and arrays for the inputs of both."""
+    torch.manual_seed(0)
+    encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
+    if not encoder.exists():
+        _export(SpeechEncoder(), {"input_features": torch.zeros(1, 80, 64)}, encoder, {0: "batch"})
+        given = {"input_ids": torch.zeros(1, 8, dtype=torch.long), "encoder_hidden_states": torch.zeros(1, 32, 32)}
+        _export(SpeechDecoder(), given, decoder, {0: "batch"})
+    frames, (places, width) = _extents(encoder, "input_features")[-1], _extents(decoder, "encoder_hidden_states")[1:]
+    np.savez(folder / "features.npz", input_features=_numbers(16, 80, frames or 3000))
+    tokens = np.random.default_rng(0).integers(0, 32, (16, 8))
+    np.savez(folder / "decoder.npz", input_ids=tokens, encoder_hidden_states=_numbers(16, places or 1500, width))
+
+
+def _extents(path: Path, name: str) -> list[int]:
+    """The shape of an input; 0 where an axis is free."""
+    (found,) = [value for value in onnx.load(path).graph.input if value.name == name]
+    return [dim.dim_value for dim in found.type.tensor_type.shape.dim]
 
 
 def _numbers(*shape: int) -> Any:

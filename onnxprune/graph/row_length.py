@@ -50,7 +50,8 @@ def _contradictions(model: ir.Model, inputs: TextInputs, tokens: int) -> int:
 
 def _sizes(model: ir.Model, inputs: TextInputs, tokens: int) -> dict[str, int]:
     """Extents of the free dimensions: one row, as many tokens as are asked for, nothing before them."""
-    axes, sizes = sample_axes(model), {}
+    axes = sample_axes(model)
+    sizes: dict[str, int] = {}
     for value in graph_inputs(model):
         past = inputs.roles.get(str(value.name)) == "cache"
         for axis, dim in enumerate(value.shape or ()):
@@ -64,5 +65,7 @@ def _is_beyond(probe: Probe, node: ir.Node, index: int) -> bool:
     """Whether an input of a node holds indices that are known and reach beyond what they index."""
     value = node.inputs[index]
     array = None if value is None or index not in operator_of(node).indices else probe.data.get(value)
-    bound = None if array is None or not array.size else index_bound(node, index)
+    if array is None or not array.size:
+        return False
+    bound = index_bound(node, index)
     return bound is not None and int(np.max(array)) >= bound

@@ -288,7 +288,8 @@ def _units(task: Task) -> Plan:
     cost = cost_of(recipe)
     evidence = task.criterion.evidence
     context = UnitContext(structure, counted, groups, scored.values, inputs, cost, task.cache, evidence=evidence)
-    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most)
+    fine = recipe.target in ("target_macs", "target_size")
+    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most, fine)
     allocation, _ = allocations_of(recipe)
     assert allocation is not None
     chosen = allocation(context, budget)

@@ -15,7 +15,7 @@ MOST = 0.999
 
 _CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
 _CLOSE_UNDER = 0.005  # the same of a budget that must not be exceeded
-_FINEST = 1 / 2048  # no two sparsities closer than this are tried
+_FINEST = 1 / 2048  # no two sparsities closer than this are tried; under a budget, than this share of what is left
 _WORLDS = 4  # so many possible outcomes are thought through for each sparsity that is measured ahead
 _LEAST = 1e-9  # in the place of 0, where a logarithm is taken
 
@@ -73,7 +73,7 @@ def nearest_ratio(
     same_side = 0
     while low.value > wanted and len(search.tries) < most_tries:
         end = MOST if high is None else high.sparsity
-        if end - low.sparsity <= _FINEST:
+        if end - low.sparsity <= (_FINEST * (1 - low.sparsity) if under else _FINEST):
             break
         new = search.at(_between(low, high, wanted, halve=abs(same_side) > 1))
         if (new.value <= wanted or not under) and abs(new.value / wanted - 1) <= (_CLOSE_UNDER if under else _CLOSE):

@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from onnxprune.scoring.units import Scores
-from onnxprune.selection.rounding import kept_counts, step_of
+from onnxprune.selection.rounding import SMALLEST_BLOCK, kept_counts, step_of
 from onnxprune.selection.units import UnitBudget, UnitSelection
 from onnxprune.structure.costs import Cost
 from onnxprune.structure.groups import Group
@@ -78,7 +78,10 @@ def _walk(
         step = (i, offers[i].left - len(change.atoms))
         if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
             heapq.heappush(heap, (price, share, i))
-        elif change.gone <= limit and step not in refused:
+            continue
+        if budget.fine and change.gone > target:
+            change = offers[i].smallest(target) or change
+        if change.gone <= limit and step not in refused:
             offers[i].take(change)
             steps.append(step)
             heapq.heappush(heap, (price, offers[i].share_gone, i))  # of equal prices, the group cut least comes first
@@ -98,6 +101,7 @@ class UnitOffer:
         self.layers = len({s.value for s in group.sites if s.value in ledger.structure.weights})
         step = step_of(ledger.structure, group, budget.round_to)
         self.counts = kept_counts(len(group), step, budget.floor)
+        self.part = 1 if budget.round_to == "none" else step_of(ledger.structure, group, SMALLEST_BLOCK)
         self.level = 0  # the place of what is left among the counts
         self.loss = loss or self._loss
 
@@ -114,6 +118,18 @@ class UnitOffer:
             saved = self.ledger.cost - change.cost
             if saved > 0:
                 return self.loss(now, then) / saved, change
+        return None
+
+    def smallest(self, target: float) -> Change | None:
+        """The smallest part of the next step with which so many parameters are gone; None where no part does.
+
+        Counts stay multiples of `SMALLEST_BLOCK`, which kernels still run well.
+        """
+        now, then = self.counts[self.level : self.level + 2]
+        for left in range((now - 1) // self.part * self.part, then, -self.part):
+            change = self.ledger.preview(self.atoms[len(self.atoms) - now : len(self.atoms) - left])
+            if change is not None and change.gone >= target:
+                return change
         return None
 
     def take(self, change: Change) -> None:

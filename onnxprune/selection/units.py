@@ -34,12 +34,15 @@ class UnitBudget:
         floor: No axis falls below so many indices.
         most: The share that the last step of a schedule brings what is gone to. The steps before may reach it: a cut
             from 64 channels to 48 is more than a small step, and the group would never be cut.
+        fine: Whether the last step may end between two round counts, where it would go beyond the target: for
+            figures that must not be exceeded, a round count of the last group matters less than what it wastes.
     """
 
     sparsity: float
     round_to: RoundTo = "auto"
     floor: int = 1
     most: float = 0.0
+    fine: bool = False
 
     @property
     def limit(self) -> float:

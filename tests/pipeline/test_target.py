@@ -45,10 +45,10 @@ def test_multiply_adds_stay_within_the_budget() -> None:
     found = prune(convolutions(), target_macs=0.5, **UNITS)
     assert found.verdict is not None and found.verdict.before.macs and found.verdict.after.macs is not None
     ratio = found.verdict.after.macs / found.verdict.before.macs
-    assert 0.4 < ratio <= 0.5
+    assert 0.48 < ratio <= 0.5, "the last layer is cut at a multiple of 4 where a whole step would be too much"
     assert found.target is not None and found.target.reached == ratio
     assert found.figures["target"]["target"] == "target_macs"
-    assert "--target-macs 0.5x: reached 0.4" in found.notes[0]
+    assert f"--target-macs 0.5x: reached {ratio:.3g}x" in found.notes[0]
     assert found.record().figures["target"]["wanted"] == 0.5
 
 

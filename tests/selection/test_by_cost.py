@@ -35,11 +35,14 @@ def uneven(c: int = 32) -> ir.Model:
     )
 
 
-def choose(structure: Structure, sparsity: float, cost: CostName, scores: np.ndarray | None = None) -> UnitSelection:
+def choose(
+    structure: Structure, sparsity: float, cost: CostName, scores: np.ndarray | None = None, *, fine: bool = False
+) -> UnitSelection:
     weights, groups = prunable_weights(structure), structure.groups
     if scores is None:
         scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    return select_by_cost(structure, weights, groups, scores, UnitBudget(sparsity), find_cost(cost, structure))
+    budget = UnitBudget(sparsity, fine=fine)
+    return select_by_cost(structure, weights, groups, scores, budget, find_cost(cost, structure))
 
 
 def kept(structure: Structure, chosen: UnitSelection) -> dict[str, int]:
@@ -53,6 +56,17 @@ def test_the_sparsity_is_met_in_steps_that_stay_round(cost: CostName, sparsity: 
     chosen = choose(structure, sparsity, cost)
     assert sparsity - 0.15 < chosen.sparsity <= sparsity + 0.005
     assert all(n % 16 == 0 or n in (4, 8, 12) for n in kept(structure, chosen).values())
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.3, 0.45, 0.6, 0.75])
+def test_a_figure_that_must_not_be_exceeded_ends_in_a_finer_step(sparsity: float) -> None:
+    """The last group ends at a multiple of 4, as near above the share as it can be; all others stay round."""
+    structure = prepare(uneven(64))
+    coarse, fine = (choose(structure, sparsity, "macs", fine=fine) for fine in (False, True))
+    assert sparsity <= fine.sparsity <= sparsity + 0.03
+    assert abs(fine.sparsity - sparsity) <= abs(coarse.sparsity - sparsity)
+    counts = kept(structure, fine).values()
+    assert all(n % 4 == 0 for n in counts) and sum(n % 16 != 0 and n > 12 for n in counts) <= 1
 
 
 @pytest.mark.parametrize("cost", ["macs", "latency"])

@@ -1,0 +1,26 @@
+"""torchvision beside a build of torch that its compiled operators were not made for, as that for CPUs alone.
+
+Its import then ends in "operator torchvision::nms does not exist", though no export of a network needs that operator.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+_DECLARED = """
+import torch
+
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def declarations() -> str:
+    """Code that declares the operators, to be run before torchvision is imported; "" where it is not needed."""
+    if importlib.util.find_spec("torchvision") is None:
+        return ""
+    tried = subprocess.run([sys.executable, "-W", "ignore", "-c", "import torchvision"], capture_output=True, text=True)
+    return _DECLARED if tried.returncode != 0 and "torchvision::nms" in tried.stderr else ""
