@@ -22,6 +22,7 @@ from torch import Tensor
 from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recovery.descent import LOOKS, RATE_OF_WHOLE, RATES, descend, rate_by_range_test
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
+from onnxprune.recovery.outputs import Outputs
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import Place, compared_at
 from onnxprune.recovery.tail import Pruning, Tail
@@ -31,9 +32,6 @@ from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
 
 Array = npt.NDArray[Any]
-
-MOST_WORK = 1.1e13
-"""Multiply-adds of all steps of the whole, forwards: some 20 minutes of one core. Small networks end sooner."""
 
 LEAST_STEPS = 200
 """Of the whole, however much work one is."""
@@ -51,13 +49,15 @@ class Plan:
 
     Attributes:
         block: For each block.
-        whole: For the network, at most; see `MOST_WORK`.
+        whole: For the network, at most.
+        work: Multiply-adds of the steps for the network, forwards, at most, unless that are less than `LEAST_STEPS`.
         tried: For each rate of the range test.
         draws: How many times the inputs are drawn, where they are pictures, the first time as they are.
     """
 
     block: int
     whole: int
+    work: float
     tried: int
     draws: int
 
@@ -105,6 +105,7 @@ class Alignment:
         self.blocks = common_blocks(dense, pruned, samples.sizes(dense))
         self.train = range(len(used.feeds))
         self.held = range(len(used.feeds), len(samples.feeds))
+        self.outputs = Outputs.of(dense, samples.feeds, self.train, self.held)
         self.places = [
             compared_at(dense, pruned, kept, sorted(block.live), samples.feeds[0]) for block in self.blocks[1]
         ]
@@ -178,9 +179,8 @@ class Alignment:
     # -- the whole
 
     def _end(self) -> Tail:
-        nets = Pruning(
-            self.dense, self.pruned, self.blocks, [*self.places[:-1], []], self.samples, self.train, self.held
-        )
+        nets = Pruning(self.dense, self.pruned, self.blocks, [*self.places[:-1], []], self.samples, self.train,
+                       self.held, self.outputs)  # fmt: skip
         return Tail(nets, augmentation(self.dense, self.samples.feeds[0]), self.plan.draws, self.seed)
 
     def _whole(self, first: float, changed: bool) -> tuple[Tried, float]:
@@ -219,7 +219,7 @@ class Alignment:
         return rate, after
 
     def _steps(self, tail: Tail) -> int:
-        return steps_within(MOST_WORK, self.plan.whole, tail.multiply_adds)
+        return steps_within(self.plan.work, self.plan.whole, tail.multiply_adds)
 
     def _outputs(self, tail: Tail) -> float:
         """The distance of the outputs on held-back inputs, with what is behind the last place fitted to the others."""

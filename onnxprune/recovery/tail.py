@@ -24,6 +24,7 @@ from onnxprune.data.detection.heads import picture_size
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.size import graph_macs
 from onnxprune.recovery.modules import as_tuple, module_of, squares, take, tensors
+from onnxprune.recovery.outputs import Outputs
 from onnxprune.recovery.pictures import Augment
 from onnxprune.recovery.places import Place
 from onnxprune.runtime.probe import inferred_shapes
@@ -33,12 +34,20 @@ from onnxprune.runtime.stream.effects import CLASSES
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.store import Store
 from onnxprune.training.detections import Detector, apart
-from onnxprune.training.likeness import Kind, kind_of_outputs
 
 Array = npt.NDArray[Any]
 
 ROOM = 4 << 30
 """Bytes of the values of all drawn inputs, most of them on disk."""
+
+SHOWN = 0.9
+"""Share of the inputs held back whose classes others must show, for scores of classes to be trained, too."""
+
+TEMPERATURE = 3.0
+"""Of scores of classes that are trained: what a sample is not counts more than at 1 (Hinton et al. 2015).
+
+They are judged at it, too: at 1 few samples make up all of the distance.
+"""
 
 _NEARLY = 1 / 3  # of the relative error in front of the outputs: blocks up to a cut with less are not trained
 
@@ -53,6 +62,7 @@ class Pruning:
         places: For each block, where the two are compared behind it; nothing behind the last.
         samples: Calibration inputs.
         train, held: Numbers of the batches that are trained on and held back.
+        outputs: What the outputs are.
     """
 
     dense: ir.Model
@@ -62,6 +72,7 @@ class Pruning:
     samples: Batches
     train: Sequence[int]
     held: Sequence[int]
+    outputs: Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +96,7 @@ class Tail:
     Attributes:
         first: The number of the first block that is trained.
         parameters: What is trained; empty where there is nothing.
-        closed: Blocks behind the last place where outputs are scores of classes: nothing is trained there.
+        closed: Blocks behind the last place where outputs are scores of classes that are not trained.
     """
 
     def __init__(self, nets: Pruning, augment: Augment | None, draws: int, seed: int) -> None:
@@ -105,7 +116,7 @@ class Tail:
         self._dense = Program(nets.dense, list(nets.dense.graph), self._names, feed)
         self._store = Store()
         self._held = [self._item(nets.samples.feeds[i], i, len(nets.held)) for i in nets.held]
-        self._kinds = self._kinds_of(outputs)
+        self._kinds = {name: kind for name, kind in nets.outputs.kinds.items() if name in self._names}
         self._detector = self._detector_of(outputs)
         if not self._places and not self._kinds:
             self.parameters = []  # there is nothing to compare
@@ -117,7 +128,8 @@ class Tail:
     @property
     def closed(self) -> Sequence[Block]:
         """See above."""
-        return self._nets.blocks[1][-1:] if self._places and self._of_classes() else ()
+        of_classes = bool(self._kinds) and all(kind in CLASSES for kind in self._kinds.values())
+        return self._nets.blocks[1][-1:] if of_classes and not self._scores_too else ()
 
     @property
     def multiply_adds(self) -> int:
@@ -185,34 +197,28 @@ class Tail:
         read = {str(v.name): values[str(v.name)] for v in self._part.graph.inputs}
         return _Item(number, self._store.kept(read, together), self._store.kept(self._dense(feed), together))
 
-    def _kinds_of(self, outputs: Sequence[str]) -> dict[str, Kind]:
-        kinds, seen = {}, self._dense(self._nets.samples.feeds[self._nets.train[0]])
-        for name in (n for n in outputs if n in self._names):
-            arrays = [seen[name], *(item.dense[name] for item in self._held)]
-            if arrays[0].dtype.kind == "f":
-                alike = arrays[0].ndim > 1 and len({a.shape[1:] for a in arrays}) == 1
-                kinds[name] = kind_of_outputs(np.concatenate(arrays) if alike else arrays[0])
-        return kinds
+    @property
+    def _scores_too(self) -> bool:
+        """Whether scores of classes are trained.
 
-    def _of_classes(self) -> bool:
-        return bool(self._kinds) and all(kind in CLASSES for kind in self._kinds.values())
+        Not where the inputs may show none of the classes that count: what brings the scores nearer on these ruins them
+        on others. Then the values at the cuts are, of which other classes are made, too.
+        """
+        return not self._places or self._nets.outputs.shown >= SHOWN
 
     def _loss(self, item: _Item) -> Tensor:
-        """The loss of a batch.
-
-        Scores of classes are trained on only where there are no cuts: the inputs may show none of the classes that
-        count, and what brings the scores nearer on these ruins them on others.
-        """
+        """The loss of a batch."""
         mine = dict(zip(self._names, as_tuple(self._module(*tensors(self._part, item.read))), strict=True))
         tokens = self._nets.samples.tokens[item.number]
         total = squares(self._places, [mine[place.name] for place in self._places], item.dense, tokens)
-        names = [name for name, kind in self._kinds.items() if not self._places or kind not in CLASSES]
+        names = [name for name, kind in self._kinds.items() if self._scores_too or kind not in CLASSES]
         return total + self._apart(mine, item, names)
 
     def _apart(self, mine: Mapping[str, Tensor], item: _Item, names: Sequence[str]) -> Tensor:
         """How far some outputs are from the dense ones; boxes and scores of a detector together."""
         theirs = {name: from_numpy(np.array(item.dense[name])) for name in names}
-        return apart(self._kinds, mine, theirs, names, self._detector)
+        temperature = TEMPERATURE if self._scores_too else 1.0
+        return apart(self._kinds, mine, theirs, names, self._detector, temperature)
 
     def _detector_of(self, outputs: Sequence[str]) -> Detector | None:
         """How boxes and scores are read, where the network is a detector and all of its outputs are compared."""

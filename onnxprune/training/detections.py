@@ -32,6 +32,7 @@ def apart(
     theirs: Mapping[str, Tensor],
     names: Sequence[str],
     detector: Detector | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return how far the named outputs are from the dense ones, added up; boxes and scores of a detector together.
 
@@ -40,6 +41,7 @@ def apart(
         mine, theirs: The outputs by name.
         names: Those that count.
         detector: How boxes and scores are read, where the model is a detector.
+        temperature: Of class distributions.
     """
     total, together = torch.zeros(()), frozenset[str]()
     if detector is not None and detector.read <= set(names):
@@ -47,7 +49,7 @@ def apart(
         sides = [[side[n] if n in together else total for n in detector.outputs] for side in (mine, theirs)]
         total = total + distance_of_detector(detector.head, *sides)
     for name in (n for n in names if n not in together):
-        total = total + distance(kinds[name], mine[name], theirs[name])
+        total = total + distance(kinds[name], mine[name], theirs[name], temperature=temperature)
     return total
 
 

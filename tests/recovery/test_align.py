@@ -178,7 +178,15 @@ def test_pictures_are_cropped_and_mirrored_only_where_the_model_does_not_mind() 
     drawn = augment(flat, np.random.default_rng(0))["x"]
     assert drawn.shape == flat["x"].shape and not np.array_equal(drawn, flat["x"])
     flat["x"][..., :8] += 10 * np.random.default_rng(2).standard_normal((12, 3, 1, 1)).astype(np.float32)
-    assert augmentation(network(SIDES, {"w": (4, 768)}), flat) is None  # it tells left from right
+    sides = network(SIDES, {"w": (4, 768)})
+    augment = augmentation(sides, flat)  # it tells left from right, and does not mind a small warp
+    assert augment is not None
+    drawn = augment(flat, np.random.default_rng(0))["x"]
+    for number in np.flatnonzero(np.abs(flat["x"]).max((1, 2, 3)) > 20):
+        left, right = (np.abs(drawn[number][..., half]).mean() for half in (slice(0, 5), slice(11, 16)))
+        assert left > right  # no mirror images
+    noise = {"x": np.random.default_rng(3).standard_normal((12, 3, 16, 16)).astype(np.float32)}
+    assert augmentation(sides, noise) is None  # each pixel counts
     assert augmentation(dense(), {"x": X["x"][:8]}) is None  # no pictures
 
 

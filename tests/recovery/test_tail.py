@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from onnxprune.recovery import recover, tail
 from onnxprune.recovery.alignment import LEAST_STEPS, Alignment, steps_within
+from onnxprune.recovery.outputs import Outputs
 from onnxprune.recovery.pictures import augmentation
 from onnxprune.recovery.places import compared_at
 from onnxprune.recovery.reconstruct import State, as_before_pruning
@@ -15,6 +20,7 @@ from onnxprune.recovery.tail import Pruning, Tail, first_trained
 from onnxprune.runtime.stream.cuts import common_blocks
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.structure.rewrite import Kept
+from onnxprune.training.likeness import distance
 
 from .models_to_recover import constant, cut, network, residual_stack
 
@@ -33,7 +39,8 @@ def pair(dense: ir.Model, pruned: ir.Model, kept: Kept, x: np.ndarray) -> Prunin
     blocks = common_blocks(dense, pruned, samples.sizes(dense))
     places = [compared_at(dense, pruned, kept, sorted(b.live), samples.feeds[0]) for b in blocks[1][:-1]]
     numbers = range(len(samples.feeds))
-    return Pruning(dense, pruned, blocks, [*places, []], samples, numbers[:-1], numbers[-1:])
+    outputs = Outputs.of(dense, samples.feeds, numbers[:-1], numbers[-1:])
+    return Pruning(dense, pruned, blocks, [*places, []], samples, numbers[:-1], numbers[-1:], outputs)
 
 
 def test_blocks_before_the_first_that_lost_something_are_not_trained() -> None:
@@ -63,20 +70,60 @@ def test_a_network_that_works_longer_takes_fewer_steps() -> None:
 def test_the_end_reads_what_the_whole_network_gives() -> None:
     dense = residual_stack(outputs=12)
     pruned, kept = cut(dense.clone(), "w3", 0, [0, 3, 5])
-    end = Tail(pair(dense, pruned, kept, X), None, 1, 0)
-    assert list(end.draw()) == [0]
+    nets = pair(dense, pruned, kept, X)
     whole = first_of(dense, pruned, kept)
-    assert float(end.loss_at(0).detach()) == pytest.approx(float(whole), rel=1e-4)
+    for shown, scores in ((0.89, 0.0), (0.9, whole.scores)):  # scores count where the classes are shown
+        end = Tail(replace(nets, outputs=Outputs({"y": "logits"}, shown)), None, 1, 0)
+        assert list(end.draw()) == [0]
+        assert float(end.loss_at(0).detach()) == pytest.approx(whole.values + scores, rel=1e-4)
+        assert len(end.closed) == (not scores)
 
 
-def first_of(dense: ir.Model, pruned: ir.Model, kept: Kept) -> float:
+class First(NamedTuple):
     """The loss of the batch that comes first, from both whole networks."""
+
+    values: float
+    scores: float
+
+
+def first_of(dense: ir.Model, pruned: ir.Model, kept: Kept) -> First:
+    """The distance of the values at the one cut, and of the scores of classes."""
     nets = pair(dense, pruned, kept, X)
     number = int(np.random.default_rng((0, 0)).permutation(len(nets.train))[0])
     feed = nets.samples.feeds[nets.train[number]]
     (place,) = nets.places[2]
-    theirs, ours = (tail.Program(m, list(m.graph), ["u"], feed)(feed)["u"] for m in (dense, pruned))
-    return float(np.square(theirs - ours).mean() / place.variance)
+    theirs, ours = (tail.Program(m, list(m.graph), ["u", "y"], feed)(feed) for m in (dense, pruned))
+    values = float(np.square(theirs["u"] - ours["u"]).mean() / place.variance)
+    mine, wanted = (torch.from_numpy(x["y"]) for x in (ours, theirs))
+    return First(values, float(distance("logits", mine, wanted, temperature=3)))
+
+
+def test_classes_are_shown_where_others_have_the_highest_score_there_too() -> None:
+    text = """<ir_version: 8, opset_import: ["": 13]>
+    g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { y = Identity(x) z = Mul(x, factor) }"""
+    dense = network(text, {"factor": (1,)})
+    feeds = [{"x": 20 * np.eye(4, dtype=np.float32)[classes]} for classes in ([0, 1], [1, 1], [1, 2], [0, 3])]
+    dense.graph.initializers["factor"].const_value = ir.Tensor(np.ones(1, np.float32), name="factor")
+    assert Outputs.of(dense, feeds, [0, 1], [2, 3]) == Outputs({"y": "logits", "z": "logits"}, 0.5)
+    dense.graph.initializers["factor"].const_value = ir.Tensor(-np.ones(1, np.float32), name="factor")
+    assert Outputs.of(dense, feeds, [0, 1], [2, 3]).shown == 0.5  # the least of both
+    assert Outputs.of(dense, [{"x": feed["x"] / 100} for feed in feeds], [0, 1], [2, 3]).shown == 1  # no classes
+
+
+def test_scores_come_nearer_where_they_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = with_small_scores()
+    start, kept = cut(dense, "w3", 0, [0, 3, 5])
+    held = {"x": np.random.default_rng(9).standard_normal((256, 8)).astype(np.float32)}
+
+    def far() -> float:
+        done = start.clone()
+        recover(dense, done, kept, {"x": X}, methods=("align",))
+        theirs, ours = (tail.Program(m, list(m.graph), ["y"], held)(held)["y"] for m in (dense, done))
+        return float(distance("logits", torch.from_numpy(ours), torch.from_numpy(theirs)))
+
+    trained = far()
+    monkeypatch.setattr(tail, "SHOWN", 2.0)
+    assert trained < 0.9 * far()
 
 
 def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +166,9 @@ def test_layers_get_back_the_dense_numbers_that_are_left() -> None:
 
 
 def test_what_gives_scores_of_classes_is_fitted_anew_to_the_trained_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "SHOWN", 2.0)
     x = {"x": X}
-    dense = residual_stack(outputs=12)
-    dense.graph.initializers["w5"].const_value = ir.Tensor((0.1 * constant(dense, "w5")).astype(np.float32), name="w5")
+    dense = with_small_scores()
     start, kept = cut(dense, "w3", 0, list(range(8)))
     done, without = start.clone(), start.clone()
     steps = recover(dense, done, kept, x, methods=("align",)).steps
@@ -131,6 +178,13 @@ def test_what_gives_scores_of_classes_is_fitted_anew_to_the_trained_features(mon
     recover(dense, without, kept, x, methods=("align",))
     held = {"x": np.random.default_rng(9).standard_normal((256, 8)).astype(np.float32)}
     assert gap(dense, done, held) < gap(dense, without, held)
+
+
+def with_small_scores() -> ir.Model:
+    """A network whose scores of classes are of the size that trained ones have."""
+    dense = residual_stack(outputs=12)
+    dense.graph.initializers["w5"].const_value = ir.Tensor((0.1 * constant(dense, "w5")).astype(np.float32), name="w5")
+    return dense
 
 
 def gap(dense: ir.Model, pruned: ir.Model, x: dict[str, np.ndarray]) -> float:
