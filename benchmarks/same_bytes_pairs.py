@@ -101,6 +101,7 @@ REASONS = {
         "least squares of units holds one batch in eight back for the whole pass, single weights are made from seven "
         "eighths and judged on one, and a second pass of OBC and its like ends as the first"
     ),
+    "77999accc438": "Gram matrices of layers that read the same rows are one, whose sums are added in another order",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
