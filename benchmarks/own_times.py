@@ -12,6 +12,7 @@ of one network in turn:
     load and save     `onnx.load` and `onnx.save`
     peak / file       the largest memory of a run with verification, less that of a process which only imported the
                       package, over the bytes of the file
+    peak MB           the same in megabytes: of small files the values of two batches are most of it
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def row(name: str, path: Path, small: Path, before: Path | None) -> dict[str, An
     idle, peak = (figure(PEAK, path, what) for what in ("import", "run"))
     if not isinstance(idle, str) and not isinstance(peak, str):
         ours["peak / file"] = round((peak - idle) / path.stat().st_size, 2)
+        ours["peak MB"] = round((peak - idle) / 1e6)
     return ours
 
 

@@ -22,14 +22,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import InlinePass
 
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.inference import infer
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts
 from onnxprune.graph.tensors import is_constant
+from onnxprune.model_io.bodies import graphs_of, nodes_of, subgraphs_of
 from onnxprune.passes.fold_weights import FoldWeights
+from onnxprune.passes.lift_constants import LiftConstants
 from onnxprune.passes.preparing import PASSES
 
 COPY_OF = "onnxprune.copy_of"
@@ -43,13 +45,21 @@ _LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves i
 
 
 class Normalise(ir.passes.InPlacePass):
-    """Lift constants, inline functions, fold weights, untie shared constants, write channel shuffles as Gather."""
+    """Lift constants, inline functions, fold weights, untie shared constants, write channel shuffles as Gather.
+
+    Attributes:
+        facts: After the call, the shapes of the model's values, where this had to infer them; else None.
+    """
 
     preserves: Literal["exactly"] = "exactly"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: Facts | None = None
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = bool(model.functions) and InlinePass()(model).modified
-        modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= LiftConstants()(model).modified
         modified |= one_name_each(model)
         modified |= _inline_constant_ifs(model)
         for prepare in PASSES.values():
@@ -58,7 +68,8 @@ class Normalise(ir.passes.InPlacePass):
         modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)
         if _has_candidates(model):
-            modified |= _shuffles_to_gathers(model, infer(model))
+            self.facts = infer(model)
+            modified |= _shuffles_to_gathers(model, self.facts)
         return ir.passes.PassResult(model, modified=modified)
 
     def ensures(self, model: ir.Model) -> None:
@@ -77,7 +88,7 @@ def one_name_each(model: ir.Model) -> bool:
     modified = False
     edit: Editor | None = None
     seen = set(model.graph.initializers)
-    for body in model.graph.subgraphs():
+    for body in subgraphs_of(model.graph):
         for name, value in list(body.initializers.items()):
             if name in seen:
                 edit = edit or Editor(model)
@@ -94,7 +105,7 @@ def one_name_each(model: ir.Model) -> bool:
 
 def _inline_constant_ifs(model: ir.Model) -> bool:
     """Let the branch of an If that always runs take the place of the If."""
-    constant = [node for node in model.graph.all_nodes() if _has_constant_condition(node)]
+    constant = [node for node in nodes_of(model.graph) if _has_constant_condition(node)]
     if not constant:
         return False
     edit = Editor(model)
@@ -114,7 +125,7 @@ def _has_constant_condition(node: ir.Node) -> bool:
 
 
 def _read_constants_directly(model: ir.Model) -> bool:
-    identities = [node for node in model.graph.all_nodes() if _is_identity_of_constant(node)]
+    identities = [node for node in nodes_of(model.graph) if _is_identity_of_constant(node)]
     for node in identities:
         assert node.inputs[0] is not None and node.graph is not None
         node.outputs[0].replace_all_uses_with(node.inputs[0])
@@ -132,7 +143,7 @@ def _is_identity_of_constant(node: ir.Node) -> bool:
 def _untie_constants(model: ir.Model) -> bool:
     modified = False
     edit: Editor | None = None  # reads every name of the model, so only where there is something to copy
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in graphs_of(model):
         for value in list(graph.initializers.values()):
             uses = list(value.uses())
             free = _one_real_axis(value) or all(index in operator_of(node).states for node, index in uses)
@@ -157,7 +168,7 @@ def _one_real_axis(value: ir.Value) -> bool:
 
 def _has_candidates(model: ir.Model) -> bool:
     return any(
-        node.op_type == "Transpose" and _is_run_end(user) for node in model.graph.all_nodes() for user in _users(node)
+        node.op_type == "Transpose" and _is_run_end(user) for node in nodes_of(model.graph) for user in _users(node)
     )
 
 
@@ -180,7 +191,7 @@ def _comes_from_reshape(node: ir.Node) -> bool:
 def _shuffles_to_gathers(model: ir.Model, facts: Facts) -> bool:
     modified = False
     edit = Editor(model)
-    for node in list(model.graph.all_nodes()):
+    for node in list(nodes_of(model.graph)):
         if node.domain != "" or not _ends_shuffle(node, facts):
             continue
         run = _run(node)
@@ -288,6 +299,7 @@ def _replace(edit: Editor, run: list[ir.Node], axis: int, indices: npt.NDArray[n
     out = end.outputs[0]
     constant = edit.constant(indices, f"{out.name}_indices")
     new = edit.after(end, "Gather", [source, constant], {"axis": axis}, ending="as_gather")
+    facts.learn(constant, indices)
     facts.stand_in(new, out)
     edit.take_place(out, new)
 
@@ -296,7 +308,7 @@ def renamed_copies(model: ir.Model) -> dict[str, str]:
     """Return the copies that normalising a model left in it, with the names of their sources."""
     return {
         str(v.name): v.metadata_props[COPY_OF]
-        for graph in (model.graph, *model.graph.subgraphs())
+        for graph in graphs_of(model)
         for v in graph.initializers.values()
         if COPY_OF in v.metadata_props
     }

@@ -6,6 +6,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.structure.rewrite import Kept, remove
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
@@ -40,7 +41,7 @@ class RemoveUnits(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Check that every cut constant has the extents that were announced."""
-        for graph in (model.graph, *model.graph.subgraphs()):
+        for graph in graphs_of(model):
             for name, value in graph.initializers.items():
                 for axis, indices in self.kept.get(name, {}).items():
                     if value.const_value is not None and value.const_value.shape[axis] != len(indices):

@@ -15,6 +15,7 @@ from onnxprune.graph.edit import Editor
 from onnxprune.graph.layers import axes_at_node, slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.tensors import like, read
+from onnxprune.model_io.bodies import graphs_of
 
 
 class StoreOutputsFirst(ir.passes.InPlacePass):
@@ -23,7 +24,7 @@ class StoreOutputsFirst(ir.passes.InPlacePass):
     preserves: Literal["exactly"] = "exactly"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for graph in model.graphs() for node in graph if _turns(node)]
+        found = [node for graph in graphs_of(model) for node in graph if _turns(node)]
         edit = Editor(model)
         for node in found:
             _turn(edit, node)

@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnxprune.model_io.bodies import graphs_of, subgraphs_of
 from onnxprune.passes.normalise import COPY_OF, WRITTEN_AS
 
 
@@ -24,10 +25,10 @@ class Tidy(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for graph in (model.graph, *model.graph.subgraphs()):
+        for graph in graphs_of(model):
             modified |= _join_copies(graph)
         modified |= RemoveUnusedNodesPass()(model).modified
-        for body in model.graph.subgraphs():
+        for body in subgraphs_of(model.graph):
             for value in list(body.initializers.values()):
                 if WRITTEN_AS in value.metadata_props:
                     value.name = value.metadata_props.pop(WRITTEN_AS)

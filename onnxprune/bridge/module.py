@@ -19,6 +19,7 @@ from torch import fx
 from onnxprune.bridge.codegen import ANCHOR, Generated, GraphBuilder
 from onnxprune.bridge.parameters import Target, trainable_values
 from onnxprune.errors import ModelError
+from onnxprune.model_io.bodies import graphs_of, nodes_of
 
 ModelLike = str | Path | onnx.ModelProto | ir.Model
 
@@ -149,8 +150,8 @@ def _inlined(model: ir.Model) -> tuple[ir.Model, frozenset[str] | None]:
     """The model with its local functions inlined, in a copy, and the names of its own values if there were any."""
     if not model.functions:
         return model, None
-    names = {value.name or "" for graph in model.graphs() for node in graph for value in node.outputs}
-    names |= {name for graph in model.graphs() for name in graph.initializers}
+    names = {value.name or "" for graph in graphs_of(model) for node in graph for value in node.outputs}
+    names |= {name for graph in graphs_of(model) for name in graph.initializers}
     copy = model.clone()
     _pin_versions(copy)
     return InlinePass()(copy).model, frozenset(names)
@@ -167,7 +168,7 @@ def _pin_versions(model: ir.Model) -> None:
         for domain, version in function.opset_imports.items():
             if imports.setdefault(domain, version) == version:
                 continue
-            for node in function.all_nodes():
+            for node in nodes_of(function):
                 if node.domain == domain:
                     node.version = version
             function.opset_imports[domain] = imports[domain]

@@ -20,6 +20,7 @@ from onnxprune.bridge.registry import Operator, find_operator
 from onnxprune.graph.caches import is_link_matrix
 from onnxprune.graph.layers import axes_at_node
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.bodies import graphs_of
 
 
 class Role(enum.Enum):
@@ -79,7 +80,7 @@ def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
 def trainable_values(model: ir.Model) -> set[ir.Value]:
     """Values from which gradients can reach an output, by a backward walk over the graph and its subgraphs."""
     opsets = dict(model.graph.opset_imports)
-    pending = [value for graph in model.graphs() for value in graph.outputs]
+    pending = [value for graph in graphs_of(model) for value in graph.outputs]
     reached: set[ir.Value] = set()
     while pending:
         value = pending.pop()

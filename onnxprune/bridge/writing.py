@@ -19,6 +19,7 @@ from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
 from onnxprune.bridge.parameters import Role, Target, constant_of
 from onnxprune.errors import ModelError
 from onnxprune.graph.tensors import like
+from onnxprune.model_io.bodies import graphs_of
 
 
 def write_back(module: torch.nn.Module, model: ModelLike) -> ir.Model:
@@ -60,7 +61,7 @@ def _unwrapped(module: torch.nn.Module) -> OnnxModule:
 
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
     """All initializers and Constant outputs, in the order in which the bridge meets graphs."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         yield from graph.initializers.values()
         for node in graph:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):

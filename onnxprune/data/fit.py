@@ -17,6 +17,7 @@ from onnxprune.data.sources import Array, Arrays, Axes, Batch, Source
 from onnxprune.errors import DataError
 from onnxprune.graph.dims import batch_symbols, dim_name, graph_inputs, sample_axes, sample_axis
 from onnxprune.graph.operators import key, operators
+from onnxprune.model_io.bodies import nodes_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     """The inputs that a caller has to feed (old files list their initializers among the graph inputs as well)."""
     axes = sample_axes(model)
     nan_takers = {operator.name for operator in operators().values() if operator.takes_nan}
-    takes_nan = any(key(node.domain, node.op_type) in nan_takers for node in model.graph.all_nodes())
+    takes_nan = any(key(node.domain, node.op_type) in nan_takers for node in nodes_of(model.graph))
     return tuple(_spec(value, axes[str(value.name)], takes_nan) for value in graph_inputs(model))
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.caches import behind_link, cache_lengths
 from onnxprune.graph.dims import graph_inputs
+from onnxprune.model_io.bodies import nodes_of
 
 Shape = tuple[int | None, ...]
 
@@ -34,7 +35,7 @@ def shapes_without_past(model: ir.Model, branch: ir.Graph, shapes: Mapping[ir.Va
         shapes: Of its inputs, at one setting of the free dimensions.
     """
     lengths = cache_lengths(model)
-    inside = set(branch.all_nodes())
+    inside = set(nodes_of(branch))
     if any(node in inside for value in lengths for node, _ in behind_link(value).uses()):
         return {}
     pasts = {shapes[value][axis] for value, axis in lengths.items() if value in shapes}
@@ -128,7 +129,7 @@ def with_branch_inlined(model: ir.Model, name: str) -> ir.Model:
         result.replace_all_uses_with(end, replace_graph_outputs=True)
         result.name, end.name = f"{result.name}_of_the_if", result.name
     for attribute in node.attributes.values():  # the other branch reads nothing any more
-        for inner in attribute.as_graph().all_nodes() if attribute.type == ir.AttributeType.GRAPH else ():
+        for inner in nodes_of(attribute.as_graph()) if attribute.type == ir.AttributeType.GRAPH else ():
             for place in range(len(inner.inputs)):
                 inner.replace_input_with(place, None)
     inlined.graph.remove(node, safe=True)

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model_io.bodies import graphs_of, subgraphs_of
+
 
 class Editor:
     """Edits one model. It knows every name in the model, so make one for many edits."""
@@ -186,8 +188,8 @@ class Editor:
 def names_in(model: ir.Model, *, without: ir.Graph | None = None) -> set[str]:
     """Return every name that a model uses, in all scopes (but one body): of values, and of nodes."""
     names: set[str] = set()
-    skipped = set() if without is None else {without, *without.subgraphs()}
-    for graph in model.graphs():
+    skipped = set() if without is None else {without, *subgraphs_of(without)}
+    for graph in graphs_of(model):
         if graph in skipped:
             continue
         names.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))

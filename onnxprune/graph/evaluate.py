@@ -54,15 +54,19 @@ def _run_as_model(
 
 
 def evaluate_node(
-    node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], version: int, cost: int = 1
+    node: ir.Node,
+    arrays: list[npt.NDArray[np.generic] | None],
+    version: int,
+    cost: int = 1,
+    proto: onnx.NodeProto | None = None,
 ) -> npt.NDArray[np.generic] | None:
     """Compute the output of one small node; None where onnx has no reference for it, it fails, or is too large.
-
     Args:
         node: A node without subgraphs and with one output.
         arrays: Its inputs.
         version: The opset.
         cost: A bound on the number of elements it makes, where the caller knows one.
+        proto: The node as `bare_node` writes it, where the caller has it.
     """
     if cost > _OUTPUT_LIMIT:
         return None
@@ -74,7 +78,7 @@ def evaluate_node(
                 result = _run_as_model(node, arrays, version)
             else:
                 settings = {"log": lambda *_: None, "opsets": {"": version}, "verbose": 0, "new_ops": None}
-                result = operator(bare_node(node), settings).run(*arrays)
+                result = operator(proto or bare_node(node), settings).run(*arrays)
     except Exception:  # the reference implementation raises whatever numpy does; not knowing is always sound
         return None
     array = result[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from onnxprune.graph.asked import Asked
 from onnxprune.graph.caches import behind_link, cache_lengths, cache_sums
 from onnxprune.graph.dims import (
     Sizes,
@@ -124,12 +125,13 @@ def _first_consistent(
 ) -> Facts:
     """Return the facts of the first setting with the fewest contradictions, `best` where none has fewer."""
     tried: list[tuple[Sizes, Sizes]] = []
+    asked = Asked(model)
     for pair in pairs:
         setting = known.applied(pair[0]), known.applied(pair[1])
         if setting in tried:
             continue
         tried.append(setting)
-        facts = infer_at(model, *setting)
+        facts = infer_at(model, *setting, asked)
         if best is None or facts.failures < best.failures:
             best = facts
         if not facts.failures:

@@ -25,12 +25,14 @@ from onnxprune.plugins import Plugins
 _Properties = dict[str, Any]
 _PLUGINS = Plugins("onnxprune.operators")
 _TABLE: dict[str, Operator] = {}
+_FOUND: dict[tuple[str, str], Operator] = {}  # by domain and type of a node: nodes are asked thousands of times
 _MICROSOFT = "com.microsoft"
 
 
 def register(operator: Operator) -> Operator:
     """Enter an operator, in the place of an entry of the same name."""
     _TABLE[operator.name] = operator
+    _FOUND.clear()
     return operator
 
 
@@ -47,7 +49,11 @@ def operator_named(name: str) -> Operator:
 
 def operator_of(node: ir.Node) -> Operator:
     """Return what is known of a node's operator."""
-    return operator_named(key(node.domain, node.op_type))
+    name = node.domain, node.op_type
+    found = _FOUND.get(name)
+    if found is None:
+        found = _FOUND[name] = operator_named(key(*name))
+    return found
 
 
 def operators() -> dict[str, Operator]:

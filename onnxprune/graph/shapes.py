@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 
 from onnxprune.graph import contrib_shapes, reshapes
+from onnxprune.graph.asked import Asked, Told
 from onnxprune.graph.branches import shapes_without_past
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
-from onnxprune.graph.evaluate import bare_node, evaluate_node
 from onnxprune.model_io.bodies import bodies
 
 Shape = tuple[int | None, ...]
 
-_DATA_LIMIT = 1 << 16  # elements of an integer tensor whose data are followed
-_FLOAT_LIMIT = 1 << 10
+_DATA_LIMIT = 1 << 16  # elements of what is computed from shapes, and followed
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _SAME_SHAPE = {
     "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "LayerNormalization", "SimplifiedLayerNormalization",
@@ -102,6 +100,12 @@ class Facts:
                 if old in known:
                     known[new] = known[old]
 
+    def learn(self, value: ir.Value, array: npt.NDArray[np.generic]) -> None:
+        """Know of a new constant what it holds."""
+        for probe in (self.first, self.second):
+            probe.shapes[value], probe.data[value] = array.shape, array
+            probe.dtypes[value] = int(ir.DataType.from_numpy(array.dtype))
+
     def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
         """Return every fully known shape at the first setting."""
         return {
@@ -123,25 +127,25 @@ class Facts:
                     probe.shapes[value] = shape
 
 
-def infer_at(model: ir.Model, first: Sizes, second: Sizes) -> Facts:
-    """Infer all shapes of a model at two given settings of its dynamic dimensions."""
-    a = probe_at(model, first)
-    return Facts(a, a if first == second else probe_at(model, second))
+def infer_at(model: ir.Model, first: Sizes, second: Sizes, asked: Asked | None = None) -> Facts:
+    """Infer all shapes of a model at two given settings of its dynamic dimensions; `asked` is what is known of it."""
+    asked = asked or Asked(model)
+    a = probe_at(model, first, asked)
+    return Facts(a, a if first == second else probe_at(model, second, asked))
 
 
-def probe_at(model: ir.Model, sizes: Sizes) -> Probe:
+def probe_at(model: ir.Model, sizes: Sizes, asked: Asked | None = None) -> Probe:
     """Infer all shapes at one setting of the dynamic dimensions."""
-    return _Walk(model, sizes).run()
+    return _Walk(model, sizes, asked or Asked(model)).run()
 
 
 class _Walk:
     """One forward walk with concrete numbers."""
 
-    def __init__(self, model: ir.Model, sizes: Sizes) -> None:
+    def __init__(self, model: ir.Model, sizes: Sizes, asked: Asked) -> None:
         self.model = model
         self.probe = Probe(sizes)
-        self.imports = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
-        self.asked: dict[tuple[object, ...], dict[str, onnx.TypeProto] | None] = {}  # layers of a network are alike
+        self.asked = asked
 
     def run(self) -> Probe:
         for value in graph_inputs(self.model):
@@ -167,10 +171,9 @@ class _Walk:
         self.probe.dtypes[value] = dtype
 
     def _remember(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        if tensor.dtype == ir.DataType.STRING:
-            return  # texts decide no shape
-        if tensor.size <= (_DATA_LIMIT if _is_integral(int(tensor.dtype)) else _FLOAT_LIMIT):
-            self.probe.data[value] = tensor.numpy()
+        content = self.asked.content(tensor)
+        if content is not None:
+            self.probe.data[value] = content
 
     def _node(self, node: ir.Node) -> None:
         handler = {"If": self._if, "Loop": self._loop, "Scan": self._scan}.get(node.op_type)
@@ -207,7 +210,7 @@ class _Walk:
         if any(bodies(node)):
             return False
         arrays = [None if v is None else probe.data[v] for v in node.inputs]
-        result = evaluate_node(node, arrays, self.model.opset_imports.get("", 1), self._output_size(node))
+        result = self.asked.computed(node, arrays, self._output_size(node))
         return result is not None and self._known(out, result)
 
     def _output_size(self, node: ir.Node) -> int:
@@ -236,27 +239,17 @@ class _Walk:
             return
         if any(value is not None and not self.probe.dtypes.get(value) for value in node.inputs):
             return  # an input nobody knows: so are the outputs
-        schema = self._schema(node)
-        if schema is None:
+        if not self.asked.has_schema(node):
             return
-        proto = bare_node(node)
-        question = (proto.SerializeToString(deterministic=True), *map(self._told, node.inputs))
-        if question not in self.asked:
-            self.asked[question] = self._infer_outputs(node, schema, proto)
-        types_by_name = self.asked[question]
-        if types_by_name is None or not reshapes.fits(node, self.probe.shapes, self.probe.data):
+        answer = self.asked.inferred(node, [self._told(value) for value in node.inputs])
+        if answer is None or not reshapes.fits(node, self.probe.shapes, self.probe.data):
             self.probe.failures += 1
-        if types_by_name is None:
-            return
-        for i, value in enumerate(node.outputs):
-            inferred = types_by_name.get(f"o{i}")
-            if inferred is not None and inferred.HasField("tensor_type"):
-                tensor = inferred.tensor_type
-                shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-                self.probe.dtypes[value] = tensor.elem_type
-                if any(extent is not None and extent < 0 for extent in shape):
+        for value, inferred in zip(node.outputs, answer or (), strict=False):
+            if inferred is not None:
+                self.probe.dtypes[value], shape = inferred
+                if shape is not None and any(extent is not None and extent < 0 for extent in shape):
                     self.probe.failures += 1  # a kernel that is larger than what it runs over
-                elif tensor.HasField("shape"):
+                elif shape is not None:
                     self.probe.shapes[value] = shape
 
     def _infer_contrib(self, node: ir.Node) -> bool:
@@ -272,45 +265,13 @@ class _Walk:
                 self._set(out, shape, contrib_shapes.output_dtype(node, i, dtypes))
         return inferred is not None
 
-    def _told(self, value: ir.Value | None) -> tuple[object, ...] | None:
+    def _told(self, value: ir.Value | None) -> Told | None:
         """All of an input that inference looks at: its type, shape and content."""
         if value is None:
             return None
-        array = self._content(value)
-        content = None if array is None else (array.dtype.str, array.shape, array.tobytes())
-        return self.probe.dtypes[value], self.probe.shapes.get(value), content
-
-    def _content(self, value: ir.Value) -> npt.NDArray[np.generic] | None:
         array = self.probe.data.get(value)
-        return array if array is not None and array.ndim <= 1 and array.size <= 1024 else None
-
-    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
-        version = self.model.opset_imports.get(node.domain, 1)
-        try:
-            return onnx.defs.get_schema(node.op_type, version, node.domain)
-        except onnx.defs.SchemaError:
-            return None
-
-    def _infer_outputs(
-        self, node: ir.Node, schema: onnx.defs.OpSchema, proto: onnx.NodeProto
-    ) -> dict[str, onnx.TypeProto] | None:
-        types: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
-        for i, value in enumerate(node.inputs):
-            if value is not None:
-                types[f"i{i}"] = onnx.helper.make_tensor_type_proto(
-                    self.probe.dtypes[value], self.probe.shapes.get(value)
-                )
-                if (array := self._content(value)) is not None:
-                    data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"i{i}")
-        try:
-            types_by_name: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=self.imports, ir_version=min(self.model.ir_version, 10)
-            )
-            return types_by_name
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError,
-                AttributeError):  # fmt: skip
-            return None
+        short = array is not None and array.ndim <= 1 and array.size <= 1024
+        return self.probe.dtypes[value], self.probe.shapes.get(value), array if short else None
 
     def _if(self, node: ir.Node) -> None:
         branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
@@ -390,8 +351,3 @@ class _Walk:
         extents = zip(*[s for s in shapes if s is not None], strict=True)
         dims = tuple(d[0] if len(set(d)) == 1 else None for d in extents)
         self._set(out, dims, self.probe.dtypes.get(sources[0], 0))
-
-
-def _is_integral(dtype: int) -> bool:
-    kind = ir.DataType(dtype)
-    return kind.is_integer() or kind == ir.DataType.BOOL

@@ -20,7 +20,7 @@ from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import key, operator_named, operator_of
 from onnxprune.graph.packed import Packed, layout_of
 from onnxprune.graph.tensors import read, spread
-from onnxprune.model_io.bodies import bodies
+from onnxprune.model_io.bodies import bodies, graphs_of
 
 Shape = tuple[int, ...]
 Shapes = Mapping[ir.Value, Shape]
@@ -115,7 +115,7 @@ class Parameter:
 def parameters(model: ir.Model) -> Iterator[Parameter]:
     """The weights and biases among initializers and Constant nodes, each once, subgraphs included."""
     seen: set[int] = set()
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         values = list(graph.initializers.values())
         values += [node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain == ""]
         for value in values:
@@ -130,7 +130,7 @@ def holders_of_numbers(model: ir.Model) -> list[str]:
     """The operators that hold numbers which may have been learnt: in constants that they read, or in attributes."""
     held = (ir.AttributeType.FLOATS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
     holders: set[str] = set()
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for value in graph.initializers.values():
             if value.const_value is not None and _is_parameter(value, value.const_value):
                 holders.update(key(node.domain, node.op_type) for node, _ in _final_uses(value))
@@ -148,7 +148,7 @@ def numbers_elsewhere(model: ir.Model, weights: Container[ir.Value]) -> dict[str
         weights: The constants that are prunable weights.
     """
     counts: Counter[str] = Counter()
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if value not in weights and tensor is not None and _is_parameter(value, tensor):
@@ -172,7 +172,7 @@ def _numbers_in(attribute: ir.Attr) -> int:
 
 def counted_values(model: ir.Model) -> set[ir.Value]:
     """The values whose shapes the count of multiply-adds needs."""
-    nodes = [node for graph in model.graphs() for node in graph if operator_of(node).counted]
+    nodes = [node for graph in graphs_of(model) for node in graph if operator_of(node).counted]
     return {value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
 
 

@@ -21,6 +21,7 @@ from onnx_ir import external_data
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.model_io.paths import real_path
 
 
@@ -72,7 +73,7 @@ def find_data(model: ir.Model, folder: Path, files: Mapping[str, Path]) -> None:
     """Tell the external tensors of a model where their data lie; onnx-ir itself follows no link out of a folder."""
     external_data.set_base_dir(model.graph, str(folder))
     root = real_path(folder)
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in graphs_of(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor) or (path := files[str(tensor.location)]).is_relative_to(root):

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
+from onnxprune.model_io.bodies import graphs_of, subgraphs_of
 from onnxprune.model_io.protobuf import graphs
 from onnxprune.model_io.wire import GRAPH_INITIALIZER, LENGTH_DELIMITED, MODEL_GRAPH, TENSOR_RAW_DATA, write_varint
 
@@ -262,10 +263,10 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
 
 
 def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    yield from model.graphs()
+    yield from graphs_of(model)
     for function in model.functions.values():
         yield function.graph
-        yield from function.graph.subgraphs()
+        yield from subgraphs_of(function.graph)
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from onnxprune.errors import DataError
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.runtime import libraries
 
 Array = NDArray[Any]
@@ -74,7 +75,7 @@ def session(model: ir.Model) -> ort.InferenceSession:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
-    tensors = [v.const_value for g in model.graphs() for v in g.initializers.values() if v.const_value is not None]
+    tensors = [v.const_value for g in graphs_of(model) for v in g.initializers.values() if v.const_value is not None]
     small = sum(t.nbytes for t in tensors) < _PROTO_LIMIT
     if small and not any(isinstance(t, ir.ExternalTensor) for t in tensors):
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.errors import RecipeError
 from onnxprune.graph.edit import names_in
 from onnxprune.graph.layers import channel_axis
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.model_io.external import stored_bytes as tensor_bytes
 from onnxprune.packing.decoder import (
     MIN_OPSET,
@@ -71,7 +72,7 @@ def pack(model: ir.Model, *, values: Values = "fp32", mode: Mode = "auto") -> tu
             raise RecipeError(f"pack: {name} is {setting!r}; choose one of {', '.join(known)}.")
     packed = model.clone()
     packer = _Packer(values, mode, packed.opset_imports.get("", 0), packed.ir_version, _free_prefix(packed))
-    reports = [report for graph in packed.graphs() for report in packer.pack_graph(graph)]
+    reports = [report for graph in graphs_of(packed) for report in packer.pack_graph(graph)]
     for function in packed.functions.values():
         reports.extend(_left(v, "Constant in a function body") for v, _ in _constants(function))
     return packed, PackReport(mode, values, tuple(reports))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxprune.errors import ModelError
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.packing.decoder import NODE_PREFIX, initializer
 
 Array = NDArray[Any]
@@ -24,7 +25,7 @@ _MAX_ELEMENTS = 2**31 - 1
 
 def is_packed(model: ir.Model) -> bool:
     """Whether any tensor of the model is packed."""
-    return any(_is_last(node) for graph in model.graphs() for node in graph)
+    return any(_is_last(node) for graph in graphs_of(model) for node in graph)
 
 
 def unpack(model: ir.Model) -> ir.Model:
@@ -38,7 +39,7 @@ def unpack(model: ir.Model) -> ir.Model:
             result that is not of the declared shape and type.
     """
     plain = model.clone()
-    for graph in plain.graphs():
+    for graph in graphs_of(plain):
         for last in [node for node in graph if _is_last(node)]:
             _unpack_tensor(graph, last)
     return plain

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from onnxprune.graph.size import Shapes, graph_macs, macs_of, nodes_with_times
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.recipe.granularity import IN_WORDS
 from onnxprune.recipe.training import DataSettings
+from onnxprune.runtime.heap import few_collections
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.structure.architecture import Architecture, attentions, called, describe
 from onnxprune.structure.blocks import layers_of, residual_blocks
@@ -34,8 +33,6 @@ from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 from onnxprune.verification.notebook import in_notebook
-
-_OBJECTS = 100_000  # that are made before Python looks for garbage
 
 
 @dataclass(frozen=True)
@@ -174,21 +171,10 @@ def inspect(
     >>> [(group.kind, group.units) for group in inspection.groups]
     [('neurons', 300), ('neurons', 100)]
     """
-    with custom_operators(custom_ops), _few_collections():
+    with custom_operators(custom_ops), few_collections():
         loaded = model_io.load_any(model)
         give_inputs(loaded, inputs, DataSettings(input_shape=tuple(input_shape)))
         return _inspected(loaded)
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let Python look for garbage less often: next to none is made, and to look through many nodes takes long."""
-    before = gc.get_threshold()
-    gc.set_threshold(_OBJECTS, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _inspected(model: ir.Model) -> Inspection:

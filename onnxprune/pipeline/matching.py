@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune import model_io
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.passes import Normalise
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.pipeline.rebuild import RecordedCut, without_blocks
@@ -64,7 +65,7 @@ def recovered(before: ir.Model, after: ir.Model) -> tuple[list[str], RecordedCut
 
 def _blocks_gone(structure: Structure, pruned: ir.Model) -> list[str]:
     left = {str(value.name) for value in model_io.all_initializers(pruned)}
-    left |= {str(value.name) for node in pruned.graph.all_nodes() for value in node.outputs}
+    left |= {str(value.name) for node in nodes_of(pruned.graph) for value in node.outputs}
     gone = [
         block
         for block in residual_blocks(structure)
@@ -120,7 +121,7 @@ def _removed(
             if flags is None and array.shape[axis] == len(ids):
                 flags = np.ones(len(ids), bool)
             if flags is not None:
-                rows, atoms = structure.terms.members(ids)
+                rows, atoms = structure.members(ids)
                 gone[atoms[~flags[rows]]] = True
                 stays[atoms[flags[rows]]] = True
     removed: Bools = gone & ~stays
@@ -201,7 +202,7 @@ def _together(structure: Structure, value: ir.Value, axis: int, left: int) -> in
     ids = structure.ids(value, axis)
     if ids is None:
         return 1
-    rows, atoms = structure.terms.members(ids)
+    rows, atoms = structure.members(ids)
     sizes = {1}
     for atom in np.unique(atoms).tolist():
         of_atom = rows[atoms == atom]

@@ -24,8 +24,9 @@ def prepare(model: ir.Model) -> Structure:
     """
     if is_packed(model):
         raise ModelError("the weights are packed: write the plain model first, with onnxprune unpack MODEL")
-    Normalise()(model)
-    return analyse(model, runtime.known_facts(model))
+    normalise = Normalise()
+    normalise(model)
+    return analyse(model, runtime.known_facts(model, normalise.facts))
 
 
 def masked_twin(original: ir.Model, removed: Bools) -> ir.Model:

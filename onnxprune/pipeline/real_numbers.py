@@ -23,6 +23,7 @@ from onnxprune.graph.edit import Editor
 from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.tensors import Array, read
+from onnxprune.model_io.bodies import nodes_of
 
 _ENDINGS = ("_quantized", "_QuantizeLinear_Input")
 _OF_INTEGERS = "Integer"  # ends the names of products whose operands come quantised and whose result does not
@@ -43,9 +44,7 @@ class RealNumbers:
 
 def is_quantised(model: ir.Model) -> bool:
     """Whether a model rounds: it holds quantised operators, or float16 constants."""
-    return any(_rounds(node) for node in model.graph.all_nodes()) or any(
-        map(_is_half, model_io.all_initializers(model))
-    )
+    return any(_rounds(node) for node in nodes_of(model.graph)) or any(map(_is_half, model_io.all_initializers(model)))
 
 
 def over_real_numbers(quantised: ir.Model) -> RealNumbers:
@@ -64,7 +63,7 @@ def over_real_numbers(quantised: ir.Model) -> RealNumbers:
             _product(edit, node)
     _in_full_precision(model)
     RemoveUnusedNodesPass()(model)
-    left = next((node for node in model.graph.all_nodes() if _rounds(node)), None)
+    left = next((node for node in nodes_of(model.graph) if _rounds(node)), None)
     if left is not None:
         raise ModelError(f"it holds {left.op_type}, which is not read over real numbers")
     return RealNumbers(model, ranges)
@@ -216,7 +215,7 @@ def _in_full_precision(model: ir.Model) -> None:
         if _is_half(value) and value.const_value is not None:
             value.const_value = ir.Tensor(read(value.const_value).astype(np.float32), name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT16:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         for out in node.outputs:

@@ -134,7 +134,7 @@ def removed_atoms(structure: Structure, kept: Mapping[str, Mapping[str, list[int
             ids = structure.ids(value, axis)
             if ids is None:
                 continue
-            rows, atoms = structure.terms.members(ids)
+            rows, atoms = structure.members(ids)
             flags = np.ones(len(ids), bool)
             if str(axis) in axes:
                 flags[:] = False

@@ -9,6 +9,7 @@ the sparsity by runs of its own (target.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
 from onnxprune.recipe.settings import Settings
+from onnxprune.runtime.heap import few_collections
 from onnxprune.runtime.jobs import with_jobs
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.scoring.cache import ScoreCache
@@ -228,12 +230,14 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
 
 def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) -> Result:
     """Prune without training."""
-    structure = clock("analyse", lambda: prepare(original.clone()))
-    steps = replace(_steps(structure, recipe, inputs, clock.progress), journal=open_journal(original, recipe, inputs))
-    start = State(original, structure=structure)
-    run = partial(run_loop, remove_dead=recipe.remove_dead, keep_masks=recipe.parts.rewritten, clock=clock)
-    with forgotten_unless_started(inputs.checkpoint):
-        state = run(start, steps, _schedule(recipe))
+    with few_collections() if inputs.samples is None else nullcontext():  # samples make large garbage
+        structure = clock("analyse", lambda: prepare(original.clone()))
+        steps = _steps(structure, recipe, inputs, clock.progress)
+        steps = replace(steps, journal=open_journal(original, recipe, inputs))
+        start = State(original, structure=structure)
+        run = partial(run_loop, remove_dead=recipe.remove_dead, keep_masks=recipe.parts.rewritten, clock=clock)
+        with forgotten_unless_started(inputs.checkpoint):
+            state = run(start, steps, _schedule(recipe))
     verdict = None
     if inputs.verification:
         check = partial(verify, original, state.model, seed=recipe.seed)

@@ -18,6 +18,7 @@ from onnxprune.bridge.parameters import Role, role_of, trainable_values
 from onnxprune.data.calibration import Calibration, samples_of
 from onnxprune.data.sets import Sets, identity, open_sets, training_metric
 from onnxprune.errors import ModelError, RecipeError, VerificationError
+from onnxprune.model_io.bodies import subgraphs_of
 from onnxprune.passes import Normalise, Tidy
 from onnxprune.pipeline.checkpoint import Store, fingerprint
 from onnxprune.pipeline.clock import Clock
@@ -225,7 +226,7 @@ def trained_masks(state: State) -> Masks:
     """
     pruned = state.model
     reached, opsets = trainable_values(pruned), dict(pruned.graph.opset_imports)
-    inner = {name for graph in pruned.graph.subgraphs() for name in graph.initializers}
+    inner = {name for graph in subgraphs_of(pruned.graph) for name in graph.initializers}
     masks = {}
     for name, mask in state.masks.items():
         if name in inner and not mask.all():

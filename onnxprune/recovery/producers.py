@@ -102,8 +102,8 @@ def _columns(
     inputs = structure.axes[consumer.weight][consumer.input_axis]
     if isinstance(outputs, Dynamic) or isinstance(inputs, Dynamic):
         return None
-    rows, row_atoms = structure.terms.members(outputs)
-    places, place_atoms = structure.terms.members(inputs)
+    rows, row_atoms = structure.members(outputs)
+    places, place_atoms = structure.members(inputs)
     chosen = []
     for row, atom in zip(rows.tolist(), row_atoms.tolist(), strict=True):
         if np.count_nonzero(row_atoms == atom) == 1:

@@ -24,6 +24,7 @@ from onnxprune.graph.following import dense_to_pruned, scale_behind
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix, linear_layers, set_numbers, tensor_of
 from onnxprune.graph.tensors import like
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
 from onnxprune.recovery import batchnorm
@@ -166,7 +167,7 @@ def stages(model: ir.Model, layers: Sequence[Linear]) -> list[list[Linear]]:
         read = [v for v in node.inputs if v is not None]
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
-                read += [v for n in attribute.as_graph().all_nodes() for v in n.inputs if v is not None]
+                read += [v for n in nodes_of(attribute.as_graph()) for v in n.inputs if v is not None]
         level = max((depth.get(v, 0) for v in read), default=0)
         if node in of_node:
             by_level.setdefault(level, []).append(of_node[node])

@@ -20,6 +20,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from onnxprune.errors import ModelError
+from onnxprune.model_io.bodies import nodes_of
 
 _LOADED: ContextVar[tuple[str, ...]] = ContextVar("_LOADED", default=())
 _MOST = 3  # operators that a sentence names
@@ -107,7 +108,7 @@ def _operators(model: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(model, ir.Model):
         return
     local = {(f.domain, f.name) for f in model.functions.values()}
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (domain, node.op_type) not in local:
             yield domain, node.op_type

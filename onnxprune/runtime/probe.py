@@ -70,13 +70,17 @@ def inferred_shapes(model: ir.Model, feeds: Mapping[str, Array]) -> Shapes:
     return shapes
 
 
-def known_facts(model: ir.Model) -> Facts:
+def known_facts(model: ir.Model, inferred: Facts | None = None) -> Facts:
     """Infer shapes at two settings of the dynamic dimensions; only what onnx leaves open is measured, by a run at each.
 
     A model that ONNX Runtime does not load or run on made-up inputs keeps its gaps, which is sound: analysis pins what
     it does not know.
+
+    Args:
+        model: The model; it stays as it is.
+        inferred: What was inferred of it already.
     """
-    facts = infer(model)
+    facts = inferred or infer(model)
     gaps = facts.gaps(model)
     has_bodies = any(operator_of(node).has_body for node in model.graph)
     if not gaps and not facts.failures and not has_bodies:

@@ -31,6 +31,7 @@ from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, Verificati
 from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import Parameter, is_parameter, parameters
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.runtime import Feeds, int8, libraries
 from onnxprune.runtime.session import one_sentence
 
@@ -124,7 +125,7 @@ def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
         ModelError: None is.
     """
     done, left_in_float = 0, []
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in graphs_of(model):
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or not is_parameter(value) or sum(n > 1 for n in tensor.shape.numpy()) < 2:

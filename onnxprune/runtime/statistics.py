@@ -23,6 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxprune.graph.hints import Feeds
 from onnxprune.graph.linear import Linear, Matrix
 from onnxprune.graph.measuring import Builder
+from onnxprune.model_io.bodies import graphs_of
 from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.session import make_session, run
 
@@ -82,7 +83,7 @@ def shadow(dense: ir.Model, pruned: ir.Model) -> ir.Model:
         if value.name in inputs and not value.is_initializer():
             value.replace_all_uses_with(inputs[value.name])
     other.graph.inputs.clear()  # old models list initializers among them
-    for graph in other.graphs():
+    for graph in graphs_of(other):
         for value in list(graph.initializers.values()):
             tensor = value.const_value
             if tensor is not None:  # a tensor of its own: renaming a value renames its tensor, which clones share

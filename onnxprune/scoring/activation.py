@@ -69,7 +69,7 @@ def _of_consumers(
         axis = structure.axes[layer.data][layer.data_axis]
         if isinstance(axis, Dynamic):
             continue
-        rows, atoms = structure.terms.members(axis)
+        rows, atoms = structure.members(axis)
         np.add.at(totals, atoms, number(evidence.input_moments[name])[rows])
         np.add.at(counts, atoms, 1.0)
     if not counts[group.atoms].any():

@@ -44,7 +44,7 @@ def _trained(evidence: Evidence) -> Mapping[int, float]:
     for name, layer in evidence.layers.items():
         ids = structure.axes[layer.weight][layer.input_axis]
         if not isinstance(ids, Dynamic) and name in gradients.parameters:
-            rows, atoms = structure.terms.members(ids)
+            rows, atoms = structure.members(ids)
             if len(atoms):
                 places[name] = (layer.input_axis, rows, atoms)
     numbers = np.unique(np.concatenate([a for _, _, a in places.values()])) if places else np.zeros(0, np.int64)

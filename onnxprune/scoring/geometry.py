@@ -43,7 +43,7 @@ def _filters(
             continue
         if outputs_only and site.axis != output_axis(weight.value, weight.node, weight.shape):
             continue
-        rows, atoms = structure.terms.members(ids)
+        rows, atoms = structure.members(ids)
         places = [rows[atoms == atom] for atom in group.atoms]
         array = np.moveaxis(weight.numbers().astype(np.float64), site.axis, 0)
         if len({len(p) for p in places}) == 1:

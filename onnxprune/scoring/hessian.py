@@ -60,7 +60,7 @@ def _columns(structure: Structure, weight: Weight, group: Group, context: Contex
     axis = structure.axes[weight.value][layer.input_axis]
     if isinstance(axis, Dynamic):
         return {}
-    rows, atoms = structure.terms.members(axis)
+    rows, atoms = structure.members(axis)
     size = layer.matrix().shape[2] // len(axis)
     within = np.arange(size)
     return {

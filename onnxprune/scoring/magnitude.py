@@ -69,7 +69,7 @@ def batchnorm_scale(structure: Structure, _: list[Weight], group: Group, __: Con
         if isinstance(ids, Dynamic) or not _is_scale(site.value.uses()):
             continue
         has_batch_norm = True
-        rows, atoms = structure.terms.members(ids)
+        rows, atoms = structure.members(ids)
         np.add.at(totals, atoms, np.abs(constant_content(site.value).astype(np.float64))[rows])
         np.add.at(counts, atoms, 1.0)
     if not has_batch_norm:

@@ -21,7 +21,7 @@ def routing(structure: Structure, _: list[Weight], group: Group, context: Contex
         RecipeError: The units are no experts.
     """
     for router, shares in context.evidence.routed:
-        rows, atoms = structure.terms.members(router.experts)
+        rows, atoms = structure.members(router.experts)
         if np.isin(group.atoms, atoms).all():
             scores = np.zeros(structure.terms.count)
             np.add.at(scores, atoms, shares[rows])

@@ -95,7 +95,7 @@ def sum_over_units(
         for axis, ids in enumerate(structure.axes[weight.value]):
             if isinstance(ids, Dynamic):
                 continue
-            rows, atoms = structure.terms.members(ids)
+            rows, atoms = structure.members(ids)
             if len(atoms):
                 others = tuple(i for i in range(array.ndim) if i != axis)
                 np.add.at(sums, atoms, array.sum(axis=others, dtype=np.float64)[rows])

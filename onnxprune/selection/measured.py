@@ -184,6 +184,6 @@ def consumer_of(structure: Structure, group: Group, name: str, evidence: Evidenc
     axis = structure.axes[layer.weight][layer.input_axis]
     if isinstance(axis, Dynamic):
         return None
-    rows, atoms = structure.terms.members(axis)
+    rows, atoms = structure.members(axis)
     inside = np.isin(atoms, group.atoms)
     return ConsumerOf(layer, rows[inside], atoms[inside])

@@ -55,7 +55,7 @@ def _indices_per_atom(structure: Structure, group: Group) -> int:
     ids = structure.ids(site.value, site.axis)
     if ids is None:
         return 1
-    _, atoms = structure.terms.members(ids)
+    _, atoms = structure.members(ids)
     return max(1, int(np.count_nonzero(atoms == group.atoms[0])))
 
 

@@ -175,7 +175,7 @@ def size_of_units(structure: Structure, weights: Sequence[Weight], group: Group)
         for axis, extent in enumerate(weight.shape):
             ids = structure.ids(weight.value, axis) if (weight.value, axis) in site_axes else None
             if ids is not None:
-                rows, atoms = structure.terms.members(ids)
+                rows, atoms = structure.members(ids)
                 total += weight.size * len(np.unique(rows[np.isin(atoms, group.atoms)])) / extent
     return round(total)
 

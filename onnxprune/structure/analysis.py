@@ -15,6 +15,7 @@ from onnxprune.graph.inference import infer
 from onnxprune.graph.layers import weight_operands
 from onnxprune.graph.operators import key, operator_of
 from onnxprune.graph.shapes import Facts
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.structure import registry
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure
@@ -66,7 +67,7 @@ def complete(findings: Findings) -> Structure:
 def never_zeroed(model: ir.Model) -> set[ir.Value]:
     """Constants that an operator divides by, takes the logarithm of, ...: masking leaves them."""
     values: set[ir.Value] = set()
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         operator = operator_of(node)
         places = {*operator.never_zeroed, *operator.scales}
         values.update(value for i, value in enumerate(node.inputs) if i in places and value is not None)

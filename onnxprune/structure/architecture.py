@@ -313,4 +313,4 @@ def _units(structure: Structure, keys: ir.Value | None, groups: int) -> frozense
     if keys is None or shape is None or len(shape) < 4 or shape[1] != groups:
         return frozenset()
     ids = structure.ids(keys, 1)
-    return frozenset() if ids is None else frozenset(structure.terms.members(ids)[1].tolist())
+    return frozenset() if ids is None else frozenset(structure.members(ids)[1].tolist())

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from onnxprune.graph.branches import branches_of
 from onnxprune.graph.caches import is_way_out
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.structure.structure import Structure
 
 
@@ -284,7 +285,7 @@ def _operands(node: ir.Node) -> list[ir.Value]:
     read = [v for v in node.inputs if v is not None]
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            inner = list(attribute.as_graph().all_nodes())
+            inner = list(nodes_of(attribute.as_graph()))
             inner_values = {out for n in inner for out in n.outputs} | set(attribute.as_graph().inputs)
             read += [v for n in inner for v in n.inputs if v is not None and v not in inner_values]
     return read

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.layers import contraction_sites, slots_of
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.structure.axes import parts
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
@@ -28,9 +29,9 @@ def dead_atoms(structure: Structure) -> Bools:
     leaks = np.zeros(structure.terms.count, bool)
     consumed = np.zeros(structure.terms.count, bool)
     read = np.zeros(structure.terms.count, bool)
-    for node in structure.model.graph.all_nodes():
+    for node in nodes_of(structure.model.graph):
         for ids, used in _readers(structure, node, leaks):
-            rows, atoms = structure.terms.members(ids)
+            rows, atoms = structure.members(ids)
             consumed[atoms] = True
             read[atoms[used[rows]]] = True
     exact = np.zeros(structure.terms.count, bool)
@@ -50,7 +51,7 @@ def _all_zero(structure: Structure) -> Bools:
             ids = structure.ids(value, axis)
             if ids is None:
                 continue
-            rows, atoms = structure.terms.members(ids)
+            rows, atoms = structure.members(ids)
             if not len(atoms):
                 continue
             if value in structure.fills or value.const_value is None:
@@ -108,9 +109,9 @@ def _nonzero_along(array: npt.NDArray[np.generic], axis: int) -> Bools:
 
 def _leak(structure: Structure, value: ir.Value, leaks: Bools, axis: int) -> None:
     for ids in parts(structure.axes[value][axis]) if value in structure.axes else ():
-        leaks[structure.terms.members(ids)[1]] = True
+        leaks[structure.members(ids)[1]] = True
 
 
 def _atoms_of(structure: Structure, values: list[ir.Value]) -> Ids:
-    atoms = [structure.terms.members(ids)[1] for v in values for a in structure.axes.get(v, ()) for ids in parts(a)]
+    atoms = [structure.members(ids)[1] for v in values for a in structure.axes.get(v, ()) for ids in parts(a)]
     return np.unique(np.concatenate(atoms)) if atoms else np.zeros(0, np.int64)

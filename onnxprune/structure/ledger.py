@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.costs import Cost, counted_nodes
 from onnxprune.structure.groups import Group
+from onnxprune.structure.id_arrays import distinct
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
 from onnxprune.structure.weights import Weight
@@ -40,29 +41,35 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Where atoms lie: entry i says that an atom takes an index of an axis along. Joined ones are in order of atoms."""
+    """Where atoms lie: entry i says that an atom takes an index of an axis along, number `place` of all there are.
+
+    Places are numbered axis by axis, `extent` for each. Joined entries are in order of atoms.
+    """
 
     atoms: Ids
-    axes: Ids
-    indices: Ids
+    places: Ids
+    extent: int = 1
 
     @classmethod
-    def joined(cls, pieces: Sequence[_Places]) -> _Places:
+    def joined(cls, pieces: Sequence[tuple[Ids, Ids]]) -> _Places:
+        """The places of axes, each given as atoms and the indices that go with them, in the order of their numbers."""
         if not pieces:
-            return cls(*(np.zeros(0, np.int64) for _ in range(3)))
-        atoms = np.concatenate([piece.atoms for piece in pieces])
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        atoms = np.concatenate([piece[0] for piece in pieces])
+        extent = 1 + max(int(piece[1].max()) for piece in pieces)
+        places = np.concatenate([indices + number * extent for number, (_, indices) in enumerate(pieces)])
         order = np.argsort(atoms, kind="stable")
-        axes = np.concatenate([piece.axes for piece in pieces])
-        indices = np.concatenate([piece.indices for piece in pieces])
-        return cls(atoms[order], axes[order], indices[order])
+        return cls(atoms[order], places[order], extent)
 
-    def of(self, atoms: Ids) -> tuple[Ids, Ids]:
-        """The axes and the indices that these atoms take along."""
+    def of(self, atoms: Ids) -> dict[int, Ids]:
+        """The indices that these atoms take along, by the number of the axis, both in order and each once."""
         starts, stops = (np.searchsorted(self.atoms, atoms, side) for side in ("left", "right"))
         counts = stops - starts
         before = np.cumsum(counts) - counts
         entries = np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
-        return self.axes[entries], self.indices[entries]
+        axes, indices = np.divmod(distinct(np.sort(self.places[entries])), self.extent)
+        cuts = [0, *(np.flatnonzero(axes[1:] != axes[:-1]) + 1).tolist(), len(axes)]
+        return {int(axes[start]): indices[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False) if stop}
 
 
 class Ledger:
@@ -86,7 +93,7 @@ class Ledger:
         self._least = {structure.terms.find(ids).tobytes(): n for ids, n in structure.least}
         self._alive: list[Bools] = []
         self._left: list[int] = []
-        pieces: list[_Places] = []
+        pieces: list[tuple[Ids, Ids]] = []
         self._index: dict[bytes, int] = {}
         self._index_of: dict[int, int] = {}  # by the id of an array that the structure holds: many values share axes
         offered = _offered(structure, groups)
@@ -101,7 +108,8 @@ class Ledger:
         self._cost = cost
         self._nodes = [] if cost is None else list(counted_nodes(structure))
         self._shapes = self._shapes_of(self._nodes)
-        self._readers = _users([k for v in _values(node) for k in self._shrinking(v)] for node, _ in self._nodes)
+        self._operands = [[v for v in _values(node) if v in self._shapes] for node, _ in self._nodes]
+        self._readers = _users([k for v in values for k in self._shrinking(v)] for values in self._operands)
         self._values = _users(self._shrinking(v) for v in self._shapes)
         self._names = list(self._shapes)
         self._extents = {v: self._extents_of(v, {}) for v in self._shapes}
@@ -118,8 +126,7 @@ class Ledger:
 
     def preview(self, atoms: Ids) -> Change | None:
         """Return what would be if these atoms went too; None if an axis would fall below the floor."""
-        axes, indices = self._places.of(atoms)
-        dead = {k: np.unique(indices[axes == k]) for k in np.unique(axes).tolist()}
+        dead = self._places.of(atoms)
         left = {k: self._left[k] - int(np.count_nonzero(self._alive[k][rows])) for k, rows in dead.items()}
         if any(n < self._floors[k] for k, n in left.items()):
             return None
@@ -160,7 +167,7 @@ class Ledger:
         """How many parameters each of the weights has now."""
         return list(self._sizes)
 
-    def _register(self, ids: Ids, offered: Bools, pieces: list[_Places]) -> None:
+    def _register(self, ids: Ids, offered: Bools, pieces: list[tuple[Ids, Ids]]) -> None:
         """Note an axis of which something can go, once, however many values have it."""
         if id(ids) in self._index_of:
             return
@@ -168,16 +175,16 @@ class Ledger:
         if key in self._index:
             self._index_of[id(ids)] = self._index[key]
             return
-        rows, atoms = self.structure.terms.members(ids)
+        rows, atoms = self.structure.members(ids)
         wanted = offered[atoms]
         if not wanted.any():
             self._index[key] = self._index_of[id(ids)] = -1
             return
-        self._index[key] = self._index_of[id(ids)] = k = len(self._alive)
+        self._index[key] = self._index_of[id(ids)] = len(self._alive)
         self._alive.append(np.ones(len(ids), bool))
         self._left.append(len(ids))
         self._floors.append(max(self._floor, self._least.get(key, 0)))
-        pieces.append(_Places(atoms[wanted], np.full(int(wanted.sum()), k), rows[wanted]))
+        pieces.append((atoms[wanted], rows[wanted]))
 
     def _numbers(self, axis: Axis) -> list[int]:
         """Return the numbers of an axis, or of its parts, of which something can go."""
@@ -216,13 +223,18 @@ class Ledger:
         return [k for _, ks in self._shapes.get(value, ()) for k in ks]
 
     def _extents_of(self, value: ir.Value, left: Mapping[int, int]) -> tuple[int, ...]:
-        return tuple(rest * math.prod(left.get(k, self._left[k]) for k in ks) for rest, ks in self._shapes[value])
+        extents, now = [], self._left
+        for extent, ks in self._shapes[value]:
+            for k in ks:
+                extent *= left[k] if k in left else now[k]
+            extents.append(extent)
+        return tuple(extents)
 
     def _cost_of(self, n: int, extents: Mapping[ir.Value, tuple[int, ...]]) -> float:
         """Return the cost of a node, some of its values having other extents."""
         node, times = self._nodes[n]
         assert self._cost is not None
-        shapes = {v: extents.get(v) or self._extents[v] for v in _values(node) if v in self._shapes}
+        shapes = {v: extents[v] if v in extents else self._extents[v] for v in self._operands[n]}
         return times * self._cost(node, shapes)
 
 
@@ -247,7 +259,7 @@ def _stuck(weight: Weight, offered: Bools) -> int:
         if isinstance(axis, Dynamic):
             stuck *= n
             continue
-        rows, atoms = weight.structure.terms.members(axis)
+        rows, atoms = weight.structure.members(axis)
         goes = np.zeros(n, bool)
         goes[rows[offered[atoms]]] = True
         stuck *= n - int(np.count_nonzero(goes))

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.operators import key
 from onnxprune.graph.tensors import edited
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.structure import registry
 from onnxprune.structure.rewriter import Rewriter, cut
 from onnxprune.structure.structure import Structure
@@ -45,7 +46,7 @@ def remove(structure: Structure, removed: Bools) -> Kept:
 def _rewrite(rewriter: Rewriter, lost: Mapping[ir.Value, Mapping[int, Bools]]) -> None:
     """Rewrite nodes first, while all constants have their old content; then cut the constants."""
     keep = rewriter.keep
-    for node in list(rewriter.structure.model.graph.all_nodes()):
+    for node in list(nodes_of(rewriter.structure.model.graph)):
         if any(keep.changed(v) for v in (*node.inputs, *node.outputs) if v is not None):
             rewrite = registry.find_rewriter(key(node.domain, node.op_type))
             if rewrite is not None:

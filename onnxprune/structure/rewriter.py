@@ -46,7 +46,7 @@ class Rewriter:
     def lost(self, value: ir.Value, axis: int) -> bool:
         """Say whether an axis loses anything, also in the static part of a dynamic axis."""
         axes = self.structure.axes.get(value)
-        return axes is not None and any(not self.keep.ids(ids).all() for ids in parts(axes[axis]))
+        return axes is not None and any(not self.keep.whole(ids) for ids in parts(axes[axis]))
 
     def old(self, value: ir.Value, axis: int) -> int:
         """Return the old extent of a static axis."""
@@ -144,8 +144,7 @@ class Rewriter:
                 if isinstance(axis, Dynamic):
                     dims[i] = ir.SymbolicDim(None) if self.lost(value, i) else dims[i]
                 else:
-                    flags = self.keep.ids(axis)
-                    dims[i] = dims[i] if flags.all() else int(flags.sum())
+                    dims[i] = dims[i] if self.keep.whole(axis) else int(self.keep.ids(axis).sum())
             value.shape = ir.Shape(dims)
 
 

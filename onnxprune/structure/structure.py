@@ -62,6 +62,14 @@ class Structure:
     unruled: dict[str, int]
     picks: dict[ir.Value, Ids] = field(default_factory=dict)
     least: list[tuple[Ids, int]] = field(default_factory=list)
+    _members: dict[int, tuple[Ids, Ids, Ids]] = field(default_factory=dict, repr=False)
+
+    def members(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Return what `Terms.members` does, which nothing changes any more: asked once for each array."""
+        known = self._members.get(id(ids))
+        if known is None or known[0] is not ids:
+            known = self._members[id(ids)] = ids, *self.terms.members(ids)
+        return known[1], known[2]
 
     @functools.cached_property
     def packed(self) -> dict[ir.Value, Packed]:
@@ -114,7 +122,7 @@ class Structure:
         for value in self.sources:
             for i, axis in enumerate(self.axes[value]):
                 for ids in parts(axis):
-                    atoms = distinct(self.terms.members(ids)[1])
+                    atoms = distinct(self.members(ids)[1])
                     if len(atoms):
                         sites.append(Site(value, i))
                         members.append(atoms)
@@ -133,7 +141,7 @@ class Structure:
         if ids is None:
             return np.zeros(0, bool)
         out = np.zeros(len(ids), bool)
-        rows, atoms = self.terms.members(ids)
+        rows, atoms = self.members(ids)
         if exact:
             rows = rows[self.terms.mixed[atoms] == 0]
         out[rows] = True
@@ -205,15 +213,23 @@ class Keep:
         self.structure = structure
         self.removed = removed
         self._cache: dict[int, Bools] = {}
+        self._whole: dict[int, bool] = {}
 
     def ids(self, ids: Ids) -> Bools:
         """Return which indices of an id array survive."""
         known = self._cache.get(id(ids))
         if known is None:
             known = np.ones(len(ids), bool)
-            rows, atoms = self.structure.terms.members(ids)
+            rows, atoms = self.structure.members(ids)
             known[rows[self.removed[atoms]]] = False
             self._cache[id(ids)] = known
+        return known
+
+    def whole(self, ids: Ids) -> bool:
+        """Say whether all indices of an id array survive."""
+        known = self._whole.get(id(ids))
+        if known is None:
+            known = self._whole[id(ids)] = bool(self.ids(ids).all())
         return known
 
     def axis(self, value: ir.Value, axis: int) -> Bools | None:
@@ -223,13 +239,13 @@ class Keep:
 
     def changed(self, value: ir.Value) -> bool:
         """Say whether a value loses any index."""
-        return any(not self.ids(ids).all() for a in self.structure.axes.get(value, ()) for ids in parts(a))
+        return any(not self.whole(ids) for a in self.structure.axes.get(value, ()) for ids in parts(a))
 
     def lost(self) -> Mapping[ir.Value, dict[int, Bools]]:
         """Return, for every constant that loses something, the kept flags of each axis that does."""
         out: dict[ir.Value, dict[int, Bools]] = {}
         for value in self.structure.sources:
             for i, axis in enumerate(self.structure.axes[value]):
-                if not isinstance(axis, Dynamic) and not (flags := self.ids(axis)).all():
-                    out.setdefault(value, {})[i] = flags
+                if not isinstance(axis, Dynamic) and not self.whole(axis):
+                    out.setdefault(value, {})[i] = self.ids(axis)
         return out

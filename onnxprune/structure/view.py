@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.packed import Packed
 from onnxprune.graph.shapes import Facts, Shape
-from onnxprune.model_io.bodies import bodies
+from onnxprune.model_io.bodies import bodies, nodes_of
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import KIND_BITS
 from onnxprune.structure.structure import Fill, filled_at_run_time
@@ -387,7 +387,7 @@ class View:
             for axis in self.axes(value):
                 self.pin(axis, reason)
         for graph in bodies(self.node):
-            for inner in graph.all_nodes():
+            for inner in nodes_of(graph):
                 for touched in (*inner.inputs, *inner.outputs):
                     if touched is not None and self.facts.shape(touched) is not None:
                         self.findings.still(touched, f"{self.name}: {reason}")

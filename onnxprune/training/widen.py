@@ -12,13 +12,15 @@ from copy import deepcopy
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model_io.bodies import graphs_of
+
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
 def widen(model: ir.Model, narrow: Container[int] = HALF, wide: ir.DataType = ir.DataType.FLOAT) -> None:
     """Make every value of `model` of a type in `narrow` one of type `wide`, in place; other types stay."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
             if value.dtype is not None and value.dtype in narrow:
                 value.type = deepcopy(value.type)  # a clone of a model shares the types with it

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.bodies import subgraphs_of
 
 _NEAR = 4  # layers: of the cuts this near the smallest is taken
 _LONGEST = 12  # layers: a block that has more and no cut of one value is cut where the fewest elements cross
@@ -54,7 +55,7 @@ def operands(node: ir.Node) -> list[ir.Value]:
     for attribute in node.attributes.values():
         graphs: list[ir.Graph] = []
         if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph(), *attribute.as_graph().subgraphs()]
+            graphs = [attribute.as_graph(), *subgraphs_of(attribute.as_graph())]
         made = {v for g in graphs for v in (*g.inputs, *g.initializers.values())}
         made |= {out for g in graphs for n in g for out in n.outputs}
         inner = [v for g in graphs for v in (*(v for n in g for v in n.inputs), *g.outputs)]

@@ -1,0 +1,137 @@
+"""What onnx said of the nodes of a model so far.
+
+Layers of a network are alike, and two settings of the free dimensions ask of the same nodes: each node is written once,
+each question is put once, and what follows from constants alone is computed once. An `Asked` is of a model as it is; it
+is thrown away when the model changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnxprune.graph.evaluate import bare_node, evaluate_node
+
+Array = npt.NDArray[np.generic]
+Told = tuple[int, tuple[int | None, ...] | None, Array | None]
+"""What inference looks at of an input: its element type, its shape, and its content where that is short."""
+
+Answer = tuple[tuple[int, tuple[int | None, ...] | None] | None, ...]
+"""The element type and the shape of each output; None where it is no tensor or nothing was said."""
+
+_FAILURES = (
+    onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, AttributeError,
+)  # fmt: skip
+_DATA_LIMIT = 1 << 16  # elements of an integer tensor whose data are followed
+_FLOAT_LIMIT = 1 << 10
+
+
+class Asked:
+    """The nodes of a model as onnx reads them, and the answers so far."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._versions = dict(model.opset_imports)
+        self._imports = [onnx.helper.make_opsetid(d, v) for d, v in self._versions.items()]
+        self._ir_version = min(model.ir_version, 10)
+        self._schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+        self._written: dict[ir.Node, tuple[onnx.NodeProto, bytes]] = {}
+        self._answers: dict[tuple[object, ...], Answer | None] = {}
+        self._computed: dict[ir.Node, tuple[Sequence[Array | None], Array | None]] = {}
+        self._contents: dict[ir.TensorProtocol, Array | None] = {}
+
+    def content(self, tensor: ir.TensorProtocol) -> Array | None:
+        """Return the content of a constant that is small enough to be followed, the same array each time."""
+        if tensor not in self._contents:
+            followed = tensor.dtype != ir.DataType.STRING and tensor.size <= (
+                _DATA_LIMIT if is_integral(tensor.dtype) else _FLOAT_LIMIT
+            )
+            self._contents[tensor] = tensor.numpy() if followed else None
+        return self._contents[tensor]
+
+    def computed(self, node: ir.Node, arrays: list[Array | None], cost: int) -> Array | None:
+        """Return the output of a node at these inputs; see `evaluate_node`."""
+        known = self._computed.get(node)
+        if known is not None and all(a is b for a, b in zip(known[0], arrays, strict=True)):
+            return known[1]
+        result = evaluate_node(node, arrays, self._versions.get("", 1), cost, self._proto(node)[0])
+        self._computed[node] = arrays, result
+        return result
+
+    def inferred(self, node: ir.Node, told: Sequence[Told | None]) -> Answer | None:
+        """Return what onnx infers of the outputs of a node; None where that contradicts its inputs.
+
+        Args:
+            node: A node of an operator that has a schema.
+            told: What is known of each input, None where one is left out.
+        """
+        proto, written = self._proto(node)
+        question = (written, *map(_comparable, told))
+        if question not in self._answers:
+            self._answers[question] = self._answer(node, proto, told)
+        return self._answers[question]
+
+    def has_schema(self, node: ir.Node) -> bool:
+        """Say whether onnx knows the operator of a node."""
+        return self._schema(node) is not None
+
+    def _proto(self, node: ir.Node) -> tuple[onnx.NodeProto, bytes]:
+        known = self._written.get(node)
+        if known is None:
+            proto = bare_node(node)
+            known = self._written[node] = proto, proto.SerializeToString(deterministic=True)
+        return known
+
+    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
+        name = node.op_type, node.domain
+        if name not in self._schemas:
+            try:
+                self._schemas[name] = onnx.defs.get_schema(
+                    node.op_type, self._versions.get(node.domain, 1), node.domain
+                )
+            except onnx.defs.SchemaError:
+                self._schemas[name] = None
+        return self._schemas[name]
+
+    def _answer(self, node: ir.Node, proto: onnx.NodeProto, told: Sequence[Told | None]) -> Answer | None:
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for i, known in enumerate(told):
+            if known is not None:
+                dtype, shape, content = known
+                types[f"i{i}"] = onnx.helper.make_tensor_type_proto(dtype, shape)
+                if content is not None:
+                    data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(content), f"i{i}")
+        schema = self._schema(node)
+        assert schema is not None
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, data, opset_imports=self._imports, ir_version=self._ir_version
+            )
+        except _FAILURES:
+            return None
+        return tuple(_read(inferred.get(f"o{i}")) for i in range(len(node.outputs)))
+
+
+def is_integral(dtype: ir.DataType) -> bool:
+    """Say whether an element type is one of integers, or of truth values."""
+    return dtype.is_integer() or dtype == ir.DataType.BOOL
+
+
+def _comparable(told: Told | None) -> tuple[object, ...] | None:
+    if told is None:
+        return None
+    dtype, shape, content = told
+    return dtype, shape, None if content is None else (content.dtype.str, content.shape, content.tobytes())
+
+
+def _read(inferred: onnx.TypeProto | None) -> tuple[int, tuple[int | None, ...] | None] | None:
+    if inferred is None or not inferred.HasField("tensor_type"):
+        return None
+    tensor = inferred.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)

@@ -1,0 +1,92 @@
+"""What was asked and computed once serves both settings, and is what asking anew gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from small_models import graph, random
+
+from onnxprune.graph import evaluate, inference
+from onnxprune.graph.asked import Asked
+from onnxprune.graph.shapes import infer_at
+from onnxprune.passes import Normalise
+
+
+def layers() -> ir.Model:
+    """Two convolutions that are alike, and a few numbers."""
+    return graph(
+        """g (float[N, 8, 4] x) => (float[N, 32] y) {
+            a = Conv <pads = [1, 1]> (x, w)
+            r = Relu(a)
+            b = Conv <pads = [1, 1]> (r, v)
+            four = Mul(two, two)
+            h = Shape(b)
+            n = Slice(h, two, four)
+            z = Reshape(b, last)
+            y = Relu(z)
+        }""",
+        {"w": random(8, 8, 3), "v": random(8, 8, 3, seed=1), "last": np.array([0, -1]), "two": np.array([2])},
+    )
+
+
+def test_one_question_for_layers_that_are_alike_and_for_both_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layers()
+    asked: list[str] = []
+    ask = onnx.shape_inference.infer_node_outputs
+    monkeypatch.setattr(
+        onnx.shape_inference,
+        "infer_node_outputs",
+        lambda schema, *others, **more: asked.append(schema.name) or ask(schema, *others, **more),
+    )
+    infer_at(model, {"N": 2}, {"N": 2})
+    assert asked.count("Conv") == 1
+    asked.clear()
+    facts = infer_at(model, {"N": 2}, {"N": 3})
+    assert asked.count("Conv") == 2  # one for each batch
+    by_name = {str(v.name): facts.shape(v) for node in model.graph for v in node.outputs}
+    assert by_name["b"] == (2, 8, 4) and by_name["y"] == (2, 32)
+
+
+def test_what_constants_give_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layers()
+    computed: list[str] = []
+    compute = evaluate.evaluate_node
+    monkeypatch.setattr(
+        "onnxprune.graph.asked.evaluate_node", lambda node, *rest: computed.append(node.op_type) or compute(node, *rest)
+    )
+    infer_at(model, {"N": 2}, {"N": 3})
+    assert computed.count("Mul") == 1
+    assert computed.count("Slice") == 2  # of a shape, which is another at the other setting
+
+
+def test_an_operator_that_onnx_does_not_know_is_not_asked_of() -> None:
+    model = layers()
+    node = next(iter(model.graph))
+    node.domain = "own"
+    assert not Asked(model).has_schema(node)
+
+
+def test_facts_of_normalising_are_those_of_the_normalised_model() -> None:
+    """A channel shuffle becomes a Gather; what was known of the shuffle is known of it."""
+    model = graph(
+        """g (float[N, 8, 4, 4] x) => (float[N, 8, 4, 4] y) {
+            a = Conv(x, w)
+            b = Reshape(a, apart)
+            c = Transpose <perm = [0, 2, 1, 3, 4]> (b)
+            d = Reshape(c, back)
+            y = Relu(d)
+        }""",
+        {"w": random(8, 8, 1, 1), "apart": np.array([0, 2, 4, 4, 4]), "back": np.array([0, 8, 4, 4])},
+    )
+    normalise = Normalise()
+    normalise(model)
+    known, anew = normalise.facts, inference.infer(model)
+    assert known is not None and "Gather" in {node.op_type for node in model.graph}
+    values = [v for node in model.graph for v in (*node.inputs, *node.outputs) if v is not None]
+    assert [known.dims(v) for v in values] == [anew.dims(v) for v in values]
+    assert [known.dtype(v) for v in values] == [anew.dtype(v) for v in values]
+    for value in values:
+        ours, theirs = known.data(value), anew.data(value)
+        assert (ours is None) == (theirs is None) and (ours is None or (ours == theirs).all())
