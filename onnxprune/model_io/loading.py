@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.model_io import protobuf
-from onnxprune.model_io.bodies import bodies
+from onnxprune.model_io.bodies import bodies, graphs_of
 from onnxprune.model_io.densify import make_dense, refuse_training_info
 from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
 from onnxprune.model_io.limits import Limits, runtime_refusal
+from onnxprune.model_io.paths import real_path
 from onnxprune.model_io.serialise import to_proto
 from onnxprune.model_io.source import Source, State, set_bytes, set_source, states_of
 from onnxprune.model_io.upgrade import inline_functions, upgrade_opset
-from onnxprune.model_io.wellformed import check_tensors, check_text_and_attributes
+from onnxprune.model_io.wellformed import check_bytes, check_tensors, check_text_and_attributes
+from onnxprune.model_io.wire import Extent
 
 _DEFAULT_LIMITS = Limits()
+_LARGE = 128 << 20  # bytes; the large weights of such a file stay in it until they are needed
 
 
 def load(path: str | os.PathLike[str], *, limits: Limits = _DEFAULT_LIMITS) -> ir.Model:
     """Read a model file.
 
-    External data is checked, then left on disk, memory-mapped where it is read. Local functions are inlined; an
-    opset older than `limits.oldest_opset` is upgraded; sparse tensors are made dense.
+    External data is checked, then left on disk, memory-mapped where it is read, and so are the weights of a large file.
+    Local functions are inlined; an opset older than `limits.oldest_opset` is upgraded; sparse tensors are made dense.
 
     Raises:
         ModelError: The file is no model that onnxprune can work with; one sentence says which and why.
     """
     path = Path(path)
     state = states_of([path])
-    proto = protobuf.read_proto(path)
+    left: dict[str, Extent] = {}
+    proto = protobuf.read_proto(path, left if _stays(path) else None)
     try:
-        return _model(proto, str(path), Path(os.path.abspath(path)), limits, state)
+        return _model(proto, str(path), Path(os.path.abspath(path)), limits, state, left)
     except ModelError as error:
         if str(path) in str(error):
             raise
@@ -66,8 +71,22 @@ def load_any(
     raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
 
 
+def _stays(path: Path) -> bool:
+    """Whether the weights of a file stay in it: of a large one, without a second name, by which it could be another."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # reading it will say why
+    return status.st_size >= _LARGE and status.st_nlink == 1
+
+
 def _model(
-    proto: onnx.ModelProto, name: str, path: Path | None, limits: Limits, state: tuple[State | None, ...] = ()
+    proto: onnx.ModelProto,
+    name: str,
+    path: Path | None,
+    limits: Limits,
+    state: tuple[State | None, ...] = (),
+    left: Mapping[str, Extent] = MappingProxyType({}),
 ) -> ir.Model:
     check_text_and_attributes(proto, name)
     refuse_training_info(proto, name)
@@ -77,6 +96,9 @@ def _model(
     outside = tuple(dict.fromkeys(data_files.values()))
     states = (*state, *states_of(outside))
     embed_outside_initializers(proto, data_files)
+    if path is not None and left:
+        _refer_to_file(proto, name, path, left)
+        data_files = {**data_files, path.name: real_path(path)}
     make_dense(proto, limits)
     proto = inline_functions(proto, name)
     proto = upgrade_opset(proto, limits.oldest_opset, name)
@@ -92,9 +114,22 @@ def _model(
     _check_graph(model, name)
     if path is not None:
         find_data(model, path.parent, data_files)
-        set_source(model, Source(path, outside, states))
+        set_source(model, Source(path, outside, states, bool(left)))
         set_bytes(model, sum(state[2] for state in states if state is not None))
     return model
+
+
+def _refer_to_file(proto: onnx.ModelProto, name: str, path: Path, left: Mapping[str, Extent]) -> None:
+    """Say of weights that were left in the model file where they lie, as of external data."""
+    for tensor in proto.graph.initializer:
+        extent = left.get(tensor.name)
+        if extent is None or tensor.HasField("raw_data") or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        check_bytes(tensor, extent.length, name)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        place = {"location": path.name, "offset": extent.offset, "length": extent.length}
+        for key, entry in place.items():
+            tensor.external_data.add(key=key, value=str(entry))
 
 
 def _spell_default_domain(proto: onnx.ModelProto) -> None:
@@ -122,7 +157,7 @@ def _copy(model: ir.Model, limits: Limits) -> ir.Model:
 
 def _free_negative_dims(model: ir.Model) -> None:
     """Make -1, which older exporters write for a dimension of any extent, one without a number."""
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in graphs_of(model):
         values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
         for value in values:
             if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):

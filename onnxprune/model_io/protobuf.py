@@ -25,8 +25,12 @@ _MISTAKEN_FOR_MODELS = (
 )
 
 
-def read_proto(path: Path) -> onnx.ModelProto:
+def read_proto(path: Path, left: dict[str, wire.Extent] | None = None) -> onnx.ModelProto:
     """Read a model file without its external data.
+
+    Args:
+        path: The file.
+        left: See `wire.parse_model`.
 
     Raises:
         ModelError: The file is missing, unreadable, empty, truncated, no protobuf, or a protobuf that is no model.
@@ -38,7 +42,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         if data[0] != _IR_VERSION_TAG:
             raise ModelError(f"'{path}' is not a protobuf.")
         try:
-            proto = wire.parse_model(data, file)
+            proto = wire.parse_model(data, file, left)
         except wire.WireError as error:
             raise ModelError(f"'{path}' {error}.") from error
         except DecodeError as error:

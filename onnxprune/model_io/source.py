@@ -26,11 +26,13 @@ class Source:
         path: The model file.
         data_files: The external data files it uses, resolved, without duplicates. Empty when the weights are embedded.
         states: What the file system said of `files` before they were read; empty where nobody asked.
+        holds_weights: Whether weights are read from the model file, too, when they are needed.
     """
 
     path: Path
     data_files: tuple[Path, ...] = ()
     states: tuple[State | None, ...] = dataclasses.field(default=(), compare=False)
+    holds_weights: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -54,12 +56,13 @@ def _state_of(path: Path) -> State | None:
 def ensure_unchanged(model: ir.Model, *, data_alone: bool = False) -> None:
     """Check that the files of a model are still those that were read.
 
-    Weights in external data are read when they are needed, so that a file which changes meanwhile would give a model
-    of two halves.
+    Weights in external data and those of large models are read when they are needed, so that a file which changes
+    meanwhile would give a model of two halves.
 
     Args:
         model: Made in memory, or loaded from a file.
-        data_alone: Look at the external data alone: the model file was read at once, and may be gone by now.
+        data_alone: Look at the files alone that weights are still read from: a small model file was read at once, and
+            may be gone by now.
 
     Raises:
         ModelError: A file was changed or replaced since then.
@@ -67,7 +70,7 @@ def ensure_unchanged(model: ir.Model, *, data_alone: bool = False) -> None:
     source = source_of(model)
     if source is None or not source.states:
         return
-    first = 1 if data_alone else 0
+    first = 1 if data_alone and not source.holds_weights else 0
     for file, before in list(zip(source.files, source.states, strict=True))[first:]:
         if before != _state_of(file):
             raise ModelError(

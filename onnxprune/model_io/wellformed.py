@@ -105,12 +105,22 @@ def check_tensors(proto: onnx.ModelProto, name: str) -> None:
         _check_size(tensor, name)
 
 
-def _check_size(tensor: onnx.TensorProto, name: str) -> None:
+def check_bytes(tensor: onnx.TensorProto, stored: int, name: str) -> None:
+    """Refuse a tensor that has more or fewer bytes than its shape needs.
+
+    Raises:
+        ModelError: Names the model and the tensor.
+    """
     need = byte_size(tensor)
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != need:
-        raise ModelError(
-            f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {len(tensor.raw_data):,}."
-        )
+    if stored != need:
+        raise ModelError(f"'{name}' is damaged: tensor '{tensor.name}' needs {need:,} bytes but has {stored:,}.")
+
+
+def _check_size(tensor: onnx.TensorProto, name: str) -> None:
+    if tensor.HasField("raw_data"):
+        check_bytes(tensor, len(tensor.raw_data), name)
+    else:
+        byte_size(tensor)
     if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
         numbers, stored = _counts(tensor)
         if numbers != stored:

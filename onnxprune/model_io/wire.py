@@ -1,7 +1,8 @@
 """The protobuf wire format, as far as a model file needs it: walk fields, and parse a model one weight at a time.
 
 Format: https://protobuf.dev/programming-guides/encoding/. Parsing a file in one go holds it in memory twice, as bytes
-and as messages; parsing initializer by initializer from the mapped file holds it once.
+and as messages; parsing initializer by initializer from the mapped file holds it once, and large weights may stay in
+the file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH = 7  # field number of ModelProto.graph
 GRAPH_INITIALIZER = 5  # of GraphProto.initializer
 TENSOR_RAW_DATA = 9  # of TensorProto.raw_data
+SMALLEST_LEFT = 256 << 10  # bytes; smaller weights are read at once, for what looks at small constants
 Buffer = bytes | mmap.mmap
 
 
@@ -31,6 +33,13 @@ class Field(NamedTuple):
     start: int
     payload: int
     end: int
+
+
+class Extent(NamedTuple):
+    """Where bytes lie in a file."""
+
+    offset: int
+    length: int
 
 
 def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
@@ -85,12 +94,14 @@ def write_varint(value: int) -> bytes:
     return bytes(groups)
 
 
-def parse_model(data: Buffer, file: BinaryIO | None = None) -> onnx.ModelProto:
+def parse_model(data: Buffer, file: BinaryIO | None = None, left: dict[str, Extent] | None = None) -> onnx.ModelProto:
     """The same message as `ModelProto.FromString(data)`, without a second copy of the main graph's weights.
 
     Args:
         data: The content of a model file, mapped or in memory.
         file: The file that `data` maps: weights are read from it, since pages read through a map stay in memory.
+        left: Where given, the raw data of large weights are not read: their messages lack them, and this is filled with
+            where they lie, by the name of the weight.
 
     Raises:
         WireError: The top level or the main graph is no sequence of fields.
@@ -113,10 +124,28 @@ def parse_model(data: Buffer, file: BinaryIO | None = None) -> onnx.ModelProto:
     if graph:
         proto.graph.MergeFromString(bytes(graph))
     for initializer in initializers:
+        tensor = proto.graph.initializer.add()
+        if left is not None and (raw := _raw_data(data, initializer)) is not None:
+            tensor.MergeFromString(data[initializer.payload : raw.start] + data[raw.end : initializer.end])
+            if tensor.name not in left:
+                left[tensor.name] = Extent(raw.payload, raw.end - raw.payload)
+                continue
+            tensor.Clear()  # two of one name
         if file is None:
             weight = data[initializer.payload : initializer.end]
         else:
             file.seek(initializer.payload)
             weight = file.read(initializer.end - initializer.payload)
-        proto.graph.initializer.add().MergeFromString(weight)
+        tensor.MergeFromString(weight)
     return proto
+
+
+def _raw_data(data: Buffer, initializer: Field) -> Field | None:
+    """The field of the raw data of a large weight that has them once and is otherwise small, else None."""
+    size = initializer.end - initializer.payload
+    if size < SMALLEST_LEFT:
+        return None
+    found = [f for f in fields(data, initializer.payload, initializer.end) if f.number == TENSOR_RAW_DATA]
+    if len(found) != 1 or found[0].wire_type != LENGTH_DELIMITED:
+        return None
+    return found[0] if 2 * (found[0].end - found[0].payload) > size else None

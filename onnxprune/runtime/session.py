@@ -28,7 +28,8 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _IN_MEMORY_LIMIT = 32 << 20  # larger models go through a temporary file with external data, which ORT maps
-_COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory
+_COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory,
+_CHECK_LIMIT = 128 << 20  # nor are larger ones than this where outputs count, and not how fast they come
 _ERRORS_ONLY = 3
 # Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
 _EXTENDED: dict[str, tuple[type, type]] = {
@@ -77,7 +78,8 @@ def make_session(
             content: str | bytes
             size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
             if size > _IN_MEMORY_LIMIT:
-                return _from_file(model, options, large=size + _bytes_of_halves(model) > _COPY_LIMIT)
+                limit = _COPY_LIMIT if optimize == "all" else _CHECK_LIMIT
+                return _from_file(model, options, large=size + _bytes_of_halves(model) > limit)
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

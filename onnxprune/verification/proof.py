@@ -21,6 +21,7 @@ from onnxprune.errors import DataError, ModelError, OnnxPruneError, Verification
 from onnxprune.graph.bounded import ROUNDING, bounded_outputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
+from onnxprune.model_io.bodies import nodes_of
 from onnxprune.runtime import Feeds
 from onnxprune.runtime.other_branch import other_branch
 
@@ -132,7 +133,9 @@ def _candidates(original: ir.Model, masked: ir.Model, seed: int) -> Iterator[lis
         raise
     first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
     first += [other for other in other_branch(masked, first[0]) if _runs(session, other)][:1]
+    del session  # nearly always these are enough, and whoever compares makes sessions of his own
     yield first
+    session = runtime.make_session(masked, error=VerificationError)
     samples = [dict(feeds) for feeds in hints_of(masked).samples]
     if samples := [feeds for feeds in samples if _runs(session, feeds)]:
         yield samples
@@ -383,10 +386,10 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def seeded(model: ir.Model) -> ir.Model:
     """Return a model whose random operators draw the same numbers at every run: itself, or a copy with seeds."""
-    if not any(_draws(node) for node in model.graph.all_nodes()):
+    if not any(_draws(node) for node in nodes_of(model.graph)):
         return model
     copy = model.clone()
-    for node in copy.graph.all_nodes():
+    for node in nodes_of(copy.graph):
         if _draws(node):  # by name: two forms of a model have not the same number of nodes
             number = zlib.crc32(str(node.outputs[0].name).encode()) % (1 << 20)
             node.attributes["seed"] = ir.AttrFloat32("seed", float(number))

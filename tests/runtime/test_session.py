@@ -66,21 +66,24 @@ def test_only_the_outputs_asked_for() -> None:
     assert list(run(make_session(model), {"x": X})) == ["y", "r"]
 
 
-def test_a_large_model_is_neither_packed_nor_kept_in_an_arena(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16-bit floats count as float32, which ONNX Runtime makes of them."""
+@pytest.mark.parametrize(("optimize", "limit"), [("basic", "_CHECK_LIMIT"), ("all", "_COPY_LIMIT")])
+def test_a_large_model_is_neither_packed_nor_kept_in_an_arena(
+    monkeypatch: pytest.MonkeyPatch, optimize: session.Optimize, limit: str
+) -> None:
+    """16-bit floats count as float32, which ONNX Runtime makes of them. Where time is measured, only beyond memory."""
     monkeypatch.setattr(session, "_IN_MEMORY_LIMIT", 0)
     model = model_io.load_any(mlp())
     size = model_io.serialized_size(model)
-    monkeypatch.setattr(session, "_COPY_LIMIT", size)
-    assert make_session(model).get_session_options().enable_cpu_mem_arena
+    monkeypatch.setattr(session, limit, size)
+    assert make_session(model, optimize=optimize).get_session_options().enable_cpu_mem_arena
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
         value.const_value = ir.Tensor(tensor.numpy().astype(np.float16), name=value.name)
-    monkeypatch.setattr(session, "_COPY_LIMIT", model_io.serialized_size(model))
+    monkeypatch.setattr(session, limit, model_io.serialized_size(model))
     options: list[object] = []
     monkeypatch.setattr(session.ort, "InferenceSession", lambda _, chosen, **__: options.append(chosen))
-    make_session(model)
+    make_session(model, optimize=optimize)
     assert options[0].execution_order == session.ort.ExecutionOrder.PRIORITY_BASED  # type: ignore[attr-defined]
     assert not options[0].enable_cpu_mem_arena  # type: ignore[attr-defined]
     assert options[0].get_session_config_entry("session.disable_prepacking") == "1"  # type: ignore[attr-defined]
