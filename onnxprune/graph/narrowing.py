@@ -314,14 +314,24 @@ def _renumbered(names: list[str]) -> dict[str, str]:
     return renamed
 
 
-def widen_caches(model: ir.Model, original: ir.Model, kept: Mapping[str, Mapping[str, list[int]]]) -> None:
+def widen_caches(
+    model: ir.Model, original: ir.Model, kept: Mapping[str, Mapping[str, list[int]]], without: ir.Model | None = None
+) -> None:
     """Give a narrowed model the wide interface again, in place, so that it runs on the inputs of its original.
+
+    Inputs of layers that went are there then, and nothing reads them; outputs repeat those of another layer, as they
+    did while the run cut.
 
     Args:
         model: The narrowed model.
         original: The original, whose caches are free.
         kept: What a record says of each constant that was cut, the matrices of the caches among them.
+        without: The original without the layers that went, its interface wide; None where none went.
     """
+    if without is not None:
+        old_names = {new: old for old, new in narrow_caches(without.clone()).renamed.items()}
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.name = old_names.get(str(value.name), value.name)
     free_caches(model)
     wide = {str(value.name): value for value in (*original.graph.inputs, *original.graph.outputs)}
     for name, matrix in original.graph.initializers.items():
@@ -332,6 +342,29 @@ def widen_caches(model: ir.Model, original: ir.Model, kept: Mapping[str, Mapping
     for value in (*model.graph.inputs, *model.graph.outputs):
         if str(value.name) in wide:
             value.shape = wide[str(value.name)].shape
+    if without is not None:
+        _give_back(model, original, without)
+
+
+def _give_back(model: ir.Model, original: ir.Model, without: ir.Model) -> None:
+    """Add the inputs and outputs of caches whose layers went, in the order of the original."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    outputs = {value.name: value for value in model.graph.outputs}
+    for node in without.graph:
+        stand_in = outputs.get(_first_name(node)) if GONE in node.metadata_props else None
+        if stand_in is not None:
+            repeated = ir.node("Identity", [stand_in])
+            model.graph.append(repeated)
+            end = repeated.outputs[0]
+            end.name, end.type, end.shape = node.outputs[0].name, stand_in.type, stand_in.shape
+            outputs[end.name] = end
+    for value in original.graph.inputs:
+        inputs.setdefault(value.name, ir.Value(name=value.name, type=value.type, shape=value.shape))
+    for ends, ours, wanted in (
+        (model.graph.inputs, inputs, original.graph.inputs), (model.graph.outputs, outputs, original.graph.outputs),
+    ):  # fmt: skip
+        ends.clear()
+        ends.extend(ours[value.name] for value in wanted if value.name in ours)
 
 
 def _kept(matrix: ir.Value | None) -> tuple[npt.NDArray[np.int64], int]:

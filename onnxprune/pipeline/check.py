@@ -21,7 +21,7 @@ from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline.constants import Constant, compare_constants, sentences
 from onnxprune.pipeline.matching import recovered
 from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers, store_as
-from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers
+from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers, without_blocks
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.change import changes_of, sentence, worst
@@ -200,12 +200,9 @@ def _widen(before: ir.Model, after: ir.Model, record: Path | None) -> None:
     """
     known = None if record is None else load_record(record)
     if known is not None and known.recipe.get("interface") == "narrow":
-        if known.blocks:
-            raise VerificationError(
-                "layers went with their caches, so no inputs run through both models to compare them"
-            )
         free_caches(before)
-        widen_caches(after, before, known.kept)
+        without = without_blocks(before, known.blocks).model if known.blocks else None
+        widen_caches(after, before, known.kept, without)
         return
     for a, b in zip(before.graph.inputs, after.graph.inputs, strict=False):
         pairs = zip(a.shape or (), b.shape or (), strict=False)

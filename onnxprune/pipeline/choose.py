@@ -24,7 +24,6 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
-from onnxprune.graph.branches import taken_branch, with_branch_inlined
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.plan import Plan
 from onnxprune.pipeline.prunable import prunable_size, why_nothing
@@ -46,7 +45,6 @@ from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.tiles import tile_masks
 from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
 from onnxprune.selection.weights import relative_to_layers
-from onnxprune.structure.analysis import analyse
 from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.blocks import layers_of
 from onnxprune.structure.costs import CostName
@@ -361,9 +359,6 @@ def _criterion(
         DataError: It needs data or labels that are not there.
     """
     samples = Calibration({}) if calibration is None else calibration
-    branch = taken_branch(structure.model, samples.inputs) if recipe.parts.zeros is not None else None
-    if branch is not None:  # of a merged decoder: its layers are measured there; weights are known by name
-        structure = analyse(with_branch_inlined(structure.model, branch))
     criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed, progress))
     _, allocation = allocations_of(recipe)
     again = recipe.target is not None or (allocation is not None and allocation.asks)

@@ -14,7 +14,9 @@ import numpy as np
 from onnxprune.model_io import all_initializers
 from onnxprune.model_io.journal import Journal
 from onnxprune.pipeline.plan import Plan
+from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.structure.bit_masks import BitMasks
+from onnxprune.structure.blocks import residual_blocks
 from onnxprune.structure.structure import Structure
 
 
@@ -30,7 +32,7 @@ def planned_once(journal: Journal, key: str, structure: Structure, make: Callabl
     if key in journal and (plan := _read(journal, key, structure)) is not None:
         return plan
     plan = make()
-    if journal.folder is not None and plan.sensitivity is None and not plan.blocks:
+    if journal.folder is not None:
         masks = {str(value.name): mask for value, mask in plan.masks.items()}
         arrays = {name: np.packbits(mask, axis=None) for name, mask in masks.items()}
         notes: dict[str, Any] = {
@@ -39,6 +41,8 @@ def planned_once(journal: Journal, key: str, structure: Structure, make: Callabl
             "prunable": int(plan.prunable),
             "gone": int(plan.gone),
             "untouched": dict(plan.untouched),
+            "blocks": [block.name for block in plan.blocks],
+            "scan": None if plan.sensitivity is None else plan.sensitivity.as_notes(),
         }
         journal.write(key, {**arrays, "": np.packbits(plan.removed)}, notes)
     return plan
@@ -50,10 +54,15 @@ def _read(journal: Journal, key: str, structure: Structure) -> Plan | None:
     values = {str(value.name): value for value in all_initializers(structure.model)}
     if notes["units"] != _digest(structure) or not values.keys() >= notes["shapes"].keys():
         return None
+    blocks = {block.name: block for block in residual_blocks(structure)} if notes["blocks"] else {}
+    if not blocks.keys() >= set(notes["blocks"]):
+        return None
     removed = np.unpackbits(arrays[""], count=structure.terms.count).astype(bool)
     shapes = {name: tuple(shape) for name, shape in notes["shapes"].items()}
     masks = BitMasks((values[name], _mask(arrays[name], shape)) for name, shape in shapes.items())
-    return Plan(structure, removed, masks, notes["prunable"], notes["gone"], notes["untouched"])
+    scan = None if notes["scan"] is None else Sensitivity.from_notes(notes["scan"])
+    chosen = tuple(blocks[name] for name in notes["blocks"])
+    return Plan(structure, removed, masks, notes["prunable"], notes["gone"], notes["untouched"], scan, chosen)
 
 
 def _mask(bits: Any, shape: tuple[int, ...]) -> Any:

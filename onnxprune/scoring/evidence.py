@@ -19,11 +19,13 @@ from onnxprune.data.batches import Inputs, samples_by_name
 from onnxprune.data.calibration import Calibration
 from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import RecipeError
+from onnxprune.graph.branches import taken_branch, with_branch_inlined
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
 from onnxprune.runtime.routing import routed_shares
 from onnxprune.runtime.statistics import ChannelMoments, Moments
 from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.gather import Batches, Gatherer, fitting_batches
+from onnxprune.structure.analysis import analyse
 from onnxprune.structure.routers import Router, routers
 from onnxprune.structure.structure import Structure
 
@@ -71,7 +73,13 @@ class Evidence:
     def of(
         cls, structure: Structure, calibration: Calibration, seed: int = 0, tell: Callable[[str], None] | None = None
     ) -> Evidence:
-        """Return what criteria may know of a model: statistics of these samples, found when they are asked for."""
+        """Return what criteria may know of a model: statistics of these samples, found when they are asked for.
+
+        Of a merged decoder it is the branch that they take, put in the place of its If: weights keep their names.
+        """
+        branch = taken_branch(structure.model, calibration.inputs)
+        if branch is not None:
+            structure = analyse(with_branch_inlined(structure.model, branch))
         return cls(structure, calibration.inputs, calibration.labels, seed, tell=tell)
 
     @functools.cached_property

@@ -58,7 +58,7 @@ def _trained(evidence: Evidence) -> Mapping[int, float]:
             for name, (axis, rows, atoms) in places.items():
                 scale = torch.ones(frozen[name].shape[axis])
                 factor = values[torch.from_numpy(np.searchsorted(numbers, atoms))]
-                scale = scale.index_put((torch.from_numpy(rows),), factor)
+                scale = scale.index_put((torch.tensor(rows),), factor)
                 gated[name] = frozen[name] * scale.reshape([-1 if i == axis else 1 for i in range(frozen[name].dim())])
             loss = gradients.loss(gradients.forward(x, gated), y) + PENALTY * values.abs().mean()
             optimiser.zero_grad()

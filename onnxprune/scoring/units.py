@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
+from onnxprune.scoring.in_branch import Pairs, Scores
 from onnxprune.scoring.registry import Criterion
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
-from onnxprune.structure.weights import Weight
-
-Scores = npt.NDArray[np.float64]
+from onnxprune.structure.weights import Weight, prunable_weights
 
 
 def unit_scores(
@@ -61,15 +60,9 @@ def score_units(
     saliency is w^2), or what the criterion says of units itself, divided by the mean over its group, so that groups of
     small and of large weights compete fairly (Blalock et al. 2020, section 2.3: global scope).
     """
-    rng = np.random.default_rng(seed)
-    unscored: dict[Group, str] = {}
+    rng, unscored = np.random.default_rng(seed), dict[Group, str]()
     if criterion.units is not None:
-        scores: Scores = np.zeros(structure.terms.count)
-        for group in groups:
-            try:
-                scores[group.atoms] = criterion.units(structure, list(weights), group, criterion.context(rng))
-            except RecipeError as reason:
-                unscored[group] = str(reason)
+        scores, unscored = _told_by_data(structure, weights, groups, criterion, rng)
     else:
         obstacles = {w.value: criterion.obstacle(w) for w in weights}
         able = [w for w in weights if not obstacles[w.value]]
@@ -83,6 +76,51 @@ def score_units(
         if mean > 0:
             scores[group.atoms] /= mean
     return UnitScores(scores, unscored)
+
+
+def _told_by_data(
+    structure: Structure,
+    weights: Sequence[Weight],
+    groups: Sequence[Group],
+    criterion: Criterion,
+    rng: np.random.Generator,
+) -> tuple[Scores, dict[Group, str]]:
+    """What a criterion says of units itself, by atom id, and the groups that it cannot score, with the reason.
+
+    Where its data were taken in a branch, it scores the units of that branch.
+    """
+    evidence = criterion.evidence if criterion.needs != "nothing" else None
+    if evidence is None or evidence.structure is structure:
+        return _by_groups(structure, weights, groups, criterion, rng)
+    view, names = evidence.structure, {weight.name for weight in weights}
+    inner = [weight for weight in prunable_weights(view) if weight.name in names]
+    pairs = Pairs.of(structure, view)
+    wanted = pairs.inner[np.isin(pairs.atoms, np.concatenate([group.atoms for group in groups]))]
+    inside = [group for group in view.groups if np.isin(group.atoms, wanted).any()]
+    values, missed = _by_groups(view, inner, inside, criterion, rng)
+    able = np.zeros(view.terms.count, bool)
+    for group in inside:
+        able[group.atoms] = group not in missed
+    scores, has = pairs.told(values, able)
+    why = next(iter(missed.values()), "the branch that the samples take does not read them")
+    return scores, {group: why for group in groups if not has[group.atoms].all()}
+
+
+def _by_groups(
+    structure: Structure,
+    weights: Sequence[Weight],
+    groups: Sequence[Group],
+    criterion: Criterion,
+    rng: np.random.Generator,
+) -> tuple[Scores, dict[Group, str]]:
+    assert criterion.units is not None
+    scores, unscored = np.zeros(structure.terms.count), dict[Group, str]()
+    for group in groups:
+        try:
+            scores[group.atoms] = criterion.units(structure, list(weights), group, criterion.context(rng))
+        except RecipeError as reason:
+            unscored[group] = str(reason)
+    return scores, unscored
 
 
 def sum_over_units(

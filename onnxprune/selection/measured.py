@@ -79,7 +79,8 @@ def measure_effects(
         evidence: Gram matrices of the model's layers, and samples to run it on.
     """
     levels = LEVELS if _affordable(len(groups)) >= _LEAST_SAMPLES else LEVELS[::2]
-    effects = Effects(structure.model, effect_samples(structure, len(groups), evidence))
+    model = evidence.structure.model  # of a merged decoder the branch that the samples take, by the same names
+    effects = Effects(model, effect_samples(structure, len(groups), evidence))
     return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
 
 
@@ -179,9 +180,10 @@ def refit(matrix: Array, moments: Moments, left: npt.NDArray[np.int64], *, with_
 def consumer_of(structure: Structure, group: Group, name: str, evidence: Evidence) -> ConsumerOf | None:
     """Return a layer as a consumer of a group; None where it reads none of its units."""
     layer = evidence.layers[name]
-    if layer.groups != 1 or not any(s.value is layer.weight and s.axis == layer.input_axis for s in group.sites):
+    site = next((s for s in group.sites if s.value.name == name and s.axis == layer.input_axis), None)
+    if layer.groups != 1 or site is None:
         return None
-    axis = structure.axes[layer.weight][layer.input_axis]
+    axis = structure.axes[site.value][site.axis]
     if isinstance(axis, Dynamic):
         return None
     rows, atoms = structure.members(axis)

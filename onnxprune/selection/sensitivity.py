@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,16 @@ class Sensitivity:
             | {f"{level:.0%}": float(e) for level, e in zip(self.levels, row, strict=True)}
             for name, size, row in zip(self.names, self.sizes, self.errors, strict=True)
         ]
+
+    def as_notes(self) -> dict[str, Any]:
+        """Return plain data for JSON, from which `from_notes` makes the same table to the last bit."""
+        return {"names": self.names, "sizes": self.sizes, "levels": self.levels, "errors": self.errors.tolist()}
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any]) -> Sensitivity:
+        """Return the table that `as_notes` told."""
+        names, sizes, levels = (tuple(notes[key]) for key in ("names", "sizes", "levels"))
+        return cls(names, sizes, levels, np.array(notes["errors"], np.float64).reshape(len(names), len(levels)))
 
     def curve(self, number: int) -> tuple[list[float], list[float]]:
         """Return shares from 0 to the last level and the errors at them, made to rise."""

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import decoders
 import merged
 import numpy as np
 import onnx
@@ -12,6 +19,7 @@ import pytest
 
 import onnxprune
 from onnxprune import model_io
+from onnxprune.errors import VerificationError
 from onnxprune.graph.caches import are_alike
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.run import prune
@@ -158,6 +166,25 @@ def test_a_layer_goes_in_both_branches_with_its_caches(shallow: onnxprune.Result
     np.testing.assert_allclose(result[0], expected[0], atol=1e-4)
     for new, old in enumerate(map(int, left)):
         np.testing.assert_allclose(result[1 + 2 * new], expected[1 + 2 * old], atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [merged.decoder, decoders.fused], ids=["merged", "fused"])
+def test_layers_that_went_with_their_caches_are_verified_later(make: Callable[..., Any], tmp_path: Path) -> None:
+    source, target, record = tmp_path / "m.onnx", tmp_path / "p.onnx", tmp_path / "r.json"
+    onnx.save(make(4), source)
+    result = prune(str(source), sparsity=0.6, structure="layers", interface="narrow", latency=False)
+    assert len(result.blocks) == 4
+    onnxprune.save(result, target, record=record)
+    found = onnxprune.verify(source, target, record)
+    assert found.proved and found.removed_vs_masked is not None and found.removed_vs_masked < 1e-4
+
+    told = json.loads(record.read_text())
+    went = {int(re.search(r"\d+", name).group()) for name in result.blocks}  # type: ignore[union-attr]
+    gone, stayed = min(went), min({0, 1, 2, 3} - went)
+    told["blocks"] = [re.sub(rf"\b{gone}\b", str(stayed), name, count=1) for name in result.blocks]
+    record.write_text(json.dumps(told))
+    with pytest.raises(VerificationError, match="differs from"):
+        onnxprune.verify(source, target, record)
 
 
 def test_halves_of_layers_go_in_both_branches() -> None:

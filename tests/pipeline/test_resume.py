@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import merged
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import DataError, RecipeError
 from onnxprune.model_io.journal import Journal
+from onnxprune.pipeline import step
 from onnxprune.recovery import reconstruct
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "2:4 by Wanda, then SparseGPT": {"structure": "2:4", "criterion": "wanda", "recover": ["sparsegpt"]},
     "units in two steps": {"structure": "channels", "sparsity": 0.5, "iterations": 2},
     "two methods": {"sparsity": 0.6, "recover": ["obc", "bias"]},
+    "weights, shared out by a scan": {"sparsity": 0.6, "allocation": "sensitivity"},
     "with units that are judged by the model": {"structure": "channels", "sparsity": 0.4, "recover": ["moments"]},
 }
 
@@ -106,6 +109,28 @@ def test_a_run_that_is_whole_is_not_done_again(tmp_path: Path, monkeypatch: pyte
     fitted = counted(monkeypatch)
     assert saved(pruned(tmp_path / "state", settings, resume=True), tmp_path / "second.onnx") == expected
     assert fitted == []
+
+
+@pytest.mark.parametrize("settings", [
+    {"structure": "layers", "sparsity": 0.4, "interface": "narrow", "recover": "no"},
+    {"structure": "weights", "sparsity": 0.6, "allocation": "sensitivity", "recover": "no"},
+], ids=["layers", "a scan"])  # fmt: skip
+def test_what_goes_is_not_chosen_again(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = merged.feeds(3, heads=(merged.HEADS,) * 3)
+
+    def run(*, resume: bool) -> Any:
+        return onnxprune.prune(merged.decoder(3), calibration=samples, checkpoint=tmp_path / "state", resume=resume,
+                               latency=False, **settings)  # fmt: skip
+
+    first = run(resume=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "choose", lambda *_, **__: pytest.fail("what goes was chosen again"))
+        second = run(resume=True)
+    assert saved(second, tmp_path / "second.onnx") == saved(first, tmp_path / "first.onnx")
+    assert second.blocks == first.blocks and second.steps == first.steps
+    assert first.blocks or first.steps[0]["sensitivity"]
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
