@@ -18,8 +18,6 @@ import numpy.typing as npt
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools, Ids
 
-Scores = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -49,7 +47,7 @@ class Pairs:
         pairs = np.unique(np.concatenate(found), axis=0)
         return cls(structure.terms.count, pairs[:, 0], pairs[:, 1])
 
-    def told(self, scores: Scores, found: Bools) -> tuple[Scores, Bools]:
+    def told(self, scores: npt.NDArray[np.float64], found: Bools) -> tuple[npt.NDArray[np.float64], Bools]:
         """Return the scores of the model's atoms, the sum over those of the branch, and which atoms have one.
 
         Args:

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import RecipeError
-from onnxprune.scoring.in_branch import Pairs, Scores
+from onnxprune.scoring.in_branch import Pairs
 from onnxprune.scoring.registry import Criterion
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import Weight, prunable_weights
+
+Scores = npt.NDArray[np.float64]
 
 
 def unit_scores(
