@@ -307,9 +307,12 @@ def scored_groups(task: Task) -> tuple[list[Group], UnitScores]:
     if not groups:
         raise NothingToPrune(why_nothing(structure, recipe))
     scored = score_units(structure, task.weights, groups, task.criterion, recipe.seed)
-    if task.auto and scored.unscored:  # nothing is known of what they put out: by their weights
-        rest, by_weights = list(scored.unscored), find_criterion("magnitude")
-        scored = scored.or_else(score_units(structure, task.weights, rest, by_weights, recipe.seed))
+    known = task.criterion.evidence
+    if task.auto and scored.unscored and known is not None:  # nothing is known of what they put out: by their weights
+        read = {value.name for value in known.structure.weights}  # the others are of a branch that no sample takes
+        rest = [g for g in scored.unscored if any(site.value.name in read for site in g.sites)]
+        by_weights = score_units(structure, task.weights, rest, find_criterion("magnitude"), recipe.seed)
+        scored = scored.or_else(by_weights, rest)
     able = [g for g in groups if g not in scored.unscored]
     if not able:
         group, reason = next(iter(scored.unscored.items()))

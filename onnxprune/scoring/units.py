@@ -45,12 +45,13 @@ class UnitScores:
     values: Scores
     unscored: Mapping[Group, str]
 
-    def or_else(self, other: UnitScores) -> UnitScores:
-        """Take the scores of groups that have none from others of these groups."""
+    def or_else(self, other: UnitScores, groups: Sequence[Group]) -> UnitScores:
+        """Take the scores of some groups that have none from others of these groups."""
         values = self.values.copy()
-        for group in self.unscored:
+        for group in groups:
             values[group.atoms] = other.values[group.atoms]
-        return UnitScores(values, other.unscored)
+        left = {group: reason for group, reason in self.unscored.items() if group not in groups}
+        return UnitScores(values, {**left, **other.unscored})
 
 
 def score_units(

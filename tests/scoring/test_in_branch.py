@@ -68,7 +68,8 @@ def test_units_that_matter_to_the_samples_stay(past: int) -> None:
     assert error(measured.model, past) < 0.8 * error(by_weights.model, past)
 
 
-def test_units_that_only_the_other_branch_has_are_told() -> None:
+@pytest.mark.parametrize("criterion", ["activation", "auto"])
+def test_units_that_only_the_other_branch_has_stay_and_are_told(criterion: str) -> None:
     """The first branch reads weights of its own in one layer; the samples take the second."""
     proto = merged.decoder()
     renamed = {f"1.{kind}.weight": f"first.{kind}.weight" for kind in ("up", "down")}
@@ -79,7 +80,7 @@ def test_units_that_only_the_other_branch_has_are_told() -> None:
     for tensor in [t for t in proto.graph.initializer if t.name in renamed]:
         proto.graph.initializer.add().CopyFrom(tensor)
         proto.graph.initializer[-1].name = renamed[tensor.name]
-    result = api.prune(proto, criterion="activation", calibration=samples(3), kinds=("neurons",), **UNITS)
+    result = api.prune(proto, criterion=criterion, calibration=samples(3), kinds=("neurons",), **UNITS)
     assert any("first." in name for name in result.untouched), result.untouched
     left = {t.name: t.dims for t in model_io.to_proto(result.model).graph.initializer}
     assert left["first.up.weight"] == [merged.WIDTH, merged.INNER]
