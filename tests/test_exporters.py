@@ -134,8 +134,15 @@ def test_the_commands_of_a_page_run_on_what_its_exporter_writes(exporter: Export
         pytest.skip(f"{', '.join(missing)} not installed: the exporter of howto/{exporter.page}.md is not tried here")
     if exporter.make not in AFTERWARDS:
         exporter.make(tmp_path)
-    variables = {**os.environ, "YOLO_OFFLINE": "True", "YOLO_CONFIG_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", declarations() + exporter.code]
+    first = tmp_path / "first"  # run at the start of Python, also where an exporter starts another
+    first.mkdir()
+    (first / "sitecustomize.py").write_text(declarations(), encoding="utf-8")
+    paths = os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {
+        **os.environ, "YOLO_OFFLINE": "True", "YOLO_CONFIG_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": paths,
+    }  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", exporter.code]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if exporter.make in AFTERWARDS:
