@@ -102,6 +102,7 @@ REASONS = {
         "eighths and judged on one, and a second pass of OBC and its like ends as the first"
     ),
     "77999accc438": "Gram matrices of layers that read the same rows are one, whose sums are added in another order",
+    "f7284620bf96": "the last group under a budget may end at a multiple of 4, and the search ends more finely",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
