@@ -6,9 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
+
+
+def damaged_model(data: st.DataObject) -> bytes:
+    """The bytes of a small model with one of them changed, cut off somewhere behind it."""
+    content = bytearray(mlp(width=2).SerializeToString())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] = data.draw(st.integers(0, 255))
+    return bytes(content[: data.draw(st.integers(position + 1, len(content)))])
 
 
 def mlp(*, opset: int = 17, ir_version: int = 8, width: int = 64) -> onnx.ModelProto:

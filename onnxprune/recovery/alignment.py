@@ -105,6 +105,7 @@ class Alignment:
         self.blocks = common_blocks(dense, pruned, samples.sizes(dense))
         self.train = range(len(used.feeds))
         self.held = range(len(used.feeds), len(samples.feeds))
+        self.augment = augmentation(dense, samples.feeds[0])
         self.outputs = Outputs.of(dense, samples.feeds, self.train, self.held)
         self.places = [
             compared_at(dense, pruned, kept, sorted(block.live), samples.feeds[0]) for block in self.blocks[1]
@@ -181,7 +182,7 @@ class Alignment:
     def _end(self) -> Tail:
         nets = Pruning(self.dense, self.pruned, self.blocks, [*self.places[:-1], []], self.samples, self.train,
                        self.held, self.outputs)  # fmt: skip
-        return Tail(nets, augmentation(self.dense, self.samples.feeds[0]), self.plan.draws, self.seed)
+        return Tail(nets, self.augment, self.plan.draws, self.seed)
 
     def _whole(self, first: float, changed: bool) -> tuple[Tried, float]:
         """Train the whole; keep the best of what is there before and after.

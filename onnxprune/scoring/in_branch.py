@@ -43,7 +43,7 @@ class Pairs:
             for axis in range(len(structure.axes[value]) if twin is not None else 0):
                 ours, theirs = structure.ids(value, axis), view.ids(twin, axis) if twin is not None else None
                 if ours is not None and theirs is not None and len(ours) == len(theirs):
-                    found.append(_joined(structure.terms.members(ours), view.terms.members(theirs)))
+                    found.append(_joined(structure.members(ours), view.members(theirs)))
         pairs = np.unique(np.concatenate(found), axis=0)
         return cls(structure.terms.count, pairs[:, 0], pairs[:, 1])
 

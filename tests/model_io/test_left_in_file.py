@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
-from model_io_models import mlp, stored
+from model_io_models import damaged_model, mlp, stored
 
 import onnxprune
 from onnxprune import model_io
@@ -114,10 +114,7 @@ def test_two_weights_of_one_name_are_read(tmp_path: Path) -> None:
 
 @given(st.data())
 def test_damaged_bytes_are_refused_by_both_or_by_neither(data: st.DataObject) -> None:
-    content = bytearray(mlp(width=2).SerializeToString())
-    position = data.draw(st.integers(0, len(content) - 1))
-    content[position] = data.draw(st.integers(0, 255))
-    damaged = bytes(content[: data.draw(st.integers(position + 1, len(content)))])
+    damaged = damaged_model(data)
     left: dict[str, wire.Extent] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "SMALLEST_LEFT", 0)

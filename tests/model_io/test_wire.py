@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
-from model_io_models import mlp
+from model_io_models import damaged_model, mlp
 
 from onnxprune.model_io import wire
 
@@ -33,10 +33,7 @@ def test_graphs_given_in_pieces_are_merged() -> None:
 
 @given(st.data())
 def test_damaged_bytes_are_refused_by_both_or_by_neither(data: st.DataObject) -> None:
-    content = bytearray(mlp(width=2).SerializeToString())
-    position = data.draw(st.integers(0, len(content) - 1))
-    content[position] = data.draw(st.integers(0, 255))
-    damaged = bytes(content[: data.draw(st.integers(position + 1, len(content)))])
+    damaged = damaged_model(data)
     try:
         expected = onnx.ModelProto.FromString(damaged)
     except DecodeError:
