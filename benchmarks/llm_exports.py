@@ -4,7 +4,7 @@
     exporters/bin/pip install torch==2.13.0 transformers==4.57.6 optimum-onnx==0.1.0 \\
         onnxruntime-genai==0.18.0 onnxruntime==1.32.0 onnx==1.23.2 onnxscript==0.7.2
     exporters/bin/python benchmarks/llm_exports.py export FOLDER    # writes FOLDER/FAMILY-FORM/model.onnx
-    python benchmarks/llm_exports.py table FOLDER                   # onnxprune and ONNX Runtime alone
+    python benchmarks/llm_exports.py table FOLDER --output benchmarks/results/llm_exports.md
 
 The exporters live in a separate environment, for they pin each other. Their models are not kept in the
 repository: two layers, width 64, vocabulary 320, all numbers random. The table has a line for each family and form: the
@@ -12,6 +12,8 @@ kinds of units with their numbers and the share of the weights that can go exact
 how many whole layers can go, the inexact share without that flag, and the largest difference between removed and
 masked in ONNX Runtime, with caches that are not empty. The builder of onnxruntime-genai 0.18 needs transformers 5,
 which optimum-onnx does not accept: a second environment with transformers==5.24.0 writes its forms (genai, experts).
+The table needs onnxprune and ONNX Runtime alone. Lines that its file has are not measured again, so that a run that was
+broken off goes on; remove the file for a whole run.
 """
 
 from __future__ import annotations
@@ -297,13 +299,14 @@ def main() -> None:
     parser.add_argument("what", choices=["export", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("only", nargs="*", help="parts of names, such as llama or genai")
+    parser.add_argument("--output", type=Path, help="where the table is written; lines that it has are not measured again")
     arguments = parser.parse_args()
     if arguments.what == "export":
         export(arguments.folder, arguments.only)
     else:
         from llm_table import table
 
-        table(arguments.folder, arguments.only)
+        table(arguments.folder, arguments.only, arguments.output)
 
 
 if __name__ == "__main__":
