@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("what", choices=["export", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("only", nargs="*", help="parts of names, such as llama or genai")
-    parser.add_argument("--output", type=Path, help="where the table is written; lines that it has are not measured again")
+    parser.add_argument("--output", type=Path, help="where the table is written, or goes on")
     arguments = parser.parse_args()
     if arguments.what == "export":
         export(arguments.folder, arguments.only)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 _COLUMNS = """| model | kinds (~ inexact) | exact | inexact | layers | without --resize-io | removed against masked |
 |---|---|---|---|---|---|---|"""
 _SAID = """# What is found in current exporters' transformers
@@ -15,7 +14,8 @@ _SAID = """# What is found in current exporters' transformers
 Written by `python benchmarks/llm_exports.py table FOLDER --output FILE` (its docstring says how the models are made and
 what the columns mean). Two layers, random weights; the forms of onnxruntime-genai are 128 wide, the others 64. Each row
 ran at two settings of its free dimensions, with caches that are not empty; the branches of merged decoders are both run
-in `tests/pipeline/test_merged.py`. Limits: 1e-4 in float32, 1e-2 in float16 and where kernels round activations to 8 bits.
+in `tests/pipeline/test_merged.py`. Limits: 1e-4 in float32, 1e-2 in float16 and where kernels round activations to 8
+bits.
 
 ONNX Runtime has no kernel for processors that normalises heads inside GroupQueryAttention, as `qwen3-genai-fp16` does;
 `tests/structure/test_normalised_heads.py` runs such a node taken apart.
@@ -25,7 +25,7 @@ ONNX Runtime has no kernel for processors that normalises heads inside GroupQuer
 def table(folder: Path, only: list[str], output: Path | None) -> None:
     """Print a line for each model that was written; one that was refused is named at the end.
 
-    With a file for the table, each line is written as it is measured, and lines that the file has are not measured again.
+    With a file for the table, each line is written as it is measured; lines that it has are not measured again.
     """
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / part) for part in ("", "tests")]
     rows = _read(output) if output is not None and output.exists() else {}
@@ -89,7 +89,7 @@ def _cells(path: Path) -> list[str]:
         said = f"{verdict.difference:.0e} at {verdict.settings} settings{'' if good else ', TOO LARGE'}"
     except Exception as error:
         reason = str(error).partition("Status Message: ")[2] or f"{type(error).__name__}: {error}"
-        said = f"not run: {reason.splitlines()[0][:90]}"
+        said = f"not run: {reason.splitlines()[0].split('. ')[0][:90]}"
     listed = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
     cells = [f"{part / max(whole, 1):.2f}" for part, whole in shares]
     return [
