@@ -6,8 +6,10 @@ Its import then ends in "operator torchvision::nms does not exist", though no ex
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 _DECLARED = """
 import torch
@@ -24,3 +26,12 @@ def declarations() -> str:
         return ""
     tried = subprocess.run([sys.executable, "-W", "ignore", "-c", "import torchvision"], capture_output=True, text=True)
     return _DECLARED if tried.returncode != 0 and "torchvision::nms" in tried.stderr else ""
+
+
+def declaring(variables: dict[str, str], folder: Path) -> dict[str, str]:
+    """These variables, with which every Python runs `declarations` first; they are kept in a new folder in this one."""
+    first = folder / "first"
+    first.mkdir()
+    (first / "sitecustomize.py").write_text(declarations(), encoding="utf-8")
+    paths = [str(first), *filter(None, [variables.get("PYTHONPATH")])]
+    return {**variables, "PYTHONPATH": os.pathsep.join(paths)}

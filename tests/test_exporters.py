@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'onnxprune[test]'")
 
-from beside_torchvision import declarations
+from beside_torchvision import declaring
 from test_user_pages import ROOT, run_commands
 from user_models import make_classifier, make_detector, make_encoder, make_speech
 
@@ -134,14 +134,8 @@ def test_the_commands_of_a_page_run_on_what_its_exporter_writes(exporter: Export
         pytest.skip(f"{', '.join(missing)} not installed: the exporter of howto/{exporter.page}.md is not tried here")
     if exporter.make not in AFTERWARDS:
         exporter.make(tmp_path)
-    first = tmp_path / "first"  # run at the start of Python, also where an exporter starts another
-    first.mkdir()
-    (first / "sitecustomize.py").write_text(declarations(), encoding="utf-8")
-    paths = os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {
-        **os.environ, "YOLO_OFFLINE": "True", "YOLO_CONFIG_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": paths,
-    }  # fmt: skip
+    offline = {"YOLO_OFFLINE": "True", "YOLO_CONFIG_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    variables = declaring({**os.environ, **offline}, tmp_path)
     command = [sys.executable, "-W", "ignore", "-c", exporter.code]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
