@@ -39,6 +39,7 @@ class Asked:
         self._ir_version = min(model.ir_version, 10)
         self._schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self._written: dict[ir.Node, tuple[onnx.NodeProto, bytes]] = {}
+        self._types: dict[tuple[int, tuple[int | None, ...] | None], onnx.TypeProto] = {}
         self._answers: dict[tuple[object, ...], Answer | None] = {}
         self._computed: dict[ir.Node, tuple[Sequence[Array | None], Array | None]] = {}
         self._contents: dict[ir.TensorProtocol, Array | None] = {}
@@ -96,13 +97,19 @@ class Asked:
                 self._schemas[name] = None
         return self._schemas[name]
 
+    def _type(self, dtype: int, shape: tuple[int | None, ...] | None) -> onnx.TypeProto:
+        known = self._types.get((dtype, shape))
+        if known is None:
+            known = self._types[dtype, shape] = onnx.helper.make_tensor_type_proto(dtype, shape)
+        return known
+
     def _answer(self, node: ir.Node, proto: onnx.NodeProto, told: Sequence[Told | None]) -> Answer | None:
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
         for i, known in enumerate(told):
             if known is not None:
                 dtype, shape, content = known
-                types[f"i{i}"] = onnx.helper.make_tensor_type_proto(dtype, shape)
+                types[f"i{i}"] = self._type(dtype, shape)
                 if content is not None:
                     data[f"i{i}"] = onnx.numpy_helper.from_array(np.ascontiguousarray(content), f"i{i}")
         schema = self._schema(node)

@@ -254,6 +254,8 @@ class _Walk:
 
     def _infer_contrib(self, node: ir.Node) -> bool:
         """Infer an operator for which onnx has no inference; return whether it is one."""
+        if not node.domain and node.op_type not in _SAME_SHAPE_IN_ONNX:
+            return False
         shapes = [None if v is None else self.probe.shapes.get(v) for v in node.inputs]
         dtypes = [0 if v is None else self.probe.dtypes.get(v, 0) for v in node.inputs]
         if node.op_type in (_SAME_SHAPE if node.domain else _SAME_SHAPE_IN_ONNX):

@@ -92,11 +92,10 @@ def find_data(model: ir.Model, folder: Path, files: Mapping[str, Path]) -> None:
 
 
 def _external_tensors(proto: onnx.ModelProto, *, also_initializers: bool) -> Iterator[onnx.TensorProto]:
-    tensors = [*protobuf.initializers(proto)] if also_initializers else []
-    tensors += protobuf.attribute_tensors(proto)
-    for sparse in protobuf.sparse_tensors(proto):
-        tensors += [sparse.values, sparse.indices]
-    return (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    found = protobuf.tensors(proto)
+    tensors = found.dense if also_initializers else found.attributes
+    parts = [part for sparse in found.sparse for part in (sparse.values, sparse.indices)]
+    return (tensor for tensor in (*tensors, *parts) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def byte_size(tensor: onnx.TensorProto) -> int:

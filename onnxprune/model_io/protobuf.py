@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -15,6 +15,8 @@ from onnxprune.errors import ModelError
 from onnxprune.model_io import wire
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
+_A = onnx.AttributeProto
+_GRAPH, _GRAPHS = _A.GRAPH, _A.GRAPHS
 _IR_VERSION_TAG = 1 << 3  # the first byte of every model: writers order fields by number
 _MISTAKEN_FOR_MODELS = (
     (0, b"version https://git-lfs", "is a Git LFS pointer, not the model itself: fetch it with 'git lfs pull'"),
@@ -90,10 +92,7 @@ def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """Every graph of a model: the main one, then the subgraphs of all nodes, functions included."""
     yield proto.graph
     for node in nodes(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+        yield from _bodies(node)
 
 
 def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -107,37 +106,54 @@ def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     while stack:
         node = stack.pop()
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                stack.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                stack.extend(graph.node)
+        for graph in _bodies(node):
+            stack.extend(graph.node)
 
 
-def initializers(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every dense initializer, in subgraphs too."""
-    for graph in graphs(proto):
-        yield from graph.initializer
+def _bodies(node: onnx.NodeProto) -> Sequence[onnx.GraphProto]:
+    """The graphs in a node's attributes. Types are asked, as all readers do: that takes half of the time."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind == _GRAPH:
+            found.append(attribute.g)
+        elif kind == _GRAPHS:
+            found.extend(attribute.graphs)
+    return found
 
 
-def attribute_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every dense tensor that is a node's attribute, such as the value of a Constant."""
+class Tensors(NamedTuple):
+    """Every tensor of a model, in subgraphs too: initializers and attributes, such as the value of a Constant."""
+
+    initializers: list[onnx.TensorProto]
+    attributes: list[onnx.TensorProto]
+    sparse: list[onnx.SparseTensorProto]
+
+    @property
+    def dense(self) -> list[onnx.TensorProto]:
+        """Initializers, then attributes."""
+        return [*self.initializers, *self.attributes]
+
+
+def tensors(proto: onnx.ModelProto) -> Tensors:
+    """All tensors, found in one walk."""
+    inside = [proto.graph]
+    attributes: list[onnx.TensorProto] = []
+    sparse: list[onnx.SparseTensorProto] = []
     for node in nodes(proto):
+        inside.extend(_bodies(node))
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-
-
-def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    """Every sparse tensor: initializers and attributes."""
-    for graph in graphs(proto):
-        yield from graph.sparse_initializer
-    for node in nodes(proto):
-        for attribute in node.attribute:
-            if attribute.HasField("sparse_tensor"):
-                yield attribute.sparse_tensor
-            yield from attribute.sparse_tensors
+            kind = attribute.type
+            if kind == _A.TENSOR and attribute.HasField("t"):
+                attributes.append(attribute.t)
+            elif kind == _A.TENSORS:
+                attributes.extend(attribute.tensors)
+            elif kind == _A.SPARSE_TENSOR and attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            elif kind == _A.SPARSE_TENSORS:
+                sparse.extend(attribute.sparse_tensors)
+    initializers = [tensor for graph in inside for tensor in graph.initializer]
+    return Tensors(initializers, attributes, [t for graph in inside for t in graph.sparse_initializer] + sparse)
 
 
 def default_opset(proto: onnx.ModelProto) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import onnx
@@ -36,26 +36,29 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
     Raises:
         ModelError: Names the model, and the node where there is one.
     """
-    for text in _texts(proto):
+    nodes = list(protobuf.nodes(proto))
+    for text in _texts(proto, nodes):
         if not isinstance(text, str):
             shown = bytes(text)[:40].decode(errors="backslashreplace")
             raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
-    for node in protobuf.nodes(proto):
-        where = _where(node, name)
+    for node in nodes:
         seen: set[str] = set()
         for attribute in node.attribute:
-            if not attribute.name or attribute.name in seen:
-                raise ModelError(f"{where} has the attribute '{attribute.name}' twice, or one without a name.")
-            seen.add(attribute.name)
+            called = attribute.name
+            if not called or called in seen:
+                raise ModelError(f"{_where(node, name)} has the attribute '{called}' twice, or one without a name.")
+            seen.add(called)
             if attribute.ref_attr_name:
                 continue
             field = _FIELDS.get(attribute.type)
             if field is None or (field in _HAVE_PRESENCE and not attribute.HasField(field)):
-                raise ModelError(f"{where} has the attribute '{attribute.name}' without a type or a value.")
+                raise ModelError(f"{_where(node, name)} has the attribute '{called}' without a type or a value.")
         if node.op_type == "Constant" and node.domain == "" and not (len(seen) == 1 and seen <= _CONSTANT):
-            raise ModelError(f"{where} has to hold one value, but its attributes are {sorted(seen) or 'none'}.")
+            listed = sorted(seen) or "none"
+            raise ModelError(f"{_where(node, name)} has to hold one value, but its attributes are {listed}.")
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    for node in protobuf.nodes_below(proto.graph.node):  # a local function has versions of its own
+    # A local function has versions of its own.
+    for node in protobuf.nodes_below(proto.graph.node) if proto.functions else nodes:
         if not node.op_type:
             raise ModelError(f"{_where(node, name)} names no operator.")
         if not node.output:
@@ -97,11 +100,10 @@ def check_tensors(proto: onnx.ModelProto, name: str) -> None:
     Raises:
         ModelError: Names the model and the tensor.
     """
-    for tensor in protobuf.initializers(proto):
-        if not tensor.name:
-            raise ModelError(f"'{name}' has an initializer without a name.")
-        _check_size(tensor, name)
-    for tensor in protobuf.attribute_tensors(proto):
+    found = protobuf.tensors(proto)
+    if not all(tensor.name for tensor in found.initializers):
+        raise ModelError(f"'{name}' has an initializer without a name.")
+    for tensor in found.dense:
         _check_size(tensor, name)
 
 
@@ -140,7 +142,7 @@ def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
     return elements, len(getattr(tensor, field))
 
 
-def _texts(proto: onnx.ModelProto) -> Iterator[str]:
+def _texts(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
     """Every text that readers take for a name, and every description."""
     yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
     yield from _entries(proto.metadata_props)
@@ -154,9 +156,9 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str]:
             yield from (value.name, value.doc_string, *_entries(value.metadata_props))
             if value.type.tensor_type.HasField("shape"):
                 yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    for tensor in (*protobuf.initializers(proto), *protobuf.attribute_tensors(proto)):
+    for tensor in protobuf.tensors(proto).dense:
         yield from (tensor.name, tensor.doc_string, *_entries(tensor.metadata_props), *_entries(tensor.external_data))
-    for node in protobuf.nodes(proto):
+    for node in nodes:
         yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
         yield from _entries(node.metadata_props)
         for attribute in node.attribute:

@@ -137,11 +137,13 @@ def _no_axis_empties(findings: Findings) -> None:
             if id(ids) in seen or not len(ids):
                 continue
             seen.add(id(ids))
-            if len(ids) > 1 and not findings.terms.bound[findings.terms.find(ids)].any():
-                roots = findings.terms.find(ids)
-                everywhere = roots[:1] if (roots == roots[0]).all() else roots[:0]
+            roots = findings.terms.find(ids)
+            if len(ids) > 1 and not np.count_nonzero(findings.terms.bound[roots]):
+                everywhere = roots[:1] if roots[0] == roots[-1] and (roots == roots[0]).all() else roots[:0]
             else:
                 _, atoms = findings.terms.members(ids)
+                if len(atoms) < len(ids):
+                    continue
                 used_atoms, counts = np.unique(atoms, return_counts=True)
                 everywhere = used_atoms[counts == len(ids)]
             if len(everywhere):

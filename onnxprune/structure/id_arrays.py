@@ -34,3 +34,11 @@ def homes_of(coordinates: Ids, atoms: Ids, shape: Sequence[int]) -> Ids:
 def distinct(ids: Ids) -> Ids:
     """The different ids, sorted, as from np.unique, which takes longer where they are sorted already."""
     return ids if bool((ids[1:] > ids[:-1]).all()) else np.unique(ids)
+
+
+def first_places(numbers: Ids) -> Ids | None:
+    """Where each number occurs first, in order; None where none occurs twice, which a plain sort tells sooner."""
+    ordered = np.sort(numbers)
+    if not np.count_nonzero(ordered[1:] == ordered[:-1]):
+        return None
+    return np.sort(np.unique(numbers, return_index=True)[1])

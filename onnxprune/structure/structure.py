@@ -95,37 +95,39 @@ class Structure:
     def groups(self) -> list[Group]:
         """Every family of atoms that has at least one weight, in the order of the model."""
         sites, members = self._sites()
-        family = _families(members, self.terms)
-        _, order = np.unique(np.concatenate([*members, np.zeros(0, np.int64)]), return_index=True)
-        names: dict[int, list[int]] = defaultdict(list)
-        everything = np.concatenate([*members, np.zeros(0, np.int64)])[np.sort(order)]
-        for atom, name in zip(everything.tolist(), family[everything].tolist(), strict=True):
-            names[name].append(atom)
-        places: dict[int, list[Site]] = defaultdict(list)
+        different = list({id(atoms): atoms for atoms in members}.values())  # the same array at most of the sites
+        family = _families(different, self.terms)
+        inside = {id(atoms): _first_seen(family[atoms]) for atoms in different}
+        places: dict[int, list[Site]] = {}  # of each family, in the order of the model
         for site, atoms in zip(sites, members, strict=True):
-            for name in np.unique(family[atoms]).tolist():
-                places[name].append(site)
+            for name in inside[id(atoms)]:
+                places.setdefault(name, []).append(site)
+        everything = np.unique(np.concatenate([*different, np.zeros(0, np.int64)]))
+        everything = everything[np.argsort(family[everything], kind="stable")]
+        names, starts = np.unique(family[everything], return_index=True)
+        atoms_of = dict(zip(names.tolist(), np.split(everything, starts[1:]), strict=bool(len(names))))
         groups = []
-        for name, atoms_ in names.items():
-            first = next((s for s in places[name] if s.value in self.weights), None)
+        for name, at in places.items():
+            first = next((s for s in at if s.value in self.weights), None)
             if first is not None:
-                reason = self.terms.reasons[int(self.terms.mixed[atoms_[0]])]
-                kind = kind_of(int(self.terms.tags[atoms_[0]]))
-                title = f"{first.value.name}[{first.axis}]"
-                groups.append(Group(title, kind, np.array(sorted(atoms_)), tuple(places[name]), reason))
+                atoms = atoms_of[name]
+                reason = self.terms.reasons[int(self.terms.mixed[atoms[0]])]
+                kind, title = kind_of(int(self.terms.tags[atoms[0]])), f"{first.value.name}[{first.axis}]"
+                groups.append(Group(title, kind, atoms, tuple(at), reason))
         return groups
 
     def _sites(self) -> tuple[list[Site], list[Ids]]:
-        """Return every axis of a constant that has removable atoms, with these, sorted."""
+        """Return every axis of a constant that has removable atoms, with these, sorted; equal ones are one array."""
         sites: list[Site] = []
         members: list[Ids] = []
+        same: dict[bytes, Ids] = {}
         for value in self.sources:
             for i, axis in enumerate(self.axes[value]):
                 for ids in parts(axis):
                     atoms = distinct(self.members(ids)[1])
                     if len(atoms):
                         sites.append(Site(value, i))
-                        members.append(atoms)
+                        members.append(same.setdefault(atoms.tobytes(), atoms))
         return sites, members
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
@@ -199,11 +201,29 @@ def _families(members: list[Ids], terms: Terms) -> Ids:
     """Return for each atom the number of its family: atoms of a family are in the same sites, with the same flags."""
     _, family = np.unique(terms.tags[: terms.count] * 2 + (terms.mixed[: terms.count] != 0), return_inverse=True)
     count = int(family.max(initial=0)) + 1
+    sizes = np.bincount(family, minlength=count).tolist()
     for atoms in members:
-        _, split = np.unique(family[atoms], return_inverse=True)
+        mine = family[atoms]
+        if bool((mine == mine[0]).all()):
+            if sizes[mine[0]] == len(atoms):
+                continue  # all of a family: nothing parts
+            names, split, inside = mine[:1], np.zeros(1, np.int64), np.array([len(mine)])
+        else:
+            names, split, inside = np.unique(mine, return_inverse=True, return_counts=True)
         family[atoms] = split + count
-        count += int(split.max()) + 1
+        for name, part in zip(names.tolist(), inside.tolist(), strict=True):
+            sizes[name] -= part
+            sizes.append(part)
+        count += len(names)
     return family
+
+
+def _first_seen(names: Ids) -> list[int]:
+    """Return the different numbers in the order in which they occur first."""
+    if bool((names == names[0]).all()):
+        return [int(names[0])]
+    different, at = np.unique(names, return_index=True)
+    return [int(n) for n in different[np.argsort(at)]]
 
 
 class Keep:

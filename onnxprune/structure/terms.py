@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.structure.id_arrays import distinct, homes_of
+from onnxprune.structure.id_arrays import distinct, first_places, homes_of
 
 Ids = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -205,7 +205,7 @@ class Terms:
         known = self._members.get(key)
         if known is None:
             rows, atoms = self._product_members(roots, np.flatnonzero(bound))
-            known = np.concatenate([np.flatnonzero(free), rows]), np.concatenate([roots[free], atoms])
+            known = np.concatenate([free.nonzero()[0], rows]), np.concatenate([roots[free], atoms])
             for part in known:
                 part.setflags(write=False)
             self._members[key] = known
@@ -218,7 +218,7 @@ class Terms:
         path, step = np.zeros(len(tops), np.int64), 1 << 62
         while len(tops):
             pair = self.paired[tops] & (step > 1)
-            triples.extend(self._many_members(rows[~pair], tops[~pair], path[~pair]))
+            triples.extend(() if pair.all() else self._many_members(rows[~pair], tops[~pair], path[~pair]))
             rows, tops, path, step = rows[pair], tops[pair], path[pair], step >> 1
             rows, path = np.tile(rows, 2), np.concatenate([path, path + step])
             tops = self.find(np.concatenate([self.first[tops], self.second[tops]]))
@@ -227,11 +227,11 @@ class Terms:
             triples.append((rows[free], tops[free], path[free]))
             rows, tops, path = rows[~plain], tops[~plain], path[~plain]
         out, atoms, path = (np.concatenate(part) for part in zip(*triples, strict=True))
-        order = np.argsort(path, kind="stable")
-        out, atoms = out[order], atoms[order]
-        _, once = np.unique(out * self.count + atoms, return_index=True)
-        once.sort()
-        return out[once], atoms[once]
+        if (path[1:] < path[:-1]).any():
+            order = np.argsort(path, kind="stable")
+            out, atoms = out[order], atoms[order]
+        once = first_places(out * self.count + atoms)
+        return (out, atoms) if once is None else (out[once], atoms[once])
 
     def _many_members(self, rows: Ids, tops: Ids, path: Ids) -> list[tuple[Ids, Ids, Ids]]:
         """Return (index, removable atom, place in the order) of products of any number of parts."""
