@@ -16,6 +16,7 @@ if importlib.util.find_spec("torch") is None:
 
 from onnxprune.bridge.export import reexport
 from onnxprune.bridge.interpreter import Mismatch, compare_with_runtime, intermediate_values
+from onnxprune.bridge.layout import channels_last
 from onnxprune.bridge.module import OnnxModule, to_torch
 from onnxprune.bridge.registry import op, supported_operators
 from onnxprune.bridge.writing import write_back
@@ -23,6 +24,7 @@ from onnxprune.bridge.writing import write_back
 __all__ = [
     "Mismatch",
     "OnnxModule",
+    "channels_last",
     "compare_with_runtime",
     "intermediate_values",
     "op",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from onnxprune.bridge import OnnxModule, to_torch, write_back
+from onnxprune.bridge import OnnxModule, channels_last, to_torch, write_back
 from onnxprune.bridge.dtypes import from_numpy
 from onnxprune.bridge.parameters import Role
 from onnxprune.recovery.places import Place
@@ -27,7 +27,7 @@ def module_of(part: ir.Model) -> tuple[OnnxModule, list[Parameter]]:
     """A model as a module in float32, and what is trained of it: not numbers that are stored in few bits."""
     view = part.clone()
     widen(view)
-    module = to_torch(view).eval()
+    module = channels_last(to_torch(view))
     kinds = {name: target.role for name, target in module.targets.items()}
     trained = []
     for name, parameter in module.named_parameters():

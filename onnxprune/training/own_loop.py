@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxprune import model_io
-from onnxprune.bridge import OnnxModule, to_torch, write_back
+from onnxprune.bridge import OnnxModule, channels_last, to_torch, write_back
 from onnxprune.bridge.module import ModelLike, load_ir
 from onnxprune.data.detection.decode import recognise
 from onnxprune.data.detection.heads import picture_size
@@ -69,7 +69,7 @@ class OwnLoop:
     ) -> None:
         self.model = load_ir(model)
         view, self._heads = training_view(self.model)
-        self.module: OnnxModule = to_torch(view)
+        self.module: OnnxModule = channels_last(to_torch(view))
         names = self.module.onnx_names
         trained = {names[name] for name, _ in self.module.named_parameters() if name in names}
         zeros = masks_of_zeros(self.model, dict.fromkeys(trained))

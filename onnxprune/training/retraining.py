@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from onnxprune.bridge import to_torch, write_back
+from onnxprune.bridge import channels_last, to_torch, write_back
 from onnxprune.data.detection.heads import Head as DetectorHead
 from onnxprune.data.detection.metric import head_of, of_detector
 from onnxprune.data.fit import (
@@ -131,7 +131,7 @@ def retrain(
     """
     settings, masks = settings or TrainSettings(), masks or {}
     view, heads = training_view(model, dropout_ratios(model, settings.dropout, masks, original or model))
-    module = to_torch(view)
+    module = channels_last(to_torch(view))
     first = first_run(module, heads, data, view)
     task = replace(
         _task(module, first, data, validation, settings, original or model),
@@ -195,7 +195,7 @@ def _sources(data: Data, validation: Data | None, settings: TrainSettings) -> tu
 def frozen_module(model: ir.Model) -> nn.Module:
     """The model's training view as a module that is only run."""
     view, _ = training_view(model)
-    return to_torch(view).requires_grad_(False).eval()
+    return channels_last(to_torch(view)).requires_grad_(False).eval()
 
 
 def teacher_of(original: ir.Model, source: Source, first: FirstRun) -> Teacher:

@@ -172,10 +172,17 @@ def round_half_even(x: torch.Tensor) -> torch.Tensor:
     return torch.round(x)
 
 
+def _between(x: torch.Tensor, low: float | None, high: float | None) -> torch.Tensor:
+    """`torch.clamp`; between two numbers as `hardtanh`, whose gradient is one kernel and not four."""
+    if x.is_floating_point() and low is not None and high is not None and low < high:
+        return torch.nn.functional.hardtanh(x, low, high)
+    return torch.clamp(x, low, high)
+
+
 @op("Clip", since=1, elementwise=True)
 def clip_6(x: torch.Tensor, min: float = -math.inf, max: float = math.inf) -> torch.Tensor:
     """Cut off at bounds given as attributes."""
-    return torch.clamp(x, min, max)
+    return _between(x, min, max)
 
 
 @op("Clip", since=11, scalar=(1, 2), elementwise=True)
@@ -187,7 +194,7 @@ def clip(
         bounds = [b.to(torch.int64) if isinstance(b, torch.Tensor) else b for b in (min, max)]
         return clip(x.to(torch.int64), *bounds).to(x.dtype)
     if not isinstance(min, torch.Tensor) and not isinstance(max, torch.Tensor):
-        return x if min is None and max is None else torch.clamp(x, min, max)
+        return x if min is None and max is None else _between(x, min, max)
     if min is not None:
         x = torch.clamp(x, min=min)
     return x if max is None else torch.clamp(x, max=max)
