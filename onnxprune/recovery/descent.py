@@ -25,7 +25,8 @@ LOWEST = RATES[0] / 4
 _FIRST, _SECOND = 0.9, 0.99
 _MEAN_OVER = 0.99  # of the running mean, at each step
 _WARMUP = 20
-LOOKS = 6
+LOOKS = 12
+_FRUITLESS = 1 / 6
 _MUCH_WORSE = 1.05
 
 
@@ -138,8 +139,15 @@ def descend(
 
     The states that are looked at are running means over the last steps (Polyak and Juditsky 1992): while the rate is
     high a state as it stands is off by the noise of its last steps, and tells little of where the training leads.
-    Where no state is better in the first third of the steps, or one is much worse, the training begins anew with a
-    third of the rate: a range test sees too few steps to tell every rate that is too high.
+    Where no state is better in the first sixth of the steps, or one is much worse, the training begins anew with a
+    third of the rate, for the steps that are left: a range test sees too few to tell every rate that is too high.
+
+    Args:
+        parameters: What is trained, changed in place.
+        loss_at: The loss of a step.
+        held: The error on held-back inputs, of the parameters as they are.
+        steps: Of all tries together.
+        rate: Of the first try.
 
     Returns:
         The error on held-back inputs before and after, and the rate of the last try.
@@ -159,9 +167,10 @@ def descend(
                     now = held()
                 if now < best:
                     best, kept = now, mean.numbers()
-                elif best == before and (3 * (step + 1) >= steps or now > _MUCH_WORSE * before):
+                elif best == before and (step + 1 >= _FRUITLESS * steps or now > _MUCH_WORSE * before):
                     break
-        if best < before or rate <= LOWEST:
+        steps -= walk.taken
+        if best < before or rate <= LOWEST or not steps:
             restore(parameters, kept)
             return before, best, rate
         restore(parameters, start)

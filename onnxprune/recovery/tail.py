@@ -8,7 +8,7 @@ others drawn from them. A step runs the end of the pruned network only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from onnxprune.runtime.stream.cursor import Program, Values, part_of
 from onnxprune.runtime.stream.cuts import Block
 from onnxprune.runtime.stream.effects import CLASSES
 from onnxprune.runtime.stream.gather import Batches
-from onnxprune.runtime.stream.store import Store
+from onnxprune.runtime.stream.store import SMALLEST, Store
 from onnxprune.training.detections import Detector, apart
 
 Array = npt.NDArray[Any]
@@ -121,8 +121,11 @@ class Tail:
         if not self._places and not self._kinds:
             self.parameters = []  # there is nothing to compare
         self._augment = augment
-        size = sum(a.nbytes for v in (self._held[0].read, self._held[0].dense) for a in v.values())
-        self.draws = 1 if augment is None else max(1, min(draws, ROOM // (size * len(nets.train))))
+        draws = 1 if augment is None else draws
+        self._stored: Callable[[Mapping[str, Array]], Values] = dict
+        if self._bytes_of_a_draw() * draws > ROOM:
+            self._stored = in_16_bits
+        self.draws = max(1, min(draws, ROOM // self._bytes_of_a_draw()))
         self._items: list[_Item] = []
 
     @property
@@ -157,7 +160,8 @@ class Tail:
                 feed = feeds[number]
                 if draw and self._augment is not None:
                     feed = self._augment(feed, np.random.default_rng((self._seed, draw, number)))
-                self._items.append(self._item(feed, number, self.draws * len(self._nets.train)))
+                together = self.draws * len(self._nets.train)
+                self._items.append(self._item(feed, number, together, self._stored))
             yield draw
 
     def loss_at(self, step: int) -> Tensor:
@@ -188,14 +192,22 @@ class Tail:
 
     # -- what it is made of
 
+    def _bytes_of_a_draw(self) -> int:
+        """Of all inputs drawn once, as they are stored."""
+        sides = (self._stored(side) for side in (self._held[0].read, self._held[0].dense))
+        return len(self._nets.train) * sum(array.nbytes for side in sides for array in side.values())
+
     def _given(self, feed: Mapping[str, Array]) -> Values:
         """What the end of the network may read: a batch, and what the leading blocks make of it."""
         return {**feed, **(self._lead(feed) if self._lead is not None else {})}
 
-    def _item(self, feed: Feeds, number: int, together: int) -> _Item:
+    def _item(
+        self, feed: Feeds, number: int, together: int, stored: Callable[[Mapping[str, Array]], Values] = dict
+    ) -> _Item:
         values = self._given(feed)
         read = {str(v.name): values[str(v.name)] for v in self._part.graph.inputs}
-        return _Item(number, self._store.kept(read, together), self._store.kept(self._dense(feed), together))
+        keep = (self._store.kept(stored(side), together) for side in (read, self._dense(feed)))
+        return _Item(number, *keep)
 
     @property
     def _scores_too(self) -> bool:
@@ -228,6 +240,18 @@ class Tail:
         pictures = tuple(np.asarray(array) for array in self._nets.samples.feeds[item.number].values())
         head = recognise(picture_size(pictures), [np.asarray(item.dense[name]) for name in outputs])
         return None if head is None or head.final else Detector(head, tuple(outputs))
+
+
+def in_16_bits(values: Mapping[str, Array]) -> Values:
+    """Large values in half of the room, but for those that float16 changes by over a thousandth of the largest."""
+    short = dict(values)
+    for name, array in values.items():
+        if array.dtype == np.float32 and array.nbytes >= SMALLEST:
+            with np.errstate(over="ignore"):
+                rounded = array.astype(np.float16)
+            if np.abs(rounded - array).max() <= 1e-3 * np.abs(array).max():
+                short[name] = rounded
+    return short
 
 
 def first_trained(nets: Pruning) -> int:

@@ -141,7 +141,20 @@ def test_a_rate_that_makes_things_much_worse_is_not_tried_for_long() -> None:
         return weight.sum()
 
     descend([weight], loss, lambda: 1.0 if not taken else 2.0, 60, 0.01)
-    assert taken[:11] == [*range(10), 0]  # after the first look anew, not after a third of the steps
+    assert taken[:6] == [*range(5), 0]  # after the first look anew, not after a sixth of the steps
+
+
+def test_all_tries_share_the_steps() -> None:
+    weight = torch.nn.Parameter(torch.ones(1, 1))
+    taken: list[int] = []
+
+    def loss(step: int) -> torch.Tensor:
+        taken.append(step)
+        return weight.sum()
+
+    descend([weight], loss, lambda: 1.0, 60, 0.01)
+    assert taken[:11] == [*range(10), 0]  # a sixth of the steps brought nothing
+    assert len(taken) <= 60
 
 
 def test_steps_are_relative_to_each_row() -> None:

@@ -184,7 +184,7 @@ def test_a_mask_of_the_length_that_inference_leaves_open_does_not_keep_a_network
 def test_sums_by_channel_are_those_of_the_whole_network(on_disk: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if on_disk:
         monkeypatch.setattr(store, "IN_MEMORY", 0)
-        monkeypatch.setattr(store, "_SMALLEST", 0)
+        monkeypatch.setattr(store, "SMALLEST", 0)
     model = causal()
     ids = np.random.default_rng(0).integers(0, 20, (10, 7))
     feeds = Batches.of(model, {"ids": ids}, 4).feeds

@@ -142,6 +142,33 @@ def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.Monkey
     assert Tail(nets, augment, 3, 0).draws == 1
 
 
+def test_pictures_are_stored_in_16_bits_where_there_is_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 3, 16, 16)) + rng.standard_normal((64, 3, 1, 1))).astype(np.float32)
+    dense = network(PICTURES, PICTURE_SHAPES)
+    pruned, kept = cut(dense.clone(), "w1", 0, [0, 3])
+    nets = pair(dense, pruned, kept, x)
+    augment = augmentation(dense, nets.samples.feeds[0])
+    monkeypatch.setattr(tail, "SMALLEST", 0)
+    losses = []
+    whole = Tail(nets, augment, 3, 0)
+    monkeypatch.setattr(tail, "ROOM", int(0.6 * 3 * whole._bytes_of_a_draw()))
+    for end in (whole, Tail(nets, augment, 3, 0)):
+        assert list(end.draw()) == [0, 1, 2]
+        losses.append(float(end.loss_at(4).detach()))
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_values_that_float16_cannot_hold_stay_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "SMALLEST", 0)
+    values = {"fits": np.array([1.0, 1e-3]), "large": np.array([1e5, 1.0]), "tiny": np.array([1e-7, 3e-7])}
+    short = tail.in_16_bits({name: array.astype(np.float32) for name, array in values.items()})
+    assert {name: array.dtype.name for name, array in short.items()} == {
+        "fits": "float16", "large": "float32", "tiny": "float32",
+    }  # fmt: skip
+
+
 def test_layers_get_back_the_dense_numbers_that_are_left() -> None:
     """In the pruned network's coordinates: behind the layer its BatchNormalization was trained to twice the scale."""
     text = """<ir_version: 8, opset_import: ["": 13]>

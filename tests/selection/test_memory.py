@@ -53,7 +53,7 @@ def test_memory_does_not_grow_with_the_layers(
     choose: Callable[[list[Weight]], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allocation, "_SCORES_IN_MEMORY", 0)
-    monkeypatch.setattr("onnxprune.runtime.stream.store._SMALLEST", 0)
+    monkeypatch.setattr("onnxprune.runtime.stream.store.SMALLEST", 0)
     few, many = peak(choose, chain(LAYERS // 8)), peak(choose, chain(LAYERS))
     float32 = 4 * LAYERS * WIDTH * WIDTH
     assert many - few < float32 / 4, f"{LAYERS} layers take {many / few:.1f} times the memory of {LAYERS // 8}"
@@ -63,7 +63,7 @@ def test_shares_of_scores_on_disk_are_those_of_scores_in_memory(monkeypatch: pyt
     weights = chain(4)
     expected = allocation.ALLOCATIONS["lamp"](weights, 0.6)
     monkeypatch.setattr(allocation, "_SCORES_IN_MEMORY", 0)
-    monkeypatch.setattr("onnxprune.runtime.stream.store._SMALLEST", 0)
+    monkeypatch.setattr("onnxprune.runtime.stream.store.SMALLEST", 0)
     assert allocation.ALLOCATIONS["lamp"](weights, 0.6) == expected
 
 

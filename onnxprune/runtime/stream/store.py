@@ -17,7 +17,7 @@ IN_MEMORY = 1 << 30
 """Bytes of the values that are kept together; more are kept on disk."""
 
 
-_SMALLEST = 1 << 18
+SMALLEST = 1 << 18
 """Bytes of an array that is worth a file."""
 
 
@@ -52,7 +52,7 @@ class Store:
         return self._on_disk(array)
 
     def _on_disk(self, array: Array) -> Array:
-        if array.nbytes < _SMALLEST or array.dtype == object:
+        if array.nbytes < SMALLEST or array.dtype == object:
             return array
         if self._folder is None:
             folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
