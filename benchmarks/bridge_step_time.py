@@ -1,8 +1,10 @@
-"""What a training step costs through the bridge: ResNet-18 and LeNet-5 at batch 64 against native PyTorch.
+"""What a training step costs through the bridge: ResNet-18, LeNet-5 and inverted residuals against native PyTorch.
 
-The same network is run as its own nn.Module and as `to_torch` of its ONNX export, alternating step by step in one
-process: forward, cross-entropy, backward, SGD with momentum. The figure is the median of the ratios of neighbouring
-steps. `torch.compile` of the bridge's module is run on both, and its output compared.
+The same network is run as its own nn.Module, as `to_torch` of its ONNX export, and as that with its channels last, as
+training uses it. The three take turns step by step in one process: forward, cross-entropy, backward, SGD with momentum.
+The figures are medians of the ratios of neighbouring steps to native ones. The inverted residuals are those of
+MobileNetV2 and cut off by `torch.clamp`, whose gradient is four kernels. `torch.compile` of the bridge's module is
+run on all, and its output compared.
 
     python benchmarks/bridge_step_time.py [--steps 40] [--device cpu] [--threads 1]
 
@@ -25,7 +27,7 @@ import onnx
 import torch
 from torch import nn
 
-from onnxprune.bridge import to_torch
+from onnxprune.bridge import channels_last, to_torch
 
 RESULT = Path(__file__).parent / "results" / "bridge_step_time.json"
 BATCH = 64
@@ -80,6 +82,35 @@ class ResNet18(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
 
 
+class InvertedResidual(nn.Module):
+    """1x1, depthwise 3x3 and 1x1 convolutions, cut off between 0 and 6 (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = 6 * inputs
+        self.expand, self.depth = nn.Conv2d(inputs, wide, 1), nn.Conv2d(wide, wide, 3, stride, 1, groups=wide)
+        self.project, self.adds = nn.Conv2d(wide, outputs, 1), stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W)."""
+        inner = torch.clamp(self.depth(torch.clamp(self.expand(x), 0, 6)), 0, 6)
+        return x + self.project(inner) if self.adds else self.project(inner)
+
+
+class InvertedResiduals(nn.Module):
+    """A stack with the widths of MobileNetV2, one block for two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [(32, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 1)]
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.blocks, self.head = nn.Sequential(*(InvertedResidual(*w) for w in widths)), nn.Linear(96, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, 1000)."""
+        return self.head(nn.functional.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
+
+
 def export(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     """The network as ONNX with BatchNormalization left as it is."""
     buffer = io.BytesIO()
@@ -110,29 +141,32 @@ class Stepper:
 
 
 def measure(network: nn.Module, x: torch.Tensor, steps: int) -> dict[str, Any]:
-    """Seconds a step of both, and the median of the ratios of neighbouring steps."""
+    """Seconds a step, and the medians of the ratios of neighbouring steps."""
     y = torch.randint(10, (len(x),), device=x.device)
-    module = to_torch(export(network.eval(), x.cpu())).to(x.device)
+    graph = export(network.eval(), x.cpu())
+    module, last = to_torch(graph).to(x.device), channels_last(to_torch(graph)).to(x.device)
     network = network.to(x.device)
     with torch.no_grad():
         difference = float((network.eval()(x) - module.eval()(x)).abs().max())
         compiled = torch.compile(module, fullgraph=True)
         compiled_difference = float((compiled(x) - module(x)).abs().max())
-    native, bridged = Stepper(network, x, y), Stepper(module, x, y)
-    for stepper in (native, bridged, native, bridged):
+    steppers = [Stepper(each, x, y) for each in (network, module, last)]
+    for stepper in steppers * 2:
         stepper()
     gc.disable()
-    times: list[tuple[float, float]] = []
-    for step in range(steps):  # the order changes, so that neither always comes second
-        pair = (native(), bridged()) if step % 2 == 0 else tuple(reversed((bridged(), native())))
-        times.append((pair[0], pair[1]))
+    times: list[list[float]] = []
+    for step in range(steps):  # the order changes, so that none always comes first
+        order = [(step + i) % 3 for i in range(3)]
+        taken = {i: steppers[i]() for i in order}
+        times.append([taken[i] for i in range(3)])
     gc.enable()
-    ratios = sorted(ours / theirs for theirs, ours in times)
+    ratios = sorted(bridged / native for native, bridged, _ in times)
     return {
-        "native_s": statistics.median(theirs for theirs, _ in times),
-        "bridge_s": statistics.median(ours for _, ours in times),
+        "native_s": statistics.median(native for native, _, _ in times),
+        "bridge_s": statistics.median(bridged for _, bridged, _ in times),
         "ratio": statistics.median(ratios),
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "channels_last_ratio": statistics.median(laid / native for native, _, laid in times),
         "steps": steps,
         "largest_output_difference": difference,
         "compile": {"full_graph": True, "largest_output_difference": compiled_difference},
@@ -140,7 +174,7 @@ def measure(network: nn.Module, x: torch.Tensor, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both networks and write the result."""
+    """Measure the networks and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cpu")
@@ -160,6 +194,9 @@ def main() -> None:
         "torch": torch.__version__,
         "lenet5": measure(LeNet5(), torch.randn(BATCH, 1, 28, 28, device=device), arguments.steps * 10),
         "resnet18": measure(ResNet18(), torch.randn(BATCH, 3, 64, 64, device=device), arguments.steps),
+        "inverted residuals": measure(
+            InvertedResiduals(), torch.randn(BATCH, 3, 96, 96, device=device), arguments.steps
+        ),
     }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

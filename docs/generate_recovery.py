@@ -53,7 +53,7 @@ Where channels of such a value are gone, those that are left are compared. What 
   the end of the pruned network alone.
 - Inputs are drawn again where the only one is a picture: crops, mirror images and mixtures of two pictures where the
   dense network minds mirror images little, else small warps and mixtures where it minds these little. That is done 4
-  times, 20 with `--effort high`, and less where 4 GB do not hold them.
+  times, 20 with `--effort high`. Where 4 GB do not hold them, they are stored in 16 bits, and then fewer are drawn.
 - Scores of classes are trained, too, at temperature 3 (Hinton et al. 2015), where inputs show what counts: nine of ten
   that are held back have a class that others show. Elsewhere what brings the scores nearer ruins them on other classes.
   There the layers behind the last cut are put back to the dense numbers that are left. Then they are fitted by ridge
@@ -61,10 +61,10 @@ Where channels of such a value are gone, those that are left are compared. What 
   outputs by squares on the scale of each part.
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
   For a block the rate is half of the best of a short range test. The whole begins at .003, since a few steps favour a
-  rate that is too low for thousands. Where a third of the steps brings nothing on held-back inputs, or a look shows 5 %
-  more error, it begins anew with a third of the rate. What is looked at is the running mean of the last steps
-  (Polyak and Juditsky 1992).
-- The whole takes as many steps as 4.6e11 multiply-adds allow, with `--effort high` 1.1e13: at least 200 and at most
+  rate that is too low for thousands. Where a sixth of the steps brings nothing on held-back inputs, or a look shows 5 %
+  more error, it begins anew with a third of the rate, for the steps that are left. What is looked at is the running
+  mean of the last steps (Polyak and Juditsky 1992).
+- The whole takes as many steps as 4.6e11 multiply-adds allow, with `--effort high` 1e13: at least 200 and at most
   1,200 and 4,800.
 - One sample of eight is held back from all of this, and from the closed forms before it. A fit lowers the error on the
   samples that it saw far more than on others: on MobileNetV2 at half of the work, .66 and 1.07 of the variance of the
