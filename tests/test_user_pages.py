@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -67,9 +69,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run_commands(page: str, folder: Path) -> None:
-    variables = environment(folder)
     found = [command for block in blocks(page, "console") for command in commands_of(block)]
     assert len(found) >= 3 and all(command.startswith("onnxprune ") for command in found)
+    run_each(found, folder)
+
+
+def run_each(found: Sequence[str], folder: Path) -> None:
+    variables = environment(folder)
     for command in found:
         done = subprocess.run(command, shell=True, cwd=folder, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
@@ -101,6 +107,26 @@ def test_a_page_is_a_complete_path(page: str, tmp_path: Path) -> None:
     if how.make is not None:
         how.make(tmp_path)
     run_commands(page, tmp_path)
+
+
+@pytest.mark.zoo  # not for its models, for its time
+def test_every_block_of_the_page_on_speech_runs_in_its_place(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'onnxprune[trainers]'")
+    make_speech(tmp_path)
+    for made_up in ("features.npz", "decoder.npz"):
+        (tmp_path / made_up).unlink()
+    text = (ROOT / "docs" / "howto" / "speech.md").read_text(encoding="utf-8")
+    whole, short = "WhisperFeatureExtractor()", "WhisperFeatureExtractor(chunk_length=1)"  # the stand-in hears a second
+    assert whole in text
+    steps: list[str] = []
+    for language, block in re.findall(r"```(console|python)\n(.*?)```", text.replace(whole, short), flags=re.S):
+        if language == "console":
+            steps += commands_of(block)
+        else:
+            steps.append(f"{shlex.quote(sys.executable)} -W ignore -c {shlex.quote(declarations() + block)}")
+    run_each(steps, tmp_path)
+    assert np.load(tmp_path / "features.npz")["input_features"].shape == (16, 80, 100)
+    assert np.load(tmp_path / "decoder.npz")["encoder_hidden_states"].shape == (16, 50, 32)
 
 
 def test_every_flag_that_a_page_names_is_a_flag() -> None:

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 class SpeechEncoder(nn.Module):
     """Whisper's: two convolutions along the sound, places, and layers of attention with LayerNorm in front."""
 
-    def __init__(self, width: int = 32, heads: int = 4, frames: int = 64) -> None:
+    def __init__(self, width: int = 32, heads: int = 4, frames: int = 100) -> None:
         super().__init__()
         self.first, self.second = nn.Conv1d(80, width, 3, padding=1), nn.Conv1d(width, width, 3, 2, 1)
         self.places = nn.Parameter(torch.randn(frames // 2, width) / 10)
@@ -187,8 +187,8 @@ def make_speech(folder: Path) -> None:
     torch.manual_seed(0)
     encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
     if not encoder.exists():
-        _export(SpeechEncoder(), {"input_features": torch.zeros(1, 80, 64)}, encoder, {0: "batch"})
-        given = {"input_ids": torch.zeros(1, 8, dtype=torch.long), "encoder_hidden_states": torch.zeros(1, 32, 32)}
+        _export(SpeechEncoder(), {"input_features": torch.zeros(1, 80, 100)}, encoder, {0: "batch"})
+        given = {"input_ids": torch.zeros(1, 8, dtype=torch.long), "encoder_hidden_states": torch.zeros(1, 50, 32)}
         _export(SpeechDecoder(), given, decoder, {0: "batch"})
     frames, (places, width) = _extents(encoder, "input_features")[-1], _extents(decoder, "encoder_hidden_states")[1:]
     np.savez(folder / "features.npz", input_features=_numbers(16, 80, frames or 3000))
