@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
 GROUPED = {**SMALL, "num_key_value_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1,
            "mlp_only_layers": []}  # fmt: skip
-WIDE: dict[str, Any] = {"hidden_size": 128, "head_dim": 16, "intermediate_size": 192}  # kernels of rotary heads take 16
+WIDE: dict[str, Any] = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}  # 16 at a time can go
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {

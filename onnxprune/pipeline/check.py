@@ -25,8 +25,9 @@ from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_mas
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.change import changes_of, sentence, worst
+from onnxprune.verification.comparable import seeded
 from onnxprune.verification.notebook import in_notebook
-from onnxprune.verification.proof import Differs, Proof, other_inputs, prove, seeded
+from onnxprune.verification.proof import Differs, Proof, other_inputs, prove
 
 _NO_TWIN = "only inputs, outputs and weights of equal shape were compared. Give --record to prove removed == masked"
 _FLOAT = "Verify the pruned float model to prove removed == masked"

@@ -18,7 +18,8 @@ from onnxprune.graph.narrowing import Narrowed, free_caches, narrow_caches
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.runtime_settings import interface_of
 from onnxprune.runtime.session import run
-from onnxprune.verification.proof import TOLERANCE, seeded
+from onnxprune.verification.comparable import comparable
+from onnxprune.verification.proof import TOLERANCE
 from onnxprune.verification.verdict import Verdict, measure_latency
 
 
@@ -70,7 +71,7 @@ def _measured(
 ) -> Verdict:
     """The verdict of the narrow model: that it computes what the wide one does, its size and its latency."""
     batches = runtime.working_inputs(wide, seed=seed, count=2)
-    sessions = [runtime.make_session(seeded(model), error=VerificationError) for model in (wide, narrow)]
+    sessions = [runtime.make_session(comparable(model), error=VerificationError) for model in (wide, narrow)]
     types = {value.dtype for value in wide.graph.outputs if value.dtype is not None}
     limit = max((TOLERANCE.get(dtype, 1e-5) for dtype in types), default=1e-5)
     for feeds in batches:

@@ -38,6 +38,7 @@ FAMILIES = (
     "fused",
     "rotary",
     "attention",
+    "grouped",
     "quantised",
     "packed",
     "experts",

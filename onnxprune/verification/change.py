@@ -17,7 +17,8 @@ from onnxprune import runtime
 from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime import Feeds
-from onnxprune.verification.proof import other_inputs, says_nothing, seeded
+from onnxprune.verification.comparable import seeded
+from onnxprune.verification.proof import other_inputs, says_nothing
 
 Outputs = Mapping[str, Any]
 

@@ -8,7 +8,6 @@ are tried; then both models are compared in front of what hides the difference, 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,9 +20,9 @@ from onnxprune.errors import DataError, ModelError, OnnxPruneError, Verification
 from onnxprune.graph.bounded import ROUNDING, bounded_outputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
-from onnxprune.model_io.bodies import nodes_of
 from onnxprune.runtime import Feeds
 from onnxprune.runtime.other_branch import other_branch
+from onnxprune.verification.comparable import comparable
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """Largest difference between removed and masked, relative to the largest output; 1e-4 for all other types."""
@@ -101,7 +100,7 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
         VerificationError: The pruned model does not load or run.
         DataError: No inputs are found that the masked twin runs with.
     """
-    original, masked, pruned = (seeded(model) for model in (original, masked, pruned))
+    original, masked, pruned = (comparable(model) for model in (original, masked, pruned))
     best: Proof | None = None
     for feeds in _candidates(original, masked, seed):
         proof = replace(_compare(original, masked, pruned, feeds), batches=tuple(feeds))
@@ -382,19 +381,3 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
             by_name[name].dtype = by_name[name].dtype or ir.DataType.FLOAT
             copy.graph.outputs.append(by_name[name])
     return copy
-
-
-def seeded(model: ir.Model) -> ir.Model:
-    """Return a model whose random operators draw the same numbers at every run: itself, or a copy with seeds."""
-    if not any(_draws(node) for node in nodes_of(model.graph)):
-        return model
-    copy = model.clone()
-    for node in nodes_of(copy.graph):
-        if _draws(node):  # by name: two forms of a model have not the same number of nodes
-            number = zlib.crc32(str(node.outputs[0].name).encode()) % (1 << 20)
-            node.attributes["seed"] = ir.AttrFloat32("seed", float(number))
-    return copy
-
-
-def _draws(node: ir.Node) -> bool:
-    return operator_of(node).random and node.op_type != "Dropout"

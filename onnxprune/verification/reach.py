@@ -20,7 +20,7 @@ from onnxprune.runtime import Feeds
 from onnxprune.structure.masking import masked_values, zeroed_units
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.verification.proof import seeded
+from onnxprune.verification.comparable import seeded
 
 _MOST_RUNS, _MOST_SECONDS = 256, 3.0
 _LARGE = 256 << 20  # bytes of constants that are not handed over at every run

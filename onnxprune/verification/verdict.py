@@ -18,9 +18,9 @@ from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
 from onnxprune.verification.change import changes_of, worst
+from onnxprune.verification.comparable import seeded
 from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
 from onnxprune.verification.notebook import in_notebook
-from onnxprune.verification.proof import seeded
 
 _ROUNDS = 15
 _LARGE = 512 << 20  # bytes

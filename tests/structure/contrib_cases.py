@@ -88,6 +88,17 @@ def _attention() -> None:
     _case("packed", operator, {"q": _reals(2, 3, 160), "k": None, "v": None, **lengths}, ["y", "pk2", "pv2"], **heads)
     turned = {**grouped, "cos": _reals(10, 8), "sin": _reals(10, 8)}
     _case("rotary", operator, turned, ["y", "pk2", "pv2"], **heads, do_rotary=1)
+    thrice = {"q": _reals(2, 3, 144), "k": _reals(2, 3, 48), "v": _reals(2, 3, 48), **lengths}  # sizes of 24
+    _case("size in steps", operator, thrice, ["y", "pk2", "pv2"], **heads)
+    _case("packed, size in steps", operator, {"q": _reals(2, 3, 240), "k": None, "v": None, **lengths},
+          ["y", "pk2", "pv2"], **heads)  # fmt: skip
+    wide = {"q": _reals(2, 3, 288), "k": _reals(2, 3, 96), "v": _reals(2, 3, 96), **lengths}  # sizes of 48
+    for interleaved in (0, 1):
+        turned = {**wide, "cos": _reals(10, 24), "sin": _reals(10, 24)}
+        _case(f"rotary, size in steps, interleaved {interleaved}", operator, turned, ["y", "pk2", "pv2"], **heads,
+              do_rotary=1, rotary_interleaved=interleaved, scale=0.2)  # fmt: skip
+    part = {**wide, "cos": _reals(10, 16), "sin": _reals(10, 16)}
+    _case("part turns, size in steps", operator, part, ["y", "pk2", "pv2"], **heads, do_rotary=1)
 
 
 @_family

@@ -14,7 +14,8 @@ import onnxprune
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.pipeline.run import prune
 from onnxprune.verification.change import change_of_output
-from onnxprune.verification.proof import prove, seeded
+from onnxprune.verification.comparable import comparable, seeded
+from onnxprune.verification.proof import prove
 
 WEIGHTS = {"w1": random(8, 32), "w2": random(32, 4)}
 
@@ -83,6 +84,21 @@ def test_random_operators_are_compared_under_one_seed() -> None:
     model = network("n = RandomNormalLike(z) y = Add(z, n)")
     assert prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3)).difference == 0
     assert seeded(model) is not model and seeded(network("y = Identity(z)")) is not None
+
+
+def test_kernels_that_round_activations_do_not_jump() -> None:
+    """Halves between two steps of 8 bits: one fall of the last bit, as by another order of a sum, is a whole step."""
+    rng = np.random.default_rng(0)
+    steps = np.append(rng.integers(-99, 99, 31) + 0.5, 127).astype(np.float32)
+    arrays = {"steps": steps[None], "little": np.float32(10.1), "scales": np.full(4, 0.1, np.float32),
+              "w": rng.integers(0, 256, (4, 1, 16)).astype(np.uint8), "w1": random(8, 4)}  # fmt: skip
+    end = """p = com.microsoft.MatMulNBits <K = 32, N = 4, bits = 4, block_size = 32, accuracy_level = 4> (z, w, scales)
+        h = MatMul(x, w1) y = Add(h, p)"""
+    there = f"up = Add(steps, little) z = Sub(up, little) {end}"
+    texts = [f"g (float[N,8] x) => (float[N,4] y) {{ {text} }}" for text in (there, f"z = Identity(steps) {end}")]
+    masked, pruned = (graph(text, arrays, domains=', "com.microsoft" : 1') for text in texts)
+    assert seeded(masked) is masked and comparable(masked) is not masked
+    assert prove(masked, masked, pruned).difference < 1e-6
 
 
 def test_the_limit_follows_the_models_own_rounding() -> None:

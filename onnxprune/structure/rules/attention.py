@@ -21,7 +21,7 @@ from onnxprune.structure.rules.contraction import contract
 from onnxprune.structure.terms import Bools, Ids
 from onnxprune.structure.view import RuleMismatch, View
 
-_POSITIONS = "positions in a sequence have a meaning"
+POSITIONS = "positions in a sequence have a meaning"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,26 +49,26 @@ def packed(view: View, ids: Ids, heads: int, zero: bool, place: tuple[int, int])
     return Heads(head, size, (zero, zero), place)
 
 
-def _operand(view: View, i: int, heads: int) -> Heads:
+def operand(view: View, i: int, heads: int) -> Heads:
     """Read input ``i``: [batch, sequence, heads x size] or [batch, heads, sequence, size]."""
     x = view.need(i)
     if view.rank(x) == 3:
-        view.pin(view.axis(x, 1), _POSITIONS)
+        view.pin(view.axis(x, 1), POSITIONS)
         return packed(view, view.ids(x, 2), heads, view.zero(x)[2], (i, 2))
     if view.rank(x) != 4:
         raise RuleMismatch("an operand has neither three nor four axes")
-    view.pin(view.axis(x, 2), _POSITIONS)
+    view.pin(view.axis(x, 2), POSITIONS)
     return Heads(view.ids(x, 1), view.ids(x, 3), (view.zero(x)[1], view.zero(x)[3]), (i, 3))
 
 
-def _with_past(view: View, one: Heads, i: int) -> Heads:
+def with_past(view: View, one: Heads, i: int) -> Heads:
     """Tie a cache [batch, heads, sequence, size] to what is appended to it."""
     past = view.x(i)
     if past is None:
         return one
     view.unify(one.heads, view.axis(past, 1))
     view.unify(one.size, view.axis(past, 3))
-    view.pin(view.axis(past, 2), _POSITIONS)
+    view.pin(view.axis(past, 2), POSITIONS)
     zero = view.zero(past)
     return replace(one, zero=(one.zero[0] and zero[1], one.zero[1] and zero[3]))
 
@@ -90,7 +90,7 @@ def attend(view: View, q: Heads, k: Heads, v: Heads) -> tuple[bool, bool]:
     return v.zero[0] and groups == 1, v.zero[1]
 
 
-def _tie_mask(view: View, i: int, heads: Ids) -> None:
+def tie_mask(view: View, i: int, heads: Ids) -> None:
     """A mask [..., heads or 1, queries, keys] broadcasts against the scores."""
     mask = view.x(i)
     if mask is None:
@@ -100,10 +100,10 @@ def _tie_mask(view: View, i: int, heads: Ids) -> None:
         if axis == rank - 3 and view.shape(mask)[axis] not in (None, 1):
             view.unify(heads, view.axis(mask, axis))
         elif view.shape(mask)[axis] != 1:
-            view.pin(view.axis(mask, axis), _POSITIONS)
+            view.pin(view.axis(mask, axis), POSITIONS)
 
 
-def _pin_batch(view: View, *operands: int) -> Axis:
+def pin_batch(view: View, *operands: int) -> Axis:
     """Pin the leading axis of all operands; return that of the first."""
     values = [v for i in operands if (v := view.x(i)) is not None]
     for value in values:
@@ -111,36 +111,36 @@ def _pin_batch(view: View, *operands: int) -> Axis:
     return view.axis(values[0], 0)
 
 
-def _pin_all(view: View, *operands: int) -> None:
+def pin_all(view: View, *operands: int) -> None:
     for i in operands:
         value = view.x(i)
         for axis in view.axes(value) if value is not None else ():
             view.pin(axis, "it holds lengths or positions")
 
 
-def _give_output(view: View, batch: Axis, heads: Ids, size: Ids, zero: tuple[bool, bool]) -> None:
+def give_output(view: View, batch: Axis, heads: Ids, size: Ids, zero: tuple[bool, bool]) -> None:
     out = view.out()
     if out is None or view.facts.shape(out) is None:
         return
     if view.rank(out) == 4:
-        axes = [batch, heads, view.still_axis(out, 2, _POSITIONS), size]
+        axes = [batch, heads, view.still_axis(out, 2, POSITIONS), size]
         view.give(out, axes, [False, zero[0], False, zero[1]])
     else:
-        axes = [batch, view.still_axis(out, 1, _POSITIONS), view.terms.product([heads, size])]
+        axes = [batch, view.still_axis(out, 1, POSITIONS), view.terms.product([heads, size])]
         view.give(out, axes, [False, False, zero[0] and zero[1]])
 
 
-def _give_cache(view: View, i: int, batch: Axis, one: Heads) -> None:
+def give_cache(view: View, i: int, batch: Axis, one: Heads) -> None:
     out = view.out(i)
     if out is not None and view.facts.shape(out) is not None:
-        axes = [batch, one.heads, view.still_axis(out, 2, _POSITIONS), one.size]
+        axes = [batch, one.heads, view.still_axis(out, 2, POSITIONS), one.size]
         view.give(out, axes, [False, one.zero[0], False, one.zero[1]])
 
 
-def _give_scores(view: View, i: int, batch: Axis, heads: Ids) -> None:
+def give_scores(view: View, i: int, batch: Axis, heads: Ids) -> None:
     out = view.out(i)
     if out is not None and view.facts.shape(out) is not None:
-        fixed = [view.still_axis(out, axis, _POSITIONS) for axis in (2, 3)]
+        fixed = [view.still_axis(out, axis, POSITIONS) for axis in (2, 3)]
         view.give(out, [batch, heads, *fixed], [False] * 4)
 
 
@@ -150,17 +150,17 @@ def _give_scores(view: View, i: int, batch: Axis, heads: Ids) -> None:
 @rule("Attention")
 def attention(view: View) -> None:
     """Q, K, V, mask, past key, past value, lengths -> Y, present key, present value, scores."""
-    q = _operand(view, 0, view.int_attr("q_num_heads", 0))
-    k = _with_past(view, _operand(view, 1, view.int_attr("kv_num_heads", 0)), 4)
-    v = _with_past(view, _operand(view, 2, view.int_attr("kv_num_heads", 0)), 5)
-    batch = _pin_batch(view, 0, 1, 2, 4, 5)
+    q = operand(view, 0, view.int_attr("q_num_heads", 0))
+    k = with_past(view, operand(view, 1, view.int_attr("kv_num_heads", 0)), 4)
+    v = with_past(view, operand(view, 2, view.int_attr("kv_num_heads", 0)), 5)
+    batch = pin_batch(view, 0, 1, 2, 4, 5)
     zero = attend(view, q, k, v)
-    _tie_mask(view, 3, q.heads)
-    _pin_all(view, 6)
-    _give_output(view, batch, q.heads, v.size, zero)
-    _give_cache(view, 1, batch, k)
-    _give_cache(view, 2, batch, v)
-    _give_scores(view, 3, batch, q.heads)
+    tie_mask(view, 3, q.heads)
+    pin_all(view, 6)
+    give_output(view, batch, q.heads, v.size, zero)
+    give_cache(view, 1, batch, k)
+    give_cache(view, 2, batch, v)
+    give_scores(view, 3, batch, q.heads)
 
 
 @rewriter("Attention")
@@ -169,20 +169,20 @@ def rewrite_attention(rw: Rewriter, node: ir.Node) -> None:
     q = node.inputs[0]
     assert q is not None
     if len(rw.facts.shape(q) or ()) == 4:
-        _keep_scale(rw, node, rw.flags(q, 3))
+        keep_scale(rw, node, rw.flags(q, 3))
         return
     for name, i in (("q_num_heads", 0), ("kv_num_heads", 1)):
-        flags = _by_head(rw.flags(node.inputs[i], 2), node.attributes.get_int(name, 1))
+        flags = by_head(rw.flags(node.inputs[i], 2), node.attributes.get_int(name, 1))
         rw.set_attribute(node, name, int(flags.any(axis=1).sum()))
         if i == 0:
-            _keep_scale(rw, node, flags.any(axis=0))
+            keep_scale(rw, node, flags.any(axis=0))
 
 
-def _by_head(flags: Bools, heads: int) -> Bools:
+def by_head(flags: Bools, heads: int) -> Bools:
     return flags.reshape(heads, -1)
 
 
-def _keep_scale(rw: Rewriter, node: ir.Node, size: Bools | np.bool_) -> None:
+def keep_scale(rw: Rewriter, node: ir.Node, size: Bools | np.bool_) -> None:
     """Write 1/sqrt(original head size) where positions go and no scale is written yet."""
     if not size.all() and not node.attributes.get_float("scale", 0.0):
         rw.set_attribute(node, "scale", 1 / math.sqrt(size.size))
@@ -196,18 +196,18 @@ def multi_head_attention(view: View) -> None:
     """Query, key, value, bias, padding mask, score bias, past key, past value, ... -> output, presents, scores."""
     if view.x(1) is None or view.x(2) is None:
         raise RuleMismatch("it holds queries, keys and values side by side")
-    q, k, v = _biased(view, 3, [_operand(view, i, view.int_attr("num_heads", 0)) for i in range(3)])
+    q, k, v = _biased(view, 3, [operand(view, i, view.int_attr("num_heads", 0)) for i in range(3)])
     if view.x(6) is not None or view.rank(view.need(1)) == 4:
         view.unify(k.size, v.size)
-    k, v = _with_past(view, k, 6), _with_past(view, v, 7)
-    batch = _pin_batch(view, 0, 1, 2, 6, 7)
+    k, v = with_past(view, k, 6), with_past(view, v, 7)
+    batch = pin_batch(view, 0, 1, 2, 6, 7)
     zero = attend(view, q, k, v)
-    _tie_mask(view, 5, q.heads)
-    _pin_all(view, 4, 8, 9)
-    _give_output(view, batch, q.heads, v.size, zero)
-    _give_cache(view, 1, batch, k)
-    _give_cache(view, 2, batch, v)
-    _give_scores(view, 3, batch, q.heads)
+    tie_mask(view, 5, q.heads)
+    pin_all(view, 4, 8, 9)
+    give_output(view, batch, q.heads, v.size, zero)
+    give_cache(view, 1, batch, k)
+    give_cache(view, 2, batch, v)
+    give_scores(view, 3, batch, q.heads)
 
 
 def _biased(view: View, i: int, operands: list[Heads]) -> list[Heads]:
@@ -228,9 +228,9 @@ def _biased(view: View, i: int, operands: list[Heads]) -> list[Heads]:
 @rewriter("com.microsoft::MultiHeadAttention")
 def rewrite_multi_head(rw: Rewriter, node: ir.Node) -> None:
     """Count the heads that are left; keep the scale."""
-    flags = _by_head(rw.flags(node.inputs[0], 2), node.attributes["num_heads"].as_int())
+    flags = by_head(rw.flags(node.inputs[0], 2), node.attributes["num_heads"].as_int())
     rw.set_attribute(node, "num_heads", int(flags.any(axis=1).sum()))
-    _keep_scale(rw, node, flags.any(axis=0))
+    keep_scale(rw, node, flags.any(axis=0))
 
 
 # -- com.microsoft::Attention ---------------------------------------------------------------------------------------
@@ -254,25 +254,25 @@ def packed_attention(view: View) -> None:
     for width in _widths(view.node, len(ids)):
         operands.append(packed(view, ids[start : start + width], view.int_attr("num_heads", 1), zero, (1, 1)))
         start += width
-    view.pin(view.axis(x, 1), _POSITIONS)
+    view.pin(view.axis(x, 1), POSITIONS)
     q, k, v = _biased(view, 2, operands)
     past, present = view.x(4), view.out(1)
     if past is not None or present is not None:
         view.unify(k.size, v.size)
     if past is not None:
         for axis in (0, 1, 3):
-            view.pin(view.axis(past, axis), "it holds keys and values side by side" if axis == 0 else _POSITIONS)
+            view.pin(view.axis(past, axis), "it holds keys and values side by side" if axis == 0 else POSITIONS)
         view.unify(k.heads, view.axis(past, 2))
         view.unify(k.size, view.axis(past, 4))
         past_zero = (view.zero(past)[2], view.zero(past)[4])
         k, v = (replace(one, zero=(one.zero[0] and past_zero[0], one.zero[1] and past_zero[1])) for one in (k, v))
     result = attend(view, q, k, v)
-    _pin_all(view, 3, 6)
-    _tie_mask(view, 5, q.heads)
-    batch = _pin_batch(view, 0)
-    _give_output(view, batch, q.heads, v.size, result)
+    pin_all(view, 3, 6)
+    tie_mask(view, 5, q.heads)
+    batch = pin_batch(view, 0)
+    give_output(view, batch, q.heads, v.size, result)
     if present is not None and view.facts.shape(present) is not None:
-        fixed = [view.still_axis(present, axis, _POSITIONS) for axis in (0, 3)]
+        fixed = [view.still_axis(present, axis, POSITIONS) for axis in (0, 3)]
         axes = [fixed[0], batch, k.heads, fixed[1], k.size]
         view.give(present, axes, [False] * 5)
 
@@ -284,65 +284,11 @@ def rewrite_packed_attention(rw: Rewriter, node: ir.Node) -> None:
     widths, heads, start = _widths(node, len(flags)), node.attributes["num_heads"].as_int(), 0
     kept = []
     for width in widths:
-        kept.append(_by_head(flags[start : start + width], heads))
+        kept.append(by_head(flags[start : start + width], heads))
         start += width
     rw.set_attribute(node, "num_heads", int(kept[0].any(axis=1).sum()))
     rw.set_attribute(node, "qkv_hidden_sizes", [int(k.sum()) for k in kept])
-    _keep_scale(rw, node, kept[0].any(axis=0))
-
-
-# -- com.microsoft::GroupQueryAttention -----------------------------------------------------------------------------
-
-
-def _grouped_operands(view: View) -> list[Heads]:
-    heads, kv = view.int_attr("num_heads", 0), view.int_attr("kv_num_heads", 0)
-    if view.x(1) is not None:
-        return [_operand(view, 0, heads), _operand(view, 1, kv), _operand(view, 2, kv)]
-    x = view.need(0)
-    view.pin(view.axis(x, 1), _POSITIONS)
-    ids, zero = view.ids(x, 2), view.zero(x)[2]
-    size, left = divmod(len(ids), heads + 2 * kv)
-    if left:
-        raise RuleMismatch("its width cannot be divided by its heads")
-    cuts = [0, heads * size, (heads + kv) * size, len(ids)]
-    numbers = (heads, kv, kv)
-    return [packed(view, ids[a:b], n, zero, (0, 2)) for a, b, n in zip(cuts, cuts[1:], numbers, strict=False)]
-
-
-@rule("com.microsoft::GroupQueryAttention")
-def group_query_attention(view: View) -> None:
-    """Query, key, value, pasts, lengths, cos, sin, positions, bias, sink, scales, norms -> output, presents."""
-    if any(view.x(i) is not None for i in (12, 13)):
-        raise RuleMismatch("its cache is quantised")
-    q, k, v = _grouped_operands(view)
-    k, v = _with_past(view, k, 3), _with_past(view, v, 4)
-    batch = _pin_batch(view, 0, 1, 2, 3, 4)
-    for one in (q, k, v):
-        view.pin(one.size, "its head size has to stay a multiple of 8")
-    zero = attend(view, q, k, v)
-    _pin_all(view, 5, 6, 7, 8, 9, 14, 15, 16)  # norms run over each head, whose size stays
-    _tie_mask(view, 10, q.heads)
-    sink = view.x(11)
-    if sink is not None:
-        view.unify(q.heads, view.axis(sink, 0))
-    _give_output(view, batch, q.heads, v.size, zero)
-    _give_cache(view, 1, batch, k)
-    _give_cache(view, 2, batch, v)
-    _give_scores(view, 3, batch, q.heads)
-
-
-@rewriter("com.microsoft::GroupQueryAttention")
-def rewrite_group_query(rw: Rewriter, node: ir.Node) -> None:
-    """Count the heads that are left."""
-    heads, kv = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-    flags = rw.flags(node.inputs[0], 2)
-    if node.inputs[1] is None:
-        size = len(flags) // (heads + 2 * kv)
-        queries, keys = flags[: heads * size], flags[heads * size : (heads + kv) * size]
-    else:
-        queries, keys = flags, rw.flags(node.inputs[1], 2)
-    rw.set_attribute(node, "num_heads", int(_by_head(queries, heads).any(axis=1).sum()))
-    rw.set_attribute(node, "kv_num_heads", int(_by_head(keys, kv).any(axis=1).sum()))
+    keep_scale(rw, node, kept[0].any(axis=0))
 
 
 # -- LinearAttention ------------------------------------------------------------------------------------------------
@@ -358,8 +304,8 @@ def linear_attention(view: View) -> None:
     if view.int_attr("state_window", 0):
         raise RuleMismatch("it keeps a window of states")
     heads, kv = view.int_attr("q_num_heads", 0), view.int_attr("kv_num_heads", 0)
-    q, k, v = _operand(view, 0, heads), _operand(view, 1, kv), _operand(view, 2, kv)
-    batch = _pin_batch(view, 0, 1, 2, 3, 4, 5)
+    q, k, v = operand(view, 0, heads), operand(view, 1, kv), operand(view, 2, kv)
+    batch = pin_batch(view, 0, 1, 2, 3, 4, 5)
     past, state_zero = view.x(3), (True, True, True)
     if past is not None:
         for ids, axis in ((k.heads, 1), (k.size, 2), (v.size, 3)):
@@ -370,7 +316,7 @@ def linear_attention(view: View) -> None:
     delta = "delta" in view.node.attributes.get_string("update_rule", "gated_delta")
     zero = attend(view, replace(q, zero=(False, False)) if delta else q, k, v)
     _tie_gates(view, k, (4, 5))
-    _give_output(view, batch, q.heads, v.size, zero)
+    give_output(view, batch, q.heads, v.size, zero)
     state = view.out(1)
     if state is not None and view.facts.shape(state) is not None:
         view.give(state, [batch, k.heads, k.size, v.size], [False, k.zero[0] or v.zero[0], k.zero[1], v.zero[1]])
@@ -382,7 +328,7 @@ def _tie_gates(view: View, k: Heads, operands: Sequence[int]) -> None:
         gate = view.x(i)
         if gate is None:
             continue
-        view.pin(view.axis(gate, 1), _POSITIONS)
+        view.pin(view.axis(gate, 1), POSITIONS)
         width = view.shape(gate)[2]
         if width == len(k.heads) * len(k.size):
             view.unify(view.terms.product([k.heads, k.size]), view.axis(gate, 2))
@@ -394,7 +340,7 @@ def _tie_gates(view: View, k: Heads, operands: Sequence[int]) -> None:
 def rewrite_linear_attention(rw: Rewriter, node: ir.Node) -> None:
     """Count the heads that are left; keep the scale."""
     for name, i in (("q_num_heads", 0), ("kv_num_heads", 1)):
-        flags = _by_head(rw.flags(node.inputs[i], 2), node.attributes[name].as_int())
+        flags = by_head(rw.flags(node.inputs[i], 2), node.attributes[name].as_int())
         rw.set_attribute(node, name, int(flags.any(axis=1).sum()))
         if i == 0:
-            _keep_scale(rw, node, flags.any(axis=0))
+            keep_scale(rw, node, flags.any(axis=0))
