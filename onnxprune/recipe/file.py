@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.text_files import read_text, write_whole
 from onnxprune.recipe.fields import AMOUNTS, SYNTHETIC
-from onnxprune.recipe.recipe import Recipe, make_recipe
+from onnxprune.recipe.recipe import Recipe, in_words, make_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -164,12 +164,10 @@ def _check(
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if name in written:  # one that is missing may still come from a flag or a preset
-                message = str(problem["msg"]).removeprefix("Value error, ")
-                value = f" (not {_shortened(problem['input'])})"
                 inner = _keys(fields[name], problem["loc"][1:])
                 where = _where(path, text, inner[-1] if inner else written[name])
                 key = ".".join([written[name], *inner])
-                raise RecipeError(f"{where}: {key}: {message[:1].lower()}{message[1:]}{value}") from None
+                raise RecipeError(f"{where}: {key}: {in_words(problem, _shortened(problem['input']))}") from None
     if "preset" in settings:
         try:
             preset(_text(path, text, settings["preset"], "preset"))

@@ -115,12 +115,26 @@ def make_recipe(**settings: Any) -> Recipe:
 def sentence(error: ValidationError) -> str:
     """The first thing that is wrong, under the name of its flag."""
     first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
-        return message
+        return str(first["msg"]).removeprefix("Value error, ")
     scalar = not isinstance(first["input"], (Mapping, BaseModel))
-    value = f" (not {first['input']!r})" if scalar and first["type"] not in ("missing", "extra_forbidden") else ""
-    return f"{_flag_at(first['loc'])}: {message[:1].lower()}{message[1:]}{value}"
+    shown = repr(first["input"]) if scalar and first["type"] not in ("missing", "extra_forbidden") else ""
+    return f"{_flag_at(first['loc'])}: {in_words(first, shown)}"
+
+
+def in_words(problem: Mapping[str, Any], shown: str) -> str:
+    """What pydantic says of a value, in plain words, with the value where the words do not hold it."""
+    plain = _PLAIN.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+    value = f" (not {shown})" if shown and shown not in plain else ""
+    return f"{plain[:1].lower()}{plain[1:]}{value}"
+
+
+_PLAIN = {
+    "float_parsing": "it has to be a number",
+    "int_parsing": "it has to be a whole number",
+    "bool_parsing": "it has to be true or false",
+}
+"""Words for what pydantic says of texts that it cannot read, by its type."""
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {

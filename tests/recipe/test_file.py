@@ -32,6 +32,8 @@ def test_keys_are_flags_with_or_without_dashes(tmp_path: Path) -> None:
     [
         ("sparsity = 0.5\n\nfloor = 0\n", "line 3: floor: "),
         ('structure = "channels"\nsparsity = 1.5\n', "line 2: sparsity: .*less than 1"),
+        ("sparsity = 'half'\n", r"line 1: sparsity: it has to be a number \(not 'half'\)"),
+        ("structure = 'cubes'\nsparsity = 0.5\n", r"line 1: structure: there is no structure 'cubes': .*\+weights$"),
         ("sparsity = 0.5\nkinds = ['cubes']\n", "line 2: kinds: there are no units called 'cubes'"),
         ("sparsity = 0.5\nrequire = ['speed>2']\n", "line 2: require: there is no figure 'speed'"),
         ("sparsity = 0.5\nallow-inexact = 'perhaps'\n", "line 2: allow-inexact: "),
