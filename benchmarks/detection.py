@@ -15,6 +15,7 @@ import argparse
 import datetime
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,16 @@ def _export(network: Any, path: Path) -> None:
     )  # fmt: skip
 
 
-def measure(work: Path) -> None:
-    """Cut the detector in each way that is missing in the results."""
+def measure(work: Path, shares: Sequence[float] = SHARES, ways: Sequence[str] = tuple(WAYS)) -> None:
+    """Cut the detector in each of these ways that is missing in the results."""
     import onnxprune
     from onnxprune import model_io
 
     detector, data = work / "detector.onnx", shapes.write(work / "data")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"entries": []}
-    for share in SHARES:
-        for way, settings in WAYS.items():
+    for share in shares:
+        for way in ways:
+            settings = WAYS[way]
             if any((entry["way"], entry["work"]) == (way, share) for entry in results["entries"]):
                 continue
             start = time.process_time()
@@ -133,6 +135,7 @@ def measure(work: Path) -> None:
             entry = {
                 "way": way,
                 "work": share,
+                "work_left": round((verdict.after.macs or 0) / (verdict.before.macs or 1), 3),
                 "map": round(100 * verdict.metric.after, 2),
                 "parameters": round(verdict.after.parameters / verdict.before.parameters, 3),
                 "latency": None if verdict.latency_ratio is None else round(verdict.latency_ratio, 3),
@@ -150,12 +153,14 @@ def main() -> None:
     parser.add_argument("command", choices=("train", "measure"))
     parser.add_argument("--work", type=Path, default=Path("build/detection"))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the work that is left")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.command == "train":
         train(arguments.work, arguments.epochs)
     else:
-        measure(arguments.work)
+        measure(arguments.work, arguments.shares, arguments.ways)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def _torch_pruning(path: Path, cost: Cost, inputs: Inputs, module: Any) -> Made:
         torch_pruning.pruner.BasePruner(
             network, pictures[:1], importance, pruning_ratio=ratio, global_pruning=True, ignored_layers=heads
         ).step()
-        return exported(_re_estimated(network, pictures), pictures[:1], name)
+        return exported(re_estimated(network, pictures), pictures[:1], name)
 
     return Made(at_work(cut, macs_of(model), cost.amount))
 
@@ -204,7 +204,7 @@ def with_weights(network: Any, model: ir.Model) -> Any:
     return network.eval()
 
 
-def _re_estimated(network: Any, pictures: Any) -> Any:
+def re_estimated(network: Any, pictures: Any) -> Any:
     """The module with the statistics of its BatchNorms taken anew, as the mean over the inputs."""
     import torch
 
