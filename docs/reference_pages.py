@@ -159,7 +159,7 @@ def _bridge() -> str:
     from onnxprune import bridge, training  # the one part that needs PyTorch
 
     sections = {
-        "The module": ("", bridge, ("to_torch", "OnnxModule")),
+        "The module": ("", bridge, ("to_torch", "OnnxModule", "channels_last")),
         "Masks": (
             "A mask is an array of bool by the name of an initializer: True where a weight stays. They are in "
             "`onnxprune.training`, with `OwnLoop`, which holds them for you "
