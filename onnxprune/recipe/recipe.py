@@ -124,7 +124,8 @@ def sentence(error: ValidationError) -> str:
 
 def in_words(problem: Mapping[str, Any], shown: str) -> str:
     """What pydantic says of a value, in plain words, with the value where the words do not hold it."""
-    plain = _PLAIN.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+    plain = _PLAIN.get(problem["type"], "").format(**problem.get("ctx", {}))
+    plain = plain or str(problem["msg"]).removeprefix("Value error, ")
     value = f" (not {shown})" if shown and shown not in plain else ""
     return f"{plain[:1].lower()}{plain[1:]}{value}"
 
@@ -133,8 +134,12 @@ _PLAIN = {
     "float_parsing": "it has to be a number",
     "int_parsing": "it has to be a whole number",
     "bool_parsing": "it has to be true or false",
+    "less_than": "it has to be less than {lt:g}",
+    "less_than_equal": "it has to be at most {le:g}",
+    "greater_than": "it has to be more than {gt:g}",
+    "greater_than_equal": "it has to be at least {ge:g}",
 }
-"""Words for what pydantic says of texts that it cannot read, by its type."""
+"""Words for what pydantic says of texts that it cannot read and of numbers out of bounds, by its type."""
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {

@@ -31,7 +31,7 @@ def test_keys_are_flags_with_or_without_dashes(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("sparsity = 0.5\n\nfloor = 0\n", "line 3: floor: "),
-        ('structure = "channels"\nsparsity = 1.5\n', "line 2: sparsity: .*less than 1"),
+        ('structure = "channels"\nsparsity = 1.5\n', "line 2: sparsity: it has to be less than 1"),
         ("sparsity = 'half'\n", r"line 1: sparsity: it has to be a number \(not 'half'\)"),
         ("structure = 'cubes'\nsparsity = 0.5\n", r"line 1: structure: there is no structure 'cubes': .*\+weights$"),
         ("sparsity = 0.5\nkinds = ['cubes']\n", "line 2: kinds: there are no units called 'cubes'"),
