@@ -62,7 +62,7 @@ Where channels of such a value are gone, those that are left are compared. What 
 - Steps are relative to the root mean square of each row of a weight, so that a folded BatchNormalization does no harm.
   For a block the rate is half of the best of a short range test. The whole begins at .003, since a few steps favour a
   rate that is too low for thousands. Where a sixth of the steps brings nothing on held-back inputs, or a look shows 5 %
-  more error, it begins anew with a third of the rate, for the steps that are left. What is looked at is the running
+  more error, it begins anew with a third of the rate. All tries share the steps. What is looked at is the running
   mean of the last steps (Polyak and Juditsky 1992).
 - The whole takes as many steps as 4.6e11 multiply-adds allow, with `--effort high` 1e13: at least 200 and at most
   1,200 and 4,800.
