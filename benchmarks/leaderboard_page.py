@@ -29,7 +29,8 @@ original with the same units zeroed, relative to the largest output. It is taken
 onnxprune shows it.
 
 Written by `python benchmarks/leaderboard.py` ({date}; {versions}).
-A row without figures says why. A run goes on where the last one ended; what the page lacks is not measured yet.
+A row without figures says why. A run goes on where the last one ended: rows of earlier runs stay as they were measured,
+and what the page lacks is not measured yet.
 """
 
 
