@@ -103,6 +103,7 @@ REASONS = {
     ),
     "77999accc438": "Gram matrices of layers that read the same rows are one, whose sums are added in another order",
     "f7284620bf96": "the last group under a budget may end at a multiple of 4, and the search ends more finely",
+    "816d7daf36c3": "training lays convolutions out with their channels last, which adds sums in another order",
 }
 """Why the outputs of some pairs changed at a commit: same_bytes_causes.json says which pairs and commits these are."""
 
