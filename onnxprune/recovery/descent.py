@@ -26,7 +26,7 @@ _FIRST, _SECOND = 0.9, 0.99
 _MEAN_OVER = 0.99  # of the running mean, at each step
 _WARMUP = 20
 LOOKS = 12
-_FRUITLESS = 1 / 6
+_FRUITLESS = 1 / 6  # of the steps: a try without a better state ends there
 _MUCH_WORSE = 1.05
 
 

@@ -13,7 +13,7 @@ import torch
 from onnxprune.recovery import recover, tail
 from onnxprune.recovery.alignment import LEAST_STEPS, Alignment, steps_within
 from onnxprune.recovery.outputs import Outputs
-from onnxprune.recovery.pictures import augmentation
+from onnxprune.recovery.pictures import Augment, augmentation
 from onnxprune.recovery.places import compared_at
 from onnxprune.recovery.reconstruct import State, as_before_pruning
 from onnxprune.recovery.tail import Pruning, Tail, first_trained
@@ -126,7 +126,8 @@ def test_scores_come_nearer_where_they_are_trained(monkeypatch: pytest.MonkeyPat
     assert trained < 0.9 * far()
 
 
-def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def of_pictures() -> tuple[Pruning, Augment]:
+    """A network that sees pictures, before and after a cut, and what draws others."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((64, 3, 16, 16)) + rng.standard_normal((64, 3, 1, 1))).astype(np.float32)
     dense = network(PICTURES, PICTURE_SHAPES)
@@ -134,6 +135,11 @@ def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.Monkey
     nets = pair(dense, pruned, kept, x)
     augment = augmentation(dense, nets.samples.feeds[0])
     assert augment is not None
+    return nets, augment
+
+
+def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, augment = of_pictures()
     end = Tail(nets, augment, 3, 0)
     assert list(end.draw()) == [0, 1, 2]
     losses = {round(float(end.loss_at(step).detach()), 6) for step in range(3 * len(nets.train))}
@@ -143,12 +149,7 @@ def test_pictures_are_drawn_as_often_as_there_is_room(monkeypatch: pytest.Monkey
 
 
 def test_pictures_are_stored_in_16_bits_where_there_is_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    x = (rng.standard_normal((64, 3, 16, 16)) + rng.standard_normal((64, 3, 1, 1))).astype(np.float32)
-    dense = network(PICTURES, PICTURE_SHAPES)
-    pruned, kept = cut(dense.clone(), "w1", 0, [0, 3])
-    nets = pair(dense, pruned, kept, x)
-    augment = augmentation(dense, nets.samples.feeds[0])
+    nets, augment = of_pictures()
     monkeypatch.setattr(tail, "SMALLEST", 0)
     losses = []
     whole = Tail(nets, augment, 3, 0)
