@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 import onnxprune
+from onnxprune.cli.words import usage
 from onnxprune.model_io import atomic
 
 _OURS = Path(onnxprune.__file__).parent.resolve()
@@ -32,8 +33,7 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError):  # of a name that the file system refuses; what reads and writes has own sentences
         return f"'{str(error.filename)[:200]}': {error.strerror or error}"
     if hasattr(error, "format_message"):  # a flag that Typer could not read; without arguments, the help
-        message = str(error.format_message())
-        return f"{message} (onnxprune --help tells more)" if message else "give a model (onnxprune --help tells more)"
+        return usage(error)
     if os.environ.get("ONNXPRUNE_TRACEBACK"):
         raise error
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from onnxprune.cli.invocation import Invocation
+from onnxprune.cli.words import number
 from onnxprune.errors import RecipeError
 from onnxprune.recipe.fields import AMOUNTS
 from onnxprune.recipe.file import preset, save
@@ -82,12 +82,6 @@ def _is_read(field: FieldInfo) -> bool:
     """Whether the settings read a text: 0.5x."""
     inner = [part for arm in get_args(field.annotation) if get_origin(arm) is Annotated for part in get_args(arm)]
     return any(isinstance(part, BeforeValidator) for part in (*field.metadata, *inner))
-
-
-def _is_numbers(field: FieldInfo) -> bool:
-    """Whether the setting is a row of numbers, written with commas (or 224x224)."""
-    plain = _plain_type(field)
-    return get_origin(plain) is tuple and _arms(get_args(plain)[0])[0] not in (str, Path)
 
 
 def _settings() -> Iterator[Setting]:
@@ -166,8 +160,6 @@ def _arguments(ctx: typer.Context, told: Mapping[str, Any]) -> dict[str, Any]:
         if setting.parameter not in told or setting.section == _INVOCATION or setting.name in AMOUNTS:
             continue
         value = told[setting.parameter]
-        if _is_numbers(setting.field):
-            value = re.split(r"[,x]", value)
         if setting.section == "retrain" and not retrains:
             raise RecipeError(f"{setting.spelling}: only with --retrain")
         if setting.section:
@@ -206,6 +198,7 @@ def _annotation(setting: Setting) -> Any:
         rich_help_panel=flag.subject,
         callback=_apply_preset if setting.name == "preset" else None,
         is_eager=setting.name == "preset",
+        **number(value_type),
     )
     return Annotated[list[str] | None if value_type is list else value_type | None, option]
 
@@ -223,6 +216,7 @@ def option(parameter: str, *, rare: bool = False) -> Any:
         help=_help(setting.field),
         show_default=_default(setting) is not False,
         rich_help_panel=setting.flag.subject if rare else None,
+        **number(_type(setting)),
     )
 
 
@@ -259,7 +253,7 @@ def _type(setting: Setting) -> Any:
     if setting.section == "" and setting.name in SECTIONS:
         return bool
     if get_origin(value_type) is tuple:
-        return str if setting.flag.commas or _is_numbers(setting.field) else list
+        return str if setting.flag.commas or _is_read(setting.field) else list
     return value_type if value_type in (bool, int, float, Path) and not _is_read(setting.field) else str
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxprune.cli.commands import ABOUT
-from onnxprune.cli.flags import LISTS_OF_PATHS, PATHS, put_tables
+from onnxprune.cli.flags import LISTS_OF_PATHS, PATHS, SETTINGS, put_tables
 from onnxprune.cli.outputs import RECIPE_FILE
 from onnxprune.recipe.file import read
 
@@ -37,7 +37,8 @@ def run(
     group: Any = ctx.parent.command
     command = group.get_command(ctx.parent, "prune")
     options = {p.name: p for p in command.params}
-    content = read(recipe, flags=options, paths=PATHS, lists=LISTS_OF_PATHS)
+    fields = {setting.parameter: setting.field for setting in SETTINGS}
+    content = read(recipe, flags=fields, paths=PATHS, lists=LISTS_OF_PATHS)
     put_tables(ctx, content.settings)
     defaults = {name: _as_flag(options[name], value) for name, value in content.settings.items() if name in options}
     with command.make_context("prune", list(ctx.args), parent=ctx.parent, default_map=defaults) as inner:

@@ -35,7 +35,8 @@ _MASKS = ("[MASK]", "<mask>")
 
 
 def check_text(settings: DataSettings, references: Iterable[object]) -> None:
-    """Refuse texts without a tokenizer, a tokenizer without texts, and both where the package is not installed.
+    """Refuse texts without a tokenizer, a tokenizer without texts, both where the package is not installed, and the
+    column of a table without one.
 
     Raises:
         RecipeError: The sentence names the flag.
@@ -49,6 +50,8 @@ def check_text(settings: DataSettings, references: Iterable[object]) -> None:
     told = [flag for flag, value in settable.items() if value is not None]
     if told and not texts and not tables:
         raise RecipeError(f"{told[0]} says how text is read, and no data are a .txt, .jsonl or .csv file.")
+    if settings.target is not None and not tables:
+        raise RecipeError("--target-column says how a table is read, and no data are a .csv file.")
     if settings.tokenizer is not None:
         _require_tokenizers()
 

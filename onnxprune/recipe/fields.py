@@ -63,7 +63,7 @@ _TURNS, _DEPLOY, _RUN = Flag(TURNS), Flag("Deploy"), Flag("Run")
 class Fields(BaseModel):
     """What a run does to a model, field by field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sparsity: Annotated[Gone, Flag("How much", "Share of the weights that goes: 0.5 or 50%.", short="-s", shown="")] = (
         Field(

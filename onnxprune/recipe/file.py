@@ -17,14 +17,16 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.text_files import read_text, write_whole
 from onnxprune.recipe.fields import AMOUNTS, SYNTHETIC
-from onnxprune.recipe.recipe import Recipe, in_words, make_recipe
+from onnxprune.recipe.flag import flag_of
+from onnxprune.recipe.recipe import Recipe, in_words, make_recipe, of_one_value
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by aim. ``safe`` writes nothing that costs more than 0.01 of the metric, so it needs ``--eval-data``."""
 
+_FINITE = ConfigDict(allow_inf_nan=False)
 _MOST_SHOWN = 80  # characters of a wrong value
 
 
@@ -80,13 +83,17 @@ def preset(name: str | None, beside: Mapping[str, Any] | None = None) -> Mapping
 
 
 def read(
-    path: str | Path, *, flags: Collection[str] = (), paths: Collection[str] = (), lists: Collection[str] = ()
+    path: str | Path,
+    *,
+    flags: Mapping[str, FieldInfo] | None = None,
+    paths: Collection[str] = (),
+    lists: Collection[str] = (),
 ) -> RecipeFile:
     """Read a recipe file.
 
     Args:
         path: The file.
-        flags: What it may say beside the fields of `Recipe`.
+        flags: What it may say beside the fields of `Recipe`, and the field that each sets.
         paths: Those of them that are paths.
         lists: Those of these that may be several.
 
@@ -106,14 +113,18 @@ def read(
         raise RecipeError(f"the recipe '{path}' is no TOML: {error}") from None
     written = {key.replace("-", "_"): key for key in content}
     settings = {name: content[key] for name, key in written.items()}
-    _check(path, text, settings, written, flags)
+    for name in {*lists} & {*settings}:
+        if isinstance(settings[name], str):
+            settings[name] = [settings[name]]
+    _check(path, text, settings, written, flags or {})
     folder = path.parent.resolve()
-    for name in paths:
-        if name in settings:
-            value, key = settings[name], written[name]
-            many = isinstance(value, list) and name in lists
-            parts = [_from_folder(folder, _text(path, text, part, key)) for part in (value if many else [value])]
-            settings[name] = parts if name in lists else parts[0]
+    for name in {*paths} & {*settings}:
+        named = settings[name] if name in lists else [settings[name]]
+        if "" in named:
+            key = written[name]
+            raise RecipeError(f"{_where(path, text, key)}: {key}: it has to be the name of a file or folder (not '')")
+        parts = [_from_folder(folder, part) for part in named]
+        settings[name] = parts if name in lists else parts[0]
     return RecipeFile(path, settings)
 
 
@@ -151,28 +162,61 @@ def _relative(value: Any, folder: Path) -> Any:
 
 
 def _check(
-    path: Path, text: str, settings: Mapping[str, Any], written: Mapping[str, str], flags: Collection[str]
+    path: Path, text: str, settings: Mapping[str, Any], written: Mapping[str, str], flags: Mapping[str, FieldInfo]
 ) -> None:
-    """Check the names of all keys, and the values of those that are fields of `Recipe`."""
+    """Check the names and values of all keys."""
+    known = {**flags, **Recipe.model_fields}
     for name, key in written.items():
-        if name not in Recipe.model_fields and name not in flags:
+        if name not in known:
             raise RecipeError(f"{_where(path, text, key)}: there is no setting {_shortened(key)}")
+        wrong = _wrong(known[name], settings[name], alone=name not in Recipe.model_fields)
+        if wrong:
+            raise RecipeError(f"{_where(path, text, key)}: {key}: {wrong}")
     fields = {name: value for name, value in settings.items() if name in Recipe.model_fields}
     try:
         Recipe.model_validate(fields)
     except ValidationError as error:
-        for problem in error.errors():
+        problems = error.errors()
+        for number, problem in enumerate(problems):
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if name in written:  # one that is missing may still come from a flag or a preset
                 inner = _keys(fields[name], problem["loc"][1:])
-                where = _where(path, text, inner[-1] if inner else written[name])
+                where = _where(path, text, *reversed(inner), written[name])
                 key = ".".join([written[name], *inner])
-                raise RecipeError(f"{where}: {key}: {in_words(problem, _shortened(problem['input']))}") from None
+                wrong = in_words(of_one_value(problems[number:]), _shortened(problem["input"]))
+                raise RecipeError(f"{where}: {key}: {wrong}") from None
     if "preset" in settings:
         try:
-            preset(_text(path, text, settings["preset"], "preset"))
+            preset(settings["preset"])
         except RecipeError as error:
             raise RecipeError(f"{_where(path, text, 'preset')}: {error}") from None
+
+
+def _wrong(field: FieldInfo, value: Any, *, alone: bool) -> str:
+    """What is wrong with the value of a key; empty where nothing is, or where the whole recipe is to tell.
+
+    Args:
+        field: The field that the key sets.
+        value: The value.
+        alone: Whether it is checked here, and not with the recipe.
+    """
+    flag = flag_of(field)
+    if flag is not None and flag.switch:
+        return "" if isinstance(value, bool) else f"it has to be true or false (not {_shortened(value)})"
+    if isinstance(value, bool) and _is_number(field.annotation):
+        return f"it has to be a number (not {str(value).lower()})"  # for pydantic, true is 1
+    if not alone:
+        return ""
+    try:
+        kind: Any = Annotated[field.annotation, field]
+        TypeAdapter(kind, config=_FINITE).validate_python(value)
+    except ValidationError as error:
+        return in_words(of_one_value(error.errors()), _shortened(value))
+    return ""
+
+
+def _is_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_is_number(part) for part in get_args(annotation))
 
 
 def _keys(value: Any, place: Sequence[int | str]) -> list[str]:
@@ -190,18 +234,14 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
-def _text(path: Path, text: str, value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(f"{_where(path, text, key)}: {key}: input should be a text (not {_shortened(value)})")
-    return value
-
-
-def _where(path: Path, text: str, key: str) -> str:
-    """Return ``file, line n``."""
-    pattern = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
-    lines = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
-    number = next(lines, None)
-    return f"'{path}'" + (f", line {number}" if number else "")
+def _where(path: Path, text: str, *keys: str) -> str:
+    """Return ``file, line n``, the line being that of the first key that begins one."""
+    for key in keys:
+        pattern = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
+        for number, line in enumerate(text.splitlines(), 1):
+            if pattern.match(line):
+                return f"'{path}', line {number}"
+    return f"'{path}'"
 
 
 def _toml(value: Any) -> str:

@@ -4,10 +4,12 @@ share_gone("50%")    # 0.5
 share_gone("4x")     # 0.75: a quarter is left
 share_left("2x")     # 0.5: twice as fast, or half as large
 share_left("0.5x")   # 0.5
+row("224x224")       # ["224", "224"]
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -29,6 +31,11 @@ def share_left(text: Any) -> Any:
     if times is None:
         return fraction(text)
     return 1 / times if times > 1 else times
+
+
+def row(text: Any) -> Any:
+    """Several numbers in one text, with commas or as height x width; what is no text is left as it is."""
+    return re.split(r"[,x]", text) if isinstance(text, str) else text
 
 
 def _number(text: Any, unit: str) -> float | None:

@@ -117,29 +117,59 @@ def sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:
         return str(first["msg"]).removeprefix("Value error, ")
-    scalar = not isinstance(first["input"], (Mapping, BaseModel))
-    shown = repr(first["input"]) if scalar and first["type"] not in ("missing", "extra_forbidden") else ""
-    return f"{_flag_at(first['loc'])}: {in_words(first, shown)}"
+    value = first["input"]
+    scalar = not isinstance(value, (Mapping, BaseModel))
+    shown = repr(value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value) if scalar else ""
+    return f"{_flag_at(first['loc'])}: {in_words(of_one_value(error.errors()), shown)}"
 
 
-def in_words(problem: Mapping[str, Any], shown: str) -> str:
-    """What pydantic says of a value, in plain words, with the value where the words do not hold it."""
-    plain = _PLAIN.get(problem["type"], "").format(**problem.get("ctx", {}))
-    plain = plain or str(problem["msg"]).removeprefix("Value error, ")
+def of_one_value(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first problem, and those that the other types of its setting have with the same value."""
+    first = problems[0]
+    return [p for p in problems if p["loc"][:1] == first["loc"][:1] and p["input"] is first["input"]]
+
+
+def in_words(problems: Sequence[Mapping[str, Any]], shown: str) -> str:
+    """What pydantic says of a value, in plain words, with the value where the words do not hold it.
+
+    Args:
+        problems: What each of the types that a setting may have says of the value.
+        shown: The value.
+    """
+    first = problems[0]
+    if first["type"] in _NO_VALUE:
+        return _NO_VALUE[first["type"]]
+    wanted = [_PLAIN[p["type"]].format(**p.get("ctx", {})) for p in problems if p["type"] in _PLAIN]
+    plain = str(first["msg"]).removeprefix("Value error, ")
+    plain = f"it has to be {', or '.join(dict.fromkeys(wanted))}" if wanted else plain
     value = f" (not {shown})" if shown and shown not in plain else ""
     return f"{plain[:1].lower()}{plain[1:]}{value}"
 
 
 _PLAIN = {
-    "float_parsing": "it has to be a number",
-    "int_parsing": "it has to be a whole number",
-    "bool_parsing": "it has to be true or false",
-    "less_than": "it has to be less than {lt:g}",
-    "less_than_equal": "it has to be at most {le:g}",
-    "greater_than": "it has to be more than {gt:g}",
-    "greater_than_equal": "it has to be at least {ge:g}",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a whole number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "path_type": "the name of a file",
+    "tuple_type": "a list",
+    "model_type": "true, false or a table",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
 }
-"""Words for what pydantic says of texts that it cannot read and of numbers out of bounds, by its type."""
+"""What a value has to be, by the type of the problem that pydantic has with it."""
+
+_NO_VALUE = {"missing": "it has to be given", "extra_forbidden": "there is no such setting"}
+"""What is told of a setting without its value."""
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {

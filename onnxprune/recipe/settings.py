@@ -19,7 +19,7 @@ class ReadingSettings(TypedDict, total=False):
 
     layout: Literal["NCHW", "NHWC"]
     """Axis order of image batches."""
-    size: Sequence[float] | None
+    size: str | Sequence[float] | None
     """Height and width that images are fitted into; taken from the model's input where it has them."""
     fit: Literal["stretch", "crop", "letterbox"] | None
     """How images of other sizes are fitted in: stretch; crop (resized, then the middle .875 of the shorter side);
@@ -27,9 +27,9 @@ class ReadingSettings(TypedDict, total=False):
     stretch."""
     part: Literal["train", "val"] | None
     """Part of a YOLO data set that is read; by default train to train and to calibrate on, else val."""
-    mean: Sequence[float]
+    mean: str | Sequence[float]
     """Subtracted per channel, after scaling pixels to 0..1."""
-    std: Sequence[float]
+    std: str | Sequence[float]
     """Divided by per channel, after the mean."""
     scale: float
     """Factor on the 0..255 pixel values before mean and std."""

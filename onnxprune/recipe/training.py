@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from onnxprune.recipe.flag import Flag
 from onnxprune.recipe.names import Names
-from onnxprune.recipe.numbers import fraction
+from onnxprune.recipe.numbers import fraction, row
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -27,8 +27,16 @@ _OPTIMISER = Flag("Retrain: optimiser and regularisation")
 _READING = Flag("Data: how they are read")
 
 
+def _two(size: Any) -> Any:
+    """A height and a width; both have to be there."""
+    numbers = row(size)
+    if numbers is not None and not (isinstance(numbers, (list, tuple)) and len(numbers) == 2):
+        raise ValueError("it has to be a height and a width, such as 224x224")
+    return numbers
+
+
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(_Settings):
@@ -38,7 +46,9 @@ class DataSettings(_Settings):
         default="NCHW",
         description="Axis order of image batches.",
     )
-    size: Annotated[tuple[int, int] | None, replace(_READING, name="image-size")] = Field(
+    size: Annotated[
+        tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_two), replace(_READING, name="image-size")
+    ] = Field(
         default=None,
         description="Height and width that images are fitted into; taken from the model's input where it has them.",
     )
@@ -52,11 +62,11 @@ class DataSettings(_Settings):
         default=None,
         description="Part of a YOLO data set that is read; by default train to train and to calibrate on, else val.",
     )
-    mean: Annotated[tuple[float, ...], _READING] = Field(
+    mean: Annotated[tuple[float, ...], BeforeValidator(row), _READING] = Field(
         default=(0.0,),
         description="Subtracted per channel, after scaling pixels to 0..1.",
     )
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], _READING] = Field(
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(row), _READING] = Field(
         default=(1.0,),
         description="Divided by per channel, after the mean.",
     )

@@ -84,8 +84,8 @@ class Gradual:
         count = int(self._ramp * steps) // self._every
         if count < 1:
             raise RecipeError(
-                f"Pruning every {self._every} steps over {self._ramp:.0%} of a training of {steps} steps prunes "
-                "nothing: prune more often, or train longer."
+                f"--prune-every {self._every} over {self._ramp:.0%} of a training of {steps} steps prunes nothing: "
+                "prune more often, or train longer."
             )
         self._wanted = sparsities(self._schedule, count, self._final, self._initial)
 

@@ -118,6 +118,6 @@ def matching(patterns: Sequence[str], layers: Mapping[str, Layer]) -> set[str]:
                 if fnmatchcase(name, pattern) or (layer.node and fnmatchcase(layer.node, pattern))
             }
         if not matched:
-            raise RecipeError(f"'{pattern}' matches no weight of the model; conv, fc or a pattern of names is wanted.")
+            raise RecipeError(f"--freeze '{pattern}' matches no weight: give conv, fc or a pattern of names.")
         chosen |= matched
     return chosen

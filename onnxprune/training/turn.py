@@ -58,7 +58,7 @@ def phases(model: ir.Model, recipe: Recipe, iteration: int) -> list[Phase]:
     conv = frozenset(name for name, layer in layers.items() if layer.kind == "conv")
     rest = frozenset(layers) - conv
     if not conv or not any(layers[name].kind == "fc" for name in rest):
-        raise RecipeError("alternate needs a model with both convolutions and fully connected layers.")
+        raise RecipeError("--alternate needs a model with both convolutions and fully connected layers.")
     count = 2 * recipe.iterations
     return [Phase(rest, conv, 2 * iteration - 2, count), Phase(conv, rest, 2 * iteration - 1, count)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from pydantic.fields import FieldInfo
 
 import onnxprune
 from onnxprune import model_io, runtime
@@ -215,7 +216,8 @@ def test_every_command_takes_the_word(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     assert run(model, "-o", out, "--sparsity", "0.5", "--quantize", "int8", *few, "--save-recipe", recipe) == 0
     assert 'calibration = "synthetic"' in recipe.read_text()
-    read = recipe_file.read(recipe, flags={"calibration", "model", "output"}, paths={"calibration", "model", "output"})
+    names = ("calibration", "model", "output")
+    read = recipe_file.read(recipe, flags=dict.fromkeys(names, FieldInfo(annotation=Path)), paths=names)
     assert read.settings["calibration"] == "synthetic"
     assert run("run", recipe, "--force") == 0
     assert run("sensitivity", model, "--calibration", "synthetic", "--levels", "0.5") == 0
