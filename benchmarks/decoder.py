@@ -7,8 +7,8 @@ Every case gets the same calibration text, 128 rows of 128 tokens of what the mo
 The Tempest, which it never saw. Single weights and 2:4 compare within each layer, as the papers do (Wanda within each
 output). Structured cases cut the width (neurons, heads, head sizes), the depth (attention and MLP halves of layers), or
 both: half of the share in depth, then the rest in neurons, as 2SSP does. Shares are of all weights but the embedding.
-Recovery fits what is left in closed form; `no` shows what a choice alone is worth. CPU seconds are those of the pruning
-alone.
+Recovery fits what is left in closed form; `no` shows what a choice alone is worth. int4 rounds the weights to 4 bits
+in blocks, each to the nearest level or by the calibration text. CPU seconds are those of the pruning alone.
 
 Results are benchmarks/results/decoder.json and decoder.md: what is there already is not measured again.
 """
@@ -63,6 +63,9 @@ def cases() -> dict[str, tuple[Settings, ...]]:
         for method, settings in _ZEROS.items():
             options = {k: v for k, v in settings.items() if k != "allocation" or pattern != "2:4"}
             made[f"{pattern}, {method}"] = ({**shape, **options},)
+    made["int4, nearest"] = ({"sparsity": 0, "recover": "no", "quantize": "int4", "calibration": None},)
+    made["int4"] = ({"sparsity": 0, "recover": "no", "quantize": "int4"},)
+    made["50 %, ALPS, int4"] = ({**made["50 %, ALPS"][0], "quantize": "int4"},)
     for share in (0.2, 0.3):
         left, half = {"left": 1 - share}, {"left": 1 - share / 2}
         made[f"{share:.0%}, width"] = ({**_WIDTH, **left},)
@@ -80,13 +83,14 @@ def run(runs: Sequence[Settings]) -> dict[str, Any]:
     model, started = original, time.process_time()
     for settings in runs:
         settings = asked(settings, model, weights_left(original))
-        result = prune(
-            model, calibration=MODELS / f"{NAME}.calibration.txt", calibration_samples=SAMPLES, verification=False,
-            reading=READING, **settings,
-        )  # fmt: skip
+        told: Settings = {"calibration": MODELS / f"{NAME}.calibration.txt", "calibration_samples": SAMPLES,
+                          "reading": READING}  # fmt: skip
+        if "calibration" in settings:  # none
+            told, settings = {}, {name: value for name, value in settings.items() if name != "calibration"}
+        result = prune(model, verification=False, **told, **settings)
         model = result.model
     seconds = time.process_time() - started
-    left = weights_left(model) if runs[0]["structure"] in ("channels", "blocks") else 1 - result.sparsity
+    left = weights_left(model) if runs[0].get("structure") in ("channels", "blocks") else 1 - result.sparsity
     return {
         "perplexity": round(perplexity(model), 3),
         "left": round(left / (weights_left(original) if left > 1 else 1), 4),

@@ -60,6 +60,7 @@ ENGINE = Engine(
     quantize="int8",
     refused={
         "fp16": "OpenVINO reads zeros of int8 weights alone: leave --quantize out",
+        "int4": "OpenVINO reads zeros of int8 weights alone: leave --quantize out",
         "int8-dynamic": "OpenVINO reads zeros where activations are int8 as well: take --quantize int8",
     },
     rules=(

@@ -67,6 +67,7 @@ ENGINE = Engine(
     patterns=("2:4", "1:4"),
     quantize="fp16",
     refused={
+        "int4": "TensorRT reads zeros of int8 or 16-bit weights: take --quantize int8, or leave it out for fp16",
         "int8-dynamic": "TensorRT takes int8 with fixed ranges alone: take --quantize int8, or leave it out for fp16",
     },
     rules=(

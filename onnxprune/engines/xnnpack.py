@@ -69,7 +69,9 @@ ENGINE = Engine(
     called="XNNPACK",
     structure="weights",
     quantize="no",
-    refused=dict.fromkeys(("int8", "int8-dynamic"), "XNNPACK reads zeros of float weights alone: leave --quantize out"),
+    refused=dict.fromkeys(
+        ("int8", "int8-dynamic", "int4"), "XNNPACK reads zeros of float weights alone: leave --quantize out"
+    ),
     rules=(
         Rule("The layer is a 1x1 convolution.", DELEGATE, _pointwise),
         Rule("It has no strides, dilations, padding or groups.", CHECK, _plain),

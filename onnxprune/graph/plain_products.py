@@ -5,6 +5,7 @@
     MatMul(x, Transpose(W))          the same
     MatMul(W, x)                     Transpose(MatMul(Transpose(x), W')), so that its outputs lie on the last axis
     Gemm(x, W, b, beta)              Gemm with beta times b, for ONNX Runtime's quantiser loses beta
+    Gemm(x, W, b)                    MatMul and Add, for tools that do not know Gemm either (`without_gemm`)
 
 The function stays the same, but for the rounding of a FusedMatMul's alpha, which goes into the weight.
 """
@@ -31,10 +32,16 @@ from onnxprune.graph.linear import read_once, source_of, tensor_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
 from onnxprune.graph.shapes import Facts
+from onnxprune.model_io.bodies import nodes_of
 
 
-def plain_products(model: ir.Model) -> None:
-    """Rewrite the products of the main graph that have constant weights, in place."""
+def plain_products(model: ir.Model, *, without_gemm: bool = False) -> None:
+    """Rewrite the products of the main graph that have constant weights, in place.
+
+    Args:
+        model: The model.
+        without_gemm: Whether a product with a bias becomes MatMul and Add, those in bodies as well.
+    """
     edit, facts = Editor(model), infer(model)
     for node in list(model.graph):
         product = _without_activation(edit, node) if activation_of(node) else node
@@ -45,6 +52,9 @@ def plain_products(model: ir.Model) -> None:
         slot = next((s for s in slots_of(product) if source_of(product.inputs[s.input]) is not None), None)
         if slot is not None:
             _store_plainly(edit, facts, product, slot)
+    for node in list(nodes_of(model.graph)) if without_gemm else ():
+        if operator_of(node).kind == "fc" and operator_of(node).biases and not operator_of(node).knows_zero_points:
+            _apart_from_bias(edit, node)
     RemoveUnusedNodesPass()(model)
 
 
@@ -101,6 +111,22 @@ def _store_plainly(edit: Editor, facts: Facts, node: ir.Node, slot: Slot) -> Non
         if result_axis(slot, node) == -2:
             result = edit.before(node, "Transpose", [result], {"perm": _swapped(len(shape))})
         _replace(edit, node, result)
+
+
+def _apart_from_bias(edit: Editor, node: ir.Node) -> None:
+    """Multiply and add by a node each, where the operands lie as MatMul takes them or the weight can be turned."""
+    data, weight, *bias = node.inputs
+    settings = {name: node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
+    if node.attributes.get_int("transA", 0) or settings["beta"] != 1 or weight is None or weight.const_value is None:
+        return
+    if node.attributes.get_int("transB", 0) or settings["alpha"] != 1:
+        if not read_once(weight, node):
+            return
+        array = tensor_of(weight).numpy()
+        turned = array.T if node.attributes.get_int("transB", 0) else array
+        weight = _stored(weight, (turned * settings["alpha"]).astype(array.dtype))
+    result = edit.before(node, "MatMul", [data, weight])
+    _replace(edit, node, edit.before(node, "Add", [result, bias[0]]) if bias and bias[0] is not None else result)
 
 
 def _stored(weight: ir.Value, array: npt.NDArray[np.generic]) -> ir.Value:

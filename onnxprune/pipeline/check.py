@@ -20,7 +20,7 @@ from onnxprune.passes import JoinTiles, Normalise
 from onnxprune.passes.join_tiles import in_tiles
 from onnxprune.pipeline.constants import Constant, compare_constants, sentences
 from onnxprune.pipeline.matching import recovered
-from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_quantised, over_real_numbers, store_as
+from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_half, is_quantised, over_real_numbers, store_as
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers, without_blocks
 from onnxprune.pipeline.record import Record, load_record
 from onnxprune.runtime.libraries import custom_operators
@@ -176,6 +176,8 @@ def _checked(original: Path, pruned: Path, record: Path | None, seed: int, input
 
 def _over_real_numbers(before: ir.Model, after: ir.Model) -> RealNumbers | str | None:
     """The pruned model without its rounding, where that came by pruning; or why there is none."""
+    if is_half(before) and not is_half(after) and is_quantised(after):
+        return "the original is in float16, which rounds as well"
     if is_quantised(before) or not is_quantised(after):
         return None
     try:

@@ -10,27 +10,33 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxprune import model_io, runtime
+from onnxprune.data.calibration import Calibration
 from onnxprune.data.readers import AnyData
 from onnxprune.engines import ENGINES
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.model_io.atomic import publish, sync, temporary_beside
 from onnxprune.packing import pack, to_sparse_initializers, unpack
+from onnxprune.pipeline.clock import Progress
 from onnxprune.pipeline.engine import for_engine
 from onnxprune.pipeline.narrow import narrowed
 from onnxprune.pipeline.result import Delivery, Result, measured_figures, shortcomings
 from onnxprune.pipeline.tiling import in_tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.recipe.requirements import parse
+from onnxprune.recovery.rounding import round_by_samples
 from onnxprune.runtime.session import Optimize
 from onnxprune.verification.requirements import check_requirements
 from onnxprune.verification.verdict import Verdict, verify
+
+if TYPE_CHECKING:
+    from onnxprune.runtime.quantise import Adapt
 
 _LEVELS: tuple[Optimize, ...] = ("basic", "all")
 _LOSSY_TOLERANCE = 1e-5  # packed against unpacked, for values that were stored with less precision
@@ -70,8 +76,20 @@ def deliver(
     eval_data: AnyData | None = None,
     metric: str | None = None,
     calibration: AnyData | None = None,
+    samples: Calibration | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Quantise and pack the result as its recipe says, and check its limits.
+
+    Args:
+        original: The model before.
+        result: The pruned model, in the shape of the original's inputs and outputs.
+        latency: Whether to measure the latency ratio.
+        eval_data: Labelled inputs, to measure the metric on.
+        metric: Its name.
+        calibration: Inputs that ranges of int8 are taken from, instead of the labelled ones.
+        samples: The same as the run read them, that int4 is rounded by.
+        progress: Called with the name of the layer that is rounded.
 
     Returns:
         The result with the model to write and the verdict measured on it.
@@ -86,7 +104,7 @@ def deliver(
     if recipe.parts.rewritten:
         result = in_tiles(original, result, verifier.again, latency=latency)
     if recipe.quantize != "no":
-        result = _quantised(result, verifier, calibration)
+        result = _quantised(result, verifier, calibration, _rounding(samples, progress))
     if recipe.interface == "narrow":
         result = narrowed(original, result, latency=latency)
     if recipe.pack != "no":
@@ -158,19 +176,35 @@ def written_bytes(result: Result) -> int:
     return model_io.saved_size(result.model)
 
 
-def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None) -> Result:
+def _quantised(result: Result, verifier: _Verifier, calibration: AnyData | None, rounding: Adapt | None) -> Result:
     from onnxprune.runtime.quantise import calibration_batches, quantise  # loads all of ONNX Runtime's tools
 
     form = result.recipe.quantize
     data = calibration or verifier.eval_data
     batches = calibration_batches(data, result.model) if data is not None and form == "int8" else []
     engine = result.recipe.engine
-    quantised = quantise(result.model, form, batches, signed=engine is not None and ENGINES[engine].signed)
+    quantised = quantise(result.model, form, batches, signed=engine is not None and ENGINES[engine].signed,
+                         adapt=rounding if form == "int4" else None)  # fmt: skip
     verdict = verifier.again(quantised.model, result.verdict)
     assert result.delivery is not None
     delivery = replace(result.delivery, quantize=form, quantised_from=result.verdict)
     notes = (*result.notes, *quantised.notes)
     return replace(result, model=quantised.model, verdict=verdict, delivery=delivery, notes=notes)
+
+
+def _rounding(samples: Calibration | None, progress: Progress | None) -> Adapt | None:
+    """What rounds packed weights by the samples of the run; None where there are none."""
+    if samples is None:
+        return None
+
+    def adapt(plain: ir.Model, quantised: ir.Model) -> str:
+        from onnxprune.runtime.int4 import packed_matrices  # loads all of ONNX Runtime's tools
+
+        matrices = list(packed_matrices(quantised))
+        changed = round_by_samples(plain, matrices, samples.inputs, progress=progress)
+        return f"rounded by the calibration samples: {changed} of {len(matrices)} weights, the others to the nearest"
+
+    return adapt
 
 
 def _packed(result: Result, verifier: _Verifier) -> Result:

@@ -17,7 +17,7 @@ from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import size
-from onnxprune.graph.caches import is_link_matrix
+from onnxprune.graph.caches import LINK, is_link_matrix
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.narrowing import free_caches, has_caches
@@ -33,6 +33,8 @@ from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import prunable_weights, total_size
 from onnxprune.verification.notebook import in_notebook
+
+_OF_LINKS = {"heads": "number of heads", "sizes": "head size"}  # by what a cache's matrix is for
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ class Caches:
         units: Units that go with the flag alone, the same in every layer, by what they are called.
         unit_parameters: Parameters that go with some unit, exactly, with the flag.
         layers: How many whole layers could go.
+        stays: Why units stay even with the flag, by what they are called: those that an operator normalises itself.
     """
 
     count: int
     units: dict[str, int]
     unit_parameters: int
     layers: int
+    stays: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,16 @@ def _caches(original: ir.Model) -> Caches | None:
             name = IN_WORDS.get(kind := called(group, attending), kind)
             units[name] = units.get(name, 0) + len(group)
     exact, _ = structure.prunable_share()
-    return Caches(count, units, exact, len(layers_of(residual_blocks(structure))))
+    stays = {_OF_LINKS[value.metadata_props[LINK]]: reason for value in model_io.all_initializers(structure.model)
+             if is_link_matrix(value) and (reason := _reason_inside(structure, value))}  # fmt: skip
+    return Caches(count, units, exact, len(layers_of(residual_blocks(structure))), stays)
+
+
+def _reason_inside(structure: Structure, matrix: ir.Value) -> str:
+    """Why the inner axis of a cache's matrix cannot be cut; empty where it can."""
+    inside = next((reason for reason in structure.why_pinned(matrix) if reason.startswith("axis 1")), "")
+    reason = inside.partition(": ")[2]
+    return "all of it goes together" if str(matrix.name) in reason else reason
 
 
 def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple[int, ...]]]:

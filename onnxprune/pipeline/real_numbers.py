@@ -4,7 +4,8 @@ Rounded numbers are those of no masked twin. Without the rounding they can be co
 stand for, and a pair of QuantizeLinear and DequantizeLinear on an activation only cuts off what lies out of its range.
 The masked twin gets the same cuts, for the quantiser drops a Relu or Clip in front of such a pair.
 
-Read are the forms that `--quantize` writes: QDQ, dynamic int8 (MatMulInteger, ConvInteger) and half precision.
+Read are the forms that `--quantize` writes: QDQ, dynamic int8 (MatMulInteger, ConvInteger), int4 in blocks
+(MatMulNBits) and half precision.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.packed import layout_of
 from onnxprune.graph.tensors import Array, read
 from onnxprune.model_io.bodies import nodes_of
 
-_ENDINGS = ("_quantized", "_QuantizeLinear_Input")
+_ENDINGS = ("_quantized", "_QuantizeLinear_Input", "_Q4")
 _OF_INTEGERS = "Integer"  # ends the names of products whose operands come quantised and whose result does not
 
 
@@ -47,6 +49,11 @@ def is_quantised(model: ir.Model) -> bool:
     return any(_rounds(node) for node in nodes_of(model.graph)) or any(map(_is_half, model_io.all_initializers(model)))
 
 
+def is_half(model: ir.Model) -> bool:
+    """Whether float16 constants are all that rounds in a model."""
+    return is_quantised(model) and not any(_rounds(node) for node in nodes_of(model.graph))
+
+
 def over_real_numbers(quantised: ir.Model) -> RealNumbers:
     """Return a quantised model without its rounding; the model itself stays as it is.
 
@@ -61,6 +68,9 @@ def over_real_numbers(quantised: ir.Model) -> RealNumbers:
             _dequantise(edit, node, ranges)
         elif _multiplies_integers(node):
             _product(edit, node)
+    for node in list(nodes_of(model.graph)):
+        if operator_of(node).packs(1):
+            _packed_product(edit, node)
     _in_full_precision(model)
     RemoveUnusedNodesPass()(model)
     left = next((node for node in nodes_of(model.graph) if _rounds(node)), None)
@@ -184,6 +194,19 @@ def _product(edit: Editor, node: ir.Node) -> None:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     new = edit.after(scaled, node.op_type.removesuffix(_OF_INTEGERS), [dynamic.inputs[0], constant], attributes)
     edit.take_place(scaled.outputs[0], new)
+
+
+def _packed_product(edit: Editor, node: ir.Node) -> None:
+    """A product with a packed matrix: with the numbers that it stands for."""
+    layout, content = layout_of(node), _content(node.inputs[1])
+    if isinstance(layout, str) or layout.lead or content is None:
+        return
+    numbers = layout.numbers(content).reshape(layout.outputs, -1)[:, : layout.inputs]
+    constant = edit.constant(np.ascontiguousarray(numbers.T), _plain_name(node.inputs[1]))  # type: ignore[arg-type]
+    new = edit.before(node, "MatMul", [node.inputs[0], constant])
+    if len(node.inputs) > 5 and node.inputs[5] is not None:
+        new = edit.before(node, "Add", [new, node.inputs[5]])
+    edit.take_place(node.outputs[0], new)
 
 
 def _clipped(edit: Editor, near: ir.Node, value: ir.Value, bounds: tuple[float, float]) -> ir.Value:

@@ -224,6 +224,8 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
             eval_data=inputs.eval_data,
             metric=inputs.metric,
             calibration=inputs.calibration,
+            samples=inputs.samples,
+            progress=clock.progress,
         ),
     )
 

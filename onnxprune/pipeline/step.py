@@ -31,7 +31,7 @@ from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
 from onnxprune.pipeline.choose import choose
 from onnxprune.pipeline.joint import Joint
 from onnxprune.pipeline.plan import Plan
-from onnxprune.pipeline.planned import planned_once
+from onnxprune.pipeline.planned import divided_once, planned_once
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
 from onnxprune.pipeline.prunable import prunable_size
 from onnxprune.pipeline.trace import STARVED, Trace
@@ -200,10 +200,10 @@ class Steps:
         """What decides on one part of the structure after the other."""
         if self.competes:
             assert self.calibration is not None
-            return self._dividing(self.calibration, sparsity)
+            return self._dividing(self.calibration, sparsity, number)
         again = number > 1 or self.recipe.alternate
 
-        def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan:
+        def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan | None:
             now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
             decide = partial(choose, structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
             journal = self.journal if self.calibration is not None else Journal()  # without samples it is quick
@@ -212,7 +212,7 @@ class Steps:
 
         return chosen
 
-    def _dividing(self, calibration: Calibration, sparsity: float) -> Choosing:
+    def _dividing(self, calibration: Calibration, sparsity: float, number: int) -> Choosing:
         """The same where units, tiles and residual blocks compete: the first part divides among all."""
         division: Division | None = None
 
@@ -222,10 +222,11 @@ class Steps:
             if division is None:
                 left = self.left(structure)
                 now, most = (max(0.0, 1 - self.prunable * (1 - s) / left) for s in (sparsity, self.recipe.sparsity))
-                division = replace(joint, recipe=self.recipe.model_copy(update={"sparsity": now})).divided(
-                    structure, most
-                )
-            return joint.planned(structure, part, division)
+                of_step = replace(joint, recipe=self.recipe.model_copy(update={"sparsity": now}))
+                key = f"step {number}: division"
+                division = divided_once(self.journal, key, structure, lambda: of_step.divided(structure, most))
+            decide = partial(joint.planned, structure, part, division)
+            return planned_once(self.journal, f"step {number}, {part}: what goes", structure, decide)
 
         return chosen
 

@@ -98,8 +98,9 @@ class Fields(BaseModel):
     structure: Annotated[str, Flag("What goes", "weights (compress), channels (run faster), 2:4.")] = Field(
         "weights",
         description="what goes: weights (single ones become zero), channels (whole units are removed), blocks (whole "
-        "residual blocks are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read "
-        "inputs of their own, and the zeros run faster), a mix such as channels+weights, channels+2:4 or "
+        "residual blocks are removed), layers (whole layers of a transformer, with --resize-io with "
+        "their caches), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read inputs of their "
+        "own, and the zeros run faster), a mix such as channels+weights, channels+2:4 or "
         "channels+tiles, or joint (units, tiles and residual blocks compete by what they lose for what they save)",
     )
     unit_share: Annotated[Fraction, _WHAT] = Field(
@@ -223,7 +224,8 @@ class Fields(BaseModel):
         "says which layers the engine will not use, and measures in openvino where it is installed",
     )
     quantize: Annotated[
-        Literal["no", "int8", "int8-dynamic", "fp16"], Flag("Deploy", "int8, int8-dynamic or fp16, after pruning.")
+        Literal["no", "int8", "int8-dynamic", "int4", "fp16"],
+        Flag("Deploy", "int8, int8-dynamic, int4, fp16: after pruning."),
     ] = Field("no", description="after pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)")
     pack: Annotated[
         Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"],

@@ -217,9 +217,10 @@ class Settings(FixedSettings, total=False):
     1% is one point of accuracy)."""
     structure: str
     """What goes: weights (single ones become zero), channels (whole units are removed), blocks (whole residual blocks
-    are removed), N:M such as 2:4, block:RxC such as block:1x4, tiles (groups of outputs read inputs of their own, and
-    the zeros run faster), a mix such as channels+weights, channels+2:4 or channels+tiles, or joint (units, tiles and
-    residual blocks compete by what they lose for what they save)."""
+    are removed), layers (whole layers of a transformer, with --resize-io with their caches), N:M such as 2:4, block:RxC
+    such as block:1x4, tiles (groups of outputs read inputs of their own, and the zeros run faster), a mix such as
+    channels+weights, channels+2:4 or channels+tiles, or joint (units, tiles and residual blocks compete by what they
+    lose for what they save)."""
     criterion: str
     """How much a weight or a unit matters; onnxprune methods lists them; with --calibration auto is obc for units and
     block-influence for residual blocks, else magnitude."""
@@ -234,7 +235,7 @@ class Settings(FixedSettings, total=False):
     effort: Literal["low", "medium", "high"]
     """Time for recovery by auto: low fits weights in closed form; medium and high then align blocks with the original's
     by gradients, which needs PyTorch, and say beforehand how long that takes."""
-    quantize: Literal["no", "int8", "int8-dynamic", "fp16"]
+    quantize: Literal["no", "int8", "int8-dynamic", "int4", "fp16"]
     """After pruning; int8 needs inputs to calibrate on (--calibration or --eval-data)."""
     pack: Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"]
     """Store zeros small in standard operators that fold when a session loads."""
@@ -254,5 +255,5 @@ class SweepSettings(FixedSettings, total=False):
     allocation: str | Sequence[str]
     recover: str | Sequence[str] | Sequence[str | Sequence[str]]
     effort: Literal["low", "medium", "high"] | Sequence[Literal["low", "medium", "high"]]
-    quantize: Literal["no", "int8", "int8-dynamic", "fp16"] | Sequence[Literal["no", "int8", "int8-dynamic", "fp16"]]
+    quantize: Literal["no", "int8", "int8-dynamic", "int4", "fp16"] | Sequence[Literal["no", "int8", "int8-dynamic", "int4", "fp16"]]
     pack: Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"] | Sequence[Literal["no", "auto", "smallest", "gap8", "gap4", "bitmask"]]

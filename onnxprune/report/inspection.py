@@ -58,7 +58,7 @@ def print_inspection(console: Console, model: str, inspection: Inspection, *, ev
 def print_summary(console: Console, model: str, inspection: Inspection) -> None:
     """Print what can go in a few lines: weights, kinds of units, and learnt numbers that are no weights."""
     console.print(f"[b]{shown(model)}[/]", soft_wrap=True)
-    console.print(inspection.line)
+    console.print(inspection.line, soft_wrap=True)
     exact, inexact, total = inspection.unit_parameters, inspection.inexact_parameters, inspection.weight_parameters
     if inspection.weights:
         more = f", {inexact / total:.1%} with --allow-inexact" if inexact > exact else ""
@@ -77,6 +77,8 @@ def print_summary(console: Console, model: str, inspection: Inspection) -> None:
             f"--resize-io narrows {caches.count} caches among inputs and outputs: {freed}, the same in every layer, go "
             f"as well ({share:.1%} of the weights exactly), or up to {caches.layers} layers"
         )
+        for kind, reason in caches.stays.items():
+            console.print(f"the {kind} stays with it: {shown(reason)}")
     for kind, counts in _by_kind(inspection).items():
         console.print(f"{len(counts)} {'groups' if len(counts) > 1 else 'group'} of {kind}: {sum(counts):,} units")
     if inspection.elsewhere:

@@ -2,9 +2,11 @@
 
     int8          weights and activations, QDQ nodes, ranges from calibration inputs: the fast form on a CPU
     int8-dynamic  weights; ranges of activations are measured at every run, so that no data are needed
+    int4          weights of matrix products, in blocks: for language models, whose time goes into reading them
     fp16          weights and activations in half precision, inputs and outputs as they were: for accelerators
 
-int8 weights are symmetric (zero point 0), so that a pruned weight is exactly zero afterwards: this is checked.
+int8 weights are symmetric (zero point 0), and blocks of int4 have a zero point each, so that a pruned weight is exactly
+zero afterwards: this is checked.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ from onnxprune.graph.operators import operators
 from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import Parameter, is_parameter, parameters
 from onnxprune.model_io.bodies import graphs_of
-from onnxprune.runtime import Feeds, int8, libraries
+from onnxprune.runtime import Feeds, int4, int8, libraries
 from onnxprune.runtime.session import one_sentence
 
-FORMS = ("int8", "int8-dynamic", "fp16")
+FORMS = ("int8", "int8-dynamic", "int4", "fp16")
 
 _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: their product
 _NAMED = 5  # weights that stay in float, in a sentence
 _LARGE = 1_900_000_000
 _TURNED = "_Transposed"
-_FORMS_OF_A_WEIGHT = ("", "_quantized", _TURNED, f"{_TURNED}_quantized")  # what the tools add to its name
+_FORMS_OF_A_WEIGHT = ("", "_quantized", _TURNED, f"{_TURNED}_quantized", int4.ENDING)  # what the tools add to its name
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,18 @@ class QuantisedModel:
     notes: tuple[str, ...] = ()
 
 
-def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = (), *, signed: bool = False) -> QuantisedModel:
+Adapt = Callable[[ir.Model, ir.Model], str]
+"""Gives a quantised model better numbers by its float model; says what it did, or nothing."""
+
+
+def quantise(
+    model: ir.Model,
+    form: str,
+    batches: Sequence[Feeds] = (),
+    *,
+    signed: bool = False,
+    adapt: Adapt | None = None,
+) -> QuantisedModel:
     """Quantise a model.
 
     Args:
@@ -60,6 +73,7 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = (), *, signe
         form: One of `FORMS`.
         batches: Calibration inputs, needed for "int8".
         signed: Whether activations of "int8" are signed too, around 0, and biases stay in float: see `int8.static`.
+        adapt: Called with the float model as it was quantised, and the quantised one.
 
     Raises:
         RecipeError: There is no such form, or "int8" has nothing to calibrate on.
@@ -76,7 +90,7 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = (), *, signe
         large = model_io.serialized_size(model) > _LARGE
         plain = model.clone()
         if form != "fp16":
-            plain_products(plain)
+            plain_products(plain, without_gemm=form == "int4")
         model_io.save(plain, source, external=large, durable=False)
         try:
             with libraries.in_the_tools():
@@ -87,8 +101,12 @@ def quantise(model: ir.Model, form: str, batches: Sequence[Feeds] = (), *, signe
             raise ModelError(f"ONNX Runtime cannot quantise the model to {form}: {one_sentence(failure)}") from failure
     quantised = model_io.load_any(converted.model)
     quantised.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
-    _check_zeros(model_io.load_any(converted.float_model), quantised)
-    account = _account(quantised, converted.left) if form != "fp16" else []
+    float_model = model_io.load_any(converted.float_model)
+    float_model.graph.meta.update(model.graph.meta)
+    said = adapt(float_model, quantised) if adapt is not None else ""
+    _check_zeros(float_model, quantised)
+    account = _account(quantised, form, converted.left) if form != "fp16" else []
+    account += [said] if said else []
     return QuantisedModel(quantised, (*converted.notes, *account))
 
 
@@ -111,15 +129,17 @@ def _half(source: Path, batches: Sequence[Feeds]) -> int8.Quantised:
 
 
 _Converter = Callable[[Path, Sequence[Feeds]], int8.Quantised]
-_CONVERTERS: Mapping[str, _Converter] = {"int8": int8.static, "int8-dynamic": int8.dynamic, "fp16": _half}
+_CONVERTERS: Mapping[str, _Converter] = {
+    "int8": int8.static, "int8-dynamic": int8.dynamic, "int4": int4.blockwise, "fp16": _half,
+}  # fmt: skip
 
 
 def _converter(form: str, signed: bool) -> _Converter:
     return partial(int8.static, signed=True) if form == "int8" and signed else _CONVERTERS[form]
 
 
-def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
-    """Say which weights are int8 now and which are not; nothing where all are.
+def _account(model: ir.Model, form: str, left: Mapping[str, str]) -> list[str]:
+    """Say which weights are integers now and which are not; nothing where all are.
 
     Raises:
         ModelError: None is.
@@ -140,13 +160,14 @@ def _account(model: ir.Model, left: Mapping[str, str]) -> list[str]:
     listed = ", ".join(left_in_float[:_NAMED]) + (
         f" and {len(left_in_float) - _NAMED} more" if len(left_in_float) > _NAMED else ""
     )
+    integers = form.removesuffix("-dynamic")
     if not done:
         raise ModelError(
-            f"--quantize: ONNX Runtime's quantiser makes none of the {len(left_in_float)} weights int8 ({listed}): "
-            "leave --quantize out, or use fp16"
+            f"--quantize: ONNX Runtime's quantiser makes none of the {len(left_in_float)} weights {integers} "
+            f"({listed}): leave --quantize out, or use fp16"
         )
     why = "".join(f"; {node}: {reason}" for node, reason in left.items())
-    return [f"{done} of {done + len(left_in_float)} weights are int8; left in float: {listed}{why}"]
+    return [f"{done} of {done + len(left_in_float)} weights are {integers}; left in float: {listed}{why}"]
 
 
 def _check_zeros(plain: ir.Model, quantised: ir.Model) -> None:
@@ -175,6 +196,8 @@ def _lost_zeros(before: Parameter, now: Parameter, *, turned: bool) -> int:
     """How many zeros of a weight are other numbers in what the tools made of it, which may be its transpose."""
     zero, kept = before.zeros(), now.zeros()
     zero = zero.T if turned else zero
+    if now.layout is not None and before.layout is None:  # [outputs, blocks, inputs of a block]
+        kept = kept.reshape(now.layout.outputs, -1)[:, : now.layout.inputs].T.reshape(zero.shape)
     if zero.shape == kept.shape:
         return int(np.count_nonzero(zero & ~kept))
     return max(0, now.nonzero() - before.nonzero())  # stored in another layout

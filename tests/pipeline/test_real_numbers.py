@@ -16,7 +16,8 @@ from onnxprune.errors import VerificationError
 from onnxprune.pipeline.check import verify
 from onnxprune.pipeline.real_numbers import is_quantised, over_real_numbers
 
-FORMS = ["int8", "int8-dynamic", "fp16"]
+FORMS = ["int8", "int8-dynamic", "int4", "fp16"]
+PRODUCTS = ("MatMul", "MatMulNBits", "Mul", "Gemm")
 
 
 def quantised(folder: Path, form: str) -> tuple[Path, Path, Path]:
@@ -45,7 +46,7 @@ def test_a_quantised_file_is_proved_over_real_numbers(form: str, with_record: bo
 def test_a_tampered_quantised_file_does_not_pass(form: str, with_record: bool, tmp_path: Path) -> None:
     original, pruned, record = quantised(tmp_path, form)
     proto = onnx.load(pruned)
-    product = next(node for node in reversed(proto.graph.node) if node.op_type in ("MatMul", "Mul", "Gemm"))
+    product = next(node for node in reversed(proto.graph.node) if node.op_type in PRODUCTS)
     name = product.output[0]
     product.output[0] = f"{name}_before"
     place = [node.output[0] for node in proto.graph.node].index(product.output[0]) + 1

@@ -219,6 +219,17 @@ def test_inspection_says_what_the_flag_frees() -> None:
     assert api.inspect(plain_network()).caches is None
 
 
+def test_what_the_network_is_stands_on_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert command("inspect", decoders.write(tmp_path)) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("model.onnx")
+    assert second.startswith("decoder, 2 layers, 8 heads in 4 KV groups, head size 16, MLP 48, ")
+    assert second.endswith(" parameters")
+
+
 def test_recovery_leaves_the_products_of_caches_alone() -> None:
     """They are no layers: nothing is said of them, and nothing of them is in the result."""
     count = 8

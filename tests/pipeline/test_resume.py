@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "units in two steps": {"structure": "channels", "sparsity": 0.5, "iterations": 2},
     "two methods": {"sparsity": 0.6, "recover": ["obc", "bias"]},
     "weights, shared out by a scan": {"sparsity": 0.6, "allocation": "sensitivity"},
+    "units, tiles and blocks that compete": {"structure": "joint", "sparsity": 0.6},
     "with units that are judged by the model": {"structure": "channels", "sparsity": 0.4, "recover": ["moments"]},
 }
 
@@ -100,7 +101,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
             resumed = pruned(folder, settings, resume=True)
         assert saved(resumed, tmp_path / "resumed.onnx") == expected
         assert resumed.steps == whole.steps
-        assert len(fitted) < first or stop < 3  # before the first layer there are what goes, and one error
+        before = 5 if settings.get("structure") == "joint" else 2  # the first layer: what goes, and one error
+        assert len(fitted) < first or stop <= before
 
 
 def test_a_run_that_is_whole_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +133,16 @@ def test_what_goes_is_not_chosen_again(
     assert saved(second, tmp_path / "second.onnx") == saved(first, tmp_path / "first.onnx")
     assert second.blocks == first.blocks and second.steps == first.steps
     assert first.blocks or first.steps[0]["sensitivity"]
+
+
+def test_units_tiles_and_blocks_that_compete_are_not_divided_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"structure": "joint", "sparsity": 0.6}
+    first = saved(pruned(tmp_path / "state", settings), tmp_path / "first.onnx")
+    for name in ("divided", "planned"):
+        monkeypatch.setattr(step.Joint, name, lambda *_: pytest.fail("what goes was decided again"))
+    assert saved(pruned(tmp_path / "state", settings, resume=True), tmp_path / "second.onnx") == first
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import decoders
 import numpy as np
+import onnx
 import onnx_ir as ir
 
+import onnxprune
 from onnxprune.graph.edit import Editor
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.masking import zero_units
@@ -60,3 +63,17 @@ def test_groups_of_heads_go_and_their_size_stays() -> None:
              "total": np.array(5, np.int32)}  # fmt: skip
     a, b = run(taken_apart(model), feeds), run(taken_apart(twin), feeds)
     assert difference(a[0], b[0]) < 1e-5
+
+
+def test_inspection_says_in_words_that_their_size_stays() -> None:
+    model = decoders.fused()
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input.extend([""] * (14 - len(node.input)) + ["head.norm"] * 2)
+    norm = np.ones(decoders.SIZE, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(norm, "head.norm"))
+    caches = onnxprune.inspect(model).caches
+    assert caches is not None and list(caches.units) == ["KV groups"]
+    assert (
+        list(caches.stays) == ["head size"] and "it normalises each head, whose size stays" in caches.stays["head size"]
+    )
