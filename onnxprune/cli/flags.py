@@ -198,7 +198,7 @@ def _annotation(setting: Setting) -> Any:
         rich_help_panel=flag.subject,
         callback=_apply_preset if setting.name == "preset" else None,
         is_eager=setting.name == "preset",
-        **number(value_type),
+        **({"metavar": "<path>"} if setting.is_path else number(value_type)),
     )
     return Annotated[list[str] | None if value_type is list else value_type | None, option]
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.file import PRESETS
 from onnxprune.recipe.flag import Flag, flag_name
 
 _DATA, _RUN = Flag("Data"), Flag("Run")
+
+IN_FOLDER = "*"
+"""The name of an output that is to be called as its model, in the folder that was named."""
+
+
+def _output(text: Any) -> Any:
+    """A name with a slash at its end is that of a folder, whether it exists or not."""
+    slash = isinstance(text, str) and text.endswith(("/", os.sep))
+    return Path(text, IN_FOLDER) if slash else text
 
 
 class Invocation(BaseModel):
@@ -25,8 +36,12 @@ class Invocation(BaseModel):
     preset: Annotated[str | None, Flag("How much", "Or settings for an aim: smallest, fastest, safe.")] = Field(
         None, description=f"settings for an aim: {', '.join(PRESETS)}; flags win over it"
     )
-    output: Annotated[Path | None, Flag("Run", "Where to write [MODEL.pruned.onnx].", short="-o")] = Field(
-        None, description="file or folder to write into [MODEL.pruned.onnx]; - is standard output"
+    output: Annotated[
+        Path | None, BeforeValidator(_output), Flag("Run", "Where to write [MODEL.pruned.onnx].", short="-o")
+    ] = Field(
+        None,
+        description="file or folder to write into [MODEL.pruned.onnx]; out/ is a folder that is made where it is "
+        "missing; - is standard output",
     )
     calibration: Annotated[Path | None, Flag("Data", "Inputs to look at: better choices, recovery.")] = Field(
         None,
@@ -81,12 +96,17 @@ class Invocation(BaseModel):
     force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
         False, description="replace an existing output"
     )
+    called: Mapping[Path, str] = Field({}, description="files that are told of under another name: streams")
 
     @property
     def model(self) -> Path:
         """The one model of a run."""
         (model,) = self.models
         return model
+
+    def name_of(self, path: Path) -> str:
+        """What a file is called where a run is told of."""
+        return self.called.get(path, str(path))
 
     @property
     def target(self) -> Path | None:

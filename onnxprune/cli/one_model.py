@@ -62,7 +62,7 @@ def prune_one(ctx: typer.Context, recipe: Recipe, invocation: Invocation) -> Non
     folder = _state_folder(recipe, invocation)
     if folder is not None:
         check_folder_of_state(folder, _reads(ctx, recipe, invocation))
-    with custom_operators(invocation.custom_ops), stages(str(invocation.model)) as tell:
+    with custom_operators(invocation.custom_ops), stages(invocation.name_of(invocation.model)) as tell:
         try:
             result = _pruned(recipe, invocation, folder, tell)
         except VerificationError as error:
@@ -149,19 +149,20 @@ def _write(result: Result, invocation: Invocation, tell: Any) -> dict[str, Any]:
         from onnxprune.report.html import write_report
 
         tell("report")
-        output = None if invocation.target is None else str(invocation.target)
+        output = None if invocation.target is None else invocation.name_of(invocation.target)
         original = model_io.load(invocation.model)
-        write_report(original, result, invocation.report, model=str(invocation.model), output=output)
+        write_report(original, result, invocation.report, model=invocation.name_of(invocation.model), output=output)
         model_io.ensure_unchanged(result.model)  # the report is about the model that was pruned
     return written
 
 
 def _tell(result: Result, invocation: Invocation, written: dict[str, Any]) -> None:
+    model = invocation.name_of(invocation.model)
     if invocation.json_output:
         settings = result.recipe.model_dump(mode="json")
-        print_json("prune", {"model": str(invocation.model), **written, "recipe": settings, **result.figures})
+        print_json("prune", {"model": model, **written, "recipe": settings, **result.figures})
     else:
         from onnxprune.report.console import print_result
 
-        output = None if invocation.target is None else str(invocation.target)
-        print_result(console, str(invocation.model), output, result)
+        output = None if invocation.target is None else invocation.name_of(invocation.target)
+        print_result(console, model, output, result)

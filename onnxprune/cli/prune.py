@@ -14,7 +14,7 @@ from onnxprune.cli.help import EverydayHelp, HelpAllFlag
 from onnxprune.cli.invocation import Invocation
 from onnxprune.cli.one_model import ensure_writable, prune_one
 from onnxprune.cli.outputs import RECIPE_FILE, check_model
-from onnxprune.cli.several import make_folders, one_by_one
+from onnxprune.cli.several import make_folders, makes_folders, one_by_one
 from onnxprune.cli.streams import STREAM, from_standard_input, to_standard_output
 from onnxprune.errors import OnnxPruneError, RecipeError
 from onnxprune.recipe.recipe import Recipe, make_recipe
@@ -35,7 +35,7 @@ def prune(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation, 
     if STREAM in (*invocation.models, invocation.output):
         _prune_stream(ctx, recipe, invocation)
         return
-    _prune_each(ctx, recipe, one_by_one(invocation))
+    _prune_each(ctx, recipe, one_by_one(invocation), folders=makes_folders(invocation))
 
 
 def _is_bare(ctx: typer.Context, settings: dict[str, Any], invocation: Invocation) -> bool:
@@ -57,14 +57,20 @@ def _prune_stream(ctx: typer.Context, recipe: Recipe, invocation: Invocation) ->
         raise RecipeError("-: a model of standard input needs a name for its output: -o FILE, or -o - for a stream")
     output = to_standard_output(invocation.output, json=invocation.json_output)
     with from_standard_input(invocation.model) as model, output as target:
-        _prune_each(ctx, recipe, (invocation.model_copy(update={"models": (model,), "output": target}),))
+        called = {model: "standard input" if invocation.model == STREAM else str(model)}
+        if target is not None:
+            called[target] = "standard output" if invocation.output == STREAM else str(target)
+        update = {"models": (model,), "output": target, "called": called}
+        _prune_each(ctx, recipe, (invocation.model_copy(update=update),))
 
 
-def _prune_each(ctx: typer.Context, recipe: Recipe, invocations: tuple[Invocation, ...]) -> None:
+def _prune_each(
+    ctx: typer.Context, recipe: Recipe, invocations: tuple[Invocation, ...], *, folders: bool = False
+) -> None:
     """Prune model after model. Of several, one that fails is told of, and the others go on."""
     for invocation in invocations:
         check_model(invocation.model)
-    made = make_folders(invocations) if len(invocations) > 1 else []
+    made = make_folders(invocations) if folders else []
     worst = 0
     try:
         for invocation in invocations:

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxprune.cli.invocation import Invocation
+from onnxprune.cli.invocation import IN_FOLDER, Invocation
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.recipe.flag import flag_name
 
@@ -17,18 +17,18 @@ _BESIDE = {"record": ".json", "report": ".html", "checkpoint": ""}
 def one_by_one(invocation: Invocation) -> tuple[Invocation, ...]:
     """Return one invocation a model.
 
-    ``-o`` may name a folder that exists; for several models it has to be a folder, and is made where it is missing.
-    The same holds for ``--record``, ``--report`` and ``--checkpoint`` of several models.
+    ``-o`` may name a folder that exists; for several models, or a pattern, it has to be a folder, and is made where it
+    is missing. The same holds for ``--record``, ``--report`` and ``--checkpoint`` of several models.
 
     Raises:
         ModelError: A pattern matches no file.
         RecipeError: Several models would be written into one file.
     """
     models = tuple(file for model in invocation.models for file in files_of(model))
-    if len(models) == 1:
+    if len(models) == 1 and not any(map(_is_pattern, invocation.models)):
         output = invocation.output
-        if output is not None and output.is_dir():
-            output = output / models[0].name
+        if output is not None and (output.name == IN_FOLDER or output.is_dir()):
+            output = _folder("output", output) / models[0].name
         return (invocation.model_copy(update={"models": models, "output": output}),)
     if invocation.save_recipe is not None:
         raise RecipeError("--save-recipe: a recipe file is of one model, but several are named")
@@ -41,9 +41,19 @@ def one_by_one(invocation: Invocation) -> tuple[Invocation, ...]:
     return tuple(_alone(invocation, model) for model in models)
 
 
+def makes_folders(invocation: Invocation) -> bool:
+    """Whether folders that are named and missing are made: of several models, a pattern, or a name with a slash."""
+    named = invocation.output is not None and invocation.output.name == IN_FOLDER
+    return named or len(invocation.models) > 1 or any(map(_is_pattern, invocation.models))
+
+
+def _is_pattern(model: Path) -> bool:
+    return glob.has_magic(str(model)) and not model.exists()
+
+
 def files_of(model: Path) -> Iterator[Path]:
     """The file itself, or those that a pattern matches: not every shell replaces patterns."""
-    if model.exists() or not glob.has_magic(str(model)):
+    if not _is_pattern(model):
         yield model
         return
     matches = sorted(glob.glob(str(model), recursive=True))
@@ -69,6 +79,7 @@ def _folder(setting: str, path: Path) -> Path:
     Raises:
         RecipeError: It is a file, or looks like one.
     """
+    path = path.parent if path.name == IN_FOLDER else path
     if path.is_file() or path.suffix in (".onnx", ".json", ".html"):
         raise RecipeError(f"{flag_name(Invocation, setting)} '{path}': several models need a folder here")
     return path

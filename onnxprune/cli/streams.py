@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from onnxprune.cli.console import console
-from onnxprune.errors import ModelError, RecipeError
+from onnxprune.errors import ModelError, OnnxPruneError, RecipeError
 
 STREAM = Path("-")
 
@@ -30,7 +30,11 @@ def from_standard_input(model: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "standard-input.onnx"
         file.write_bytes(content)
-        yield file
+        try:
+            yield file
+        except OnnxPruneError as error:
+            error.args = (str(error).replace(f"'{file}'", "standard input"),)
+            raise
 
 
 @contextmanager

@@ -150,7 +150,8 @@ def save(path: str | Path, settings: Mapping[str, Any], *, paths: Collection[str
 
 def _from_folder(folder: Path, text: str) -> str:
     """A path of a file as an absolute one; a word that stands for data stays as it is."""
-    return text if text == SYNTHETIC else str(folder / text)
+    slash = "/" if text.endswith("/") else ""  # which says that it is a folder
+    return text if text == SYNTHETIC else f"{folder / text}{slash}"
 
 
 def _relative(value: Any, folder: Path) -> Any:
@@ -158,7 +159,8 @@ def _relative(value: Any, folder: Path) -> Any:
         return SYNTHETIC
     if isinstance(value, (list, tuple)):
         return [_relative(part, folder) for part in value]
-    return Path(os.path.relpath(value, folder)).as_posix()
+    slash = "/" if str(value).endswith("/") else ""
+    return Path(os.path.relpath(value, folder)).as_posix() + slash
 
 
 def _check(

@@ -189,6 +189,23 @@ def test_one_model_into_a_folder_that_exists(model: Path) -> None:
     assert (model.parent / "out" / "net.onnx").is_file()
 
 
+def test_a_name_with_a_slash_is_a_folder_and_so_is_that_of_a_pattern(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model.parent
+    assert run(model, "-s", 0.5, "-o", f"{folder}/made/", "--save-recipe", folder / "run.toml") == 0
+    assert (folder / "made" / "net.onnx").is_file()
+    assert run("run", folder / "run.toml", "--force") == 0
+    assert run(folder / "ne*.onnx", "-s", 0.5, "-o", folder / "one") == 0
+    assert [path.name for path in (folder / "one").iterdir()] == ["net.onnx"]
+    (folder / "recipe.toml").write_text('model = "net.onnx"\nsparsity = 0.5\noutput = "again/"\n')
+    assert run("run", folder / "recipe.toml") == 0
+    assert (folder / "again" / "net.onnx").is_file()
+    capsys.readouterr()
+    assert "its folder does not exist" in refused(capsys, folder, model, "-s", 0.5, "-o", folder / "no" / "out.onnx")
+    assert "its folder does not exist" in refused(capsys, folder, model, "-s", 0.5, "-o", f"{folder}/no/more/")
+
+
 @pytest.mark.parametrize("flags", [["--sparsity", "50%"], ["--sparsity", "2x"], ["-s", "0.5"]])
 def test_a_share_in_each_of_its_forms(flags: list[str], model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(model, *flags, "--json", "--force") == 0
@@ -208,12 +225,15 @@ def test_a_model_through_standard_input_and_output(model: Path) -> None:
     pruned = onnx.load_model_from_string(done.stdout)
     onnx.checker.check_model(pruned)
     assert len(done.stdout) < 0.8 * len(content) and b"verified" in done.stderr
+    assert b"standard input" in done.stderr and b"wrote standard output" in done.stderr and b"/tmp" not in done.stderr
     looked = process("inspect", "-", "--json", stdin=content)
     assert json.loads(looked.stdout)["groups"]
     for arguments in (["-", "-s", 0.5], ["-", "-s", 0.5, "-o", "-", "--json"]):
         wrong = process(*arguments, stdin=content)
         assert wrong.returncode == 2 and not wrong.stdout and wrong.stderr.count(b"\n") == 1
     assert b"no model" in process("inspect", "-").stderr
+    for arguments in (["-", "-s", 0.5, "-o", "-"], ["inspect", "-"]):
+        assert process(*arguments, stdin=b"text").stderr.startswith(b"onnxprune: standard input is not a protobuf")
 
 
 @pytest.mark.parametrize(
