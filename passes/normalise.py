@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnxprune.graph.edit import Editor
+from onnxprune.graph.edit import Editor, remove_unread
 from onnxprune.graph.inference import infer
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts
@@ -294,7 +294,7 @@ def _picked(labels: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]) -> tupl
 
 
 def _replace(edit: Editor, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts) -> None:
-    """Let a Gather take the place of the last node of a run; nodes that nobody reads go with `Tidy`."""
+    """Let a Gather take the place of a run; what only the run read goes with it, or the analysis would walk it, too."""
     end, source = run[-1], run[0].inputs[0]
     out = end.outputs[0]
     constant = edit.constant(indices, f"{out.name}_indices")
@@ -302,6 +302,7 @@ def _replace(edit: Editor, run: list[ir.Node], axis: int, indices: npt.NDArray[n
     facts.learn(constant, indices)
     facts.stand_in(new, out)
     edit.take_place(out, new)
+    remove_unread(out)
 
 
 def renamed_copies(model: ir.Model) -> dict[str, str]:

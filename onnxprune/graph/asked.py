@@ -1,8 +1,8 @@
 """What onnx said of the nodes of a model so far.
 
 Layers of a network are alike, and two settings of the free dimensions ask of the same nodes: each node is written once,
-each question is put once, and what follows from constants alone is computed once. An `Asked` is of a model as it is; it
-is thrown away when the model changes.
+and each question is put once, also what a node computes from numbers that are known. An `Asked` is of a model as it is;
+it is thrown away when the model changes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Asked:
         self._written: dict[ir.Node, tuple[onnx.NodeProto, bytes]] = {}
         self._types: dict[tuple[int, tuple[int | None, ...] | None], onnx.TypeProto] = {}
         self._answers: dict[tuple[object, ...], Answer | None] = {}
-        self._computed: dict[ir.Node, tuple[Sequence[Array | None], Array | None]] = {}
+        self._computed: dict[tuple[object, ...], Array | None] = {}
         self._contents: dict[ir.TensorProtocol, Array | None] = {}
 
     def content(self, tensor: ir.TensorProtocol) -> Array | None:
@@ -55,12 +55,11 @@ class Asked:
 
     def computed(self, node: ir.Node, arrays: list[Array | None], cost: int) -> Array | None:
         """Return the output of a node at these inputs; see `evaluate_node`."""
-        known = self._computed.get(node)
-        if known is not None and all(a is b for a, b in zip(known[0], arrays, strict=True)):
-            return known[1]
-        result = evaluate_node(node, arrays, self._versions.get("", 1), cost, self._proto(node)[0])
-        self._computed[node] = arrays, result
-        return result
+        proto, written = self._proto(node)
+        question = (written, *(None if array is None else _content(array) for array in arrays))
+        if question not in self._computed:
+            self._computed[question] = evaluate_node(node, arrays, self._versions.get("", 1), cost, proto)
+        return self._computed[question]
 
     def inferred(self, node: ir.Node, told: Sequence[Told | None]) -> Answer | None:
         """Return what onnx infers of the outputs of a node; None where that contradicts its inputs.
@@ -132,7 +131,12 @@ def _comparable(told: Told | None) -> tuple[object, ...] | None:
     if told is None:
         return None
     dtype, shape, content = told
-    return dtype, shape, None if content is None else (content.dtype.str, content.shape, content.tobytes())
+    return dtype, shape, None if content is None else _content(content)
+
+
+def _content(array: Array) -> tuple[object, ...]:
+    texts = array.dtype.kind == "O"  # of which the bytes are addresses
+    return array.dtype, array.shape, tuple(array.reshape(-1).tolist()) if texts else array.tobytes()
 
 
 def _read(inferred: onnx.TypeProto | None) -> tuple[int, tuple[int | None, ...] | None] | None:

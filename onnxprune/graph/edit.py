@@ -185,6 +185,18 @@ class Editor:
             named.name = self.fresh(str(named.name))
 
 
+def remove_unread(value: ir.Value) -> None:
+    """Remove the node that makes a value, and those that only it reads, as far as nothing uses them."""
+    waiting: list[ir.Value | None] = [value]
+    while waiting:
+        last = waiting.pop()
+        node = None if last is None else last.producer()
+        if node is None or node.graph is None or any(out.is_graph_output() or out.uses() for out in node.outputs):
+            continue
+        waiting += node.inputs
+        node.graph.remove(node, safe=True)
+
+
 def names_in(model: ir.Model, *, without: ir.Graph | None = None) -> set[str]:
     """Return every name that a model uses, in all scopes (but one body): of values, and of nodes."""
     names: set[str] = set()

@@ -20,6 +20,7 @@ from onnxprune.graph import contrib_shapes, reshapes
 from onnxprune.graph.asked import Asked, Told
 from onnxprune.graph.branches import shapes_without_past
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
+from onnxprune.graph.operators import operator_of
 from onnxprune.model_io.bodies import bodies
 
 Shape = tuple[int | None, ...]
@@ -241,7 +242,8 @@ class _Walk:
             return  # an input nobody knows: so are the outputs
         if not self.asked.has_schema(node):
             return
-        answer = self.asked.inferred(node, [self._told(value) for value in node.inputs])
+        settings = operator_of(node).settings
+        answer = self.asked.inferred(node, [self._told(value, i in settings) for i, value in enumerate(node.inputs)])
         if answer is None or not reshapes.fits(node, self.probe.shapes, self.probe.data):
             self.probe.failures += 1
         for value, inferred in zip(node.outputs, answer or (), strict=False):
@@ -267,13 +269,14 @@ class _Walk:
                 self._set(out, shape, contrib_shapes.output_dtype(node, i, dtypes))
         return inferred is not None
 
-    def _told(self, value: ir.Value | None) -> Told | None:
-        """All of an input that inference looks at: its type, shape and content."""
+    def _told(self, value: ir.Value | None, setting: bool) -> Told | None:
+        """All of an input that inference looks at: its type, shape and content, of floats that of settings alone."""
         if value is None:
             return None
         array = self.probe.data.get(value)
-        short = array is not None and array.ndim <= 1 and array.size <= 1024
-        return self.probe.dtypes[value], self.probe.shapes.get(value), array if short else None
+        if array is not None and (array.ndim > 1 or array.size > 1024 or (array.dtype.kind == "f" and not setting)):
+            array = None
+        return self.probe.dtypes[value], self.probe.shapes.get(value), array
 
     def _if(self, node: ir.Node) -> None:
         branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]

@@ -33,7 +33,7 @@ def refuse_training_info(proto: onnx.ModelProto, name: str) -> None:
         )
 
 
-def make_dense(proto: onnx.ModelProto, limits: Limits) -> int:
+def make_dense(parts: protobuf.Parts, limits: Limits) -> int:
     """Turn sparse initializers and the sparse_value of Constant nodes into dense tensors, in place.
 
     Returns:
@@ -44,23 +44,20 @@ def make_dense(proto: onnx.ModelProto, limits: Limits) -> int:
             operator other than Constant.
     """
     changed = 0
-    for graph in protobuf.graphs(proto):
+    for graph in parts.graphs:
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense_tensor(sparse, limits))
             changed += 1
         graph.ClearField("sparse_initializer")
-    for node in protobuf.nodes(proto):
-        for attribute in node.attribute:
-            if not attribute.HasField("sparse_tensor") and not attribute.sparse_tensors:
-                continue
-            if node.op_type != "Constant" or attribute.name != "sparse_value":
-                raise ModelError(
-                    f"node '{node.name}' ({node.op_type}) has the sparse attribute '{attribute.name}', "
-                    "which is not supported."
-                )
-            dense = dense_tensor(attribute.sparse_tensor, limits)
-            attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
-            changed += 1
+    for node, attribute in parts.sparse_attributes:
+        if node.op_type != "Constant" or attribute.name != "sparse_value":
+            raise ModelError(
+                f"node '{node.name}' ({node.op_type}) has the sparse attribute '{attribute.name}', "
+                "which is not supported."
+            )
+        dense = dense_tensor(attribute.sparse_tensor, limits)
+        attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+        changed += 1
     return changed
 
 

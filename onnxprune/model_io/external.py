@@ -25,11 +25,11 @@ from onnxprune.model_io.bodies import graphs_of
 from onnxprune.model_io.paths import real_path
 
 
-def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str, Path]:
+def check_external_data(parts: protobuf.Parts, model: Path | None) -> dict[str, Path]:
     """Check every external tensor.
 
     Args:
-        proto: The model, read without its external data.
+        parts: Those of the model, read without its external data.
         model: Its file, in whose folder locations are looked for; None when the model came without one.
 
     Returns:
@@ -39,7 +39,7 @@ def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str,
         ModelError: A data file is missing, too short, outside the folder, or there is no folder.
     """
     sizes: dict[str, tuple[Path, int]] = {}
-    for tensor in _external_tensors(proto, also_initializers=True):
+    for tensor in _external_tensors(parts, also_initializers=True):
         location = _location(tensor)
         if location not in sizes:
             sizes[location] = _data_file(tensor.name, location, model)
@@ -50,18 +50,18 @@ def check_external_data(proto: onnx.ModelProto, model: Path | None) -> dict[str,
 def data_files_of(model: Path) -> tuple[Path, ...]:
     """The data files, resolved, of the model in a file; none where that is no model that can be loaded."""
     try:
-        files = check_external_data(protobuf.read_proto(model), Path(os.path.abspath(model)))
+        files = check_external_data(protobuf.parts_of(protobuf.read_proto(model)), Path(os.path.abspath(model)))
     except ModelError:
         return ()
     return tuple(dict.fromkeys(files.values()))
 
 
-def embed_outside_initializers(proto: onnx.ModelProto, files: Mapping[str, Path]) -> None:
-    """Read external attribute tensors and the parts of sparse tensors into the proto; initializers stay on disk.
+def embed_outside_initializers(parts: protobuf.Parts, files: Mapping[str, Path]) -> None:
+    """Read external attribute tensors and the parts of sparse tensors into the protobuf; initializers stay on disk.
 
     onnx-ir keeps only initializers lazily and safely: its save leaves external attribute tensors dangling.
     """
-    for tensor in _external_tensors(proto, also_initializers=False) if files else ():
+    for tensor in _external_tensors(parts, also_initializers=False) if files else ():
         path = files[_location(tensor)]
         next(entry for entry in tensor.external_data if entry.key == "location").value = path.name
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
@@ -91,11 +91,10 @@ def find_data(model: ir.Model, folder: Path, files: Mapping[str, Path]) -> None:
             )
 
 
-def _external_tensors(proto: onnx.ModelProto, *, also_initializers: bool) -> Iterator[onnx.TensorProto]:
-    found = protobuf.tensors(proto)
-    tensors = found.dense if also_initializers else found.attributes
-    parts = [part for sparse in found.sparse for part in (sparse.values, sparse.indices)]
-    return (tensor for tensor in (*tensors, *parts) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+def _external_tensors(parts: protobuf.Parts, *, also_initializers: bool) -> Iterator[onnx.TensorProto]:
+    tensors = parts.dense if also_initializers else parts.attributes
+    of_sparse = [tensor for sparse in parts.sparse for tensor in (sparse.values, sparse.indices)]
+    return (tensor for tensor in (*tensors, *of_sparse) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
 def byte_size(tensor: onnx.TensorProto) -> int:

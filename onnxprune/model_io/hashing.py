@@ -31,7 +31,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
     if not may_be_external:
         return model_hash
     model = Path(os.path.abspath(path))
-    data_files = check_external_data(protobuf.read_proto(path), model)
+    data_files = check_external_data(protobuf.parts_of(protobuf.read_proto(path)), model)
     root = real_path(model.parent)
     names = {
         file: file.relative_to(root).as_posix() if file.is_relative_to(root) else location

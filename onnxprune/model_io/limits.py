@@ -23,12 +23,17 @@ class Limits:
     max_dense_bytes: int = 4 << 30
 
 
+_RUNS = (range(3, 11), range(1, 22))  # IR versions and opsets of ONNX Runtime 1.20, the oldest that is installed
+
+
 @functools.cache
 def runtime_refusal(ir_version: int, opset: int | None) -> str | None:
     """Why the installed onnx and ONNX Runtime cannot work with these versions; None when they can.
 
-    ONNX Runtime publishes no list, so a model of one Identity node with these very numbers is tried.
+    ONNX Runtime publishes no list, so of newer ones a model of one Identity node with these very numbers is tried.
     """
+    if ir_version in _RUNS[0] and (opset is None or opset in _RUNS[1]):
+        return None
     known = onnx.defs.onnx_opset_version()
     if opset is not None and opset > known:
         return f"the installed onnx {onnx.__version__} knows operator sets up to {known}"

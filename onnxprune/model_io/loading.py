@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -88,22 +88,23 @@ def _model(
     state: tuple[State | None, ...] = (),
     left: Mapping[str, Extent] = MappingProxyType({}),
 ) -> ir.Model:
-    check_text_and_attributes(proto, name)
+    parts = protobuf.parts_of(proto)
+    check_text_and_attributes(proto, parts, name)
     refuse_training_info(proto, name)
-    _spell_default_domain(proto)
+    _spell_default_domain(proto, parts.nodes)
     _refuse_maps(proto, name)
-    data_files = check_external_data(proto, path)
+    data_files = check_external_data(parts, path)
     outside = tuple(dict.fromkeys(data_files.values()))
     states = (*state, *states_of(outside))
-    embed_outside_initializers(proto, data_files)
+    embed_outside_initializers(parts, data_files)
     if path is not None and left:
         _refer_to_file(proto, name, path, left)
         data_files = {**data_files, path.name: real_path(path)}
-    make_dense(proto, limits)
+    make_dense(parts, limits)
+    check_tensors(parts, name)
     proto = inline_functions(proto, name)
     proto = upgrade_opset(proto, limits.oldest_opset, name)
     _refuse_versions(proto.ir_version, protobuf.default_opset(proto), name)
-    check_tensors(proto, name)
     try:
         with _quiet_reader():
             model = ir.from_proto(proto)
@@ -132,12 +133,12 @@ def _refer_to_file(proto: onnx.ModelProto, name: str, path: Path, left: Mapping[
             tensor.external_data.add(key=key, value=str(entry))
 
 
-def _spell_default_domain(proto: onnx.ModelProto) -> None:
+def _spell_default_domain(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
     """Write the domain "ai.onnx" as "", its other name, under which every tool knows it."""
     for entry in (*proto.opset_import, *(e for function in proto.functions for e in function.opset_import)):
         if entry.domain == "ai.onnx":
             entry.domain = ""
-    for node in protobuf.nodes(proto):
+    for node in nodes:
         if node.domain == "ai.onnx":
             node.domain = ""
 

@@ -17,6 +17,7 @@ from onnxprune.model_io import wire
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _A = onnx.AttributeProto
 _GRAPH, _GRAPHS = _A.GRAPH, _A.GRAPHS
+_PARTS = {_GRAPH, _GRAPHS, _A.TENSOR, _A.TENSORS, _A.SPARSE_TENSOR, _A.SPARSE_TENSORS}  # attributes that hold a part
 _IR_VERSION_TAG = 1 << 3  # the first byte of every model: writers order fields by number
 _MISTAKEN_FOR_MODELS = (
     (0, b"version https://git-lfs", "is a Git LFS pointer, not the model itself: fetch it with 'git lfs pull'"),
@@ -122,38 +123,56 @@ def _bodies(node: onnx.NodeProto) -> Sequence[onnx.GraphProto]:
     return found
 
 
-class Tensors(NamedTuple):
-    """Every tensor of a model, in subgraphs too: initializers and attributes, such as the value of a Constant."""
+class Parts(NamedTuple):
+    """What a model is made of, in subgraphs and local functions too, found in one walk.
 
+    Attributes:
+        nodes: Every node.
+        graphs: The main graph, then the subgraphs of all nodes.
+        initializers: The tensors of graphs.
+        attributes: The tensors of nodes, such as the value of a Constant.
+        sparse: Sparse tensors, of graphs and of nodes.
+        sparse_attributes: The attributes that hold one, with their nodes.
+    """
+
+    nodes: list[onnx.NodeProto]
+    graphs: list[onnx.GraphProto]
     initializers: list[onnx.TensorProto]
     attributes: list[onnx.TensorProto]
     sparse: list[onnx.SparseTensorProto]
+    sparse_attributes: list[tuple[onnx.NodeProto, onnx.AttributeProto]]
 
     @property
     def dense(self) -> list[onnx.TensorProto]:
-        """Initializers, then attributes."""
+        """Initializers, then tensors of nodes."""
         return [*self.initializers, *self.attributes]
 
 
-def tensors(proto: onnx.ModelProto) -> Tensors:
-    """All tensors, found in one walk."""
-    inside = [proto.graph]
-    attributes: list[onnx.TensorProto] = []
-    sparse: list[onnx.SparseTensorProto] = []
-    for node in nodes(proto):
-        inside.extend(_bodies(node))
+def parts_of(proto: onnx.ModelProto) -> Parts:
+    """All parts of a model. To ask a protobuf takes long: who loads a model walks it once."""
+    found, inside, tensors = list[onnx.NodeProto](), [proto.graph], list[onnx.TensorProto]()
+    sparse_attributes: list[tuple[onnx.NodeProto, onnx.AttributeProto]] = []
+    waiting = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
         for attribute in node.attribute:
             kind = attribute.type
-            if kind == _A.TENSOR and attribute.HasField("t"):
-                attributes.append(attribute.t)
-            elif kind == _A.TENSORS:
-                attributes.extend(attribute.tensors)
-            elif kind == _A.SPARSE_TENSOR and attribute.HasField("sparse_tensor"):
-                sparse.append(attribute.sparse_tensor)
-            elif kind == _A.SPARSE_TENSORS:
-                sparse.extend(attribute.sparse_tensors)
+            if kind not in _PARTS:
+                continue
+            if kind == _A.TENSOR or kind == _A.TENSORS:
+                tensors += [attribute.t] if kind == _A.TENSOR else attribute.tensors
+            elif kind in (_GRAPH, _GRAPHS):
+                bodies = [attribute.g] if kind == _GRAPH else attribute.graphs
+                inside += bodies
+                waiting += [inner for body in bodies for inner in body.node]
+            else:
+                sparse_attributes.append((node, attribute))
+    sparse = [tensor for graph in inside for tensor in graph.sparse_initializer]
+    for _, attribute in sparse_attributes:
+        sparse += [attribute.sparse_tensor] if attribute.type == _A.SPARSE_TENSOR else attribute.sparse_tensors
     initializers = [tensor for graph in inside for tensor in graph.initializer]
-    return Tensors(initializers, attributes, [t for graph in inside for t in graph.sparse_initializer] + sparse)
+    return Parts(found, inside, initializers, tensors, sparse, sparse_attributes)
 
 
 def default_opset(proto: onnx.ModelProto) -> int | None:

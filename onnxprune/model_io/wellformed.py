@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import onnx
@@ -30,14 +30,14 @@ _CONSTANT = {
 }  # fmt: skip
 
 
-def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
+def check_text_and_attributes(proto: onnx.ModelProto, parts: protobuf.Parts, name: str) -> None:
     """Refuse names that are no text, attributes that hold no value of a type, and nodes that lack a required one.
 
     Raises:
         ModelError: Names the model, and the node where there is one.
     """
-    nodes = list(protobuf.nodes(proto))
-    for text in _texts(proto, nodes):
+    nodes = parts.nodes
+    for text in _texts(proto, parts):
         if not isinstance(text, str):
             shown = bytes(text)[:40].decode(errors="backslashreplace")
             raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
@@ -64,7 +64,8 @@ def check_text_and_attributes(proto: onnx.ModelProto, name: str) -> None:
         if not node.output:
             raise ModelError(f"{_where(node, name)} has no output, so nothing can come of it: remove it.")
         needs = _needs(node.op_type, node.domain, versions.get(node.domain, 0))
-        if missing := sorted(needs.attributes - {attribute.name for attribute in node.attribute}):
+        missing = sorted(needs.attributes - {a.name for a in node.attribute}) if needs.attributes else []
+        if missing:
             raise ModelError(f"{_where(node, name)} lacks the attribute '{missing[0]}'.")
         if len(node.input) < needs.inputs or len(node.output) < needs.outputs:
             what = "inputs" if len(node.input) < needs.inputs else "outputs"
@@ -94,16 +95,15 @@ def _needs(operator: str, domain: str, version: int) -> _Needs:
     return _Needs(required, schema.min_input, schema.min_output)
 
 
-def check_tensors(proto: onnx.ModelProto, name: str) -> None:
+def check_tensors(parts: protobuf.Parts, name: str) -> None:
     """Refuse initializers without a name, and tensors whose data do not fit their shape.
 
     Raises:
         ModelError: Names the model and the tensor.
     """
-    found = protobuf.tensors(proto)
-    if not all(tensor.name for tensor in found.initializers):
+    if not all(tensor.name for tensor in parts.initializers):
         raise ModelError(f"'{name}' has an initializer without a name.")
-    for tensor in found.dense:
+    for tensor in parts.dense:
         _check_size(tensor, name)
 
 
@@ -142,7 +142,7 @@ def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
     return elements, len(getattr(tensor, field))
 
 
-def _texts(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
+def _texts(proto: onnx.ModelProto, parts: protobuf.Parts) -> Iterator[str]:
     """Every text that readers take for a name, and every description."""
     yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
     yield from _entries(proto.metadata_props)
@@ -150,15 +150,15 @@ def _texts(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[
     for function in proto.functions:
         yield from (function.name, function.domain, function.doc_string, *function.input, *function.output)
         yield from (*function.attribute, *(entry.domain for entry in function.opset_import))
-    for graph in protobuf.graphs(proto):
+    for graph in parts.graphs:
         yield from (graph.name, graph.doc_string, *_entries(graph.metadata_props))
         for value in (*graph.input, *graph.output, *graph.value_info):
             yield from (value.name, value.doc_string, *_entries(value.metadata_props))
             if value.type.tensor_type.HasField("shape"):
                 yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    for tensor in protobuf.tensors(proto).dense:
+    for tensor in parts.dense:
         yield from (tensor.name, tensor.doc_string, *_entries(tensor.metadata_props), *_entries(tensor.external_data))
-    for node in nodes:
+    for node in parts.nodes:
         yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
         yield from _entries(node.metadata_props)
         for attribute in node.attribute:

@@ -116,7 +116,8 @@ def prune(
     preflight(recipe, asked)
     clock, run = Clock(progress), _run if recipe.target is None else _search
     with custom_operators(custom_ops), with_jobs(jobs):
-        original = clock("load", lambda: model_io.load_any(model))
+        with few_collections():
+            original = clock("load", lambda: model_io.load_any(model))
         return run(original, recipe, _opened(original, recipe, asked, clock), clock)
 
 

@@ -21,10 +21,13 @@ def homes_of(coordinates: Ids, atoms: Ids, shape: Sequence[int]) -> Ids:
     homes = np.full(len(atoms), -1, np.int64)
     if not len(atoms):
         return homes
-    _, position, sizes = np.unique(atoms, return_inverse=True, return_counts=True)
+    if ascending(atoms):
+        position, sizes = np.arange(len(atoms)), np.ones(len(atoms), np.int64)
+    else:
+        _, position, sizes = np.unique(atoms, return_inverse=True, return_counts=True)
     total = int(np.prod(shape))
     for j, extent in enumerate(shape):
-        pairs = np.unique(position * extent + coordinates[j])
+        pairs = distinct(position * extent + coordinates[j])
         spread = np.bincount(pairs // extent, minlength=len(sizes))
         fits = sizes == spread * (total // extent)
         homes = np.where((homes < 0) & fits[position], j, homes)
@@ -33,7 +36,17 @@ def homes_of(coordinates: Ids, atoms: Ids, shape: Sequence[int]) -> Ids:
 
 def distinct(ids: Ids) -> Ids:
     """The different ids, sorted, as from np.unique, which takes longer where they are sorted already."""
-    return ids if bool((ids[1:] > ids[:-1]).all()) else np.unique(ids)
+    return ids if ascending(ids) else np.unique(ids)
+
+
+def ascending(ids: Ids) -> bool:
+    """Whether the ids are sorted and all different."""
+    return not np.count_nonzero(ids[1:] <= ids[:-1])  # which takes less time than `all`
+
+
+def numbered(values: Ids) -> Ids:
+    """Return the rank of each value among the different ones; these are not negative and small."""
+    return (np.cumsum(np.bincount(values) > 0) - 1)[values]
 
 
 def first_places(numbers: Ids) -> Ids | None:

@@ -15,7 +15,7 @@ from onnxprune.graph.packed import Packed
 from onnxprune.graph.shapes import Facts
 from onnxprune.structure.axes import Axis, Dynamic, parts
 from onnxprune.structure.groups import Group, Site, kind_of
-from onnxprune.structure.id_arrays import distinct
+from onnxprune.structure.id_arrays import distinct, numbered
 from onnxprune.structure.terms import Bools, Ids, Terms
 
 
@@ -102,7 +102,7 @@ class Structure:
         for site, atoms in zip(sites, members, strict=True):
             for name in inside[id(atoms)]:
                 places.setdefault(name, []).append(site)
-        everything = np.unique(np.concatenate([*different, np.zeros(0, np.int64)]))
+        everything = self._marked(different)
         everything = everything[np.argsort(family[everything], kind="stable")]
         names, starts = np.unique(family[everything], return_index=True)
         atoms_of = dict(zip(names.tolist(), np.split(everything, starts[1:]), strict=bool(len(names))))
@@ -129,6 +129,13 @@ class Structure:
                         sites.append(Site(value, i))
                         members.append(same.setdefault(atoms.tobytes(), atoms))
         return sites, members
+
+    def _marked(self, members: list[Ids]) -> Ids:
+        """Return all atoms of some arrays, sorted, each once."""
+        marks = np.zeros(self.terms.count, bool)
+        for atoms in members:
+            marks[atoms] = True
+        return np.flatnonzero(marks)
 
     def ids(self, value: ir.Value, axis: int) -> Ids | None:
         """Return the ids of a static axis, None for a dynamic one, one that is not there or an unknown value."""
@@ -199,7 +206,7 @@ def filled_at_run_time(value: ir.Value) -> bool:
 
 def _families(members: list[Ids], terms: Terms) -> Ids:
     """Return for each atom the number of its family: atoms of a family are in the same sites, with the same flags."""
-    _, family = np.unique(terms.tags[: terms.count] * 2 + (terms.mixed[: terms.count] != 0), return_inverse=True)
+    family = numbered(terms.tags[: terms.count] * 2 + (terms.mixed[: terms.count] != 0))
     count = int(family.max(initial=0)) + 1
     sizes = np.bincount(family, minlength=count).tolist()
     for atoms in members:

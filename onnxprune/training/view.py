@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.edit import remove_unread
 from onnxprune.graph.layers import slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.training.layers import Layer, find_layers, passes_weights
@@ -71,7 +72,7 @@ def _open_head(view: ir.Model, index: int) -> Head:
     if axis is None:
         return Head(name, "values", 1)
     graph.outputs[index] = node.inputs[0]
-    _remove_dead(graph, value)
+    remove_unread(value)
     return Head(name, function, axis)
 
 
@@ -88,17 +89,6 @@ def _softmax_axis(node: ir.Node, opset: int) -> int | None:
         matrix = producer is not None and producer.op_type == "Gemm"
         return axis if axis == -1 or (matrix and axis == 1) else None
     return axis if all(d == 1 for d in list(logits.shape)[axis % len(logits.shape) + 1 :]) else None
-
-
-def _remove_dead(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove the node that made `value`, and those before it, as far as nothing uses them."""
-    node = value.producer()
-    if node is None or any(out.is_graph_output() or out.uses() for out in node.outputs):
-        return
-    inputs = [i for i in node.inputs if i is not None]
-    graph.remove(node, safe=True)
-    for each in inputs:
-        _remove_dead(graph, each)
 
 
 def _drop_before(view: ir.Model, layer: Layer, ratio: float) -> None:

@@ -61,6 +61,45 @@ def test_what_constants_give_is_computed_once(monkeypatch: pytest.MonkeyPatch) -
     assert computed.count("Slice") == 2  # of a shape, which is another at the other setting
 
 
+def test_two_nodes_that_are_alike_compute_once_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graph(
+        "g (float[N] x) => (int64[2] p, int64[2] q, float[2] r) "
+        "{ p = Mul(one, two) q = Mul(three, two) s = Mul(first, two) r = Mul(float, other) }",
+        {"one": np.array([1, 1]), "three": np.array([1, 1]), "first": np.array([1, 2]), "two": np.array([2, 2]),
+         "float": np.zeros(2, np.float32), "other": np.ones(2, np.float32)},
+    )  # fmt: skip
+    computed: list[ir.Node] = []
+    compute = evaluate.evaluate_node
+    monkeypatch.setattr(
+        "onnxprune.graph.asked.evaluate_node", lambda node, *rest: computed.append(node) or compute(node, *rest)
+    )
+    facts = infer_at(model, {"N": 2}, {"N": 3})
+    assert len(computed) == 3  # p and q are one question, also at both settings
+    numbers = [facts.data(out) for node in model.graph for out in node.outputs]
+    assert [n.tolist() for n in numbers if n is not None] == [[2, 2], [2, 2], [2, 4], [0, 0]]
+
+
+def test_learnt_numbers_are_no_part_of_a_question_but_scales_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graph(
+        """g (float[N, 8, 4] x) => (float[N, 8, 8] y) {
+            a = Conv <pads = [1, 1]> (x, w, b)
+            c = Conv <pads = [1, 1]> (a, w, d)
+            y = Resize(c, , scales)
+        }""",
+        {"w": random(8, 8, 3), "b": random(8), "d": random(8, seed=1), "scales": np.array([1, 1, 2], np.float32)},
+    )
+    asked: list[str] = []
+    ask = onnx.shape_inference.infer_node_outputs
+    monkeypatch.setattr(
+        onnx.shape_inference,
+        "infer_node_outputs",
+        lambda schema, *others, **more: asked.append(schema.name) or ask(schema, *others, **more),
+    )
+    facts = infer_at(model, {"N": 2}, {"N": 2})
+    assert asked == ["Conv", "Resize"]
+    assert facts.shape(model.graph.outputs[0]) == (2, 8, 8)
+
+
 def test_an_operator_that_onnx_does_not_know_is_not_asked_of() -> None:
     model = layers()
     node = next(iter(model.graph))

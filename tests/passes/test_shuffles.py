@@ -72,6 +72,14 @@ def test_the_gather_takes_the_name_of_what_it_stands_for() -> None:
     assert not [v for node in made.graph for v in node.outputs if v.name == "d_before_gather"]
 
 
+def test_what_only_the_run_read_goes_with_it() -> None:
+    """The analysis would walk it for nothing, and it may tie channels that the Gather leaves free."""
+    moves = f"n = Shape(a) m = Mul(n, ones) k = Concat <axis = 0> (m, nothing) f = Identity(k) {TURN} d = Reshape(c, f)"
+    model = image("b = Reshape(a, s24)" + moves, **SHAPES, ones=[1] * 4, nothing=np.zeros(0, np.int64))
+    Normalise()(model)
+    assert [n.op_type for n in model.graph] == ["Conv", "Gather", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+
+
 def test_both_halves_of_a_shuffle_are_picked() -> None:
     """Older ShuffleNet exports put the halves on the first axis and take [0] and [1] of it."""
     moves = (

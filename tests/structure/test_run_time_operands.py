@@ -112,8 +112,12 @@ DYNAMIC: Mapping[str, tuple[str, dict[str, object], tuple[int, int]]] = {
         {"s": np.array([-1]), "t": np.array([-1, 7, 6]), "v": (6, 2)}, (6, 0),
     ),
     "split in two behind the unknown axis": (
-        "r = Reshape(h, s)  q = Transpose <perm = [0, 1, 3, 2]> (r)  b = Reshape(q, t)  y = MatMul(b, v)",
+        "r = Reshape(h, s)  g = Relu(r)  q = Transpose <perm = [0, 1, 3, 2]> (g)  b = Reshape(q, t)  y = MatMul(b, v)",
         {"s": np.array([-1, 7, 2, 3]), "t": np.array([-1, 7, 6]), "v": (6, 2)}, (5, 0),
+    ),
+    "shuffled behind the unknown axis": (  # which becomes a Gather that leaves every unit free
+        "r = Reshape(h, s)  q = Transpose <perm = [0, 1, 3, 2]> (r)  b = Reshape(q, t)  y = MatMul(b, v)",
+        {"s": np.array([-1, 7, 2, 3]), "t": np.array([-1, 7, 6]), "v": (6, 2)}, (6, 0),
     ),
     "joined along the unknown axis": (
         "r = Relu(h)  b = Concat <axis = 0> (h, r)  y = MatMul(b, v)", {"v": (6, 2)}, (6, 0),
