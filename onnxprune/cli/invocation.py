@@ -92,7 +92,7 @@ class Invocation(BaseModel):
         description="tries at a time, in processes of their own: of a search for --max-drop, layers of a scan, runs of "
         "a sweep; -1 is one a core; the result is the same",
     )
-    dry_run: Annotated[bool, _RUN] = Field(False, description="do and measure everything, write nothing")
+    dry_run: Annotated[bool, _RUN] = Field(False, description="do and measure everything, write no model")
     force: Annotated[bool, Flag("Run", "Replace an existing output.")] = Field(
         False, description="replace an existing output"
     )

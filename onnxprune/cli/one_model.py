@@ -20,6 +20,7 @@ from onnxprune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.result import Result
+    from onnxprune.report.next_steps import Files
 
 
 _LARGE = 512 << 20  # bytes
@@ -149,11 +150,20 @@ def _write(result: Result, invocation: Invocation, tell: Any) -> dict[str, Any]:
         from onnxprune.report.html import write_report
 
         tell("report")
-        output = None if invocation.target is None else invocation.name_of(invocation.target)
         original = model_io.load(invocation.model)
-        write_report(original, result, invocation.report, model=invocation.name_of(invocation.model), output=output)
+        write_report(original, result, invocation.report, _files(invocation), sha256=written.get("sha256") or "")
         model_io.ensure_unchanged(result.model)  # the report is about the model that was pruned
     return written
+
+
+def _files(invocation: Invocation) -> Files:
+    """The files of the run, by the names that people know them by."""
+    from onnxprune.report.next_steps import Files
+
+    data = {name: getattr(invocation, name) for name in ("calibration", "eval_data", "data")}
+    output = None if invocation.target is None else invocation.name_of(invocation.target)
+    told = {name: str(path) for name, path in data.items() if path is not None}
+    return Files(invocation.name_of(invocation.model), output, **told)
 
 
 def _tell(result: Result, invocation: Invocation, written: dict[str, Any]) -> None:

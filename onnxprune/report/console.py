@@ -62,7 +62,7 @@ def print_result(console: Console, model: str, output: str | None, result: Resul
         console.print(f"[yellow]not proved[/]: {NOT_VERIFIED}")
     if not result.faster:
         console.print(f"[yellow]{NO_FASTER}[/]")
-    console.print(f"wrote [b]{shown(output)}[/]" if output else "dry run: nothing was written", soft_wrap=True)
+    console.print(f"wrote [b]{shown(output)}[/]" if output else "dry run: no model was written", soft_wrap=True)
 
 
 def of_inputs(shapes: Mapping[str, Sequence[int]]) -> str:

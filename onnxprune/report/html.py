@@ -24,6 +24,7 @@ from onnxprune.recipe import requirements
 from onnxprune.report.console import NO_FASTER, changed_by, recovery_line
 from onnxprune.report.curves import training_curves
 from onnxprune.report.layers import BINS, Layer, layers
+from onnxprune.report.next_steps import Files, next_steps
 from onnxprune.report.page import render_page
 from onnxprune.verification.reach import Reach
 from onnxprune.verification.requirements import missed_limits
@@ -37,32 +38,33 @@ _MOST_RECORD = 400_000  # characters
 _WIDTH, _HEIGHT = 96, 28  # of a plot of magnitudes
 
 
-def write_report(original: ir.Model, result: Result, path: str | Path, *, model: str, output: str | None) -> None:
+def write_report(original: ir.Model, result: Result, path: str | Path, files: Files, *, sha256: str = "") -> None:
     """Write the page; it appears whole or not at all, and replaces an older one.
 
     Args:
         original: The model before.
         result: The run.
         path: Where the page goes.
-        model, output: The names of the files; None where nothing was written.
+        files: The names of the run's files.
+        sha256: That of the model that was written; "" where none was.
 
     Raises:
         RecipeError: jinja2 is not installed.
         ModelError: The file cannot be written.
     """
-    write_whole(Path(path), render(original, result, model=model, output=output), "the report")
+    write_whole(Path(path), render(original, result, files, sha256=sha256), "the report")
 
 
-def render(original: ir.Model, result: Result, *, model: str, output: str | None) -> str:
+def render(original: ir.Model, result: Result, files: Files, *, sha256: str = "") -> str:
     """Return the page.
 
     Raises:
         RecipeError: jinja2 is not installed.
     """
-    return render_page("page.html.j2", _content(original, result, model, output), flag="--report")
+    return render_page("page.html.j2", {**_content(original, result, files), "sha256": sha256}, flag="--report")
 
 
-def _content(original: ir.Model, result: Result, model: str, output: str | None) -> dict[str, Any]:
+def _content(original: ir.Model, result: Result, files: Files) -> dict[str, Any]:
     inspection = inspect(original)
     rows = sorted(layers(original, result), key=lambda layer: -layer.total)
     record = result.record().as_text()
@@ -71,8 +73,9 @@ def _content(original: ir.Model, result: Result, model: str, output: str | None)
     limits = [requirements.parse(text) for text in result.recipe.require]
     plots = [_magnitudes(layer) if i < _MOST_PLOTS else "" for i, layer in enumerate(shown)]
     return {
-        "model": Path(model).name,
-        "output": Path(output).name if output else None,
+        "model": Path(files.model).name,
+        "output": Path(files.output).name if files.output else None,
+        "next_steps": next_steps(result, files),
         "version": version(),
         "result": result,
         "verdict": result.verdict,

@@ -52,7 +52,7 @@ def test_dry_run_writes_nothing(model: Path, capsys: pytest.CaptureFixture[str])
     before = set(model.parent.iterdir())
     assert run(model, "--sparsity", 0.5, "--dry-run") == 0
     assert set(model.parent.iterdir()) == before
-    assert "nothing was written" in capsys.readouterr().out
+    assert "no model was written" in capsys.readouterr().out
 
 
 def test_verify_and_compare_after_prune(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from onnxprune.pipeline.search import Try
 from onnxprune.report.curves import training_curves
 from onnxprune.report.html import render
 from onnxprune.report.layers import layers
+from onnxprune.report.next_steps import Files
 
 TRAINED = Path(__file__).resolve().parents[2] / "models" / "digits_resnet.onnx"
 
@@ -41,7 +42,7 @@ def result() -> Result:
 
 @pytest.fixture(scope="module")
 def page(result: Result) -> str:
-    return render(model_io.load(TRAINED), result, model=str(TRAINED), output="out.onnx")
+    return render(model_io.load(TRAINED), result, Files(str(TRAINED), "out.onnx"))
 
 
 def text_of(page: str) -> str:
@@ -104,7 +105,7 @@ def test_names_from_the_model_are_escaped() -> None:
     model = two_layers()
     model.graph.initializers["w1"].name = "<script>alert(1)</script>"
     result = onnxprune.prune(model, sparsity=0.5, latency=False)
-    page = render(model, result, model="<b>.onnx", output=None)
+    page = render(model, result, Files("<b>.onnx"))
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "<b>.onnx" not in page
 
 
@@ -126,11 +127,9 @@ def test_counts_of_a_layer_add_up() -> None:
 def test_a_search_is_drawn(result: Result) -> None:
     tries = (Try(0.75, 0.4), Try(0.25, 0.9), Try(0.5, 0.55))
     reached = Reached("target_latency", 0.6, 0.55, 0.5, tries)
-    page = render(model_io.load(TRAINED), replace(result, target=reached), model="m.onnx", output=None)
+    page = render(model_io.load(TRAINED), replace(result, target=reached), Files("m.onnx"))
     assert 'aria-label="target latency by sparsity: 0.9 at 25.0 %, 0.55 at 50.0 %, 0.4 at 75.0 %"' in page
-    assert page.count("<circle") == 3 and "Trade-off" not in render(
-        model_io.load(TRAINED), result, model="m.onnx", output=None
-    )
+    assert page.count("<circle") == 3 and "Trade-off" not in render(model_io.load(TRAINED), result, Files("m.onnx"))
 
 
 def trained(*turns: tuple[list[float], list[float | None]]) -> list[dict[str, Any]]:
@@ -156,7 +155,7 @@ def test_a_training_is_drawn_as_curves_with_axes(result: Result) -> None:
     loss, metric = training_curves(turns)
     assert loss.points == "0.0,0.0 128.0,85.3 256.0,42.7 384.0,128.0" and (loss.low, loss.high) == (0.5, 2.0)
     assert (metric.name, metric.first, metric.last) == ("accuracy", 0.5, 0.9) and metric.prunings == (192.0,)
-    page = render(model_io.load(TRAINED), replace(result, retraining=tuple(turns)), model="m.onnx", output=None)
+    page = render(model_io.load(TRAINED), replace(result, retraining=tuple(turns)), Files("m.onnx"))
     assert 'aria-label="training loss by epoch, from 2 to 0.5"' in page and "pruned again" in page
 
 
@@ -177,7 +176,7 @@ def test_a_layer_of_zeros_has_no_plot() -> None:
     model = two_layers()
     set_array(model, "w2", np.zeros((32, 4), np.float32))
     result = onnxprune.prune(model, sparsity=0.25, latency=False)
-    assert render(model, result, model="m.onnx", output=None)
+    assert render(model, result, Files("m.onnx"))
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
