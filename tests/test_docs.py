@@ -17,7 +17,9 @@ from generated import script
 
 import onnxprune
 from onnxprune import bridge
+from onnxprune.cli.flags import SETTINGS
 from onnxprune.engines import ENGINES
+from onnxprune.pipeline.methods import catalogue
 from onnxprune.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +126,25 @@ def test_reference_tells_every_flag_field_and_name() -> None:
     assert all(f"## onnxprune.{name}" in pages["reference/api.md"] for name in onnxprune.__all__)
     assert '"onnxprune-prune/1"' in pages["reference/schema.md"]
     assert all(f"### onnxprune.bridge.{name}\n" in pages["reference/bridge.md"] for name in bridge.__all__)
+
+
+def test_extras_are_named_before_the_commands_that_need_them() -> None:
+    training = [s.spelling for s in SETTINGS if s.section == "retrain" or s.parameter == "retrain"]
+    torch = [f"--{e.setting}[ =]{e.name}" for e in catalogue() if e.needs and "PyTorch" in e.needs]
+    needs = {
+        "retrain": "|".join([*(f"{flag}(?![a-z-])" for flag in training), *torch, "--effort (medium|high)"]),
+        "report": "--report|--plot",
+        "sweep": "onnxprune sweep",
+        "text": "--tokenizer",
+    }
+    late = []
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"```(?:console|shell)\n(.*?)```", text, flags=re.S):
+            for extra, command in needs.items():
+                if re.search(command, block[1]) and not re.search(rf"\[[a-z,]*\b{extra}\b", text[: block.end()]):
+                    late.append(f"{page.relative_to(ROOT)}: {extra} is not named before: {block[1].strip()}")
+    assert not late, "\n".join(late)
 
 
 def test_the_example_of_the_bridge_runs(place: tuple[Path, dict[str, str]]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+import onnxprune
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +23,14 @@ def test_every_folder_with_code_is_packaged() -> None:
         for file in (ROOT / top).rglob("*.py"):
             found.add(".".join([name, *file.parent.relative_to(ROOT / top).parts]))
     assert found == listed
+
+
+def test_one_version_is_told_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[0]
+    cited = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
+    hooked = re.findall(r"rev: v(\S+)", (ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert {newest, *cited, *hooked, onnxprune.__version__} == {version}
 
 
 def test_direct_dependencies_are_pinned_for_the_tests() -> None:
