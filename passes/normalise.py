@@ -8,7 +8,8 @@ Cases:
 4. Weights that are computed from constants are computed (`FoldWeights`).
 5. A bias, scale or other constant with one real axis that several nodes share, or the first state of several recurrent
    layers, becomes one copy for each use, so that layers which happen to hold equal numbers are not tied together.
-   `Tidy` joins copies that stayed equal.
+   `Tidy` joins copies that stayed equal. So does an Expand of integers: places that all layers look up, written once
+   for batch x heads, would tie the heads of all.
 6. A run of Reshape, Transpose, ... that only permutes or picks channels (a channel shuffle) becomes one Gather, which
    leaves every channel free to go on its own.
 7. Passes that other packages register run after the first two (`preparing`).
@@ -67,6 +68,7 @@ class Normalise(ir.passes.InPlacePass):
         modified |= _read_constants_directly(model)
         modified |= FoldWeights()(model).modified
         modified |= _untie_constants(model)
+        modified |= _untie_repeats(model)
         if _has_candidates(model):
             self.facts = infer(model)
             modified |= _shuffles_to_gathers(model, self.facts)
@@ -156,6 +158,29 @@ def _untie_constants(model: ir.Model) -> bool:
                 node.replace_input_with(index, copy)
                 modified = True
     return modified
+
+
+def _untie_repeats(model: ir.Model) -> bool:
+    shared = [node for node in nodes_of(model.graph) if node.op_type == "Expand" and _is_shared_index(node.outputs[0])]
+    edit = Editor(model) if shared else None
+    for node in shared if edit is not None else ():
+        for reader, index in list(node.outputs[0].uses())[1:]:
+            copy = edit.before(reader, node.op_type, list(node.inputs))
+            maker = copy.producer()
+            assert maker is not None
+            maker.metadata_props[COPY_OF] = str(node.outputs[0].name)
+            copy.type, copy.shape = node.outputs[0].type, node.outputs[0].shape
+            reader.replace_input_with(index, copy)
+    return bool(shared)
+
+
+def _is_shared_index(value: ir.Value) -> bool:
+    """Whether several nodes of one graph read a value, which holds no floats."""
+    readers = [node for node, _ in value.uses()]
+    graphs = {node.graph for node in readers}
+    if len(set(readers)) < 2 or len(graphs) > 1 or value.is_graph_output():
+        return False
+    return value.dtype is not None and not value.dtype.is_floating_point()
 
 
 def _one_real_axis(value: ir.Value) -> bool:

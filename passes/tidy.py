@@ -1,7 +1,8 @@
 """Leave no traces: join copies of constants that stayed equal, drop what nobody reads.
 
 Cases:
-1. Copies that `Normalise` made of one constant and that still hold the same content become one again.
+1. Copies that `Normalise` made of one constant and that still hold the same content become one again; so do those of a
+   node whose inputs are still the same.
 2. Nodes and initializers that nothing reads go.
 3. Constants of bodies that `Normalise` told apart by name get their names back.
 """
@@ -27,6 +28,7 @@ class Tidy(ir.passes.InPlacePass):
         modified = False
         for graph in graphs_of(model):
             modified |= _join_copies(graph)
+            modified |= _join_repeats(graph)
         modified |= RemoveUnusedNodesPass()(model).modified
         for body in subgraphs_of(model.graph):
             for value in list(body.initializers.values()):
@@ -53,4 +55,18 @@ def _join_copies(graph: ir.Graph) -> bool:
                 value.replace_all_uses_with(first)
                 del graph.initializers[str(value.name)]
                 modified = True
+    return modified
+
+
+def _join_repeats(graph: ir.Graph) -> bool:
+    made: dict[tuple[ir.Value | None, ...], ir.Value] = {}
+    modified = False
+    for node in list(graph):
+        if node.op_type != "Expand":
+            continue
+        first = made.setdefault(tuple(node.inputs), node.outputs[0])
+        if node.metadata_props.pop(COPY_OF, None) is not None and first is not node.outputs[0]:
+            node.outputs[0].replace_all_uses_with(first)
+            graph.remove(node, safe=True)
+            modified = True
     return modified

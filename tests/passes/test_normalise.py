@@ -66,6 +66,29 @@ def test_copies_that_stay_equal_become_one_again() -> None:
     assert set(model.graph.initializers) == names
 
 
+def test_places_that_readers_share_are_expanded_for_each_and_once_again() -> None:
+    model = graph(
+        "agraph (float[N,4,6] x, int64[3] shape) => (float[N,4,6] y) {"
+        "p = Expand(places, shape) a = GatherElements<axis = 1>(x, p) b = GatherElements<axis = 2>(x, p) "
+        "y = Add(a, b) }",
+        {"places": np.zeros((1, 1, 1), np.int64)},
+    )
+    (node,) = (node for node in model.graph if node.op_type == "Expand")
+    node.outputs[0].dtype = ir.DataType.INT64
+    original = model.clone()
+
+    def expanded() -> int:
+        return sum(node.op_type == "Expand" for node in model.graph)
+
+    Normalise()(model)
+    assert expanded() == 2
+    Normalise()(model)
+    assert expanded() == 2
+    Tidy()(model)
+    assert expanded() == 1 and not any(node.metadata_props for node in model.graph)
+    assert [n.op_type for n in model.graph] == [n.op_type for n in original.graph]
+
+
 def test_constant_nodes_become_initializers_under_their_names() -> None:
     model = graph(
         "agraph (float[N,2] x) => (float[N,2] y) { c = Constant <value = float[2] {1.0, 2.0}> () y = Add(x, c) }", {}

@@ -17,8 +17,7 @@ def test_heads_of_disentangled_attention_go(exporter: str) -> None:
     model = zoo.export("deberta", exporter)
     structure = analyse(oracle.normalised(model))
     heads = sum(len(group) for group in structure.groups if group.kind == "heads" and not group.inexact)
-    # One table of distances is expanded once where the exporter shares it, and ties the heads of its readers.
-    assert heads == (8 if exporter == "legacy" else 4)
+    assert heads == 8  # of two layers, also where the exporter expands one table of distances for both
     verdict = oracle.check(lambda: oracle.normalised(model), 0.5, seed=3)
     assert verdict.good and verdict.removed and verdict.settings == 2
 
