@@ -180,7 +180,8 @@ def _moments(
 ) -> list[tuple[Pair, list[Moments]]]:
     """The moments of layers side by side, those of the batches that are held back last; their targets are used up."""
     names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
-    parts = {False: RowSums(), True: RowSums()}  # by whether they are held back
+    wide = Store(0)  # on disk from the first batch on
+    parts = {False: RowSums(wide), True: RowSums(wide)}  # by whether they are held back
     for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
         part, rows = parts[is_held(number, len(samples.feeds))], dict[Hashable, Array]()
         for pair in stage:
@@ -239,7 +240,8 @@ def _aims(
     """What the pruned layer should give for a batch, [g, rows, O]."""
     z, shortcut = target
     factor, offset = pair.to_pruned()
-    z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)
+    if (factor != 1).any() or offset.any():  # of a head with a vocabulary it is large
+        z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)
     if compensate and shortcut is not None:
         other = values[str(pair.shortcut)]
         lack = shortcut - samples.outputs(pair.pruned, other, grid, number)

@@ -9,9 +9,10 @@ import pytest
 from onnxprune import runtime
 from onnxprune.graph.linear import linear_layers
 from onnxprune.recovery.solve import Affine, ridge_fit
-from onnxprune.runtime.statistics import channel_moments
+from onnxprune.runtime.statistics import Moments, channel_moments
 from onnxprune.runtime.stream import gather as gather_module
 from onnxprune.runtime.stream import store
+from onnxprune.runtime.stream import sums as sums_module
 from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.effects import Effects, Reference, kind_of
@@ -204,3 +205,23 @@ def test_batches_are_smaller_where_values_inside_are_large(monkeypatch: pytest.M
     assert [len(f["ids"]) for f in Batches.of(model, samples, 8).feeds] == [3, 3, 3, 3]
     monkeypatch.setattr(gather_module, "LARGEST", 1)
     assert {len(f["ids"]) for f in Batches.of(model, samples, 8).feeds} == {1}
+
+
+def test_products_with_very_wide_targets_are_added_up_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((1, 50, 64), np.float32), rng.standard_normal((1, 50, 700), np.float32))
+               for _ in range(3)]  # fmt: skip
+
+    def summed() -> Moments:
+        sums = RowSums(store.Store(0))
+        for a, z in batches:
+            sums.add_inputs("x", a)
+            sums.add_targets("layer", a, z)
+        return sums.moments("x", "layer")
+
+    plain = summed()
+    monkeypatch.setattr(sums_module, "_AT_ONCE", 64 * 256)
+    wide = summed()
+    assert isinstance(wide.az, np.memmap) and not isinstance(plain.az, np.memmap)
+    for name in ("a", "z", "aa", "az", "zz"):
+        np.testing.assert_allclose(getattr(wide, name), getattr(plain, name), rtol=1e-5, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -51,16 +52,31 @@ class Store:
             return array
         return self._on_disk(array)
 
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of zeros that is added to, in float64: in memory while there is room, else in a file."""
+        size = 8 * math.prod(shape)
+        if size <= max(self._room, SMALLEST):
+            self._room -= size
+            return np.zeros(shape)
+        path = self._next()
+        mapped: Array = np.memmap(path, np.float64, "w+", shape=shape)
+        path.unlink()
+        return mapped
+
     def _on_disk(self, array: Array) -> Array:
         if array.nbytes < SMALLEST or array.dtype == object:
             return array
+        path = self._next()
+        array.tofile(path)
+        mapped: Array = np.memmap(path, array.dtype, "r", shape=array.shape)
+        path.unlink()  # the mapping keeps it until it goes
+        return mapped
+
+    def _next(self) -> Path:
+        """Where the next file goes."""
         if self._folder is None:
             folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
             self._folder = Path(folder.name)
             weakref.finalize(self, folder.cleanup)
         self._count += 1
-        path = self._folder / str(self._count)
-        array.tofile(path)
-        mapped: Array = np.memmap(path, array.dtype, "r", shape=array.shape)
-        path.unlink()  # the mapping keeps it until it goes
-        return mapped
+        return self._folder / str(self._count)

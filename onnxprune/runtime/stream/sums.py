@@ -5,7 +5,8 @@
     sums.moments("x", "layer")
 
 Gram matrices of wide layers are the largest arrays of a recovery: for 11,008 inputs 1 GB each. So there is one for all
-layers that read the same rows, and nothing is added up in a second one.
+layers that read the same rows, and nothing is added up in a second one. Products with the targets of very wide layers,
+as the head of a language model, are added up in a file, some outputs at a time.
 """
 
 from __future__ import annotations
@@ -44,10 +45,19 @@ class _Targets:
     zz: Matrix
 
 
-class RowSums:
-    """Sums of some layers: see `Moments` for what they are."""
+_AT_ONCE = 1 << 23
+"""Products of inputs and outputs that are added at once: those of all layers but very wide ones."""
 
-    def __init__(self) -> None:
+
+class RowSums:
+    """Sums of some layers: see `Moments` for what they are.
+
+    Args:
+        store: Where those of very wide layers are added up.
+    """
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         self._inputs: dict[Hashable, _Inputs] = {}
         self._targets: dict[Hashable, _Targets] = {}
 
@@ -78,12 +88,16 @@ class RowSums:
         """
         groups, count, width = z.shape
         if layer not in self._targets:
-            flat = (groups, width)
-            self._targets[layer] = _Targets(np.zeros(flat), np.zeros((groups, a.shape[2], width)), np.zeros(flat))
-        sums = self._targets[layer]
-        sums.z += np.matmul(np.ones(count, np.float32), z)
-        sums.az += np.matmul(a.swapaxes(1, 2), z)
-        sums.zz += np.square(z).sum(axis=1)
+            flat, wide = (groups, width), groups * a.shape[2] * width > _AT_ONCE
+            make = self._store.zeros if wide and self._store is not None else np.zeros
+            self._targets[layer] = _Targets(np.zeros(flat), make((groups, a.shape[2], width)), np.zeros(flat))
+        sums, step = self._targets[layer], max(1, _AT_ONCE // (groups * a.shape[2]))
+        for start in range(0, width, step):
+            some = slice(start, start + step)
+            part = z[:, :, some]
+            sums.z[:, some] += np.matmul(np.ones(count, np.float32), part)
+            sums.az[:, :, some] += np.matmul(a.swapaxes(1, 2), part)
+            sums.zz[:, some] += np.square(part).sum(axis=1)
 
     def moments(self, rows: Hashable, layer: Hashable = None) -> Moments:
         """Return the sums of a layer that reads some rows; without a layer there are no targets in them."""
@@ -98,4 +112,5 @@ class RowSums:
         for rows, inputs in self._inputs.items():
             self._inputs[rows] = replace(inputs, aa=store.held(inputs.aa))
         for layer, targets in self._targets.items():
-            self._targets[layer] = replace(targets, az=store.held(targets.az))
+            if not isinstance(targets.az, np.memmap):
+                self._targets[layer] = replace(targets, az=store.held(targets.az))
