@@ -285,7 +285,9 @@ def _units(task: Task) -> Plan:
     inputs = None if task.calibration is None else task.calibration.inputs
     cost = cost_of(recipe)
     evidence = task.criterion.evidence
-    context = UnitContext(structure, counted, groups, scored.values, inputs, cost, task.cache, evidence=evidence)
+    context = UnitContext(
+        structure, counted, groups, scored.values, inputs, cost, task.cache, evidence=evidence, effort=recipe.effort
+    )
     fine = recipe.target in ("target_macs", "target_size")
     budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most, fine)
     allocation, _ = allocations_of(recipe)

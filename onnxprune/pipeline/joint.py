@@ -97,10 +97,10 @@ class Joint:
                 groups = []
             else:
                 scores = scored.values
-                parts = (structure, groups, scores, evidence)
+                parts = (structure, groups, scores, evidence, self.recipe.effort)
                 curves = self.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
                 losses = {group: curve.loss for group, curve in zip(groups, curves, strict=True)}
-        samples = effect_samples(structure, len(groups), evidence)
+        samples = effect_samples(structure, len(groups), evidence, self.recipe.effort)
         known = eligible_blocks(structure, counted(structure, self.recipe), self.of_part("blocks"))
         effects = self.cache.recall("block effects", lambda: block_effects(structure, known, samples))
         blocks = list(zip(known, effects, strict=True))

@@ -30,7 +30,7 @@ from onnxprune.recovery.places import Place
 from onnxprune.runtime.probe import inferred_shapes
 from onnxprune.runtime.stream.cursor import Program, Values, part_of
 from onnxprune.runtime.stream.cuts import Block
-from onnxprune.runtime.stream.effects import CLASSES
+from onnxprune.runtime.stream.effects import CLASSES, TEMPERATURE
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.runtime.stream.store import SMALLEST, Store
 from onnxprune.training.detections import Detector, apart
@@ -42,12 +42,6 @@ ROOM = 4 << 30
 
 SHOWN = 0.9
 """Share of the inputs held back whose classes others must show, for scores of classes to be trained, too."""
-
-TEMPERATURE = 3.0
-"""Of scores of classes that are trained: what a sample is not counts more than at 1 (Hinton et al. 2015).
-
-They are judged at it, too: at 1 few samples make up all of the distance.
-"""
 
 _NEARLY = 1 / 3  # of the relative error in front of the outputs: blocks up to a cut with less are not trained
 

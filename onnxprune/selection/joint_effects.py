@@ -46,7 +46,7 @@ def block_effects(structure: Structure, blocks: Sequence[ResidualBlock], samples
     effects = []
     for block in blocks:
         without = make_session(without_block(structure.model, block))
-        effects.append(dense.divergence([run(without, feeds) for feeds in samples.feeds]))
+        effects.append(dense.effect([run(without, feeds) for feeds in samples.feeds]))
     return [effect if np.isfinite(effect) else np.inf for effect in effects]
 
 

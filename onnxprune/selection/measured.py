@@ -9,9 +9,9 @@ Each group is cut alone, to a few levels. Its consumers are fitted to their dens
 
 (He et al. 2017, Channel Pruning, eq. 4, from the Gram matrices of the dense network), and the rest of the network is
 run on a few samples: the KL divergence of class outputs, the distance of a detector's boxes and scores, the relative
-squared error of others (`Reference.divergence`). Between levels the effect is taken as a power of the consumers' error.
-For the choice the curve is replaced by its lower convex hull, so that taking the least effect per cost saved, step by
-step, is optimal at every step's end.
+squared error of others, to a power at which effects of several groups add up (`Reference.effect`). Between levels a
+curve is straight. For the choice it is replaced by its lower convex hull, so that taking the least effect per cost
+saved, step by step, is optimal at every step's end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Linear, tensor_of
+from onnxprune.recipe.fields import Effort
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.effects import Effects
 from onnxprune.runtime.stream.gather import Batches
@@ -40,8 +41,8 @@ LEVELS = (0.875, 0.75, 0.6, 0.45, 0.3, 0.15)
 """Shares of a group's units that are left where its effect is measured."""
 
 SAMPLES = 64
-RUNS = 1000
-"""So many runs of one sample through the whole network are spent on all groups: deep networks get fewer samples."""
+RUNS: Mapping[Effort, int] = {"low": 1000, "medium": 1000, "high": 4000}
+"""By effort: so many runs of one sample through the network are spent on all groups; deep ones get fewer samples."""
 
 _LEAST_SAMPLES = 8
 
@@ -68,7 +69,7 @@ class Curve:
 
 
 def measure_effects(
-    structure: Structure, groups: Sequence[Group], scores: Scores, evidence: Evidence
+    structure: Structure, groups: Sequence[Group], scores: Scores, evidence: Evidence, effort: Effort = "low"
 ) -> dict[Group, Curve]:
     """Measure the curve of every group; the units of the lowest scores go first.
 
@@ -77,22 +78,23 @@ def measure_effects(
         groups: The groups.
         scores: By atom id.
         evidence: Gram matrices of the model's layers, and samples to run it on.
+        effort: How many samples it is run on, see `RUNS`.
     """
-    levels = LEVELS if _affordable(len(groups)) >= _LEAST_SAMPLES else LEVELS[::2]
+    levels = LEVELS if _affordable(len(groups), effort) >= _LEAST_SAMPLES else LEVELS[::2]
     model = evidence.structure.model  # of a merged decoder the branch that the samples take, by the same names
-    effects = Effects(model, effect_samples(structure, len(groups), evidence))
+    effects = Effects(model, effect_samples(structure, len(groups), evidence, effort))
     return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
 
 
-def effect_samples(structure: Structure, count: int, evidence: Evidence) -> Batches:
+def effect_samples(structure: Structure, count: int, evidence: Evidence, effort: Effort) -> Batches:
     """Return the samples that the effects of cutting so many groups are measured on."""
-    few = int(min(SAMPLES, max(_LEAST_SAMPLES, _affordable(count))))
+    few = int(min(SAMPLES, max(_LEAST_SAMPLES, _affordable(count, effort))))
     return Batches.of(structure.model, evidence.held_inputs(few), few)
 
 
-def _affordable(count: int) -> float:
+def _affordable(count: int, effort: Effort) -> float:
     """How many samples `RUNS` allows for so many groups."""
-    return RUNS / max(1.0, count * len(LEVELS) / 2)
+    return RUNS[effort] / max(1.0, count * len(LEVELS) / 2)
 
 
 def _curve(

@@ -15,6 +15,7 @@ import numpy as np
 from onnxprune.data.batches import Inputs
 from onnxprune.errors import DataError
 from onnxprune.plugins import Registry, judged, summary
+from onnxprune.recipe.fields import Effort
 from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.units import Scores
@@ -43,6 +44,7 @@ class UnitContext:
         cache: Keeps a scan for the next time that one is asked for.
         table: The scan, once one was made.
         evidence: Statistics of the model on these inputs.
+        effort: How many samples effects are measured on.
     """
 
     structure: Structure
@@ -54,6 +56,7 @@ class UnitContext:
     cache: ScoreCache = field(default_factory=ScoreCache)
     table: Sensitivity | None = None
     evidence: Evidence | None = None
+    effort: Effort = "low"
 
     def cheapest(self, budget: UnitBudget, price: Price) -> UnitSelection:
         """Take the units of the lowest price, until the budget is met."""
@@ -177,7 +180,7 @@ def by_effect(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """
     if context.inputs is None or context.evidence is None:
         raise DataError("the allocation 'measured' runs the model on calibration data, and there are none.")
-    parts = (context.structure, context.groups, context.scores, context.evidence)
+    parts = (context.structure, context.groups, context.scores, context.evidence, context.effort)
     curves = context.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
     losses = {group: curve.loss for group, curve in zip(context.groups, curves, strict=True)}
     cost = find_cost(context.cost, context.structure)

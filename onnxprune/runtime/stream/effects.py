@@ -5,6 +5,7 @@ effects.of({"conv1.weight": array})          how far the outputs move
 
 reference = Reference.of(dense, feed)        the same of outputs that were made elsewhere
 reference.divergence(outputs)
+reference.effect(outputs)                    the same, as it is added over cuts
 """
 
 from __future__ import annotations
@@ -28,6 +29,19 @@ from onnxprune.runtime.stream.gather import Batches
 Array = npt.NDArray[Any]
 CLASSES = ("probabilities", "logits")
 """The kinds of outputs that are scores of classes."""
+
+TEMPERATURE = 3.0
+"""Of scores of classes where few samples must tell: what a sample is not counts more than at 1 (Hinton et al. 2015).
+
+At 1 few samples make up all of the distance.
+"""
+
+POWER = 0.7
+"""Effects that are added are this power of divergences: errors of cuts made together partly point the same way.
+
+Were they independent their squares would add (a power of 1); did they all point the same way their lengths would
+(.5). Fits draw all of them towards the mean, so the truth lies between. benchmarks/effect_power.py compares powers.
+"""
 
 
 class Effects:
@@ -60,8 +74,8 @@ class Effects:
         self._programs: dict[tuple[int, frozenset[str]], Program] = {}
 
     def of(self, changed: Mapping[str, Array]) -> float:
-        """Return how far the outputs move with other numbers in some constants."""
-        return self.reference.divergence(self.outputs(changed))
+        """Return how far the outputs move with other numbers in some constants, see `Reference.effect`."""
+        return self.reference.effect(self.outputs(changed))
 
     def outputs(self, changed: Mapping[str, Array]) -> list[Values]:
         """Return the model's outputs with other numbers in some constants, for each batch."""
@@ -109,10 +123,18 @@ class Reference:
         head = recognise(picture_size(pictures), [np.asarray(array) for array in dense[0].values()])
         return cls(dense, None if head is None or head.final else head)
 
-    def divergence(self, changed: Sequence[Values]) -> float:
+    def effect(self, changed: Sequence[Values]) -> float:
+        """What a cut does to the outputs, to be added to what others do: divergence at `TEMPERATURE` to the `POWER`."""
+        return float(max(self.divergence(changed, TEMPERATURE), 0.0) ** POWER)
+
+    def divergence(self, changed: Sequence[Values], temperature: float = 1.0) -> float:
         """How far outputs are from the dense ones, added up.
 
         KL for classes, `detector_distance` for boxes and scores together, relative squared error for others.
+
+        Args:
+            changed: The outputs, for each batch.
+            temperature: Scores of classes are divided by it.
         """
         names, together, total = list(self.dense[0]), frozenset[int](), 0.0
         sides = [[_joined(side, name) for name in names] for side in (self.dense, changed)]
@@ -121,7 +143,7 @@ class Reference:
             total += float(detector_distance(self.head, sides[1], sides[0], np))
         for number, (p, q) in enumerate(zip(*sides, strict=True)):
             if number not in together and p.dtype.kind == "f" and p.shape == q.shape:
-                total += _divergence(p, q)
+                total += _divergence(p, q, temperature)
         return total
 
 
@@ -131,11 +153,11 @@ def _joined(batches: Sequence[Values], name: str) -> Array:
     return joined.astype(np.float64) if joined.dtype.kind == "f" else joined
 
 
-def _divergence(p: Array, q: Array) -> float:
+def _divergence(p: Array, q: Array, temperature: float) -> float:
     kind = kind_of(p)
     if kind == "values":
         return float(np.square(p - q).sum() / max(np.square(p - p.mean(axis=0)).sum(), 1e-30))
-    p, q = (log_probabilities(x, kind) for x in (p, q))
+    p, q = (log_probabilities(x, kind, temperature) for x in (p, q))
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
@@ -154,10 +176,13 @@ def kind_of(output: Array) -> str:
     return "logits" if entropy < 0.7 and len(np.unique(output.argmax(axis=1))) > 1 else "values"
 
 
-def log_probabilities(output: Array, kind: str) -> Array:
-    """Return log p of rows of probabilities or logits."""
+def log_probabilities(output: Array, kind: str, temperature: float = 1.0) -> Array:
+    """Return log p of rows of probabilities or logits, with their logits divided by a temperature."""
     if kind == "probabilities":
         logs: Array = np.log(np.maximum(output, 1e-12))
-        return logs
+        if temperature == 1:
+            return logs
+        output = logs
+    output = output / temperature
     shifted = output - output.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
