@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import onnxprune
+from onnxprune.data.calibration import read_calibration
+from onnxprune.model_io import load_any
+from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime.statistics import Moments
-from onnxprune.selection.measured import convex, refit
+from onnxprune.scoring.evidence import Evidence
+from onnxprune.selection.measured import convex, effect_samples, refit
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -54,3 +58,11 @@ def test_with_calibration_data_units_go_by_their_measured_effect() -> None:
     assert found.verdict is not None and found.verdict.metric is not None
     assert found.verdict.metric.after > plain.verdict.metric.after + 0.005
     assert found.verdict.metric.after > 0.97
+
+
+def test_high_effort_measures_on_four_times_the_samples() -> None:
+    """40 groups at six levels, half of the network a run on average: 8 samples are 1,000 runs, 33 are 4,000."""
+    structure = prepare(load_any(MODELS / "digits_resnet.onnx"))
+    evidence = Evidence.of(structure, read_calibration(MODELS / "digits_train.npz", structure.model, 256, 0))
+    assert effect_samples(structure, 40, evidence, "low").count == 8
+    assert effect_samples(structure, 40, evidence, "high").count == 33
