@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import decoders
 import onnx
@@ -187,11 +188,23 @@ def test_the_page_shows_the_other_tools_as_measured() -> None:
     names = re.findall(r"^\| (\w+) \|", table, flags=re.M)
     assert {*measured["models"], *measured["networks"]} == {*names} - {"model", "network"}
     row = {tool: f"{figures['accuracy']:.1f} %" for tool, figures in measured["networks"]["digits_resnet"].items()}
-    shown = " | ".join(row[tool] for tool in ("onnxprune", "torch-pruning", "torch-kirigami"))
-    assert (
-        f"| accuracy of the digits ResNet (99.4 %) with half of its weights | {shown} |"
-        in (ROOT / "README.md").read_text()
-    )
+    readme, tools = (ROOT / "README.md").read_text(), ("onnxprune", "torch-pruning", "torch-kirigami")
+    shown = " | ".join(row[tool] for tool in tools)
+    assert f"| accuracy of the digits ResNet (99.4 %) with half of its weights | {shown} |" in readme
+    files, networks = measured["models"], measured["networks"]
+    ours, theirs = (cut_and_running(files, tool) for tool in ("onnxprune", "onnxsim"))
+    assert f"| of {len(files)} exported files, cut and running | {ours} | | | {theirs} |" in readme
+    shown = " | ".join(cut_and_running(networks, tool) for tool in (*tools, "onnxsim"))
+    assert f"| of {len(networks)} networks of PyTorch, cut and running | {shown} |" in readme
+
+
+def cut_and_running(rows: dict[str, Any], tool: str) -> str:
+    """Of how many models a tool cut something that runs, and on how many it fails or what it wrote does not run."""
+    entries = [row[tool] for row in rows.values() if tool in row]
+    cut = sum(entry["runs"] and entry["parameters"] < 0.99 for entry in entries)
+    broken = sum(not entry["runs"] and not re.search("NothingToPrune|^gave up", entry["why"]) for entry in entries)
+    of = "" if len(entries) == len(rows) else f" of {len(entries)} measured"
+    return f"{cut}{of}" + (f"; fails on {broken}" if broken else "")
 
 
 def test_figures_of_the_decoder_are_those_measured() -> None:
