@@ -128,6 +128,7 @@ def main() -> None:
             with _quiet():
                 path = export(name, "legacy", Path(folder))
             results[name] = row(name, path, small, arguments.tree and arguments.tree.resolve(), arguments.times)
+        results[name] |= {"commit": commit_of(HERE.parent), "times": arguments.times}
         if arguments.tree:
             results[name]["before"] = commit_of(arguments.tree)
         print(name, json.dumps(results[name]), flush=True)

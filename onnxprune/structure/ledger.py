@@ -109,11 +109,13 @@ class Ledger:
         self._nodes = [] if cost is None else list(counted_nodes(structure))
         self._shapes = self._shapes_of(self._nodes)
         self._operands = [[v for v in _values(node) if v in self._shapes] for node, _ in self._nodes]
-        self._readers = _users([k for v in values for k in self._shrinking(v)] for values in self._operands)
-        self._values = _users(self._shrinking(v) for v in self._shapes)
-        self._names = list(self._shapes)
         self._extents = {v: self._extents_of(v, {}) for v in self._shapes}
         self._costs = [self._cost_of(n, {}) for n in range(len(self._nodes))]
+        # What costs nothing whole costs nothing cut: of most networks, half of the nodes.
+        priced = [values if cost else [] for values, cost in zip(self._operands, self._costs, strict=True)]
+        self._names = list(dict.fromkeys(v for values in priced for v in values))
+        self._readers = _users([k for v in values for k in self._shrinking(v)] for values in priced)
+        self._values = _users(self._shrinking(v) for v in self._names)
         self.cost = sum(self._costs)
 
     def remove(self, atoms: Ids, *, limit: float) -> bool:
