@@ -198,6 +198,23 @@ def test_the_page_shows_the_other_tools_as_measured() -> None:
     assert f"| of {len(networks)} networks of PyTorch, cut and running | {shown} |" in readme
 
 
+def test_figures_of_the_readme_are_those_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    channels, tiles, coupled = (
+        json.loads((results / f"{name}.json").read_text()) for name in ("latency_channels", "tiles", "depgraph")
+    )
+    text = " ".join((ROOT / "README.md").read_text().split())
+    resnet, mobilenet = (channels[f"{name}, round_to=auto"]["latency"] for name in ("resnet50", "mobilenet_v2"))
+    assert f"ResNet-50 takes {resnet:.2f} of its time and MobileNetV2 {mobilenet:.2f} (" in text
+    (bert,) = [case["latency"] for name, case in tiles["cases"].items() if re.search("BERT.*25%", name)]
+    assert f"a network shaped like BERT-base takes {bert:.2f} (" in text
+    theirs = sum(isinstance(row["measured_depgraph_percent"], float) for row in coupled.values())
+    ours = (
+        sum(row[exporter]["removed_percent"] > 0 for row in coupled.values() for exporter in ("legacy", "dynamo")) / 2
+    )
+    assert f"torchvision networks | {ours:g} of {len(coupled)} | {theirs} of {len(coupled)} |" in text
+
+
 def cut_and_running(rows: dict[str, Any], tool: str) -> str:
     """Of how many models a tool cut something that runs, and on how many it fails or what it wrote does not run."""
     entries = [row[tool] for row in rows.values() if tool in row]
