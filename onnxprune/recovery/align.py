@@ -24,11 +24,11 @@ BATCH = 16
 STEPS: Mapping[Effort, tuple[int, int, float, int, int]] = {
     "low": (40, 1200, 4.6e11, 5, 4),
     "medium": (40, 1200, 4.6e11, 5, 4),
-    "high": (40, 4800, 1e13, 10, 20),
+    "high": (40, 4800, 9e12, 10, 20),
 }
 """By effort, the fields of `alignment.Plan`; low by name takes those of medium.
 
-1e13 multiply-adds are some 25 minutes of one core. Small networks end sooner.
+9e12 multiply-adds are some 23 minutes of one core. Small networks end sooner.
 """
 
 
