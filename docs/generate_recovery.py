@@ -64,7 +64,7 @@ Where channels of such a value are gone, those that are left are compared. What 
   rate that is too low for thousands. Where a sixth of the steps brings nothing on held-back inputs, or a look shows 5 %
   more error, it begins anew with a third of the rate. All tries share the steps. What is looked at is the running
   mean of the last steps (Polyak and Juditsky 1992).
-- The whole takes as many steps as 4.6e11 multiply-adds allow, with `--effort high` 1e13: at least 200 and at most
+- The whole takes as many steps as 4.6e11 multiply-adds allow, with `--effort high` 9e12: at least 200 and at most
   1,200 and 4,800.
 - One sample of eight is held back from all of this, and from the closed forms before it. A fit lowers the error on the
   samples that it saw far more than on others: on MobileNetV2 at half of the work, .66 and 1.07 of the variance of the
