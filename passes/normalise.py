@@ -162,8 +162,10 @@ def _untie_constants(model: ir.Model) -> bool:
 
 def _untie_repeats(model: ir.Model) -> bool:
     shared = [node for node in nodes_of(model.graph) if node.op_type == "Expand" and _is_shared_index(node.outputs[0])]
-    edit = Editor(model) if shared else None
-    for node in shared if edit is not None else ():
+    if not shared:
+        return False
+    edit = Editor(model)
+    for node in shared:
         for reader, index in list(node.outputs[0].uses())[1:]:
             copy = edit.before(reader, node.op_type, list(node.inputs))
             maker = copy.producer()
@@ -171,7 +173,7 @@ def _untie_repeats(model: ir.Model) -> bool:
             maker.metadata_props[COPY_OF] = str(node.outputs[0].name)
             copy.type, copy.shape = node.outputs[0].type, node.outputs[0].shape
             reader.replace_input_with(index, copy)
-    return bool(shared)
+    return True
 
 
 def _is_shared_index(value: ir.Value) -> bool:
