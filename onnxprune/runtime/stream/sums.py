@@ -89,8 +89,9 @@ class RowSums:
         groups, count, width = z.shape
         if layer not in self._targets:
             flat, wide = (groups, width), groups * a.shape[2] * width > _AT_ONCE
-            make = self._store.zeros if wide and self._store is not None else np.zeros
-            self._targets[layer] = _Targets(np.zeros(flat), make((groups, a.shape[2], width)), np.zeros(flat))
+            shape = (groups, a.shape[2], width)
+            az = self._store.zeros(shape) if wide and self._store is not None else np.zeros(shape)
+            self._targets[layer] = _Targets(np.zeros(flat), az, np.zeros(flat))
         sums, step = self._targets[layer], max(1, _AT_ONCE // (groups * a.shape[2]))
         for start in range(0, width, step):
             some = slice(start, start + step)
