@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 
 import onnxprune
-from onnxprune.cli.words import usage
 from onnxprune.model_io import atomic
 
 _OURS = Path(onnxprune.__file__).parent.resolve()
@@ -33,6 +32,8 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError):  # of a name that the file system refuses; what reads and writes has own sentences
         return f"'{str(error.filename)[:200]}': {error.strerror or error}"
     if hasattr(error, "format_message"):  # a flag that Typer could not read; without arguments, the help
+        from onnxprune.cli.words import usage  # which brings pydantic: half of the time of --help
+
         return usage(error)
     if os.environ.get("ONNXPRUNE_TRACEBACK"):
         raise error
