@@ -95,6 +95,6 @@ def test_what_is_no_library_is_refused(model: Path, tmp_path: Path, capsys: pyte
 
 def test_libraries_of_a_recipe_file_lie_beside_it(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("sparsity = 0.5\ncustom_ops = ['a.so', 'b.so']\n")
-    names = [setting.parameter for setting in SETTINGS]
-    settings = read(tmp_path / "r.toml", flags=names, paths=["custom_ops"], lists=["custom_ops"]).settings
+    fields = {setting.parameter: setting.field for setting in SETTINGS}
+    settings = read(tmp_path / "r.toml", flags=fields, paths=["custom_ops"], lists=["custom_ops"]).settings
     assert settings["custom_ops"] == [str(tmp_path.resolve() / name) for name in ("a.so", "b.so")]

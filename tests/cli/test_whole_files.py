@@ -38,7 +38,7 @@ only_write = sys.argv[1] == "only write"
 def once(function, key):
     known = {}
     def remembering(*arguments, **rest):
-        found = key(*arguments)
+        found = key(*arguments, **rest)
         if found not in known:
             known[found] = function(*arguments, **rest)
         return known[found]
@@ -75,8 +75,8 @@ def child(order):
         os._exit(left.code or 0)  # without the destructors of threads that a fork does not have
 
 if only_write:
-    pipeline.prune = once(pipeline.prune, lambda model, recipe: (str(model), recipe.model_dump_json()))
-    html.render = once(html.render, lambda original, result: id(result))
+    pipeline.prune = once(pipeline.prune, lambda model, recipe, **rest: (str(model), recipe.model_dump_json()))
+    html.render = once(html.render, lambda original, result, files, sha256='': (id(result), repr(files), sha256))
 print("ready", flush=True)
 for line in sys.stdin:
     orders = json.loads(line)
