@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from single_weights import Images, Sentences
-from units import Digits, Network, Pictures
+from units import Digits, Network, Pictures, keep
 
 from onnxprune import model_io
 from onnxprune.pipeline.run import prune
@@ -82,11 +82,8 @@ def main() -> None:
     )
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for make in networks if not arguments.table else ():
-        for entry in entries_of(make(), arguments.draws, list(entries)) if make else ():
-            entries.append(entry)
-            lines = ",\n".join(" " + json.dumps(e) for e in entries)
-            RESULTS.write_text(f'{{"entries": [\n{lines}\n]}}\n')
-            print(entry, flush=True)
+        if make:
+            keep(RESULTS, entries, entries_of(make(), arguments.draws, list(entries)))
     print(table(entries))
 
 

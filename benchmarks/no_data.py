@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from single_weights import Images
-from units import Digits, Network, Pictures
+from units import Digits, Network, Pictures, keep
 
 from onnxprune import model_io
 from onnxprune.pipeline.run import prune
@@ -106,11 +106,8 @@ def main() -> None:
     entries = json.loads(RESULTS.read_text())["entries"] if RESULTS.exists() else []
     for name, make in networks.items():
         cases = CASES[:1] if name == "mobilenet" else CASES
-        for entry in entries_of(make(), arguments.draws, list(entries), cases) if make else ():
-            entries.append(entry)
-            lines = ",\n".join(" " + json.dumps(each) for each in entries)
-            RESULTS.write_text(f'{{"entries": [\n{lines}\n]}}\n')
-            print(entry, flush=True)
+        if make:
+            keep(RESULTS, entries, entries_of(make(), arguments.draws, list(entries), cases))
     print(summary(entries))
 
 

@@ -136,6 +136,15 @@ def entries_of(
                 yield entry | {"sparsity": round(result.sparsity, 4), "difference": _difference(result)}
 
 
+def keep(results: Path, entries: list[dict[str, Any]], new: Iterator[dict[str, Any]]) -> None:
+    """Add new entries as they are measured, and write all of them, a line each, after every one."""
+    for entry in new:
+        entries.append(entry)
+        lines = ",\n".join(" " + json.dumps(each) for each in entries)
+        results.write_text(f'{{"entries": [\n{lines}\n]}}\n')
+        print(entry, flush=True)
+
+
 def _difference(result: Any) -> float | None:
     """How far removed is from masked, before anything was fitted."""
     return None if result.verdict is None else result.verdict.removed_vs_masked

@@ -20,6 +20,9 @@ from onnxprune.graph.linear import source_of
 Array = npt.NDArray[np.generic]
 Bytes = npt.NDArray[np.uint8]
 
+ENDING = "_Q4"
+"""What ONNX Runtime's quantiser adds to the name of a weight of 4 bits."""
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:

@@ -23,11 +23,11 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.edit import Editor
 from onnxprune.graph.layers import channel_axis
 from onnxprune.graph.operators import operator_of
-from onnxprune.graph.packed import layout_of
+from onnxprune.graph.packed import ENDING, layout_of
 from onnxprune.graph.tensors import Array, read
 from onnxprune.model_io.bodies import nodes_of
 
-_ENDINGS = ("_quantized", "_QuantizeLinear_Input", "_Q4")
+_ENDINGS = ("_quantized", "_QuantizeLinear_Input", ENDING)
 _OF_INTEGERS = "Integer"  # ends the names of products whose operands come quantised and whose result does not
 
 

@@ -14,15 +14,12 @@ import onnx_ir as ir
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from onnxprune.graph.operators import operator_of
-from onnxprune.graph.packed import Packed, layout_of
+from onnxprune.graph.packed import ENDING, Packed, layout_of
 from onnxprune.model_io.bodies import nodes_of
 from onnxprune.runtime import Feeds, int8
 
 BLOCK = 32
 """Inputs that share a scale; what the builder of onnxruntime-genai takes, too."""
-
-ENDING = "_Q4"
-"""What the quantiser adds to the name of a weight."""
 
 
 def blockwise(source: Path, batches: Sequence[Feeds]) -> int8.Quantised:

@@ -31,6 +31,7 @@ from onnxprune.data.calibration import read_calibration
 from onnxprune.data.readers import AnyData
 from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
 from onnxprune.graph.operators import operators
+from onnxprune.graph.packed import ENDING
 from onnxprune.graph.plain_products import plain_products
 from onnxprune.graph.size import Parameter, is_parameter, parameters
 from onnxprune.model_io.bodies import graphs_of
@@ -43,7 +44,7 @@ _MAX_BATCHES, _BATCH = 64, 8  # calibration looks at this many samples at most: 
 _NAMED = 5  # weights that stay in float, in a sentence
 _LARGE = 1_900_000_000
 _TURNED = "_Transposed"
-_FORMS_OF_A_WEIGHT = ("", "_quantized", _TURNED, f"{_TURNED}_quantized", int4.ENDING)  # what the tools add to its name
+_FORMS_OF_A_WEIGHT = ("", "_quantized", _TURNED, f"{_TURNED}_quantized", ENDING)  # what the tools add to its name
 
 
 @dataclass(frozen=True)

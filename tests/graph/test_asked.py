@@ -31,8 +31,8 @@ def layers() -> ir.Model:
     )
 
 
-def test_one_question_for_layers_that_are_alike_and_for_both_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = layers()
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators that onnx is asked about from now on."""
     asked: list[str] = []
     ask = onnx.shape_inference.infer_node_outputs
     monkeypatch.setattr(
@@ -40,6 +40,22 @@ def test_one_question_for_layers_that_are_alike_and_for_both_settings(monkeypatc
         "infer_node_outputs",
         lambda schema, *others, **more: asked.append(schema.name) or ask(schema, *others, **more),
     )
+    return asked
+
+
+def computations(monkeypatch: pytest.MonkeyPatch) -> list[ir.Node]:
+    """The nodes that are computed from now on."""
+    computed: list[ir.Node] = []
+    compute = evaluate.evaluate_node
+    monkeypatch.setattr(
+        "onnxprune.graph.asked.evaluate_node", lambda node, *rest: computed.append(node) or compute(node, *rest)
+    )
+    return computed
+
+
+def test_one_question_for_layers_that_are_alike_and_for_both_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layers()
+    asked = questions(monkeypatch)
     infer_at(model, {"N": 2}, {"N": 2})
     assert asked.count("Conv") == 1
     asked.clear()
@@ -51,14 +67,11 @@ def test_one_question_for_layers_that_are_alike_and_for_both_settings(monkeypatc
 
 def test_what_constants_give_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = layers()
-    computed: list[str] = []
-    compute = evaluate.evaluate_node
-    monkeypatch.setattr(
-        "onnxprune.graph.asked.evaluate_node", lambda node, *rest: computed.append(node.op_type) or compute(node, *rest)
-    )
+    computed = computations(monkeypatch)
     infer_at(model, {"N": 2}, {"N": 3})
-    assert computed.count("Mul") == 1
-    assert computed.count("Slice") == 2  # of a shape, which is another at the other setting
+    operators = [node.op_type for node in computed]
+    assert operators.count("Mul") == 1
+    assert operators.count("Slice") == 2  # of a shape, which is another at the other setting
 
 
 def test_two_nodes_that_are_alike_compute_once_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +81,7 @@ def test_two_nodes_that_are_alike_compute_once_what_they_are_given(monkeypatch: 
         {"one": np.array([1, 1]), "three": np.array([1, 1]), "first": np.array([1, 2]), "two": np.array([2, 2]),
          "float": np.zeros(2, np.float32), "other": np.ones(2, np.float32)},
     )  # fmt: skip
-    computed: list[ir.Node] = []
-    compute = evaluate.evaluate_node
-    monkeypatch.setattr(
-        "onnxprune.graph.asked.evaluate_node", lambda node, *rest: computed.append(node) or compute(node, *rest)
-    )
+    computed = computations(monkeypatch)
     facts = infer_at(model, {"N": 2}, {"N": 3})
     assert len(computed) == 3  # p and q are one question, also at both settings
     numbers = [facts.data(out) for node in model.graph for out in node.outputs]
@@ -88,13 +97,7 @@ def test_learnt_numbers_are_no_part_of_a_question_but_scales_are(monkeypatch: py
         }""",
         {"w": random(8, 8, 3), "b": random(8), "d": random(8, seed=1), "scales": np.array([1, 1, 2], np.float32)},
     )
-    asked: list[str] = []
-    ask = onnx.shape_inference.infer_node_outputs
-    monkeypatch.setattr(
-        onnx.shape_inference,
-        "infer_node_outputs",
-        lambda schema, *others, **more: asked.append(schema.name) or ask(schema, *others, **more),
-    )
+    asked = questions(monkeypatch)
     facts = infer_at(model, {"N": 2}, {"N": 2})
     assert asked == ["Conv", "Resize"]
     assert facts.shape(model.graph.outputs[0]) == (2, 8, 8)
