@@ -43,6 +43,8 @@ def dense_to_pruned(dense: Linear, pruned: Linear, rows: npt.NDArray[np.int64] |
         A bias of 0.5 that was written into the constant of a following Add gives the offset -0.5.
     """
     shape = pruned.matrix().shape[:2]
+    if pruned.stack is not None:  # what follows it is another number for each expert, and stays as it was
+        return np.ones(shape), np.zeros(shape)
     before, after = list(follow(dense)), list(follow(pruned))
     theirs = {f.name: f for f in before}
     last = max(i for i, f in enumerate(after) if f.name in theirs)
@@ -61,8 +63,11 @@ def scale_behind(layer: Linear) -> Matrix:
 
     It is what an exporter that folds BatchNormalization multiplies the weights by.
     """
+    shape = layer.matrix().shape[:2]
+    if layer.stack is not None:
+        return np.ones(shape)
     *_, last = follow(layer)
-    return last.scale.reshape(layer.matrix().shape[:2])
+    return last.scale.reshape(shape)
 
 
 def _with_new_nodes(chain: list[Follow], last: int, dense: Linear) -> Follow:

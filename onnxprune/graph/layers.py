@@ -234,7 +234,7 @@ def _readers(
         current, axes, extents, depth = waiting.pop(0)
         for node, index in current.uses():
             operator = operator_of(node)
-            picks = target is not None and (operator.dequantises or bool(operator.tables) or _picks_first(node))
+            picks = target is not None and (operator.dequantises or bool(operator.tables) or picks_first(node))
             if index != 0 or node is target or depth == _LONGEST or not (operator.view or picks):
                 yield node, index, axes
                 continue
@@ -242,7 +242,7 @@ def _readers(
             waiting.append((node.outputs[0], moved, after, depth + 1))
 
 
-def _picks_first(node: ir.Node) -> bool:
+def picks_first(node: ir.Node) -> bool:
     """Say whether a GatherND picks along the first axis alone, as a Gather does: its tuples hold one index each."""
     picked = node.inputs[1] if node.op_type == "GatherND" else None
     shape = None if picked is None else picked.shape
@@ -254,10 +254,10 @@ def _moved(node: ir.Node, axes: Axes | None, shape: tuple[int, ...]) -> tuple[tu
     if axes is None:
         return shape, None
     operator = operator_of(node)
-    if operator.tables or _picks_first(node):
+    if operator.tables or picks_first(node):
         axis, picked = node.attributes.get_int("axis", 0) % len(shape), node.inputs[1]
         # Where the rank of the indices is not known, 1 stands for it: a product counts its axes from the end.
-        rank = 1 if picked is None or picked.shape is None else len(picked.shape) - _picks_first(node)
+        rank = 1 if picked is None or picked.shape is None else len(picked.shape) - picks_first(node)
         new: Axes = (*axes[:axis], *[None] * rank, *axes[axis + 1 :])
         return (*shape[:axis], *[1] * rank, *shape[axis + 1 :]), new
     if operator.movement == "permute":

@@ -3,6 +3,7 @@
 A `Linear` is a convolution or a matrix product whose weight is a constant of its own, on either side, perhaps behind
 a Transpose or another view. Its weight is a matrix [g, O, K]: groups, outputs of a group, and summed inputs of a group
 (for a Conv: channels x kernel). Statistics and recovery know no more, so that every spelling of a layer is one to them.
+A stack of matrices, one for each expert of a mixture, has its experts for groups: see `stacks`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnxprune.graph.caches import is_link
 from onnxprune.graph.layers import MatrixAxes, activation_of, data_axis, matrix_axes, result_axis, slots_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.graph.properties import Slot
+from onnxprune.graph.stacks import Stack, stack_of
 from onnxprune.graph.tensors import like
 
 Matrix = npt.NDArray[np.float64]
@@ -35,6 +37,7 @@ class Linear:
         axes: The axes of the weight.
         slot: The inputs of the node that hold the weights and the data.
         shift: Where a change of the output's mean can be written: (constant of shape [outputs], sign), None if nowhere.
+        stack: How it reads a stack of matrices; None where its weight is one matrix or a kernel.
     """
 
     node: ir.Node
@@ -43,6 +46,7 @@ class Linear:
     axes: MatrixAxes
     slot: Slot
     shift: tuple[ir.Value, float] | None
+    stack: Stack | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +66,7 @@ class Linear:
     @property
     def groups(self) -> int:
         """The number of groups g."""
-        return self.axes.groups
+        return self.axes.groups if self.stack is None else self.stack.experts
 
     @property
     def output_axis(self) -> int:
@@ -103,23 +107,35 @@ class Linear:
         """Return an array of the weight's shape as [g, O, K]."""
         if self.is_conv:
             return array.reshape(self.groups, array.shape[0] // self.groups, -1)
+        if self.stack is not None:
+            return array.transpose(self._order(self.stack))
         return np.expand_dims(array if self.output_axis == 0 else array.T, 0)
 
     def from_matrix(self, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """Return a matrix [g, O, K] in the weight's shape."""
         if self.is_conv:
             return matrix.reshape(tensor_of(self.weight).shape.numpy())
+        if self.stack is not None:
+            return np.asarray(matrix.transpose(np.argsort(self._order(self.stack))))
         (only,) = matrix
         return np.asarray(only if self.output_axis == 0 else only.T)
 
     def per_input(self, numbers: Matrix, rank: int) -> Matrix:
-        """Return one number for each channel of the data in a shape that a weight of some rank is multiplied with."""
+        """Return one number for each channel of the data in a shape that a weight of some rank is multiplied with.
+
+        Those of a stack are one for each expert and channel, shape [experts, K].
+        """
         if self.is_conv and self.groups > 1:
             by_output = np.repeat(numbers.reshape(self.groups, -1), self._outputs // self.groups, axis=0)
             return by_output.reshape(*by_output.shape, *[1] * (rank - 2))  # [O, C / g, 1...]
+        if self.stack is not None:
+            return np.asarray(self.from_matrix(numbers[:, None, :]), np.float64)
         shape = [1] * rank
         shape[self.input_axis] = -1
         return numbers.reshape(shape)
+
+    def _order(self, stack: Stack) -> tuple[int, int, int]:
+        return stack.axis, self.output_axis, self.input_axis
 
     @property
     def _outputs(self) -> int:
@@ -147,8 +163,13 @@ class Linear:
             set_numbers(value, old.astype(np.float64) + sign * change.reshape(old.shape))
 
 
-def linear_layers(model: ir.Model) -> tuple[list[Linear], dict[str, str]]:
-    """Return the contractions of the main graph in topological order, and why others are none, by output name."""
+def linear_layers(model: ir.Model, *, stacks: bool = False) -> tuple[list[Linear], dict[str, str]]:
+    """Return the contractions of the main graph in topological order, and why others are none, by output name.
+
+    Args:
+        model: The model.
+        stacks: Whether products with stacks of matrices are among them: not every reader of a layer knows these.
+    """
     layers: list[Linear] = []
     refused: dict[str, str] = {}
     for node in model.graph:
@@ -156,8 +177,10 @@ def linear_layers(model: ir.Model) -> tuple[list[Linear], dict[str, str]]:
         if operator.knows_zero_points or not operator.contracts or is_link(node):
             continue
         layer = _linear(node) if operator.weights and operator.kind in ("conv", "fc") else _not_followed(node)
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear) and (stacks or layer.stack is None):
             layers.append(layer)
+        elif isinstance(layer, Linear):
+            refused[str(node.outputs[0].name)] = "it reads a stack of matrices"
         elif layer:
             refused[str(node.outputs[0].name)] = layer
     return layers, refused
@@ -189,6 +212,9 @@ def _linear(node: ir.Node) -> Linear | str:
         return f"{node.op_type} is not reconstructed"
     if node.op_type == "FusedConv" and len(node.inputs) > 3 and node.inputs[3] is not None:
         return "another value is added in it"
+    stacked = [x for slot in slots_of(node) if operator_of(node).kind == "fc" for x in _stacked(node, slot)]
+    if len(stacked) == 1:
+        return stacked[0]
     slots = [slot for slot in slots_of(node) if source_of(node.inputs[slot.input]) is not None]
     if not slots:
         weight = node.inputs[1]
@@ -207,6 +233,16 @@ def _linear(node: ir.Node) -> Linear | str:
     if reason or axes is None:
         return reason
     return Linear(node, data, weight, axes, slot, _shift_of(node, slot, weight, axes))
+
+
+def _stacked(node: ir.Node, slot: Slot) -> list[Linear]:
+    """The layer of a stack of matrices that an operand is made of; empty where it is made of none."""
+    found, data = stack_of(node, slot), node.inputs[slot.data]
+    if isinstance(found, str) or data is None or data.const_value is not None:
+        return []
+    weight, stack = found
+    axes = matrix_axes(weight, node)
+    return [] if axes is None else [Linear(node, data, weight, axes, slot, None, stack)]
 
 
 def _refusal(node: ir.Node, slot: Slot, weight: ir.Value, axes: MatrixAxes | None) -> str:

@@ -44,6 +44,11 @@ def rows_left(layer: Linear, kept: Kept) -> Index | None:
     return kept.get(layer.name, {}).get(layer.output_axis)
 
 
+def experts_left(layer: Linear, kept: Kept) -> Index | None:
+    """The experts of a stack of matrices that are left; None for all, or where there are none."""
+    return None if layer.stack is None else kept.get(layer.name, {}).get(layer.stack.axis)
+
+
 def compared_at(
     dense: ir.Model, pruned: ir.Model, kept: Kept, names: Sequence[str], feed: Mapping[str, Array]
 ) -> list[Place]:

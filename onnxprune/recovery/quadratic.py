@@ -37,7 +37,8 @@ class Quadratic:
     Attributes:
         gram: G, shape [g, K, K], with ones on the diagonal (zeros for inputs that are constant).
         target: C, shape [g, O, K].
-        scale: The root of the mean square of each input, shape [g, K]; less the mean where a bias adapts.
+        scale: The root of the mean square of each input, shape [g, K]; less the mean where a bias adapts. Of a group
+            that read nothing, as an expert that no token went to, that of the others' inputs together.
     """
 
     gram: Matrix
@@ -55,6 +56,9 @@ class Quadratic:
         squares = np.diagonal(g, axis1=1, axis2=2) / moments.rows
         varies = squares > np.maximum(_CONSTANT * powers, np.finfo(np.float64).tiny)
         scale = np.sqrt(np.where(varies, squares, np.where(powers > 0, powers, 1.0)))
+        seen = powers.any(axis=1)
+        if seen.any():
+            scale[~seen] = np.sqrt(powers[seen].mean())
         for rows in parts(g.shape[1]):  # in place: it is the largest array of all
             g[:, rows] = g[:, rows] / moments.rows / (scale[:, rows, None] * scale[:, None, :])
             g[:, rows] *= varies[:, rows, None] & varies[:, None, :]

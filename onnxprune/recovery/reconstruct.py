@@ -31,7 +31,7 @@ from onnxprune.recovery import batchnorm
 from onnxprune.recovery.attention import query_mixes
 from onnxprune.recovery.fitting import WEIGHTS_AT_ONCE, Layer, Proposal
 from onnxprune.recovery.methods import propose
-from onnxprune.recovery.places import rows_left
+from onnxprune.recovery.places import experts_left, rows_left
 from onnxprune.recovery.registry import METHODS, model_method
 from onnxprune.recovery.resumed import Known, stage_key
 from onnxprune.recovery.solve import Affine, parts
@@ -190,7 +190,7 @@ def last_layers(model: ir.Model, layers: Sequence[Linear]) -> set[str]:
 
 
 def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = None) -> None:
-    every, refused = linear_layers(run.pruned)
+    every, refused = linear_layers(run.pruned, stacks=not METHODS.find(method).judged_by_outputs)
     layers = [x for x in every if only is None or x.node in only]
     originals, changed = by_output(run.dense), _changed(run)
     affected = [x for x in layers if x.output in changed]
@@ -211,7 +211,10 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
         return
     moved = {str(value.name) for value in changed}
     mixes = query_mixes(run.dense, run.kept, run.samples, {x.name for x in known}) if method in _FITS_QUERIES else {}
-    pairs = [Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name)) for x in known]
+    pairs = [
+        Pair.of(x, originals[str(x.output.name)], rows_left(x, run.kept), mixes.get(x.name), experts_left(x, run.kept))
+        for x in known
+    ]
     pairs = [p for p in pairs if p.mix is not None or moved & {str(p.pruned.output.name), p.shortcut}]
     last = last_layers(run.pruned, every)
     count, name = Countdown("layer", len(pairs), run.progress), run.known.next_pass()
@@ -239,7 +242,7 @@ def recover_layers(run: State, method: str, only: Sequence[ir.Node] | None = Non
 def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:
     """Give the layers of some nodes of the pruned model the dense model's weights and biases that are left."""
     originals = by_output(run.dense)
-    for linear in linear_layers(run.pruned)[0]:
+    for linear in linear_layers(run.pruned, stacks=True)[0]:
         original = originals.get(str(linear.output.name))
         if linear.node in nodes and original is not None:
             rows = rows_left(linear, run.kept)
@@ -251,7 +254,7 @@ def as_before_pruning(run: State, nodes: Sequence[ir.Node]) -> None:
 
 def _changed(run: State) -> set[ir.Value]:
     """The values from the first node on that reads other values than in the dense model, or whose weights changed."""
-    layers = {x.node: x for x in linear_layers(run.pruned)[0]}
+    layers = {x.node: x for x in linear_layers(run.pruned, stacks=True)[0]}
     originals = by_output(run.dense)
     made_of = {str(out.name): _activations(node) for node in run.dense.graph for out in node.outputs}
     changed: set[ir.Value] = set()
@@ -270,12 +273,13 @@ def _activations(node: ir.Node) -> list[str]:
 
 
 def by_output(model: ir.Model) -> dict[str, Linear]:
-    return {str(x.output.name): x for x in linear_layers(model)[0]}
+    return {str(x.output.name): x for x in linear_layers(model, stacks=True)[0]}
 
 
 def differs(original: Linear, layer: Linear, kept: Kept) -> bool:
     """Whether a layer computes something else than the dense one at the outputs that it still has."""
-    rows = {axis: i for axis, i in kept.get(layer.name, {}).items() if axis == layer.output_axis}
+    counts = {layer.output_axis} if layer.stack is None else {layer.output_axis, layer.stack.axis}
+    rows = {axis: i for axis, i in kept.get(layer.name, {}).items() if axis in counts}
     before, after = left_of(original, rows), tensor_of(layer.weight).numpy()
     return before.shape != after.shape or not np.array_equal(before, after)
 

@@ -14,6 +14,7 @@ from onnxprune.data.batches import Inputs, held_back
 from onnxprune.errors import DataError
 from onnxprune.graph.branches import take_numbers, taken_branch, with_branch_inlined
 from onnxprune.graph.hints import Feeds
+from onnxprune.graph.spelled_experts import put_back_experts, with_experts_spelled
 from onnxprune.graph.tensors import numbers_of, put_back
 from onnxprune.recipe.fields import Effort
 from onnxprune.recipe.granularity import Shape
@@ -89,6 +90,12 @@ def recover(
         done = recover(aim, inlined, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
                        seed=seed, batch=batch, windows=windows, known=known, progress=progress)  # fmt: skip
         take_numbers(pruned, inlined, branch)
+        return done
+    one, two = with_experts_spelled(dense), with_experts_spelled(pruned)
+    if one is not None and two is not None:  # of mixtures in one operator, the products are layers like others
+        done = recover(one, two, kept, inputs, methods=methods, pattern=pattern, trained=trained, effort=effort,
+                       seed=seed, batch=batch, windows=windows, known=known, progress=progress)  # fmt: skip
+        put_back_experts(pruned, two)
         return done
     chosen = {name: METHODS.find(name) for name in methods}
     measured = bool(inputs) or any(m.needs == "calibration" for m in chosen.values())

@@ -81,13 +81,17 @@ def choose_pattern(
 
 
 def damped_hessian(moments: Moments, *, centred: bool) -> Matrix:
-    """Return E[a a^T] and a damping, shape [g, K, K]; of a less its means where the bias adapts as well."""
+    """Return E[a a^T] and a damping, shape [g, K, K]; of a less its means where the bias adapts as well.
+
+    A group that read nothing, as an expert that no token went to, gets inputs of the mean square of the others'.
+    """
     hessian: Matrix = moments.aa / moments.rows
     if centred:
         subtract_outer(hessian, moments.a / moments.rows)
     diagonal = np.einsum("gkk->gk", hessian)  # a view
     mean = diagonal.mean(axis=1)
-    diagonal += DAMPING * np.where(mean > 0, mean, 1.0)[:, None]
+    seen = mean > 0
+    diagonal += np.where(seen, DAMPING * mean, mean[seen].mean() if seen.any() else DAMPING)[:, None]
     return hessian
 
 

@@ -26,12 +26,13 @@ import onnx_ir as ir
 from onnxprune.graph.following import Follow, dense_to_pruned, follow
 from onnxprune.graph.linear import Linear, Matrix
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.stacks import Numbers
 from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.statistics import Moments
 from onnxprune.runtime.stream.cursor import Cursor, Values, needed_nodes
 from onnxprune.runtime.stream.cuts import Block, common_blocks, operands
 from onnxprune.runtime.stream.gather import Batches
-from onnxprune.runtime.stream.rows import Grid
+from onnxprune.runtime.stream.rows import Grid, Read, Routed, names_read, what_is_read
 from onnxprune.runtime.stream.store import Store
 from onnxprune.runtime.stream.sums import RowSums, rows_read
 
@@ -56,6 +57,7 @@ class Pair:
         scale: What the layer's outputs are multiplied by before the sum, shape [outputs].
         mix: What the layer should put out instead of these rows, [outputs, outputs of the dense layer], times what
             lies behind the dense layer; None for the rows. See `attention`.
+        experts: Of a stack of matrices, the dense layer's that are left; None for all.
     """
 
     pruned: Linear
@@ -64,10 +66,16 @@ class Pair:
     shortcut: str | None
     scale: Matrix
     mix: Matrix | None = None
+    experts: npt.NDArray[np.int64] | None = None
 
     @staticmethod
-    def of(pruned: Linear, dense: Linear, rows: npt.NDArray[np.int64] | None, mix: Matrix | None = None) -> Pair:
+    def of(
+        pruned: Linear, dense: Linear, rows: npt.NDArray[np.int64] | None, mix: Matrix | None = None,
+        experts: npt.NDArray[np.int64] | None = None,
+    ) -> Pair:  # fmt: skip
         """Pair two layers."""
+        if pruned.stack is not None:  # what follows it is another number for each expert
+            return Pair(pruned, dense, rows, None, np.ones(1), experts=experts)
         last, shortcut = _sum_behind(pruned)
         other = _sum_behind(dense)[1]
         known = shortcut if shortcut is not None and shortcut == other else None
@@ -92,8 +100,11 @@ class Pair:
         return factor, offset + factor * (self.mix @ shift - shift[self.rows]).reshape(factor.shape)
 
 
-Targets = dict[Pair, list[tuple[Array, Array | None]]]
-"""By layer, for each batch: rows of what the dense layer gives, and of what it is added to."""
+Target = tuple[Array, Array | None, Numbers | None]
+"""Rows of what a dense layer gives for a batch, of what that is added to, and the experts of the rows."""
+
+Targets = dict[Pair, list[Target]]
+"""By layer, for each batch."""
 
 IsKnown = Callable[[Sequence[Pair]], bool]
 """Whether layers that lie side by side have their final numbers already."""
@@ -121,6 +132,8 @@ def with_other_rows(
             rows = [[n for axis, n in enumerate(s) if axis != layer.data_axis % len(s)] for s in shapes if s]
             if rows[0] != rows[-1]:
                 reshaped.add(layer.output)
+        if layer.stack is not None and layer.stack.picks is None and layer.groups != other.groups:
+            reshaped.add(layer.output)
     return reshaped
 
 
@@ -179,16 +192,16 @@ def _moments(
     stage: Sequence[Pair], ready: Set[Pair], targets: Targets, pruned: Cursor, samples: Batches
 ) -> list[tuple[Pair, list[Moments]]]:
     """The moments of layers side by side, those of the batches that are held back last; their targets are used up."""
-    names = [str(pair.pruned.data.name) for pair in stage] + [str(pair.shortcut) for pair in ready]
+    names = [n for pair in stage for n in names_read(pair.pruned)] + [str(pair.shortcut) for pair in ready]
     wide = Store(0)  # on disk from the first batch on
     parts = {False: RowSums(wide), True: RowSums(wide)}  # by whether they are held back
     for number, values in enumerate(pruned.run(list(dict.fromkeys(names)))):
-        part, rows = parts[is_held(number, len(samples.feeds))], dict[Hashable, Array]()
+        part, rows = parts[is_held(number, len(samples.feeds))], dict[Hashable, Read]()
         for pair in stage:
-            key, data = rows_read(pair.pruned), values[str(pair.pruned.data.name)]
+            key, data = rows_read(pair.pruned), what_is_read(pair.pruned, values)
             grid = samples.grid(pair.pruned, data, number)
             if key not in rows:
-                rows[key] = samples.inputs(pair.pruned, data, grid, number)
+                rows[key] = _both_see(samples.inputs(pair.pruned, data, grid, number), targets[pair][number][2])
                 part.add_inputs(key, rows[key])
             z = _aims(pair, values, targets[pair][number], samples, grid, number, compensate=pair in ready)
             part.add_targets(pair, rows[key], z)
@@ -201,44 +214,63 @@ def _moments(
     return [(p, [part.moments(key, p) for part in parts.values() if key in part]) for p, key in keys.items()]
 
 
+def _both_see(rows: Read, dense: Numbers | None) -> Read:
+    """The rows of the pruned network; of those that are routed, the ones that the dense one gives the same expert."""
+    return rows.where(dense) if isinstance(rows, Routed) and dense is not None else rows
+
+
 def _targets(pairs: Sequence[Pair], dense: Cursor, samples: Batches, wanted: Set[Pair]) -> Targets:
     """For each layer that is wanted and each batch: rows of what the dense layer gives, and of what it is added to.
 
     The block is run with the same outputs whatever is wanted, for other outputs may change the last bit of values.
     """
     made = {str(out.name) for node in dense.block.nodes for out in node.outputs} | set(dense.state[0])
-    names = [str(v.name) for pair in pairs for v in (pair.dense.data, pair.dense.output)]
+    names = [n for pair in pairs for n in (*names_read(pair.dense), str(pair.dense.output.name))]
     names += [pair.shortcut for pair in pairs if pair.shortcut in made]
     targets: Targets = {pair: [] for pair in pairs}
     store = Store(_TARGETS_IN_MEMORY)
     for number, values in enumerate(dense.advance(list(dict.fromkeys(names)))):
         for pair in (pair for pair in pairs if pair in wanted):
-            data = values[str(pair.dense.data.name)]
+            data = what_is_read(pair.dense, values)
             grid = samples.grid(pair.pruned, data, number)
             shortcut = values.get(pair.shortcut or "")
             s = None if shortcut is None else samples.outputs(pair.pruned, pair.left(shortcut), grid, number)
             z = store.held(_dense_rows(pair, data, values, samples, grid, number))
-            targets[pair].append((z, None if s is None else store.held(s)))
+            targets[pair].append((z, None if s is None else store.held(s), _experts(pair, data, grid)))
     return targets
 
 
-def _dense_rows(pair: Pair, data: Array, values: Values, samples: Batches, grid: Grid, number: int) -> Array:
+def _experts(pair: Pair, data: Read, grid: Grid) -> Numbers | None:
+    """The expert of each row of the dense network, by its number in the pruned one; None where rows have none."""
+    if not isinstance(data, Routed):
+        return None
+    expert = data.taken(grid[0]).expert
+    if pair.experts is None:
+        return expert
+    new = np.full(data.experts, -1, np.int64)
+    new[pair.experts] = np.arange(len(pair.experts))
+    return np.where(expert >= 0, new[expert], -1)
+
+
+def _dense_rows(pair: Pair, data: Read, values: Values, samples: Batches, grid: Grid, number: int) -> Array:
     """Z of the dense layer at the outputs that are left, [g, rows, O], before an activation that its node applies."""
     if not pair.dense.activation:
         return samples.outputs(pair.pruned, pair.left(values[str(pair.dense.output.name)]), grid, number)
     weight, bias = (x.astype(np.float32) for x in (pair.dense.matrix(), pair.dense.bias()))
-    z = np.matmul(samples.inputs(pair.dense, data, grid, number), weight.transpose(0, 2, 1)) + bias[:, None]
+    rows = samples.inputs(pair.dense, data, grid, number)
+    assert not isinstance(rows, Routed)
+    z = np.matmul(rows, weight.transpose(0, 2, 1)) + bias[:, None]
     flat = z.transpose(1, 0, 2).reshape(z.shape[1], -1)
     kept = flat if pair.rows is None else flat[:, pair.rows]
     return np.ascontiguousarray(kept.reshape(len(kept), pair.pruned.groups, -1).transpose(1, 0, 2))
 
 
 def _aims(
-    pair: Pair, values: Values, target: tuple[Array, Array | None], samples: Batches, grid: Grid, number: int, *,
+    pair: Pair, values: Values, target: Target, samples: Batches, grid: Grid, number: int, *,
     compensate: bool,
 ) -> Array:  # fmt: skip
     """What the pruned layer should give for a batch, [g, rows, O]."""
-    z, shortcut = target
+    z, shortcut, _ = target
     factor, offset = pair.to_pruned()
     if (factor != 1).any() or offset.any():  # of a head with a vocabulary it is large
         z = z * factor[:, None].astype(np.float32) + offset[:, None].astype(np.float32)

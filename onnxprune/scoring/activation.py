@@ -24,7 +24,7 @@ _COST = "one pass over the calibration data"
            source="Sun et al. 2024, A Simple and Effective Pruning Approach, eq. 1",
            cost=_COST, compares="output")  # fmt: skip
 def wanda(weight: Weight, context: Context) -> npt.NDArray[np.float32]:
-    """w^2 E[x^2], the square of |w| times the norm of its input channel."""
+    """w^2 E[x^2], the square of |w| times the norm of its input channel; an expert's is that of the tokens it gets."""
     layer = context.evidence.layer(weight.name)
     power = context.evidence.input_moments[weight.name].mean_square
     squares = np.square(acting_numbers(weight).astype(np.float64))
@@ -61,16 +61,20 @@ def _of_consumers(
         RecipeError: No consumer of the group can be measured.
     """
     evidence = context.evidence
-    consumers = {s.value for s in group.sites}
+    consumers = {str(s.value.name): s.value for s in group.sites}
     totals, counts = np.zeros(structure.terms.count), np.zeros(structure.terms.count)
     for name, layer in evidence.layers.items():
-        if layer.weight not in consumers or name not in evidence.input_moments:
+        if name not in consumers or name not in evidence.input_moments:
             continue
-        axis = structure.axes[layer.data][layer.data_axis]
+        found = number(evidence.input_moments[name])
+        if layer.stack is None:
+            axis = structure.axes[layer.data][layer.data_axis]
+        else:  # what any of its experts reads
+            axis, found = structure.axes[consumers[name]][layer.input_axis], found.mean(axis=0)
         if isinstance(axis, Dynamic):
             continue
         rows, atoms = structure.members(axis)
-        np.add.at(totals, atoms, number(evidence.input_moments[name])[rows])
+        np.add.at(totals, atoms, found[rows])
         np.add.at(counts, atoms, 1.0)
     if not counts[group.atoms].any():
         raise RecipeError("no layer that reads these units can be measured")

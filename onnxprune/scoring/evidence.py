@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxprune.data.batches import Inputs, samples_by_name
 from onnxprune.data.calibration import Calibration
@@ -21,10 +22,12 @@ from onnxprune.data.fit import fixed_batch
 from onnxprune.errors import RecipeError
 from onnxprune.graph.branches import taken_branch, with_branch_inlined
 from onnxprune.graph.linear import Linear, Matrix, linear_layers
+from onnxprune.graph.spelled_experts import with_experts_spelled
 from onnxprune.runtime.routing import routed_shares
 from onnxprune.runtime.statistics import ChannelMoments, Moments
 from onnxprune.runtime.stream.channels import streamed_channel_moments
 from onnxprune.runtime.stream.gather import Batches, Gatherer, fitting_batches
+from onnxprune.runtime.stream.routed import routed_moments
 from onnxprune.structure.analysis import analyse
 from onnxprune.structure.routers import Router, routers
 from onnxprune.structure.structure import Structure
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 DAMPING = 0.01
 """Added to a Hessian's diagonal, relative to its mean (Frantar and Alistarh 2023, SparseGPT, section 3.1)."""
 
-_UNMEASURED = "it is tied, computed, in a branch, or of an operator without a plain matrix"
+_UNMEASURED = "it is tied, computed, in a branch, in a few bits, or of an operator without a plain matrix"
 
 HELD = 64
 """So many inputs are held back at most."""
@@ -84,8 +87,20 @@ class Evidence:
 
     @functools.cached_property
     def layers(self) -> Mapping[str, Linear]:
-        """The contractions whose inputs can be measured, by the name of their weight."""
-        return {layer.name: layer for layer in linear_layers(self.structure.model)[0]}
+        """The contractions whose inputs can be measured, by the name of their weight.
+
+        Those of mixtures of experts in one operator are layers of `measured`, with weights of the same names.
+        """
+        layers = {layer.name: layer for layer in linear_layers(self.structure.model, stacks=True)[0]}
+        if self.measured is not self.structure.model:
+            spelled = linear_layers(self.measured, stacks=True)[0]
+            layers |= {layer.name: layer for layer in spelled if layer.stack is not None and layer.name not in layers}
+        return layers
+
+    @functools.cached_property
+    def measured(self) -> ir.Model:
+        """The model that the samples go through: with mixtures of experts that are one operator spelled out."""
+        return with_experts_spelled(self.structure.model) or self.structure.model
 
     def layer(self, name: str) -> Linear:
         """Return one of them.
@@ -110,13 +125,19 @@ class Evidence:
 
     @functools.cached_property
     def input_moments(self) -> Mapping[str, ChannelMoments]:
-        """For each weight, sums of what its layer reads, by input channel."""
-        places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in self.layers.items()}
+        """For each weight, sums of what its layer reads, by input channel; of a stack by expert and channel."""
+        plain = {name: x for name, x in self.layers.items() if x.stack is None}
+        stacks = [x for x in self.layers.values() if x.stack is not None]
+        places = {name: (str(x.data.name), self._channel_axis(x)) for name, x in plain.items()}
         feeds = fitting_batches(self.structure.model, self.inputs, self.batch)
         by_place = streamed_channel_moments(
             self.structure.model, list(dict.fromkeys(places.values())), feeds, self.tell
         )
-        return {name: by_place[place] for name, place in places.items() if place in by_place}
+        moments = {name: by_place[place] for name, place in places.items() if place in by_place}
+        if stacks:
+            samples = Batches.of(self.measured, self.inputs, self.batch)
+            moments |= routed_moments(self.measured, stacks, samples, self.tell)
+        return moments
 
     @functools.cached_property
     def routed(self) -> Sequence[tuple[Router, Matrix]]:
@@ -155,12 +176,12 @@ class Evidence:
 
     @functools.cached_property
     def _gatherer(self) -> Gatherer:
-        return Gatherer(self.structure.model, self.samples, self.tell)
+        return Gatherer(self.measured, self.samples, self.tell)
 
     @functools.cached_property
     def samples(self) -> Batches:
         """The inputs as a stream reads them, without those held back."""
-        return Batches.of(self.structure.model, self._part(self.held, None), self.batch)
+        return Batches.of(self.measured, self._part(self.held, None), self.batch)
 
     @property
     def held(self) -> int:
@@ -198,9 +219,10 @@ class Evidence:
         if centred:
             means = moments.a / moments.rows
             hessian = hessian - means[:, :, None] * means[:, None, :]
-        for block in hessian:
-            mean = float(np.mean(np.diag(block))) or 1.0
-            block.flat[:: len(block) + 1] += DAMPING * mean
+        means_of = np.einsum("gkk->g", hessian) / hessian.shape[1]
+        typical = float(means_of[means_of > 0].mean()) if (means_of > 0).any() else DAMPING
+        for block, mean in zip(hessian, means_of.tolist(), strict=True):  # a group that read nothing: as the others
+            block.flat[:: len(block) + 1] += DAMPING * mean if mean > 0 else typical
         return np.asarray(np.linalg.inv(hessian), np.float64)
 
     @functools.cached_property
@@ -219,6 +241,8 @@ class Evidence:
 def _entries(layer: Linear) -> int:
     """Entries of a layer's Gram matrices."""
     shape = layer.weight.shape.numpy() if layer.weight.shape is not None else (1, 1)
+    if layer.stack is not None:
+        return int(layer.groups * shape[layer.input_axis] ** 2)
     return int(layer.groups * (math.prod(shape) // max(1, shape[layer.output_axis])) ** 2)
 
 

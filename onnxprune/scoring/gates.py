@@ -42,6 +42,8 @@ def _trained(evidence: Evidence) -> Mapping[int, float]:
 
     places = {}
     for name, layer in evidence.layers.items():
+        if layer.weight not in structure.axes:  # of experts that are spelled out
+            continue
         ids = structure.axes[layer.weight][layer.input_axis]
         if not isinstance(ids, Dynamic) and name in gradients.parameters:
             rows, atoms = structure.members(ids)

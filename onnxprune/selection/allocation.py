@@ -238,7 +238,9 @@ def masks_of_shares(
         saliency = criterion.saliency(weight, np.random.default_rng([seed, i]))
         count, axes = round(shares[weight.value] * weight.size), matrix_axes(weight.value, weight.node)
         if criterion.compares == "output" and axes is not None:
-            return least_of_each(saliency, count, axes.output)
+            one = operator_of(weight.node).kind in ("conv", "rnn")
+            rows = [axes.output] if one else [i for i in range(saliency.ndim) if i != axes.reduction]
+            return least_of_each(saliency, count, *rows)
         return least_salient(saliency, count)
 
     return BitMasks((weight.value, mask(i, weight)) for i, weight in enumerate(weights))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -69,13 +70,14 @@ def least_salient(saliency: npt.NDArray[np.float32], count: int) -> Bools:
     return mask.reshape(saliency.shape)
 
 
-def least_of_each(saliency: npt.NDArray[np.float32], count: int, axis: int) -> Bools:
-    """Return a mask that drops ``count`` entries, as many of each index of an axis: the least salient of that index.
+def least_of_each(saliency: npt.NDArray[np.float32], count: int, *axes: int) -> Bools:
+    """Return a mask that drops ``count`` entries, as many of each index of some axes: the least salient of that index.
 
     What is left over where the counts cannot be alike goes by saliency, one of an index at most.
     """
-    moved = np.moveaxis(saliency, axis, 0)
-    rows = np.ascontiguousarray(moved).reshape(len(moved), -1)
+    first = range(len(axes))
+    moved = np.moveaxis(saliency, axes, first)
+    rows = np.ascontiguousarray(moved).reshape(math.prod(moved.shape[: len(axes)]), -1)
     order = np.argsort(_bits(rows), axis=1, kind="stable")
     each, over = divmod(count, len(rows))
     stays = np.ones(rows.shape, bool)
@@ -84,7 +86,7 @@ def least_of_each(saliency: npt.NDArray[np.float32], count: int, axis: int) -> B
         following = order[:, each]
         cheapest = np.argsort(_bits(rows[np.arange(len(rows)), following]), kind="stable")[:over]
         stays[cheapest, following[cheapest]] = False
-    return np.ascontiguousarray(np.moveaxis(stays.reshape(moved.shape), 0, axis))
+    return np.ascontiguousarray(np.moveaxis(stays.reshape(moved.shape), first, axes))
 
 
 def relative_to_layers(criterion: Criterion) -> Criterion:

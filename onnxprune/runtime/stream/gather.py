@@ -24,7 +24,17 @@ from onnxprune.runtime.stream.cursor import Cursor
 from onnxprune.runtime.stream.cuts import Block, cut_into_blocks
 from onnxprune.runtime.stream.extents import value_shapes
 from onnxprune.runtime.stream.padding import padding_mask, without_padding
-from onnxprune.runtime.stream.rows import Grid, Tokens, grid_of, input_rows, output_rows, windows_of
+from onnxprune.runtime.stream.rows import (
+    Grid,
+    Read,
+    Tokens,
+    grid_of,
+    input_rows,
+    names_read,
+    output_rows,
+    what_is_read,
+    windows_of,
+)
 from onnxprune.runtime.stream.store import Store
 from onnxprune.runtime.stream.sums import RowSums, rows_read
 
@@ -90,16 +100,17 @@ class Batches:
         """The blocks of a model."""
         return cut_into_blocks(model, self.sizes(model))
 
-    def grid(self, layer: Linear, data: Array, number: int) -> Grid:
+    def grid(self, layer: Linear, data: Read, number: int) -> Grid:
         """Which windows of a batch are looked at."""
-        return grid_of(layer, data, windows_of(layer, self.count), number)
+        parts = self.count if layer.stack is None else len(self.feeds)
+        return grid_of(layer, data, windows_of(layer, parts), number)
 
     def outputs(self, layer: Linear, output: Array, grid: Grid, number: int) -> Array:
         """The rows [g, rows, O] of a value of the shape of a layer's output, for batch `number`."""
         return output_rows(layer, output, grid, self.tokens[number])
 
-    def inputs(self, layer: Linear, data: Array, grid: Grid, number: int) -> Array:
-        """The rows [g, rows, K] that a layer's weights see of batch `number`."""
+    def inputs(self, layer: Linear, data: Read, grid: Grid, number: int) -> Read:
+        """The rows [g, rows, K] that a layer's weights see of batch `number`; see `rows.input_rows`."""
         return input_rows(layer, data, grid, self.tokens[number])
 
 
@@ -147,14 +158,14 @@ class Gatherer:
         return [[of_node[node] for node in block.nodes if node in of_node] for block in self._blocks]
 
     def _through(self, layers: Sequence[Linear], store: Store) -> dict[str, Moments]:
-        samples, sums = self._samples, RowSums()
+        samples, sums = self._samples, RowSums(Store(0))
         keys = {layer.name: rows_read(layer) for layer in layers}
         first = {keys[layer.name]: layer for layer in reversed(layers)}
-        names = list(dict.fromkeys(str(layer.data.name) for layer in layers))
+        names = list(dict.fromkeys(name for layer in layers for name in names_read(layer)))
         last = self._cursor.position + 1 == len(self._blocks)
         for number, values in enumerate(self._cursor.run(names) if last else self._cursor.advance(names)):
             for key, layer in first.items():
-                data = values[str(layer.data.name)]
+                data = what_is_read(layer, values)
                 sums.add_inputs(key, samples.inputs(layer, data, samples.grid(layer, data, number), number))
         sums.to_store(store)
         return {name: sums.moments(key) for name, key in keys.items()}

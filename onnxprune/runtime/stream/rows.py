@@ -1,20 +1,22 @@
 """From activations to the rows that a layer's matrix sees; `sums` makes Gram matrices of them.
 
-A layer is Z = A W^T + b (`runtime.linear`): one row of A for each token of a MatMul, one for each window of a Conv. Of
-a large feature map a regular grid of windows is taken, which moves from batch to batch.
+A layer is Z = A W^T + b (`graph.linear`): one row of A for each token of a MatMul, one for each window of a Conv. Of
+a large feature map a regular grid of windows is taken, which moves from batch to batch. Rows that a stack of matrices
+reads belong to one expert each (`Routed`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.linear import Linear, tensor_of
+from onnxprune.graph.stacks import Numbers
 
 Array = npt.NDArray[Any]
 Grid = tuple[npt.NDArray[np.int64], ...]
@@ -27,15 +29,77 @@ A grouped Conv has a small matrix for each group. Its rows are cheap to fit and,
 """
 
 
-def grid_of(layer: Linear, data: Array, windows: int, number: int = 0) -> Grid:
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """Rows of which each belongs to one expert, whose matrix alone sees it.
+
+    Attributes:
+        rows: Shape [rows, K]; no copy of what is read, and of other shape, until some are taken.
+        expert: The number of each row's expert, shape [rows]; -1 for a row that none sees.
+        experts: How many there are.
+    """
+
+    rows: Array
+    expert: Numbers
+    experts: int
+
+    @staticmethod
+    def of(layer: Linear, data: Array, picked: Array | None) -> Routed:
+        """What a product reads: the rows of its data, as often as matrices meet them, with the experts of these."""
+        assert layer.stack is not None
+        numbers = layer.stack.numbers(picked)
+        rows = np.moveaxis(data, layer.data_axis, -1)
+        lead = np.broadcast_shapes(rows.shape[:-2], numbers.shape)
+        rows = np.broadcast_to(rows, (*lead, *rows.shape[-2:]))
+        expert = np.broadcast_to(numbers[..., None], rows.shape[:-1])
+        return Routed(rows, np.ascontiguousarray(expert).reshape(-1), layer.stack.experts)
+
+    def taken(self, chosen: Numbers) -> Routed:
+        """Some of the rows, as a matrix; those of nothing but zeros belong to none."""
+        rows = self.rows[np.unravel_index(chosen, self.rows.shape[:-1])].astype(np.float32, copy=False)
+        return Routed(rows, np.where(rows.any(axis=1), self.expert[chosen], -1), self.experts)
+
+    def where(self, expert: Numbers) -> Routed:
+        """The same where each row belongs to another expert in a second network: then to none."""
+        return replace(self, expert=np.where(self.expert == expert, self.expert, -1))
+
+    def by_expert(self) -> Iterator[tuple[int, Numbers]]:
+        """Yield each expert that has rows, with the numbers of these."""
+        order = np.argsort(self.expert, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(self.expert[order])) + 1):
+            if len(places) and self.expert[places[0]] >= 0:
+                yield int(self.expert[places[0]]), places
+
+
+Read = Array | Routed
+"""What a layer reads of a batch."""
+
+
+def names_read(layer: Linear) -> list[str]:
+    """Return the names of the values that say what a layer reads."""
+    picks = None if layer.stack is None else layer.stack.picks
+    return [str(value.name) for value in (layer.data, picks) if value is not None]
+
+
+def what_is_read(layer: Linear, values: Mapping[str, Array]) -> Read:
+    """Return what a layer reads, of values of a batch that hold those of `names_read`."""
+    data, *picked = (values[name] for name in names_read(layer))
+    return data if layer.stack is None else Routed.of(layer, data, picked[0] if picked else None)
+
+
+def grid_of(layer: Linear, data: Read, windows: int, number: int = 0) -> Grid:
     """Return the places of a layer's output that are looked at: of a Conv for each spatial axis, else of its rows.
 
     Args:
         layer: The layer.
         data: What it reads, [N, C, *spatial] or [N, ..., K].
-        windows: How many of one sample, about.
+        windows: How many of one sample, about; of rows that are routed, for each expert and all of the batch.
         number: Of the batch: the grid moves with it.
     """
+    if isinstance(data, Routed):
+        count = len(data.expert)
+        step = max(1, count // max(1, windows * layer.groups)) // 2 * 2 + 1  # odd: of each token's experts not the same
+        return (np.arange(min(number % step, max(count - 1, 0)), count, step, dtype=np.int64),)
     if not layer.is_conv:
         rows = data.size // max(1, data.shape[layer.data_axis])
         step = max(1, rows // max(1, windows * data.shape[0]))
@@ -47,13 +111,13 @@ def grid_of(layer: Linear, data: Array, windows: int, number: int = 0) -> Grid:
 
 def windows_of(layer: Linear, samples: int) -> int:
     """Return how many windows of each of so many samples a layer's statistics need."""
-    inputs = layer.matrix().shape[2]
+    inputs = layer.to_matrix(tensor_of(layer.weight).numpy()).shape[2]
     least = ROWS if layer.groups == 1 else ROWS_OF_GROUPED
     return -(-max(least, ROWS_PER_INPUT * inputs) // max(1, samples))
 
 
-def input_rows(layer: Linear, data: Array, grid: Grid, tokens: Tokens | None = None) -> Array:
-    """Return A of a batch, shape [g, rows, K], float32.
+def input_rows(layer: Linear, data: Read, grid: Grid, tokens: Tokens | None = None) -> Read:
+    """Return A of a batch, shape [g, rows, K], float32; of a stack of matrices the rows with the expert of each.
 
     Args:
         layer: The layer.
@@ -61,6 +125,8 @@ def input_rows(layer: Linear, data: Array, grid: Grid, tokens: Tokens | None = N
         grid: From `grid_of`.
         tokens: Which tokens count, shape [samples, tokens]; None for all.
     """
+    if isinstance(data, Routed):
+        return data.taken(grid[0])
     data = data.astype(np.float32, copy=False)
     if not layer.is_conv:
         return _token_rows(np.moveaxis(data, layer.data_axis, -1), grid, tokens)[None]
@@ -80,8 +146,10 @@ def input_rows(layer: Linear, data: Array, grid: Grid, tokens: Tokens | None = N
 
 
 def output_rows(layer: Linear, output: Array, grid: Grid, tokens: Tokens | None = None) -> Array:
-    """Return Z of a batch, shape [g, rows, O], float32; see `input_rows`."""
+    """Return Z of a batch, shape [g, rows, O], float32; see `input_rows`. Of a stack it is [1, rows, O]."""
     output = output.astype(np.float32, copy=False)
+    if layer.stack is not None:
+        tokens = None  # its rows are no tokens
     if not layer.is_conv:
         return _token_rows(np.moveaxis(output, layer.result_axis, -1), grid, tokens)[None]
     for axis, index in enumerate(grid):
