@@ -46,6 +46,14 @@ def test_flags_win_over_the_file_and_the_file_over_a_preset(folder: Path, capsys
     assert recipe_used(capsys)["sparsity"] == 0.75
 
 
+def test_flags_may_stand_before_the_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = folder / "r.toml"
+    recipe.write_text("model = 'net.onnx'\nsparsity = 0.25\n")
+    assert run("run", "--dry-run", "-s", 0.75, recipe, "--json") == 0
+    assert recipe_used(capsys)["sparsity"] == 0.75
+    assert "RECIPE.toml is missing" in refused(capsys, folder, "run", "--dry-run", "-s", 0.75)
+
+
 def test_tables_of_a_recipe_file_reach_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(
