@@ -1,6 +1,6 @@
 """The one loop over the schedule, with a training after each pruning or without.
 
-    for each sparsity of the schedule:
+    for each sparsity of the schedule, or the one that brings the model, as it is by then, to its part of a budget:
         prune        steps.prune; with training: shrink, prune, train (trainer.py)
         clean        remove dead units, where the recipe says so: after each training, without training at the end
         save         with training: the state, so that a run that is killed loses at most one iteration
@@ -11,7 +11,7 @@ how they are trained (`Training`); nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -58,6 +58,7 @@ def run_loop(
     sparsities: Sequence[float],
     training: Training | None = None,
     *,
+    aim: Callable[[State, int], tuple[float, State]] | None = None,
     remove_dead: bool = False,
     keep_masks: bool = False,
     clock: Clock | None = None,
@@ -69,6 +70,8 @@ def run_loop(
         steps: What prunes.
         sparsities: The sparsity after each step, in order.
         training: What trains after each pruning; None where nothing does.
+        aim: From the state and the number of a step to the sparsity that takes the place of `sparsities`, and the
+            state with what was found of its model.
         remove_dead: Whether dead units are removed.
         keep_masks: Whether the masks are needed afterwards, where nothing trains.
         clock: Runs each stage.
@@ -87,7 +90,8 @@ def run_loop(
         number = state.done + 1
         name = ("prune" if training is None else "retrain") + (f" {number}/{count}" if count > 1 else "")
         prune = partial(_prune, keep_masks=keep_masks) if training is None else training.iteration
-        stage = partial(prune, state, steps, sparsities[state.done])
+        sparsity, state = (sparsities[state.done], state) if aim is None else aim(state, number)
+        stage = partial(prune, state, steps, sparsity)
         state = replace(clock(name, partial(stage, number)), done=number)
         if state.diverged:
             break

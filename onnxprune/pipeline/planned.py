@@ -2,6 +2,7 @@
 
 plan = planned_once(journal, "step 1: what goes", structure, decide)
 division = divided_once(journal, "step 1: division", structure, divide)
+share = share_once(journal, "step 1: share", find)
 """
 
 from __future__ import annotations
@@ -56,6 +57,15 @@ def divided_once(journal: Journal, key: str, structure: Structure, make: Callabl
         "left": [[*group, int(n)] for group, n in division.units.items()],
     })  # fmt: skip
     return division
+
+
+def share_once(journal: Journal, key: str, find: Callable[[], float]) -> float:
+    """Return the sparsity that a step aims at; see `planned_once`."""
+    if key in journal:
+        return float(journal.read(key)[1]["share"])
+    share = find()
+    journal.write(key, {}, {"share": share})
+    return share
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from onnxprune.data.readers import AnyData, Data, open_data
 from onnxprune.data.working import give_inputs, give_samples
 from onnxprune.errors import RecipeError
 from onnxprune.model_io.atomic import together
+from onnxprune.pipeline.aim import Aim, figures_wanted
 from onnxprune.pipeline.clock import Clock, Progress
 from onnxprune.pipeline.compete import BUDGETS, NO_SAMPLES, compete
 from onnxprune.pipeline.deliver import deliver, write
@@ -37,7 +38,7 @@ from onnxprune.pipeline.run_folder import begin_search, folder_of_try, forgotten
 from onnxprune.pipeline.run_inputs import AnyModel, RunInputs
 from onnxprune.pipeline.runtime_settings import write_beside
 from onnxprune.pipeline.step import State, Steps
-from onnxprune.pipeline.target import reach
+from onnxprune.pipeline.target import figure_of, is_limit, reach
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
@@ -216,18 +217,21 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
         result = replace(result, notes=(*result.notes, NOTE.format(how=inputs.samples.made_up)))
     if recipe.parts.joint and inputs.samples is None and recipe.retrain is None:
         result = replace(result, notes=(*result.notes, NO_SAMPLES))
-    return clock(
-        "deliver",
-        lambda: deliver(
-            original,
-            replace(result, source=_file_id(original)),
-            latency=inputs.latency,
-            eval_data=inputs.eval_data,
-            metric=inputs.metric,
-            calibration=inputs.calibration,
-            samples=inputs.samples,
-            progress=clock.progress,
-        ),
+    result = replace(result, source=_file_id(original))
+    return clock("deliver", lambda: _delivered(original, result, inputs, clock.progress))
+
+
+def _delivered(original: ir.Model, result: Result, inputs: RunInputs, progress: Progress | None = None) -> Result:
+    """The result in the form that is written."""
+    return deliver(
+        original,
+        result,
+        latency=inputs.latency,
+        eval_data=inputs.eval_data,
+        metric=inputs.metric,
+        calibration=inputs.calibration,
+        samples=inputs.samples,
+        progress=progress,
     )
 
 
@@ -237,8 +241,9 @@ def _pruned(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock)
         structure = clock("analyse", lambda: prepare(original.clone()))
         steps = _steps(structure, recipe, inputs, clock.progress)
         steps = replace(steps, journal=open_journal(original, recipe, inputs))
-        start = State(original, structure=structure)
+        start = State(original, structure=structure, cache=inputs.cache)
         run = partial(run_loop, remove_dead=recipe.remove_dead, keep_masks=recipe.parts.rewritten, clock=clock)
+        run = partial(run, aim=_aim(original, recipe, inputs, steps))
         with forgotten_unless_started(inputs.checkpoint):
             state = run(start, steps, _schedule(recipe))
     verdict = None
@@ -263,7 +268,8 @@ def _pruned_and_trained(original: ir.Model, recipe: Recipe, inputs: RunInputs, c
         structure = clock("analyse", lambda: prepare(original.clone()))
         steps = _steps(structure, recipe, inputs, clock.progress, trainer)
         schedule, start = _schedule(recipe), State(trainer.original)
-        state = run_loop(start, steps, schedule, trainer, remove_dead=recipe.remove_dead, clock=clock)
+        aim = _aim(original, recipe, inputs, steps)
+        state = run_loop(start, steps, schedule, trainer, aim=aim, remove_dead=recipe.remove_dead, clock=clock)
     if state.diverged:
         raise RecipeError(state.diverged + keep_best(state, trainer.store))
     state.model.graph.meta.update(original.graph.meta)
@@ -296,8 +302,23 @@ def _steps(
         verification=inputs.verification,
         eval_data=inputs.eval_data if trainer is None else None,
         progress=progress,
-        cache=inputs.cache,
     )
+
+
+def _aim(original: ir.Model, recipe: Recipe, inputs: RunInputs, steps: Steps) -> Aim | None:
+    """What finds the sparsity of each of several steps towards a budget."""
+    if recipe.target not in BUDGETS or recipe.iterations == 1:
+        return None
+    plain = recipe.model_copy(update={"require": ()})
+    figure = figure_of(original, plain, inputs.eval_data, inputs.metric)
+    unmeasured = replace(inputs, latency=False)
+
+    def of_state(state: State) -> float:
+        result = result_of(state, plain, steps.prunable, state.trace.gone, None, Clock())
+        return figure(_delivered(original, result, unmeasured))
+
+    wanted = figures_wanted(recipe, float(getattr(recipe, recipe.target)))
+    return Aim(wanted, of_state, steps, under=is_limit(recipe.target))
 
 
 def _schedule(recipe: Recipe) -> list[float]:

@@ -83,6 +83,7 @@ class State:
         masks: By name, which weights stay of those that the last step masked.
         done: How many steps of the schedule are done.
         structure: An analysis of a copy of the model, where there is one: the next step cuts that copy.
+        cache: Scores of this very model that were found before; None where nothing was.
         rewind: By name, the weights that survivors go back to before each training.
         history: The iterations, where training follows each pruning.
         diverged: The sentence for the user where the loss of a training was no longer a number, else "".
@@ -93,6 +94,7 @@ class State:
     masks: Mapping[str, Bools] = field(default_factory=dict)
     done: int = 0
     structure: Structure | None = None
+    cache: ScoreCache | None = None
     rewind: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     history: tuple[Iteration, ...] = ()
     diverged: str = ""
@@ -116,7 +118,6 @@ class Steps:
         verification: Whether removed == masked is checked.
         eval_data: An .npz with inputs, for the check where no random inputs work.
         progress: Called with the name of the layer that is being recovered.
-        cache: Scores of the original that another run of the same search found.
         journal: What the run has found so far, to go on from when it is interrupted.
     """
 
@@ -129,7 +130,6 @@ class Steps:
     verification: bool = True
     eval_data: str | Path | None = None
     progress: Callable[[str], None] | None = None
-    cache: ScoreCache = field(default_factory=ScoreCache)
     journal: Journal = field(default_factory=Journal)
 
     @staticmethod
@@ -161,11 +161,10 @@ class Steps:
             NothingToPrune: No weight may be pruned.
             VerificationError: Removed and masked differ.
         """
-        model, structure, masks = state.model, state.structure, BitMasks[str](())
+        model, structure, cache, masks = state.model, state.structure, state.cache, BitMasks[str](())
         trace, scans = replace(state.trace, untouched={}), list[dict[str, Any]]()
         choosing = self._choosing(sparsity, number)
         for part in self.recipe.parts.texts if self.competes or not self.recipe.parts.joint else (UNITS,):
-            cache = self.cache if structure is not None else None  # it is of the original alone
             structure = structure or prepare(model.clone())
             gone_before = self.prunable - self.left(structure)
             plan = choosing(part, structure, cache)
@@ -183,7 +182,7 @@ class Steps:
             masks = plan.masks.renamed(lambda value: str(value.name))
             trace = replace(trace, starved=tuple(n for n, mask in masks.items() if mask.mean() < STARVED))
             scans += plan.sensitivity.rows() if plan.sensitivity is not None else []
-            model, structure = structure.model, None
+            model, structure, cache = structure.model, None, None
         step: dict[str, Any] = {"step": number, "wanted": sparsity, "sparsity": trace.gone / self.prunable}
         step |= {"sensitivity": scans} if scans else {}
         step |= self._recovered(model, trace.kept, number)
@@ -194,6 +193,7 @@ class Steps:
             trace=trace,
             masks=masks if self.dense is None else _masks_now(model, masks),
             structure=None,
+            cache=None,
         )
 
     def _choosing(self, sparsity: float, number: int) -> Choosing:
@@ -204,7 +204,7 @@ class Steps:
         again = number > 1 or self.recipe.alternate
 
         def chosen(part: str, structure: Structure, cache: ScoreCache | None) -> Plan | None:
-            now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
+            now, last = (self._of_part(part, structure, share) for share in (sparsity, self._most(sparsity, number)))
             decide = partial(choose, structure, now, self.calibration, most=last.sparsity, again=again, cache=cache)
             journal = self.journal if self.calibration is not None else Journal()  # without samples it is quick
             key = f"step {number}, {part}: what goes"
@@ -221,7 +221,8 @@ class Steps:
             joint = Joint(self.recipe, calibration, cache or ScoreCache(), self.progress)
             if division is None:
                 left = self.left(structure)
-                now, most = (max(0.0, 1 - self.prunable * (1 - s) / left) for s in (sparsity, self.recipe.sparsity))
+                shares = sparsity, self._most(sparsity, number)
+                now, most = (max(0.0, 1 - self.prunable * (1 - s) / left) for s in shares)
                 of_step = replace(joint, recipe=self.recipe.model_copy(update={"sparsity": now}))
                 key = f"step {number}: division"
                 division = divided_once(self.journal, key, structure, lambda: of_step.divided(structure, most))
@@ -229,6 +230,10 @@ class Steps:
             return planned_once(self.journal, f"step {number}, {part}: what goes", structure, decide)
 
         return chosen
+
+    def _most(self, sparsity: float, number: int) -> float:
+        """The share that may be gone after a step, where a cut that its units allow is larger than its own share."""
+        return sparsity if number >= self.recipe.iterations else max(sparsity, self.recipe.sparsity)
 
     @property
     def competes(self) -> bool:
@@ -242,7 +247,7 @@ class Steps:
         """
         structure = prepare(state.model.clone())
         part, again = self.recipe.parts.texts[0], number > 1 or self.recipe.alternate
-        now, last = (self._of_part(part, structure, share) for share in (sparsity, self.recipe.sparsity))
+        now, last = (self._of_part(part, structure, share) for share in (sparsity, self._most(sparsity, number)))
         plan = choose(structure, now, self.calibration, most=last.sparsity, again=again)
         if plan.blocks:
             going = {str(v.name) for block in plan.blocks for v in block.weights}
@@ -259,7 +264,7 @@ class Steps:
         proof = self._proof(state.model, state.model, model) if done.kept and self.verification else None
         trace = state.trace.after_cut(done.kept, done.renamed, proof)
         trace = replace(trace, dead=trace.dead + done.removed, left=tuple(done.left))
-        return replace(state, model=model, trace=trace, structure=None), done.kept
+        return replace(state, model=model, trace=trace, structure=None, cache=None), done.kept
 
     def left(self, structure: Structure) -> int:
         """How many parameters of the model, as pruned so far, may still go (zeros among them)."""

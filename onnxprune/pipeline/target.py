@@ -1,9 +1,9 @@
 """Targets that decide how much goes: a share of the latency, multiply-adds or bytes, or a drop of the metric.
 
 A search (search.py) tries sparsities; every try is a run of the recipe, measured as the result will be. Budgets are
-tried without training, recovery and verification, which change neither shapes nor the number of zeros; for a drop,
-training and recovery belong to the try. Units go in the order of importance per cost (selection/by_cost.py), so that
-the sparsity is the one thing left to find.
+tried in one step, without training, recovery and verification, which change neither shapes nor the number of zeros;
+later steps find sparsities of their own (aim.py). For a drop, all steps, training and recovery belong to the try.
+Units go in the order of importance per cost (selection/by_cost.py), so that the sparsity is the one thing left to find.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def reach(
         raise VerificationError(_unreachable(search.target, search.wanted, outcome, search.obstacles))
     measured = measured_figures(result)
     value = measured.get(_MEASURED_AS[search.target], outcome.best.value)
-    reached = Reached(search.target, search.wanted, value, outcome.best.sparsity, outcome.tries)
+    of_last = result.steps[-1]["wanted"] if result.steps and recipe.iterations > 1 else outcome.best.sparsity
+    reached = Reached(search.target, search.wanted, value, of_last, outcome.tries)
     return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
 
 
@@ -106,7 +107,7 @@ class _Search:
         target = recipe.target
         assert target is not None
         trained = target == "max_drop" and recipe.retrain is not None
-        figure = _drop_of_verdict if trained else _FIGURES[target](original, recipe, eval_data, metric)
+        figure = _drop_of_verdict if trained else figure_of(original, recipe, eval_data, metric)
         return _Search(recipe, target, float(getattr(recipe, target)), run, silent, figure, tell)
 
     @property
@@ -120,8 +121,8 @@ class _Search:
         if self.target == "max_drop":
             return highest_within(self.measure_each, self.wanted, least=least, ahead=count_jobs())
         changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
-        whole, under = None if changed else 1.0, self.target != "target_latency"
-        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under)
+        whole = None if changed else 1.0
+        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=is_limit(self.target))
 
     def measure_each(self, sparsities: Sequence[float]) -> list[float | None]:
         """Several tries, side by side where that is asked for; None for one but the first that failed."""
@@ -147,7 +148,7 @@ class _Search:
         if not self.trained:
             update["retrain"] = None
         if self.target != "max_drop":
-            update["recover"] = ("no",)  # other numbers, but as many
+            update |= {"recover": ("no",), "iterations": 1}  # other numbers, but as many
         result = self.run(self.recipe.model_copy(update=update), whole=self.trained)
         if self.trained:
             self.results[sparsity] = result
@@ -189,6 +190,21 @@ def _unreachable(target: str, wanted: float, outcome: Outcome, obstacles: set[st
 
 
 # --- what is measured
+
+
+def figure_of(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
+    """Return what measures the figure of the recipe's target, a share of the original's, of a result.
+
+    Raises:
+        DataError: The data that it needs are not there, or do not fit.
+    """
+    assert recipe.target is not None
+    return _FIGURES[recipe.target](original, recipe, eval_data, metric)
+
+
+def is_limit(target: str) -> bool:
+    """Whether a budget must not be exceeded; else the nearest counts, as of what is measured with noise."""
+    return target != "target_latency"
 
 
 def _latency(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:

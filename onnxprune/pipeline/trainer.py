@@ -171,7 +171,7 @@ class Trainer:
             layout=self.recipe.reading.layout,
             **more,
         )
-        return replace(state, model=done.model, diverged=done.result.diverged), done.result
+        return replace(state, model=done.model, cache=None, diverged=done.result.diverged), done.result
 
 
 class _PruningWhileTraining:

@@ -177,7 +177,9 @@ class Fields(BaseModel):
         1, ge=1, description="in how many steps to prune, each with statistics made anew (and retraining, recovery)"
     )
     schedule: Annotated[str, _STEPS] = Field(
-        "exponential", description="sparsity after each step: one-shot, linear, exponential, cubic, or module:function"
+        "exponential",
+        description="sparsity after each step, or with a budget the share saved: one-shot, linear, exponential, cubic, "
+        "or module:function",
     )
     initial_sparsity: Annotated[Gone, _STEPS] = Field(
         0.0, ge=0, lt=1, description="sparsity that the schedule starts from"

@@ -157,7 +157,8 @@ class FixedSettings(TypedDict, total=False):
     iterations: int
     """In how many steps to prune, each with statistics made anew (and retraining, recovery)."""
     schedule: str
-    """Sparsity after each step: one-shot, linear, exponential, cubic, or module:function."""
+    """Sparsity after each step, or with a budget the share saved: one-shot, linear, exponential, cubic, or
+    module:function."""
     initial_sparsity: float | str
     """Sparsity that the schedule starts from."""
     survivors: Literal["continue", "lr-rewind", "rewind", "reinit"]

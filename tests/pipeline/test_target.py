@@ -52,6 +52,28 @@ def test_multiply_adds_stay_within_the_budget() -> None:
     assert found.record().figures["target"]["wanted"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [(TRAINED[1], {"iterations": 3}), (TRAINED[0], {"iterations": 2, "schedule": "cubic", "structure": "joint"})],
+)
+def test_steps_with_data_end_at_the_budget(path: Path, settings: dict[str, Any]) -> None:
+    """What a step saves depends on the choice and the recovery before it, so each step looks for its own sparsity."""
+    images = np.load(MODELS / "digits_train.npz")["image"][:128]
+    found = prune(path, target_macs=0.4, **{**UNITS, **settings}, calibration={"image": images}, round_to="none")
+    assert found.verdict is not None and found.verdict.before.macs and found.verdict.after.macs is not None
+    assert 0.38 < found.verdict.after.macs / found.verdict.before.macs <= 0.4
+    assert len(found.steps) == settings["iterations"]
+    assert found.target is not None and found.target.sparsity == found.steps[-1]["wanted"]
+
+
+def test_steps_with_training_end_at_the_budget() -> None:
+    data = dict(np.load(MODELS / "digits_train.npz"))
+    training = {"retrain": {"steps": 20}, "iterations": 2, "data": data}
+    found = prune(TRAINED[1], target_macs=0.4, **UNITS, **training, round_to="none", criterion="magnitude")
+    assert found.verdict is not None and found.verdict.before.macs and found.verdict.after.macs is not None
+    assert 0.38 < found.verdict.after.macs / found.verdict.before.macs <= 0.4
+
+
 def test_units_go_by_what_they_save_in_the_target() -> None:
     """Both pairs of layers have as many weights, but the first pair sees sixteen times as many places."""
     weights = {name: random(64, 64 if i else 3, 3, 3, seed=i) for i, name in enumerate(("w1", "w2", "w3", "w4"))}
