@@ -19,7 +19,7 @@ class LiftConstants(ir.passes.InPlacePass):
     preserves: Literal["exactly"] = "exactly"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
+        lifted_from: dict[ir.Graph, list[ir.Node]] = {}
         for node in nodes_of(model.graph):
             if node.op_type != "Constant" or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
@@ -37,9 +37,10 @@ class LiftConstants(ir.passes.InPlacePass):
             lifted.meta.update(old.meta)
             graph.register_initializer(lifted)
             old.replace_all_uses_with(lifted)
-            graph.remove(node, safe=True)
-            modified = True
-        return ir.passes.PassResult(model, modified=modified)
+            lifted_from.setdefault(graph, []).append(node)
+        for graph, nodes in lifted_from.items():
+            graph.remove(nodes, safe=True)
+        return ir.passes.PassResult(model, modified=bool(lifted_from))
 
 
 def _content(node: ir.Node) -> ir.TensorProtocol | None:

@@ -17,7 +17,6 @@ Cases:
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -33,6 +32,7 @@ from onnxprune.graph.tensors import is_constant
 from onnxprune.model_io.bodies import graphs_of, nodes_of, subgraphs_of
 from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.lift_constants import LiftConstants
+from onnxprune.passes.picked_indices import picked_indices
 from onnxprune.passes.preparing import PASSES
 
 COPY_OF = "onnxprune.copy_of"
@@ -42,7 +42,6 @@ WRITTEN_AS = "onnxprune.written_as"
 """Metadata key of a constant that has another name while the model is worked on: the name in the file."""
 
 _LONGEST_RUN = 5
-_LABEL_LIMIT = 1 << 22  # elements of the label tensor on which a run of moves is tried
 
 
 class Normalise(ir.passes.InPlacePass):
@@ -67,11 +66,12 @@ class Normalise(ir.passes.InPlacePass):
             modified |= prepare()(model).modified
         modified |= _read_constants_directly(model)
         modified |= FoldWeights()(model).modified
-        modified |= _untie_constants(model)
-        modified |= _untie_repeats(model)
+        edit = Editor(model)
+        modified |= _untie_constants(edit)
+        modified |= _untie_repeats(edit)
         if _has_candidates(model):
             self.facts = infer(model)
-            modified |= _shuffles_to_gathers(model, self.facts)
+            modified |= _shuffles_to_gathers(edit, self.facts)
         return ir.passes.PassResult(model, modified=modified)
 
     def ensures(self, model: ir.Model) -> None:
@@ -142,17 +142,16 @@ def _is_identity_of_constant(node: ir.Node) -> bool:
     return source is not None and source.is_initializer() and not node.outputs[0].is_graph_output()
 
 
-def _untie_constants(model: ir.Model) -> bool:
+def _untie_constants(edit: Editor) -> bool:
     modified = False
-    edit: Editor | None = None  # reads every name of the model, so only where there is something to copy
-    for graph in graphs_of(model):
+    for graph in graphs_of(edit.model):
         for value in list(graph.initializers.values()):
-            uses = list(value.uses())
-            free = _one_real_axis(value) or all(index in operator_of(node).states for node, index in uses)
-            if len(uses) < 2 or not free or value.is_graph_output() or value.is_graph_input():
+            uses = value.uses()
+            if len(uses) < 2 or value.is_graph_output() or value.is_graph_input():
                 continue
-            edit = edit or Editor(model)
-            for number, (node, index) in enumerate(uses[1:], start=1):
+            if not (_one_real_axis(value) or all(index in operator_of(node).states for node, index in uses)):
+                continue
+            for number, (node, index) in enumerate(list(uses)[1:], start=1):
                 copy = edit.copy(value, f"{value.name}_copy{number}")
                 copy.metadata_props[COPY_OF] = value.metadata_props.get(COPY_OF, str(value.name))
                 node.replace_input_with(index, copy)
@@ -160,11 +159,9 @@ def _untie_constants(model: ir.Model) -> bool:
     return modified
 
 
-def _untie_repeats(model: ir.Model) -> bool:
-    shared = [node for node in nodes_of(model.graph) if node.op_type == "Expand" and _is_shared_index(node.outputs[0])]
-    if not shared:
-        return False
-    edit = Editor(model)
+def _untie_repeats(edit: Editor) -> bool:
+    nodes = nodes_of(edit.model.graph)
+    shared = [node for node in nodes if node.op_type == "Expand" and _is_shared_index(node.outputs[0])]
     for node in shared:
         for reader, index in list(node.outputs[0].uses())[1:]:
             copy = edit.before(reader, node.op_type, list(node.inputs))
@@ -173,7 +170,7 @@ def _untie_repeats(model: ir.Model) -> bool:
             maker.metadata_props[COPY_OF] = str(node.outputs[0].name)
             copy.type, copy.shape = node.outputs[0].type, node.outputs[0].shape
             reader.replace_input_with(index, copy)
-    return True
+    return bool(shared)
 
 
 def _is_shared_index(value: ir.Value) -> bool:
@@ -215,10 +212,9 @@ def _comes_from_reshape(node: ir.Node) -> bool:
     return first is not None and first.op_type == "Reshape"
 
 
-def _shuffles_to_gathers(model: ir.Model, facts: Facts) -> bool:
+def _shuffles_to_gathers(edit: Editor, facts: Facts) -> bool:
     modified = False
-    edit = Editor(model)
-    for node in list(nodes_of(model.graph)):
+    for node in list(nodes_of(edit.model.graph)):
         if node.domain != "" or not _ends_shuffle(node, facts):
             continue
         run = _run(node)
@@ -266,12 +262,7 @@ def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.in
         shape, wanted = probe.shapes.get(source), probe.shapes.get(out)
         if shape is None or wanted is None or None in shape or None in wanted or len(shape) != len(wanted):
             return None
-        extents = [int(n or 0) for n in shape]
-        if not 0 < math.prod(extents) <= _LABEL_LIMIT:
-            return None
-        labels = np.arange(math.prod(extents), dtype=np.int64).reshape(extents)
-        moved = _move(labels, run, facts, probe.shapes)
-        picked = None if moved is None else _picked(labels, moved)
+        picked = picked_indices([int(n or 0) for n in shape], run, facts, probe.shapes)
         if picked is None or (
             axis_and_order is not None
             and not (axis_and_order[0] == picked[0] and np.array_equal(axis_and_order[1], picked[1]))
@@ -283,41 +274,6 @@ def _as_gather(run: list[ir.Node], facts: Facts) -> tuple[int, npt.NDArray[np.in
     ):
         return None
     return axis_and_order if facts.static(source, axis_and_order[0]) else None
-
-
-def _move(
-    labels: npt.NDArray[np.int64], run: list[ir.Node], facts: Facts, shapes: dict[ir.Value, tuple[int | None, ...]]
-) -> npt.NDArray[np.int64] | None:
-    for node in run:
-        if node.op_type == "Transpose":
-            order = node.attributes.get_ints("perm")
-            labels = labels.transpose(order if order is not None else None)
-        elif node.op_type == "Gather":
-            index = facts.data(node.inputs[1])
-            if index is None:
-                return None
-            labels = np.take(labels, index.astype(np.int64), axis=node.attributes.get_int("axis", 0))
-        else:
-            shape = shapes.get(node.outputs[0])
-            if shape is None or None in shape:
-                return None
-            labels = labels.reshape([int(n or 0) for n in shape])
-    return labels
-
-
-def _picked(labels: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]) -> tuple[int, npt.NDArray[np.int64]] | None:
-    """Return the axis and indices with which ``take`` gives the moved labels."""
-    if moved.size == 0:
-        return None
-    for axis in range(labels.ndim):
-        same = [a == b for i, (a, b) in enumerate(zip(labels.shape, moved.shape, strict=True)) if i != axis]
-        if not all(same):
-            continue
-        line = moved[tuple(slice(None) if i == axis else 0 for i in range(moved.ndim))]
-        indices = (line // math.prod(labels.shape[axis + 1 :])) % labels.shape[axis]
-        if np.array_equal(np.take(labels, indices, axis=axis), moved):
-            return axis, indices
-    return None
 
 
 def _replace(edit: Editor, run: list[ir.Node], axis: int, indices: npt.NDArray[np.int64], facts: Facts) -> None:

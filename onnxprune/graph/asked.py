@@ -7,7 +7,8 @@ it is thrown away when the model changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,19 @@ Array = npt.NDArray[np.generic]
 Told = tuple[int, tuple[int | None, ...] | None, Array | None]
 """What inference looks at of an input: its element type, its shape, and its content where that is short."""
 
+Constant = tuple[ir.Value, int, tuple[int, ...], Array | None]
+"""A constant, its element type, its shape, and its content where that is short."""
+
 Answer = tuple[tuple[int, tuple[int | None, ...] | None] | None, ...]
 """The element type and the shape of each output; None where it is no tensor or nothing was said."""
 
 _FAILURES = (
     onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, AttributeError,
 )  # fmt: skip
+_PLAIN = {
+    ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.FLOATS,
+    ir.AttributeType.STRING, ir.AttributeType.STRINGS,
+}  # fmt: skip
 _DATA_LIMIT = 1 << 16  # elements of an integer tensor whose data are followed
 _FLOAT_LIMIT = 1 << 10
 
@@ -38,27 +46,42 @@ class Asked:
         self._imports = [onnx.helper.make_opsetid(d, v) for d, v in self._versions.items()]
         self._ir_version = min(model.ir_version, 10)
         self._schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
-        self._written: dict[ir.Node, tuple[onnx.NodeProto, bytes]] = {}
+        self._written: dict[ir.Node, tuple[onnx.NodeProto, object]] = {}
+        self._protos: dict[object, onnx.NodeProto] = {}
         self._types: dict[tuple[int, tuple[int | None, ...] | None], onnx.TypeProto] = {}
         self._answers: dict[tuple[object, ...], Answer | None] = {}
         self._computed: dict[tuple[object, ...], Array | None] = {}
         self._contents: dict[ir.TensorProtocol, Array | None] = {}
+        self._constants: dict[ir.Graph, list[Constant]] = {}
+
+    def constants(self, graph: ir.Graph) -> list[Constant]:
+        """Return the constants of a graph, each with its type, its shape and what `content` returns."""
+        known = self._constants.get(graph)
+        if known is None:
+            known = self._constants[graph] = []
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None:
+                    dtype, shape = tensor.dtype, tuple(tensor.shape.numpy())
+                    known.append((value, int(dtype), shape, self._content(tensor, dtype, math.prod(shape))))
+        return known
 
     def content(self, tensor: ir.TensorProtocol) -> Array | None:
         """Return the content of a constant that is small enough to be followed, the same array each time."""
+        return self._content(tensor, tensor.dtype, tensor.size)
+
+    def _content(self, tensor: ir.TensorProtocol, dtype: ir.DataType, size: int) -> Array | None:
         if tensor not in self._contents:
-            followed = tensor.dtype != ir.DataType.STRING and tensor.size <= (
-                _DATA_LIMIT if is_integral(tensor.dtype) else _FLOAT_LIMIT
-            )
-            self._contents[tensor] = tensor.numpy() if followed else None
+            limit = _FLOAT_LIMIT if size <= _FLOAT_LIMIT or not is_integral(dtype) else _DATA_LIMIT
+            self._contents[tensor] = tensor.numpy() if size <= limit and dtype != ir.DataType.STRING else None
         return self._contents[tensor]
 
-    def computed(self, node: ir.Node, arrays: list[Array | None], cost: int) -> Array | None:
-        """Return the output of a node at these inputs; see `evaluate_node`."""
+    def computed(self, node: ir.Node, arrays: list[Array | None], cost: Callable[[ir.Node], int]) -> Array | None:
+        """Return the output of a node at these inputs; `cost` bounds the elements of it, see `evaluate_node`."""
         proto, written = self._proto(node)
         question = (written, *(None if array is None else _content(array) for array in arrays))
         if question not in self._computed:
-            self._computed[question] = evaluate_node(node, arrays, self._versions.get("", 1), cost, proto)
+            self._computed[question] = evaluate_node(node, arrays, self._versions.get("", 1), cost(node), proto)
         return self._computed[question]
 
     def inferred(self, node: ir.Node, told: Sequence[Told | None]) -> Answer | None:
@@ -78,11 +101,17 @@ class Asked:
         """Say whether onnx knows the operator of a node."""
         return self._schema(node) is not None
 
-    def _proto(self, node: ir.Node) -> tuple[onnx.NodeProto, bytes]:
+    def _proto(self, node: ir.Node) -> tuple[onnx.NodeProto, object]:
+        """The node as onnx reads it, the same for all that are written alike, and what tells it from others."""
         known = self._written.get(node)
         if known is None:
-            proto = bare_node(node)
-            known = self._written[node] = proto, proto.SerializeToString(deterministic=True)
+            spelling = _spelling(node)
+            proto = None if spelling is None else self._protos.get(spelling)
+            if proto is None:
+                proto = bare_node(node)
+                spelling = spelling or (proto.SerializeToString(deterministic=True),)
+                self._protos[spelling] = proto
+            known = self._written[node] = proto, spelling
         return known
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
@@ -120,6 +149,19 @@ class Asked:
         except _FAILURES:
             return None
         return tuple(_read(inferred.get(f"o{i}")) for i in range(len(node.outputs)))
+
+
+def _spelling(node: ir.Node) -> tuple[object, ...] | None:
+    """All that `bare_node` writes of a node, without writing it; None where an attribute holds more than numbers.
+
+    Numbers are spelt out: 0.0 and -0.0 are equal, and so are 1 and 1.0.
+    """
+    attributes: list[object] = []
+    for name, attribute in node.attributes.data.items():
+        if attribute.type not in _PLAIN or attribute.is_ref():
+            return None
+        attributes += [name, repr(attribute.value)]
+    return node.op_type, node.domain, tuple(v is None for v in node.inputs), len(node.outputs), *attributes
 
 
 def is_integral(dtype: ir.DataType) -> bool:

@@ -22,17 +22,19 @@ from onnxprune.model_io.bodies import graphs_of, subgraphs_of
 
 
 class Editor:
-    """Edits one model. It knows every name in the model, so make one for many edits."""
+    """Edits one model. It reads every name in the model once a fresh one is asked for, so make one for many edits."""
 
     def __init__(self, model: ir.Model) -> None:
-        """Read the names that the model uses."""
+        """Take a model whose names only this editor changes."""
         self.model = model
-        self._names = names_in(model)
+        self._names: set[str] | None = None
         self._last: dict[str, int] = {}  # by stem, so that many names of one stem are found without counting anew
         self._shared: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
 
     def fresh(self, stem: str) -> str:
         """Return a name that nothing in the model has: the stem, or the stem with a number."""
+        if self._names is None:
+            self._names = names_in(self.model)
         name = stem
         while name in self._names:
             self._last[stem] = self._last.get(stem, 0) + 1

@@ -8,6 +8,7 @@ resolve are left out (a probing run in ONNX Runtime may fill them, see `Facts.fi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,15 @@ _SAME_SHAPE = {
 }  # fmt: skip
 # Of domain ai.onnx: an operator that only ONNX Runtime has there, and two whose schemas infer nothing.
 _SAME_SHAPE_IN_ONNX = {"SimplifiedLayerNormalization", "GroupNormalization", "MeanVarianceNormalization"}
+
+
+@functools.cache
+def _element_type(dtype: np.dtype[np.generic]) -> int:
+    """The onnx element type of numpy's; 0 where there is none."""
+    try:
+        return int(ir.DataType.from_numpy(dtype))
+    except (TypeError, ValueError):
+        return 0
 
 
 @dataclass
@@ -109,11 +119,7 @@ class Facts:
 
     def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
         """Return every fully known shape at the first setting."""
-        return {
-            v: tuple(int(n) for n in shape if n is not None)
-            for v, shape in self.first.shapes.items()
-            if shape is not None and None not in shape
-        }
+        return {v: tuple(map(int, shape)) for v, shape in self.first.shapes.items() if None not in shape}  # type: ignore[arg-type]
 
     def gaps(self, model: ir.Model) -> list[ir.Value]:
         """Return the outputs of main-graph nodes whose shape is not fully known."""
@@ -147,6 +153,7 @@ class _Walk:
         self.model = model
         self.probe = Probe(sizes)
         self.asked = asked
+        self._walks = {"If": self._if, "Loop": self._loop, "Scan": self._scan}
 
     def run(self) -> Probe:
         for value in graph_inputs(self.model):
@@ -159,11 +166,10 @@ class _Walk:
         return self.probe
 
     def _graph(self, graph: ir.Graph) -> None:
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None:
-                self._set(value, tuple(tensor.shape.numpy()), int(tensor.dtype))
-                self._remember(value, tensor)
+        for value, dtype, shape, content in self.asked.constants(graph):
+            self._set(value, shape, dtype)
+            if content is not None:
+                self.probe.data[value] = content
         for node in graph:
             self._node(node)
 
@@ -177,7 +183,7 @@ class _Walk:
             self.probe.data[value] = content
 
     def _node(self, node: ir.Node) -> None:
-        handler = {"If": self._if, "Loop": self._loop, "Scan": self._scan}.get(node.op_type)
+        handler = self._walks.get(node.op_type)
         if handler is not None and node.domain == "":
             handler(node)
         elif not self._evaluate(node):
@@ -185,9 +191,10 @@ class _Walk:
 
     def _evaluate(self, node: ir.Node) -> bool:
         """Compute a node's output where its inputs are known; return whether that was possible."""
-        probe, out = self.probe, node.outputs[0]
-        if node.domain != "" or node.op_type in _RANDOM or len(node.outputs) != 1:
+        probe, data, outputs = self.probe, self.probe.data, node.outputs
+        if node.domain != "" or len(outputs) != 1 or node.op_type in _RANDOM:
             return False
+        out = outputs[0]
         if node.op_type == "Constant":
             tensor = ir.convenience.get_const_tensor(out)
             if tensor is None:
@@ -206,12 +213,14 @@ class _Walk:
                 start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
                 array = array[start:end]
             return self._known(out, array)
-        if any(v is not None and v not in probe.data for v in node.inputs) or not node.inputs:
+        inputs = node.inputs
+        for value in inputs:
+            if value is not None and value not in data:
+                return False
+        if not inputs or bodies(node):
             return False
-        if any(bodies(node)):
-            return False
-        arrays = [None if v is None else probe.data[v] for v in node.inputs]
-        result = self.asked.computed(node, arrays, self._output_size(node))
+        arrays = [None if v is None else data[v] for v in inputs]
+        result = self.asked.computed(node, arrays, self._output_size)
         return result is not None and self._known(out, result)
 
     def _output_size(self, node: ir.Node) -> int:
@@ -226,11 +235,10 @@ class _Walk:
         return 1
 
     def _known(self, value: ir.Value, array: npt.NDArray[np.generic]) -> bool:
-        try:
-            dtype = int(ir.DataType.from_numpy(array.dtype))
-        except (TypeError, ValueError):
+        dtype = _element_type(array.dtype)
+        if not dtype:
             return False
-        self._set(value, tuple(array.shape), dtype)
+        self._set(value, array.shape, dtype)
         if array.size <= _DATA_LIMIT:
             self.probe.data[value] = array
         return True

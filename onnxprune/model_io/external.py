@@ -8,6 +8,7 @@ a file beside the one that the model leads to.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import stat
@@ -103,15 +104,22 @@ def byte_size(tensor: onnx.TensorProto) -> int:
     Raises:
         ModelError: A negative dimension, or an element type that onnx-ir does not know.
     """
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}.")
-    if tensor.data_type == onnx.TensorProto.STRING:
+    dims, kind = list(tensor.dims), tensor.data_type
+    if min(dims, default=0) < 0:
+        raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {dims}.")
+    if kind == onnx.TensorProto.STRING:
         return 0  # texts are never raw data
     try:
-        bits = ir.DataType(tensor.data_type).bitwidth
+        bits = _bits(kind)
     except (ValueError, TypeError) as error:
-        raise ModelError(f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}.") from error
-    return (math.prod(tensor.dims) * bits + 7) // 8
+        raise ModelError(f"tensor '{tensor.name}' has the unknown element type {kind}.") from error
+    return (math.prod(dims) * bits + 7) // 8
+
+
+@functools.cache
+def _bits(element_type: int) -> int:
+    """Bits of an element of a type that onnx-ir knows."""
+    return ir.DataType(element_type).bitwidth
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import onnx
@@ -36,40 +36,60 @@ def check_text_and_attributes(proto: onnx.ModelProto, parts: protobuf.Parts, nam
     Raises:
         ModelError: Names the model, and the node where there is one.
     """
-    nodes = parts.nodes
-    for text in _texts(proto, parts):
-        if not isinstance(text, str):
-            shown = bytes(text)[:40].decode(errors="backslashreplace")
-            raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
-    for node in nodes:
-        seen: set[str] = set()
-        for attribute in node.attribute:
-            called = attribute.name
-            if not called or called in seen:
-                raise ModelError(f"{_where(node, name)} has the attribute '{called}' twice, or one without a name.")
-            seen.add(called)
-            if attribute.ref_attr_name:
-                continue
-            field = _FIELDS.get(attribute.type)
-            if field is None or (field in _HAVE_PRESENCE and not attribute.HasField(field)):
-                raise ModelError(f"{_where(node, name)} has the attribute '{called}' without a type or a value.")
+    nodes = _with_attributes(parts.nodes)
+    texts = _texts(proto, parts, nodes)
+    if set(map(type, texts)) != {str}:
+        damaged = next(text for text in texts if not isinstance(text, str))
+        shown = damaged[:40].decode(errors="backslashreplace")
+        raise ModelError(f"'{name}' is damaged: the name '{shown}' is not UTF-8 text.")
+    for node, attributes in nodes:
+        seen = _checked_attributes(node, attributes, name) if attributes else set()
         if node.op_type == "Constant" and node.domain == "" and not (len(seen) == 1 and seen <= _CONSTANT):
             listed = sorted(seen) or "none"
             raise ModelError(f"{_where(node, name)} has to hold one value, but its attributes are {listed}.")
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     # A local function has versions of its own.
-    for node in protobuf.nodes_below(proto.graph.node) if proto.functions else nodes:
-        if not node.op_type:
+    for node, attributes in _with_attributes(protobuf.nodes_below(proto.graph.node)) if proto.functions else nodes:
+        operator, outputs = node.op_type, len(node.output)
+        if not operator:
             raise ModelError(f"{_where(node, name)} names no operator.")
-        if not node.output:
+        if not outputs:
             raise ModelError(f"{_where(node, name)} has no output, so nothing can come of it: remove it.")
-        needs = _needs(node.op_type, node.domain, versions.get(node.domain, 0))
-        missing = sorted(needs.attributes - {a.name for a in node.attribute}) if needs.attributes else []
+        needs = _needs(operator, node.domain, versions.get(node.domain, 0))
+        missing = sorted(needs.attributes - {a.name for a in attributes}) if needs.attributes else []
         if missing:
             raise ModelError(f"{_where(node, name)} lacks the attribute '{missing[0]}'.")
-        if len(node.input) < needs.inputs or len(node.output) < needs.outputs:
+        if len(node.input) < needs.inputs or outputs < needs.outputs:
             what = "inputs" if len(node.input) < needs.inputs else "outputs"
             raise ModelError(f"{_where(node, name)} has too few {what}.")
+
+
+_Nodes = list[tuple[onnx.NodeProto, list[onnx.AttributeProto]]]
+
+
+def _with_attributes(nodes: Iterable[onnx.NodeProto]) -> _Nodes:
+    """Nodes with their attributes: to ask a protobuf twice takes long."""
+    return [(node, list(node.attribute)) for node in nodes]
+
+
+def _checked_attributes(node: onnx.NodeProto, attributes: Iterable[onnx.AttributeProto], name: str) -> set[str]:
+    """Return the names of a node's attributes.
+
+    Raises:
+        ModelError: There is one twice, without a name, or without a value of a type.
+    """
+    seen: set[str] = set()
+    for attribute in attributes:
+        called = attribute.name
+        if not called or called in seen:
+            raise ModelError(f"{_where(node, name)} has the attribute '{called}' twice, or one without a name.")
+        seen.add(called)
+        if attribute.ref_attr_name:
+            continue
+        field = _FIELDS.get(attribute.type)
+        if field is None or (field in _HAVE_PRESENCE and not attribute.HasField(field)):
+            raise ModelError(f"{_where(node, name)} has the attribute '{called}' without a type or a value.")
+    return seen
 
 
 def _where(node: onnx.NodeProto, name: str) -> str:
@@ -121,9 +141,9 @@ def check_bytes(tensor: onnx.TensorProto, stored: int, name: str) -> None:
 def _check_size(tensor: onnx.TensorProto, name: str) -> None:
     if tensor.HasField("raw_data"):
         check_bytes(tensor, len(tensor.raw_data), name)
-    else:
-        byte_size(tensor)
-    if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    byte_size(tensor)
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
         numbers, stored = _counts(tensor)
         if numbers != stored:
             raise ModelError(
@@ -142,29 +162,30 @@ def _counts(tensor: onnx.TensorProto) -> tuple[int, int]:
     return elements, len(getattr(tensor, field))
 
 
-def _texts(proto: onnx.ModelProto, parts: protobuf.Parts) -> Iterator[str]:
-    """Every text that readers take for a name, and every description."""
-    yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
-    yield from _entries(proto.metadata_props)
-    yield from (entry.domain for entry in proto.opset_import)
+def _texts(proto: onnx.ModelProto, parts: protobuf.Parts, nodes: _Nodes) -> list[str | bytes]:
+    """Every text that readers take for a name, and every description; bytes where one is no text."""
+    texts: list[str | bytes] = [proto.producer_name, proto.producer_version, proto.domain, proto.doc_string]
+    texts += _entries(proto.metadata_props)
+    texts += (entry.domain for entry in proto.opset_import)
     for function in proto.functions:
-        yield from (function.name, function.domain, function.doc_string, *function.input, *function.output)
-        yield from (*function.attribute, *(entry.domain for entry in function.opset_import))
+        texts += (function.name, function.domain, function.doc_string, *function.input, *function.output)
+        texts += (*function.attribute, *(entry.domain for entry in function.opset_import))
     for graph in parts.graphs:
-        yield from (graph.name, graph.doc_string, *_entries(graph.metadata_props))
+        texts += (graph.name, graph.doc_string, *_entries(graph.metadata_props))
         for value in (*graph.input, *graph.output, *graph.value_info):
-            yield from (value.name, value.doc_string, *_entries(value.metadata_props))
+            texts += (value.name, value.doc_string, *_entries(value.metadata_props))
             if value.type.tensor_type.HasField("shape"):
-                yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+                texts += (dim.dim_param for dim in value.type.tensor_type.shape.dim)
     for tensor in parts.dense:
-        yield from (tensor.name, tensor.doc_string, *_entries(tensor.metadata_props), *_entries(tensor.external_data))
-    for node in parts.nodes:
-        yield from (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
-        yield from _entries(node.metadata_props)
-        for attribute in node.attribute:
-            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+        texts += (tensor.name, tensor.doc_string, *_entries(tensor.metadata_props), *_entries(tensor.external_data))
+    for node, attributes in nodes:
+        texts += (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
+        if node.metadata_props:
+            texts += _entries(node.metadata_props)
+        for attribute in attributes:
+            texts += (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+    return texts
 
 
-def _entries(pairs: Iterable[onnx.StringStringEntryProto]) -> Iterator[str]:
-    for pair in pairs:
-        yield from (pair.key, pair.value)
+def _entries(pairs: Iterable[onnx.StringStringEntryProto]) -> list[str]:
+    return [text for pair in pairs for text in (pair.key, pair.value)]

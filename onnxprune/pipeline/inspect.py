@@ -271,14 +271,14 @@ def _shapes_of_one_sample(structure: Structure) -> tuple[Shapes, dict[str, tuple
     """
     written = _written_shapes(structure)
     if written is not None:
-        return structure.facts.known_shapes(), written
+        return structure.known_shapes, written
     try:
         sample = runtime.one_sample(structure.model)
         shapes = runtime.concrete_shapes(structure.model, sample, size.counted_values(structure.model))
     except (DataError, ModelError):
         if hints_of(structure.model).shapes:
             raise
-        return structure.facts.known_shapes(), {}
+        return structure.known_shapes, {}
     return shapes, {name: np.shape(array) for name, array in sample.items()}
 
 
@@ -290,7 +290,7 @@ def _written_shapes(structure: Structure) -> dict[str, tuple[int, ...]] | None:
     shapes = {str(value.name): value.shape for value in graph_inputs(structure.model)}
     if any(shape is None or not shape.is_static() for shape in shapes.values()):
         return None
-    known = structure.facts.known_shapes()
+    known = structure.known_shapes
     if any(value not in known for value in size.counted_values(structure.model)):
         return None
     return {name: tuple(shape.numpy()) for name, shape in shapes.items() if shape is not None}

@@ -104,6 +104,7 @@ class UnitOffer:
         self.part = 1 if budget.round_to == "none" else step_of(ledger.structure, group, SMALLEST_BLOCK)
         self.level = 0  # the place of what is left among the counts
         self.loss = loss or self._loss
+        self._last: Change | None = None  # the step that was priced last: much of what goes has to do with other groups
 
     def price(self) -> tuple[float, Change] | None:
         """Return the loss per saved cost of the next step, and the step; one that saves nothing joins the one behind.
@@ -111,12 +112,15 @@ class UnitOffer:
         None where no step is possible or none saves anything.
         """
         now = self.left
+        if self._last is not None and (known := self.ledger.still(self._last)) is not None:
+            return self.loss(now, now - len(known.atoms)) / (self.ledger.cost - known.cost), known
         for then in islice(self.counts, self.level + 1, None):
             change = self.ledger.preview(self.atoms[len(self.atoms) - now : len(self.atoms) - then])
             if change is None:
                 return None
             saved = self.ledger.cost - change.cost
             if saved > 0:
+                self._last = change
                 return self.loss(now, then) / saved, change
         return None
 
@@ -135,6 +139,7 @@ class UnitOffer:
     def take(self, change: Change) -> None:
         """Do the step."""
         self.ledger.commit(change)
+        self._last = None
         left = self.left - len(change.atoms)
         while self.counts[self.level] > left:
             self.level += 1

@@ -102,7 +102,7 @@ class TileMeasure:
 
     def _factor(self, weights: Sequence[Weight], masks: Mapping[Any, Bools]) -> float:
         """What share of the layers' time is left in tiles."""
-        shapes, facts = self.structure.facts.known_shapes(), self.structure.facts
+        shapes, facts = self.structure.known_shapes, self.structure.facts
         costs, dense, tiled = Costs.of(figures_in_use()), 0.0, 0.0
         for weight in weights:
             axes, slot = matrix_axes(weight.value, weight.node), slot_of(weight.value, weight.node)

@@ -103,7 +103,7 @@ def find_cost(name: CostName, structure: Structure) -> Cost:
         return partial(latency, figures=figures_in_use())
     if name != "balanced":
         return _COSTS[name]
-    shapes, nodes = structure.facts.known_shapes(), list(counted_nodes(structure))
+    shapes, nodes = structure.known_shapes, list(counted_nodes(structure))
     totals = [sum(times * cost(node, shapes) for node, times in nodes) for cost in (parameters, macs)]
     size, work = (max(total, 1.0) for total in totals)
     return lambda node, shapes: parameters(node, shapes) / size + macs(node, shapes) / work
@@ -114,7 +114,7 @@ _COSTS: Mapping[str, Cost] = {"parameters": parameters, "macs": macs}
 
 def counted_nodes(structure: Structure) -> Iterator[tuple[ir.Node, int]]:
     """Return all nodes, those of bodies too, each with how often it runs."""
-    return nodes_with_times(structure.model.graph, structure.facts.known_shapes())
+    return nodes_with_times(structure.model.graph, structure.known_shapes)
 
 
 def _fused(node: ir.Node) -> bool:

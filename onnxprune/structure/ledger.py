@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +32,9 @@ class Change:
     atoms: Ids
     gone: int
     cost: float
+    _freed: int
+    _saved: float
+    _at: int
     _dead: Mapping[int, Ids]
     _left: Mapping[int, int]
     _sizes: Mapping[int, int]
@@ -117,6 +120,9 @@ class Ledger:
         self._readers = _users([k for v in values for k in self._shrinking(v)] for values in priced)
         self._values = _users(self._shrinking(v) for v in self._names)
         self.cost = sum(self._costs)
+        # When each axis, weight and node was touched last: a change that meets none of them anew is still true.
+        self._commits = 0
+        self._touched: tuple[list[int], ...] = ([0] * len(self._alive), [0] * len(weights), [0] * len(self._nodes))
 
     def remove(self, atoms: Ids, *, limit: float) -> bool:
         """Remove atoms unless an axis would fall below the floor or more than ``limit`` parameters be gone."""
@@ -136,12 +142,26 @@ class Ledger:
         values = {self._names[i] for k in left for i in self._values.get(k, ())}
         extents = {v: self._extents_of(v, left) for v in values}
         costs = {n: self._cost_of(n, extents) for n in {n for k in left for n in self._readers.get(k, ())}}
-        gone = self.gone + sum(self._sizes[w] - n for w, n in sizes.items())
-        cost = self.cost - sum(self._costs[n] - c for n, c in costs.items())
-        return Change(atoms, gone, cost, dead, left, sizes, extents, costs)
+        freed = sum(self._sizes[w] - n for w, n in sizes.items())
+        saved = sum(self._costs[n] - c for n, c in costs.items())
+        gone, cost = self.gone + freed, self.cost - saved
+        return Change(atoms, gone, cost, freed, saved, self._commits, dead, left, sizes, extents, costs)
+
+    def still(self, change: Change) -> Change | None:
+        """Return a change that was previewed before, as it is now; None where what went since has to do with it."""
+        met = (change._dead, change._sizes, change._costs)
+        for last, numbers in zip(self._touched, met, strict=True):
+            for number in numbers:
+                if last[number] > change._at:
+                    return None
+        return replace(change, gone=self.gone + change._freed, cost=self.cost - change._saved)
 
     def commit(self, change: Change) -> None:
-        """Let go what was previewed, nothing else having gone since."""
+        """Let go what was previewed, nothing that has to do with it having gone since."""
+        self._commits += 1
+        for last, numbers in zip(self._touched, (change._dead, change._sizes, change._costs), strict=True):
+            for number in numbers:
+                last[number] = self._commits
         for k, rows in change._dead.items():
             self._alive[k][rows] = False
             self._left[k] = change._left[k]
@@ -158,6 +178,7 @@ class Ledger:
         for n, (node, _) in enumerate(self._nodes):
             if node in nodes:
                 self._costs[n] = self._cost_of(n, {})
+                self._touched[-1][n] = self._commits = self._commits + 1
         self.cost = sum(self._costs)
 
     def cost_of(self, nodes: Collection[ir.Node]) -> float:
@@ -210,7 +231,7 @@ class Ledger:
     def _shapes_of(self, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, list[tuple[int, list[int]]]]:
         """Return, for the values at the nodes, each dimension as (what cannot shrink, numbers of what can)."""
         shapes = {}
-        for value in (v for node, _ in nodes for v in _values(node)):
+        for value in dict.fromkeys(v for node, _ in nodes for v in _values(node)):
             extents, axes = self.structure.facts.shape(value), self.structure.axes.get(value)
             if extents is None or None in extents:
                 continue

@@ -72,6 +72,11 @@ class Structure:
         return known[1], known[2]
 
     @functools.cached_property
+    def known_shapes(self) -> dict[ir.Value, tuple[int, ...]]:
+        """Every shape that is fully known, at the first setting."""
+        return self.facts.known_shapes()
+
+    @functools.cached_property
     def packed(self) -> dict[ir.Value, Packed]:
         """Weights in blocks of a few bits, with their layout."""
         return {value: fill.packed for value, fill in self.fills.items() if fill.packed is not None}
@@ -241,6 +246,7 @@ class Keep:
         self.removed = removed
         self._cache: dict[int, Bools] = {}
         self._whole: dict[int, bool] = {}
+        self._changed: dict[ir.Value, bool] = {}
 
     def ids(self, ids: Ids) -> Bools:
         """Return which indices of an id array survive."""
@@ -266,7 +272,11 @@ class Keep:
 
     def changed(self, value: ir.Value) -> bool:
         """Say whether a value loses any index."""
-        return any(not self.whole(ids) for a in self.structure.axes.get(value, ()) for ids in parts(a))
+        known = self._changed.get(value)
+        if known is None:
+            axes = self.structure.axes.get(value, ())
+            known = self._changed[value] = any(not self.whole(ids) for axis in axes for ids in parts(axis))
+        return known
 
     def lost(self) -> Mapping[ir.Value, dict[int, Bools]]:
         """Return, for every constant that loses something, the kept flags of each axis that does."""

@@ -132,3 +132,12 @@ def test_facts_of_normalising_are_those_of_the_normalised_model() -> None:
     for value in values:
         ours, theirs = known.data(value), anew.data(value)
         assert (ours is None) == (theirs is None) and (ours is None or (ours == theirs).all())
+
+
+@pytest.mark.parametrize("other", [-0.0, 1.0, float("nan")])
+def test_nodes_that_are_written_alike_are_one_and_signs_tell_apart(other: float) -> None:
+    first, twin, third = (ir.node("LeakyRelu", [ir.val("x")], {"alpha": alpha}) for alpha in (0.0, 0.0, other))
+    asked = Asked(layers())
+    protos = [asked._proto(node) for node in (first, twin, third)]
+    assert protos[0] == protos[1] and protos[0][0] is protos[1][0]
+    assert protos[2][1] != protos[0][1] and repr(protos[2][0].attribute[0].f) == repr(float(other))

@@ -9,6 +9,7 @@ from small_models import graph, random
 
 from onnxprune import runtime
 from onnxprune.passes import Normalise, Tidy
+from onnxprune.passes import picked_indices as steps
 from onnxprune.structure.analysis import analyse
 
 HEAD = (
@@ -156,3 +157,44 @@ def test_a_gather_in_front_of_a_shuffle_joins_it() -> None:
     made = normalised(image(moves, turned=np.arange(8)[::-1].copy(), **SHAPES))
     assert [n.op_type for n in made.graph].count("Gather") == 1
     assert indices(made) == [7, 3, 6, 2, 5, 1, 4, 0]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_steps_tell_what_numbered_elements_do(seed: int) -> None:
+    """Runs drawn at random, with the same answer by both ways wherever steps have one."""
+    rng = np.random.default_rng(seed)
+    extents = [2, *rng.permutation([12, 2, 3]).tolist()]
+    axes: list[list[tuple[int, int]]] | None = steps.contiguous(extents)
+    labels = np.arange(np.prod(extents)).reshape(extents)
+    first = 0
+    for _ in range(4):
+        assert axes is not None
+        turn = rng.integers(3)
+        if turn == 0:
+            order = rng.permutation(labels.ndim).tolist()
+            axes, labels = [axes[i] for i in order], labels.transpose(order)
+        elif turn == 1 and labels.ndim > 2:
+            axis = int(rng.integers(labels.ndim))
+            index = int(rng.integers(-labels.shape[axis], labels.shape[axis]))
+            axes, first = steps.without(axes, axis, index, first)
+            labels = labels.take(index, axis=axis)
+        else:
+            shape = rng.permutation(labels.shape[:-2] + (labels.shape[-1], labels.shape[-2])).tolist()
+            labels = labels.reshape(shape)
+            axes = steps.divided(axes, shape)
+            if axes is None:  # an axis ends inside of a step's elements
+                return
+    assert labels.ndim == len(axes) and labels.size == np.prod([n for axis in axes for n, _ in axis], dtype=int)
+    places = np.full((1,) * labels.ndim, first)
+    for i, axis in enumerate(axes):
+        line = np.zeros(1, np.int64)
+        for n, apart in axis:
+            line = np.add.outer(line, np.arange(n) * apart).reshape(-1)
+        places = places + line.reshape([-1 if k == i else 1 for k in range(labels.ndim)])
+    assert np.array_equal(places, labels)
+    if labels.ndim == len(extents):
+        numbered = np.arange(np.prod(extents)).reshape(extents)
+        told, seen = steps.picked_axis(extents, axes, first), steps.picked_labels(numbered, labels)
+        assert (told is None) == (seen is None)
+        if told is not None and seen is not None:
+            assert told[0] == seen[0] and np.array_equal(told[1], seen[1])

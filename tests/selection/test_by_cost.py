@@ -158,3 +158,26 @@ def test_latency_steps_with_the_block_and_counts_what_is_moved() -> None:
     assert at(32, 32) == pytest.approx(work)
     relu = next(n for n in structure.model.graph if n.op_type == "Relu")
     assert latency(relu, shapes) == 0  # ONNX Runtime makes it part of the convolution
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_change_that_is_still_true_is_what_previewing_anew_gives(cost: CostName) -> None:
+    """Of two pairs of convolutions, what goes in one leaves the prices of the other as they were."""
+    structure = prepare(uneven())
+    groups = structure.groups
+    ledger = Ledger(structure, prunable_weights(structure), groups, 1, find_cost(cost, structure))
+    offers = [iter(np.array_split(group.atoms, 4)[:3]) for group in groups]
+    ahead = {i: ledger.preview(next(offers[i])) for i in range(len(groups))}
+    outdated = reused = 0
+    for i in np.random.default_rng(0).permutation(np.repeat(np.arange(len(groups)), 2)).tolist():
+        change = ahead[i]
+        assert change is not None
+        ledger.commit(ledger.still(change) or ledger.preview(change.atoms))
+        assert ledger.still(change) is None
+        ahead[i] = ledger.preview(next(offers[i]))
+        for other in ahead.values():
+            assert other is not None
+            known, anew = ledger.still(other), ledger.preview(other.atoms)
+            outdated, reused = outdated + (known is None), reused + (known is not None)
+            assert anew is not None and (known is None or (known.gone, known.cost) == (anew.gone, anew.cost))
+    assert outdated and reused
