@@ -307,8 +307,9 @@ def _steps(
 
 def _aim(original: ir.Model, recipe: Recipe, inputs: RunInputs, steps: Steps) -> Aim | None:
     """What finds the sparsity of each of several steps towards a budget."""
-    if recipe.target not in BUDGETS or recipe.iterations == 1:
+    if not _aims(recipe):
         return None
+    assert recipe.target is not None
     plain = recipe.model_copy(update={"require": ()})
     figure = figure_of(original, plain, inputs.eval_data, inputs.metric)
     unmeasured = replace(inputs, latency=False)
@@ -321,8 +322,15 @@ def _aim(original: ir.Model, recipe: Recipe, inputs: RunInputs, steps: Steps) ->
     return Aim(wanted, of_state, steps, under=is_limit(recipe.target))
 
 
+def _aims(recipe: Recipe) -> bool:
+    """Whether each step looks for its own sparsity."""
+    return recipe.target in BUDGETS and recipe.iterations > 1
+
+
 def _schedule(recipe: Recipe) -> list[float]:
-    """The sparsity after each step."""
+    """The sparsity after each step, or what the steps will look for near."""
+    if _aims(recipe):
+        return [recipe.sparsity] * recipe.iterations
     return sparsities(recipe.schedule, recipe.iterations, recipe.sparsity, recipe.initial_sparsity)
 
 

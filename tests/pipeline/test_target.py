@@ -14,7 +14,7 @@ from small_models import conv_net, graph, random, two_layers
 import onnxprune
 from onnxprune import model_io, runtime
 from onnxprune.errors import DataError, RecipeError, VerificationError
-from onnxprune.pipeline import target
+from onnxprune.pipeline import target, tiling
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.run_folder import forget
 from onnxprune.pipeline.search import five_percent_more, highest_within
@@ -64,6 +64,24 @@ def test_steps_with_data_end_at_the_budget(path: Path, settings: dict[str, Any])
     assert 0.38 < found.verdict.after.macs / found.verdict.before.macs <= 0.4
     assert len(found.steps) == settings["iterations"]
     assert found.target is not None and found.target.sparsity == found.steps[-1]["wanted"]
+
+
+def test_a_size_holds_after_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery gives other numbers, which may take more bytes than those of the search: then it goes on below."""
+    images = {"image": np.load(MODELS / "digits_train.npz")["image"]}
+    settings: dict[str, Any] = {"structure": "tiles", "pack": "auto", "calibration": images, "latency": False}
+    found = prune(TRAINED[0], target_size=0.5, **settings)
+    assert found.target is not None and 0.49 < found.target.reached <= 0.5 and found.target.wanted == 0.5
+    monkeypatch.setattr(target, "_AGAIN", 0)
+    monkeypatch.setattr(target, "measured_figures", lambda result: {"size": 0.55})
+    with pytest.raises(VerificationError, match="--target-size 0.5 was not reached: what came out has 0.55"):
+        prune(TRAINED[0], target_size=0.5, **settings)
+
+
+def test_tiles_that_would_be_slower_do_not_reach_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "_ratio", lambda plain, model, feeds: 1.1)
+    with pytest.raises(VerificationError, match="has 1; .*takes 1.10 of the time with its layers in tiles"):
+        prune(TRAINED[0], target_macs=0.7, structure="tiles")
 
 
 def test_steps_with_training_end_at_the_budget() -> None:
