@@ -192,6 +192,28 @@ def test_pairs_with_scores_give_spearman_of_pooled_vectors(tmp_path: Path, name:
     assert measured(model, worse, turned).drop > 0 and measured(model, worse, turned, "cosine").drop > 0
 
 
+def test_cosine_is_the_mean_over_rows_between_pooled_vectors_of_both_models(tmp_path: Path) -> None:
+    """By hand, over the tokens that the mask counts; the metric of text without pairs, and by its name."""
+    model, other = text_models.encoder(), text_models.encoder()
+    words = model.graph.initializers["words"].const_value
+    assert words is not None
+    changed = words.numpy() + np.linspace(-1, 1, words.size, dtype=np.float32).reshape(words.shape.numpy())
+    other.graph.initializers["words"].const_value = ir.tensor(changed)
+    data = read(model, write(tmp_path, "lines.txt", "the cat\na dog sat\nthe\n"))
+    ids, mask, types = first_batch(data.source, 99).inputs
+    feeds = {"input_ids": ids, "attention_mask": mask, "types": types}
+    a, b = (
+        np.stack([v[m == 1].astype(np.float64).mean(0) for v, m in zip(vectors, mask, strict=True)])
+        for vectors in (run(make_session(m), feeds)["vectors"] for m in (model, other))
+    )
+    expected = np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    assert data.metric == "cosine" and 0 < expected < 0.999
+    for name in (None, "cosine"):
+        found = measured(model, other, data, name)
+        assert found.name == "cosine" and found.before == pytest.approx(1.0)
+        assert found.after == pytest.approx(expected, abs=1e-6) and found.drop == pytest.approx(1 - expected, abs=1e-6)
+
+
 def test_spearman_shares_ranks_and_needs_pairs(tmp_path: Path) -> None:
     assert rank_correlation(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])) == pytest.approx(0.9486833)
     assert np.isnan(rank_correlation(np.zeros(3), np.arange(3)))
