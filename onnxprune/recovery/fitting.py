@@ -24,6 +24,11 @@ SAMPLE = 64
 WEIGHTS_AT_ONCE = 1 << 23
 """So many weights are fitted at once: some twenty arrays of their size are made on the way."""
 
+_WIDE = 8
+"""A layer with so many times as many outputs as inputs is wide: in parts of that shape its Gram matrix costs little."""
+
+_WIDE_AT_ONCE = 1 << 21
+
 _IN_MEMORY = 64 << 20  # bytes of a Gram matrix
 
 Rows = npt.NDArray[np.int64]
@@ -65,12 +70,13 @@ class Layer:
 
 
 def outputs_at_once(layer: Layer) -> int:
-    """How many outputs of a layer are fitted at once: all but of very wide ones, and never fewer than inputs.
+    """How many outputs of a layer are fitted at once: all but of large ones, and never fewer than inputs.
 
-    Gram matrices are factorised anew for each part, which then takes less time than the fits.
+    Gram matrices are factorised anew for each part, which then takes less time than the fits. So of the head of a small
+    language model fewer are taken: 4,096 of 512 inputs, 4,096 of 4,096 inputs.
     """
-    inputs = layer.start.weight.shape[2]
-    return max(WEIGHTS_AT_ONCE // max(inputs, 1), inputs)
+    inputs = max(layer.start.weight.shape[2], 1)
+    return min(max(WEIGHTS_AT_ONCE // inputs, inputs), max(_WIDE_AT_ONCE // inputs, _WIDE * inputs))
 
 
 @dataclass(frozen=True, eq=False)

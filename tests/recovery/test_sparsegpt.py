@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
+from onnxprune.graph.linear import Linear
+from onnxprune.recovery import methods
+from onnxprune.recovery.fitting import Layer, outputs_at_once
+from onnxprune.recovery.methods import propose
 from onnxprune.recovery.solve import Affine, ridge_fit
 from onnxprune.recovery.sparsegpt import choose_pattern, choose_support, inverse_factor, sweep_choosing
 from onnxprune.runtime.statistics import Moments
@@ -120,3 +126,36 @@ def test_the_factor_is_found_in_the_memory_of_the_matrix() -> None:
     assert peak < 1.8 * hessian.nbytes
     np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(hessian), atol=1e-9)
     assert not np.tril(factor, -1).any()
+
+
+def test_the_head_of_a_language_model_is_fitted_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three parts of a layer of 512 inputs hold little more than half of what it takes in one piece."""
+    inputs, outputs = 512, 12_288
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((1, outputs, inputs), dtype=np.float32)
+    support = np.abs(weight) > 0.67
+    a = rng.standard_normal((1024, 32), dtype=np.float32) @ rng.standard_normal((32, inputs), dtype=np.float32)
+    a += rng.standard_normal(a.shape, dtype=np.float32)
+    folds = [_moments(a[half], weight[0]) for half in (slice(0, 768), slice(768, None))]
+    start = Affine(np.where(support, weight, np.float32(0)), np.zeros((1, outputs)))
+    linear = cast(Linear, SimpleNamespace(places=1))
+    layer = Layer(linear, start, support, False, weight, weight, np.ones((1, outputs)))
+    assert outputs_at_once(layer) == 4096
+
+    def peak() -> int:
+        tracemalloc.start()
+        proposal = propose("sparsegpt", layer, folds)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert proposal.after < proposal.before and (proposal.affine.weight == 0).sum() == (~support).sum()
+        return held
+
+    in_parts = peak()
+    monkeypatch.setattr(methods, "outputs_at_once", lambda _: outputs)
+    assert in_parts < 0.65 * peak()
+
+
+def _moments(a: np.ndarray, weight: np.ndarray) -> Moments:
+    z = a @ weight.T
+    return Moments(len(a), a.sum(0)[None].astype(float), z.sum(0)[None], (a.T @ a)[None].astype(float), (a.T @ z)[None],
+                   np.square(z).sum(0)[None])  # fmt: skip
