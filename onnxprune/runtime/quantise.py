@@ -85,30 +85,47 @@ def quantise(
         raise RecipeError(f"--quantize: there is no {form!r}; choose from {', '.join(FORMS)}")
     if form == "int8" and not batches:
         raise RecipeError("--quantize int8 needs inputs to calibrate on: give --calibration or --eval-data")
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as name, _quiet():
-        folder = Path(name)
-        source = folder / "model.onnx"
-        large = model_io.serialized_size(model) > _LARGE
-        plain = model.clone()
-        if form != "fp16":
-            plain_products(plain, without_gemm=form == "int4")
-        model_io.save(plain, source, external=large, durable=False)
+    with _quiet():
         try:
             with libraries.in_the_tools():
-                converted = _converter(form, signed)(source, batches)
+                converted = _converted(model, form, batches, signed=signed)
         except OnnxPruneError:
             raise
         except Exception as failure:  # the tools raise whatever comes up
             raise ModelError(f"ONNX Runtime cannot quantise the model to {form}: {one_sentence(failure)}") from failure
-    quantised = model_io.load_any(converted.model)
-    quantised.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
-    float_model = model_io.load_any(converted.float_model)
-    float_model.graph.meta.update(model.graph.meta)
+    float_model, quantised = converted.float_model, converted.model
+    for changed in (float_model, quantised):
+        changed.graph.meta.update(model.graph.meta)  # where it came from, which must not be written to
     said = adapt(float_model, quantised) if adapt is not None else ""
     _check_zeros(float_model, quantised)
     account = _account(quantised, form, converted.left) if form != "fp16" else []
     account += [said] if said else []
     return QuantisedModel(quantised, (*converted.notes, *account))
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What `int8.Quantised` holds, as models in memory or with their weights where they were."""
+
+    float_model: ir.Model
+    model: ir.Model
+    left: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def _converted(model: ir.Model, form: str, batches: Sequence[Feeds], *, signed: bool) -> _Converted:
+    plain = model.clone()
+    if form != "fp16":
+        plain_products(plain, without_gemm=form == "int4")
+    if form == "int4":
+        return _Converted(plain, int4.blockwise(plain), {})
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
+        source = Path(name, "model.onnx")
+        model_io.save(plain, source, external=model_io.serialized_size(model) > _LARGE, durable=False)
+        found = _converter(form, signed)(source, batches)
+    return _Converted(
+        model_io.load_any(found.float_model), model_io.load_any(found.model), found.left, tuple(found.notes)
+    )
 
 
 def calibration_batches(data: AnyData, model: ir.Model) -> list[Feeds]:
@@ -131,7 +148,7 @@ def _half(source: Path, batches: Sequence[Feeds]) -> int8.Quantised:
 
 _Converter = Callable[[Path, Sequence[Feeds]], int8.Quantised]
 _CONVERTERS: Mapping[str, _Converter] = {
-    "int8": int8.static, "int8-dynamic": int8.dynamic, "int4": int4.blockwise, "fp16": _half,
+    "int8": int8.static, "int8-dynamic": int8.dynamic, "fp16": _half,
 }  # fmt: skip
 
 

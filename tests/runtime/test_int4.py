@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import merged
@@ -46,6 +47,38 @@ def numbers_of(model: ir.Model) -> dict[str, np.ndarray]:
         numbers = layout.numbers(value.const_value.numpy()).reshape(layout.outputs, -1)
         found[name] = numbers[:, : layout.inputs].T
     return found
+
+
+def test_one_weight_is_held_at_a_time(tmp_path: Path) -> None:
+    """Twelve weights that lie in a file beside the model; the kernel takes a copy or two of one."""
+    side, count = 256, 12
+    text = "".join(f"h{i + 1} = MatMul(h{i}, w{i}) " for i in range(count))
+    weights = {f"w{i}": random(side, side, seed=i) for i in range(count)}
+    model = graph(f"agraph (float[N,{side}] h0) => (float[N,{side}] h{count}) {{ {text} }}", weights)
+    model_io.save(model, tmp_path / "model.onnx", external=True)
+    on_disk = model_io.load(tmp_path / "model.onnx")
+    tracemalloc.start()
+    found = quantise.quantise(on_disk, "int4").model
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(list(packed_matrices(found))) == count
+    packed = count * side * side * 5 // 8  # 4 bits, and a scale for each 32
+    assert peak < packed + 6 * side * side * 4 + (1 << 20) < count * side * side * 4
+
+
+def test_a_matrix_with_leading_axes_of_one_and_one_that_is_read_otherwise() -> None:
+    """The first is packed where its product has as many axes as it; the other is packed and stays."""
+    weights = {"w": random(1, 64, 40), "v": random(40, 40, seed=1)}
+    model = graph(
+        """agraph (float[2,3,64] x, int64[3] i) => (float[2,3,40] y)
+        { h = MatMul(x, w) k = MatMul(h, v) r = Gather(v, i) y = Add(k, r) }""",
+        weights,
+    )
+    found = quantise.quantise(model, "int4").model
+    assert {name for name, _, _ in packed_matrices(found)} == {"w", "v"} and "v" in found.graph.initializers
+    feeds = runtime.working_inputs(model)[0] | {"i": np.array([1, 0, 2])}
+    a, b = (runtime.run(runtime.make_session(m), feeds)["y"] for m in (model, found))
+    assert a.shape == b.shape and np.abs(a - b).max() < 0.2 * np.abs(a).max()
 
 
 def test_weights_are_rounded_to_the_nearest_level_and_zeros_stay() -> None:
