@@ -267,6 +267,7 @@ SequenceLengthFlag = Annotated[int | None, option("sequence_length", rare=True)]
 TextFlag = Annotated[str, option("text", rare=True)]
 CustomOpsFlag = Annotated[list[Path], option("custom_ops")]
 SeedFlag = Annotated[int, option("seed")]
+VerifyByFlag = Annotated[str, option("verify_by", rare=True)]
 JobsFlag = Annotated[int | None, option("jobs", rare=True)]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from onnxprune.cli.commands import ABOUT
 from onnxprune.cli.console import console, print_json, stages
-from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SeedFlag
+from onnxprune.cli.flags import CustomOpsFlag, InputsFlag, SeedFlag, VerifyByFlag
 from onnxprune.errors import VerificationError
 from onnxprune.report.text import shown
 
@@ -31,6 +31,7 @@ def verify(
     accept_unproved: Annotated[
         bool, typer.Option("--accept-unproved", help="End with status 0 although nothing was proved.")
     ] = False,
+    verify_by: VerifyByFlag = "auto",
     seed: SeedFlag = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
@@ -39,7 +40,7 @@ def verify(
 
     with stages(f"{original} and {pruned}") as tell:
         tell("verify")
-        checked = check(original, pruned, record, seed=seed, inputs=inputs, custom_ops=custom_ops)
+        checked = check(original, pruned, record, seed=seed, inputs=inputs, custom_ops=custom_ops, verify_by=verify_by)
     if json:
         print_json("verify", asdict(checked), 2)
     else:

@@ -23,6 +23,7 @@ from onnxprune.pipeline.matching import recovered
 from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_half, is_quantised, over_real_numbers, store_as
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers, without_blocks
 from onnxprune.pipeline.record import Record, load_record
+from onnxprune.runtime.in_blocks import check_session, checked_by, run_each
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.verification.change import changes_of, sentence, worst
 from onnxprune.verification.comparable import seeded
@@ -113,6 +114,7 @@ def verify(
     seed: int = 0,
     inputs: AnyData | None = None,
     custom_ops: Sequence[str | Path] = (),
+    verify_by: str = "auto",
 ) -> Check:
     """Check a pruned model.
 
@@ -122,6 +124,7 @@ def verify(
         seed: Of random inputs.
         inputs: Inputs that the original runs with; they take the place of random ones.
         custom_ops: Libraries of custom operators that the models need.
+        verify_by: How the models are run: blocks (a few layers at a time), whole, or auto: blocks above 512 MiB.
 
     Raises:
         ModelError: A model cannot be read.
@@ -134,7 +137,7 @@ def verify(
     >>> onnxprune.verify("models/digits_mlp.onnx", "half.onnx", "half.json").removed_vs_masked < 1e-4
     True
     """
-    with custom_operators(custom_ops):
+    with custom_operators(custom_ops), checked_by(verify_by):
         files = Path(original), Path(pruned), None if record is None else Path(record)
         return _checked(*files, seed, inputs)
 
@@ -287,7 +290,7 @@ def _change_of_outputs(before: ir.Model, after: ir.Model, seed: int) -> float:
         VerificationError: It does not run, or its outputs do not depend on the input though those of the original do.
     """
     before, after = seeded(before), seeded(after)
-    batches = runtime.working_inputs(before, seed=seed, count=2)
+    batches = runtime.working_inputs(before, seed=seed, count=2, session=check_session(before))
     expected, actual = _outputs(before, batches, ModelError), _outputs(after, batches, VerificationError)
     others = [_outputs(model, [other_inputs(f) for f in batches], VerificationError) for model in (before, after)]
     if _reacts(expected, others[0]) and not _reacts(actual, others[1]):
@@ -318,8 +321,7 @@ def _proof(
 
 
 def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:
-    session = runtime.make_session(model, error=error)
-    return [runtime.run(session, feeds, error=error) for feeds in batches]
+    return run_each(check_session(model, error=error), batches, error=error)
 
 
 def _reacts(outputs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> bool:

@@ -44,6 +44,7 @@ from onnxprune.recipe.recipe import Recipe, make_recipe
 from onnxprune.recipe.schedules import sparsities
 from onnxprune.recipe.settings import Settings
 from onnxprune.runtime.heap import few_collections
+from onnxprune.runtime.in_blocks import checked_by
 from onnxprune.runtime.jobs import with_jobs
 from onnxprune.runtime.libraries import custom_operators
 from onnxprune.scoring.cache import ScoreCache
@@ -116,7 +117,7 @@ def prune(
     asked = RunInputs(data, eval_data, metric, calibration, None, folder, resume, verification, latency, inputs=inputs)
     preflight(recipe, asked)
     clock, run = Clock(progress), _run if recipe.target is None else _search
-    with custom_operators(custom_ops), with_jobs(jobs):
+    with custom_operators(custom_ops), with_jobs(jobs), checked_by(recipe.verify_by):
         with few_collections():
             original = clock("load", lambda: model_io.load_any(model))
         return run(original, recipe, _opened(original, recipe, asked, clock), clock)

@@ -167,6 +167,11 @@ class Fields(BaseModel):
         False, description="afterwards remove units that the outputs do not depend on, exactly"
     )
     seed: Annotated[int, _RUN] = Field(0, ge=0, lt=2**32, description="of everything that is drawn at random")
+    verify_by: Annotated[Literal["auto", "whole", "blocks"], _RUN] = Field(
+        "auto",
+        description="how models are run to verify the result: blocks (a few layers at a time, for models larger than "
+        "the memory), whole, or auto: blocks above 512 MiB with weights in float32; a metric takes the whole model",
+    )
     retrain: Annotated[
         TrainSettings | None, BeforeValidator(_by_default), Flag("Retrain", "Train the pruned model on --data.")
     ] = Field(None, description="train the pruned model on --data")

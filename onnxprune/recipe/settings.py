@@ -150,6 +150,9 @@ class FixedSettings(TypedDict, total=False):
     """Afterwards remove units that the outputs do not depend on, exactly."""
     seed: int
     """Of everything that is drawn at random."""
+    verify_by: Literal["auto", "whole", "blocks"]
+    """How models are run to verify the result: blocks (a few layers at a time, for models larger than the memory),
+    whole, or auto: blocks above 512 MiB with weights in float32; a metric takes the whole model."""
     retrain: TrainSettings | TrainingSettings | bool | None
     """Train the pruned model on --data."""
     retrain_last: TrainSettings | TrainingSettings | None

@@ -28,7 +28,7 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _IN_MEMORY_LIMIT = 32 << 20  # larger models go through a temporary file with external data, which ORT maps
-_COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory,
+COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory,
 _CHECK_LIMIT = 128 << 20  # nor are larger ones than this where outputs count, and not how fast they come
 _ERRORS_ONLY = 3
 # Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
@@ -78,7 +78,7 @@ def make_session(
             content: str | bytes
             size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
             if size > _IN_MEMORY_LIMIT:
-                limit = _COPY_LIMIT if optimize == "all" else _CHECK_LIMIT
+                limit = COPY_LIMIT if optimize == "all" else _CHECK_LIMIT
                 return _from_file(model, options, large=size + _bytes_of_halves(model) > limit)
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
@@ -109,6 +109,8 @@ def run(
         if _is_extended(session):
             return _run_extended(session, feeds, names)
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except OnnxPruneError as failure:  # of a block, whose words are ours
+        raise (error(str(failure)) if isinstance(failure, DataError) else failure) from None
     except Exception as failure:
         raise error(f"ONNX Runtime does not run the model: {one_sentence(failure)}.") from failure
 
@@ -138,6 +140,11 @@ def _from_file(model: ir.Model, options: ort.SessionOptions, *, large: bool) -> 
 def _give_back(options: ort.SessionOptions) -> None:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+
+
+def expanded_size(model: ir.Model) -> int:
+    """Return the bytes of a model in which 16-bit floats are 32 bits wide, as ONNX Runtime computes on the CPU."""
+    return model_io.serialized_size(model) + _bytes_of_halves(model)
 
 
 def _bytes_of_halves(model: ir.Model) -> int:

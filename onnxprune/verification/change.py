@@ -17,6 +17,7 @@ from onnxprune import runtime
 from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime import Feeds
+from onnxprune.runtime.in_blocks import check_session, run_each
 from onnxprune.verification.comparable import seeded
 from onnxprune.verification.proof import other_inputs, says_nothing
 
@@ -75,9 +76,9 @@ def _on_samples(original: ir.Model, pruned: ir.Model, batches: Sequence[Feeds], 
         return {}
     sides = []
     for model in (original, pruned):
-        session = runtime.make_session(seeded(model), error=VerificationError)
+        session = check_session(seeded(model), error=VerificationError)
         try:
-            sides.append([runtime.run(session, feeds) for feeds in samples])
+            sides.append(run_each(session, samples, error=DataError))
         except DataError:
             return {}
     changes = changes_of(original, pruned, samples, *sides, seed=seed)
@@ -177,7 +178,7 @@ def _more(
 ) -> Iterator[tuple[Outputs, Outputs]]:
     """What both models give for the first inputs and for others of other numbers, one pair for each."""
     yield from first
-    sessions = [runtime.make_session(seeded(model), error=VerificationError) for model in (original, pruned)]
+    sessions = [check_session(seeded(model), error=VerificationError) for model in (original, pruned)]
     for draw in range(1, _DRAWS):
         for feeds in runtime.working_inputs(original, seed=seed + draw, count=count, session=sessions[0]):
             a, b = (runtime.run(session, feeds, error=VerificationError) for session in sessions)
@@ -190,8 +191,8 @@ def _says_something(original: ir.Model, batches: Sequence[Feeds], expected: Sequ
     if not names or not batches[0]:
         return bool(names)  # a model without inputs has one output, which says all
     try:
-        session = runtime.make_session(seeded(original), error=ModelError)
-        others = [runtime.run(session, other_inputs(feeds)) for feeds in batches]
+        session = check_session(seeded(original), error=ModelError)
+        others = run_each(session, [other_inputs(feeds) for feeds in batches], error=DataError)
     except (DataError, ModelError):
         return True
     pairs = list(zip(expected, others, strict=True))

@@ -8,6 +8,7 @@ are tried; then both models are compared in front of what hides the difference, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from onnxprune.graph.bounded import ROUNDING, bounded_outputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.runtime import Feeds
+from onnxprune.runtime.in_blocks import check_session, run_each
 from onnxprune.runtime.other_branch import other_branch
 from onnxprune.verification.comparable import comparable
 
@@ -118,23 +120,25 @@ def _ensure_loads(original: ir.Model, failure: VerificationError) -> None:
         ModelError: See above.
     """
     try:
-        runtime.make_session(original)
+        runtime.working_inputs(original, session=check_session(original))
     except ModelError as error:
         raise ModelError(f"{str(error).rstrip('. ')}; --no-verify writes the model without any proof") from failure
+    except DataError:
+        return
 
 
 def _candidates(original: ir.Model, masked: ir.Model, seed: int) -> Iterator[list[Feeds]]:
     """Sets of inputs that the twin runs with: the best, then the user's samples, other numbers and other kinds."""
     try:
-        session = runtime.make_session(masked, error=VerificationError)
+        session = check_session(masked, error=VerificationError)
+        first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
     except VerificationError as failure:
         _ensure_loads(original, failure)
         raise
-    first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
     first += [other for other in other_branch(masked, first[0]) if _runs(session, other)][:1]
     del session  # nearly always these are enough, and whoever compares makes sessions of his own
     yield first
-    session = runtime.make_session(masked, error=VerificationError)
+    session = check_session(masked, error=VerificationError)
     samples = [dict(feeds) for feeds in hints_of(masked).samples]
     if samples := [feeds for feeds in samples if _runs(session, feeds)]:
         yield samples
@@ -196,14 +200,13 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
 
 def _outputs(model: ir.Model, batches: Sequence[Feeds], *, tolerant: bool = False) -> list[Outputs]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
-    session = runtime.make_session(model, error=VerificationError)
+    session = check_session(model, error=VerificationError)
+    if not tolerant:
+        return list(run_each(session, batches, error=VerificationError))
     results: list[Outputs] = []
     for feeds in batches:
-        try:
+        with contextlib.suppress(OnnxPruneError):
             results.append(runtime.run(session, feeds, error=VerificationError))
-        except OnnxPruneError:
-            if not tolerant:
-                raise
     return results
 
 
@@ -316,8 +319,8 @@ def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs
     rng = np.random.default_rng(0)
     nudged = [{name: _nudged(rng, array) for name, array in feeds.items()} for feeds in batches]
     moved = differences_to_masked(masked, twin, _outputs(masked, nudged))
-    session = runtime.make_session(masked, optimize="off", error=VerificationError)
-    plain = [runtime.run(session, feeds, error=VerificationError) for feeds in batches]
+    session = check_session(masked, optimize="off", error=VerificationError)
+    plain = run_each(session, batches, error=VerificationError)
     levels = differences_to_masked(masked, twin, plain)
     return {name: max(moved[name], levels[name]) for name in moved}
 

@@ -16,6 +16,7 @@ from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
 from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
+from onnxprune.runtime.in_blocks import check_session, run_each
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
 from onnxprune.verification.change import changes_of, worst
 from onnxprune.verification.comparable import seeded
@@ -237,11 +238,11 @@ def _observe(
 ) -> tuple[list[runtime.Feeds], _Observed]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
     if batches is None:
-        batches = runtime.working_inputs(model, seed=seed, count=2)
-    session = runtime.make_session(seeded(model), error=error)
-    outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
+        batches = runtime.working_inputs(model, seed=seed, count=2, session=check_session(model, error=error))
     if measure.data is None:
-        return batches, _Observed(outputs)
+        return batches, _Observed(run_each(check_session(seeded(model), error=error), batches, error=error))
+    session = runtime.make_session(seeded(model), error=error)  # a metric takes many runs, of the model as a whole
+    outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
     if measure.meter is not None:
         return batches, _Observed(outputs, measure.meter, measure.meter.read(model, session))
     return batches, _Observed(outputs, *start_meter(model, session, measure.data, measure.metric))

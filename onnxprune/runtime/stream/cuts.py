@@ -88,7 +88,10 @@ def common_blocks(dense: ir.Model, pruned: ir.Model, sizes: Sizes) -> tuple[list
 
 
 def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
-    """The places behind all nodes but the last at which only tensors of known size cross."""
+    """The places behind all nodes but the last at which only tensors of known size cross.
+
+    A result of the model that nothing reads further on, as the caches of a decoder, may be of any size.
+    """
     nodes = list(model.graph)
     last_use: dict[ir.Value, int] = {}
     for position, node in enumerate(nodes):
@@ -104,7 +107,7 @@ def _cuts(model: ir.Model, sizes: Sizes) -> list[_Cut]:
         live.update(out for out in node.outputs if out.name and (out in last_use or out in outputs))
         live = {v for v in live if v in outputs or last_use.get(v, -1) > position}
         crossing = {v for v in live if last_use.get(v, -1) > position}
-        if all(str(v.name) in sizes for v in live):
+        if all(str(v.name) in sizes or (v not in crossing and isinstance(v.type, ir.TensorType)) for v in live):
             heavy = frozenset(str(v.name) for v in crossing if v in carried)
             size = float(sum(sizes[name] for name in heavy))
             cuts.append(_Cut(position, frozenset(str(v.name) for v in live), heavy, layers, size))

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.dims import sizes_of
 from onnxprune.graph.operators import operator_of
+from onnxprune.graph.shapes import probe_at
 from onnxprune.runtime.probe import concrete_shapes
 from onnxprune.runtime.stream.cursor import Program
 from onnxprune.runtime.stream.cuts import carried_values, operands
@@ -30,6 +32,8 @@ def value_shapes(model: ir.Model, feeds: Feeds, needed: Iterable[ir.Value] = ())
     """
     inferred = concrete_shapes(model, feeds, needed)
     shapes = {str(v.name): shape for v, shape in inferred.items()}
+    if any(out.name and out not in inferred for node in model.graph for out in node.outputs):
+        shapes = _of_contrib(model, feeds) | shapes  # behind the first operator that onnx does not know all is open
     carried = carried_values(model)
     example: dict[str, npt.NDArray[Any]] = dict(feeds)
     known = {v for v in model.graph.inputs if v.name in feeds}
@@ -52,3 +56,13 @@ def value_shapes(model: ir.Model, feeds: Feeds, needed: Iterable[ir.Value] = ())
     except OnnxPruneError:
         return shapes
     return shapes | {name: np.shape(array) for name, array in values.items() if not isinstance(array, list)}
+
+
+def _of_contrib(model: ir.Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """Shapes by name as the analysis infers them, which knows operators of ONNX Runtime."""
+    known = probe_at(model, sizes_of(model, feeds)).shapes
+    return {
+        str(value.name): tuple(n for n in shape if n is not None)
+        for value, shape in known.items()
+        if value.name and None not in shape
+    }
