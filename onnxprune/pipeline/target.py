@@ -64,18 +64,19 @@ def reach(
     wanted = search.wanted
     for again in range(_AGAIN, -1, -1):
         outcome = search.find() if at is None else Outcome(Try(at, wanted), ())
-        if outcome.best is None:
+        best = outcome.best
+        if best is None:
             raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
-        result = search.result(outcome.best.sparsity)
+        result = search.result(best.sparsity)
         if search.target == "max_drop" and result.gone == 0:
             raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
-        value = measured_figures(result).get(_MEASURED_AS[search.target], outcome.best.value)
+        value = measured_figures(result).get(_MEASURED_AS[search.target], best.value)
         if search.target not in _NEVER_EXCEEDED or value <= wanted or recipe.retrain is not None:
             break
         if again == 0 or value > _NEAR * wanted:
             raise VerificationError(_exceeded(search.target, wanted, value, result))
         search = search.below(value / wanted)  # recovery gave other numbers, which pack a little worse
-    of_last = result.steps[-1]["wanted"] if result.steps and recipe.iterations > 1 else outcome.best.sparsity
+    of_last = result.steps[-1]["wanted"] if result.steps and recipe.iterations > 1 else best.sparsity
     reached = Reached(search.target, wanted, value, of_last, outcome.tries)
     return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
 
