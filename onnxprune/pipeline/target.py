@@ -61,24 +61,26 @@ def reach(
         DataError: The data do not fit the model.
     """
     search = _Search.of(original, recipe, run, silent, eval_data, metric, tell)
-    wanted = search.wanted
-    for again in range(_AGAIN, -1, -1):
-        outcome = search.find() if at is None else Outcome(Try(at, wanted), ())
-        best = outcome.best
-        if best is None:
-            raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
-        result = search.result(best.sparsity)
-        if search.target == "max_drop" and result.gone == 0:
-            raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
-        value = measured_figures(result).get(_MEASURED_AS[search.target], best.value)
-        if search.target not in _NEVER_EXCEEDED or value <= wanted or recipe.retrain is not None:
-            break
+    result, reached = _within(search, search.wanted, at, _AGAIN)
+    return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
+
+
+def _within(search: _Search, wanted: float, at: float | None, again: int) -> tuple[Result, Reached]:
+    """The result of a search, and how near it is to what is wanted; searches below where it has more than that."""
+    outcome = search.find() if at is None else Outcome(Try(at, wanted), ())
+    best = outcome.best
+    if best is None:
+        raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
+    result = search.result(best.sparsity)
+    if search.target == "max_drop" and result.gone == 0:
+        raise VerificationError(_unreachable(search.target, wanted, outcome, search.obstacles))
+    value = measured_figures(result).get(_MEASURED_AS[search.target], best.value)
+    if search.target in _NEVER_EXCEEDED and value > wanted and search.recipe.retrain is None:
         if again == 0 or value > _NEAR * wanted:
             raise VerificationError(_exceeded(search.target, wanted, value, result))
-        search = search.below(value / wanted)  # recovery gave other numbers, which pack a little worse
-    of_last = result.steps[-1]["wanted"] if result.steps and recipe.iterations > 1 else best.sparsity
-    reached = Reached(search.target, wanted, value, of_last, outcome.tries)
-    return replace(result, recipe=recipe, target=reached, notes=(reached.note, *result.notes))
+        return _within(search.below(value / wanted), wanted, at, again - 1)  # other numbers pack a little worse
+    sparsity = result.steps[-1]["wanted"] if result.steps and search.recipe.iterations > 1 else best.sparsity
+    return result, Reached(search.target, wanted, value, sparsity, outcome.tries)
 
 
 @dataclass(frozen=True)
