@@ -16,6 +16,7 @@ MOST = 0.999
 _CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
 _CLOSE_UNDER = 0.005  # the same of a budget that must not be exceeded
 _FINEST = 1 / 2048  # no two sparsities closer than this are tried; under a budget, than this share of what is left
+_INTERPOLATED = 6  # so many tries at most are guesses between two points
 _WORLDS = 4  # so many possible outcomes are thought through for each sparsity that is measured ahead
 _LEAST = 1e-9  # in the place of 0, where a logarithm is taken
 
@@ -52,9 +53,11 @@ def nearest_ratio(
     under: bool,
     least: float = 0.0,
     whole: float | None = None,
-    most_tries: int = 12,
+    most_tries: int = 16,
 ) -> Outcome:
-    """Find the sparsity at which a figure that falls with it is what is wanted: by interpolation and by halves.
+    """Find the sparsity at which a figure that falls with it is what is wanted: by interpolation, then by halves.
+
+    Near its end the figure is a staircase of units, of which some save far more than others: halves find the step.
 
     Args:
         measure: From a sparsity to the figure, after / before.
@@ -75,7 +78,8 @@ def nearest_ratio(
         end = MOST if high is None else high.sparsity
         if end - low.sparsity <= (_FINEST * (1 - low.sparsity) if under else _FINEST):
             break
-        new = search.at(_between(low, high, wanted, halve=abs(same_side) > 1))
+        halve = abs(same_side) > 1 or len(search.tries) >= _INTERPOLATED
+        new = search.at(_between(low, high, wanted, halve=halve))
         if (new.value <= wanted or not under) and abs(new.value / wanted - 1) <= (_CLOSE_UNDER if under else _CLOSE):
             break
         if new.value > wanted:

@@ -50,6 +50,13 @@ def test_a_budget_is_not_exceeded_and_the_nearest_step_below_is_taken(curve: Cur
     assert found.best is not None and 0.49 <= found.best.value <= 0.5 or found.best.value == max(below)
 
 
+def test_a_steep_part_after_a_flat_one_is_found_by_halves() -> None:
+    """MobileNetV2 at .6 of the work: late layers hold the parameters, early ones the multiply-adds."""
+    known = ([0, 0.12, 0.16, 0.161, 0.165, 0.174, 0.24, 1], [1, 0.623, 0.6008, 0.598, 0.577, 0.534, 0.515, 0])
+    found = nearest_ratio(steps(lambda s: float(np.interp(s, *known)), 2000), 0.6, whole=1.0, under=True)
+    assert found.best is not None and 0.597 < found.best.value <= 0.6 and len(found.tries) <= 16
+
+
 def test_what_cannot_be_reached_is_told_with_the_least_that_can() -> None:
     found = nearest_ratio(lambda s: 1 - 0.4 * s, 0.5, whole=1.0, under=False)
     assert found.best is None
