@@ -227,3 +227,9 @@ def test_stacks_of_a_few_bits_are_left_and_named() -> None:
     stacks = [w for w in prunable_weights(structure) if ".experts." in w.name]
     assert stacks and all("in a few bits" in criterion.obstacle(w) for w in stacks)
     assert not [x for x in linear_layers(structure.model, stacks=True)[0] if ".experts." in x.name]
+
+
+def test_stacks_in_an_einsum_are_left_and_named() -> None:
+    text = 'agraph (float[T,8] x) => (float[4,T,12] y) { y = Einsum<equation="tw,ewi->eti">(x, up) }'
+    layers, refused = linear_layers(load(text, 17, up=(4, 8, 12)), stacks=True)
+    assert not layers and refused == {"y": "Einsum is not reconstructed"}
