@@ -138,7 +138,9 @@ class BlockSession:
         """The values behind a block, of the values at the cut before it."""
         part = part_of(self._model, block.nodes, sorted(block.live), state[0])
         reads, made = ([str(v.name) for v in ends] for ends in (part.graph.inputs, part.graph.outputs))
-        session = make_session(part, optimize=self._optimize, lean=True, error=self._error) if len(part.graph) else None
+        session = (
+            make_session(part, optimize=self._optimize, mapped=True, error=self._error) if len(part.graph) else None
+        )
         behind: list[Mapping[str, Any]] = []
         for values in state:
             kept = {name: values[name] for name in block.live if name not in made and name in values}

@@ -226,18 +226,19 @@ def _runs_and_tells(session: ort.InferenceSession, feeds: Feeds) -> bool:
         return False
 
 
-def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) -> Feeds:
+def one_sample(
+    model: ir.Model, *, seed: int = 0, instead: Feeds | None = None, session: ort.InferenceSession | None = None
+) -> Feeds:
     """Return inputs of one sample, at which multiply-adds and latency are counted and measured.
 
     Args:
-        model: The model.
-        seed: Of the random numbers.
+        model, seed, session: See `working_inputs`.
         instead: Inputs to take where the model does not run one sample; by default any that it runs.
 
     Raises:
         DataError: No inputs are found that the model runs with, or it does not run at the shapes that the user told.
     """
-    session = make_session(model)
+    session = session or make_session(model)
     sizes = {name: 1 for name, is_batch in dynamic_dims(model).items() if is_batch}
     if hints_of(model).shapes:
         return _at_told_shapes(model, session, seed, sizes)
@@ -245,9 +246,7 @@ def one_sample(model: ir.Model, *, seed: int = 0, instead: Feeds | None = None) 
         feeds = working_inputs(model, seed=seed, session=session, sizes=sizes)[0]
     except DataError:
         feeds = {}
-    if feeds:
-        return feeds
-    return instead if instead is not None else working_inputs(model, seed=seed, session=session)[0]
+    return feeds or (instead if instead is not None else working_inputs(model, seed=seed, session=session)[0])
 
 
 def _at_told_shapes(model: ir.Model, session: ort.InferenceSession, seed: int, sizes: Mapping[str, int]) -> Feeds:

@@ -47,6 +47,7 @@ def make_session(
     optimize: Optimize = "basic",
     threads: int = 1,
     lean: bool = False,
+    mapped: bool = False,
     error: type[OnnxPruneError] = ModelError,
 ) -> ort.InferenceSession:
     """Create a session on the CPU.
@@ -58,6 +59,8 @@ def make_session(
         threads: Threads inside an operator. With 1 all work is done on the calling thread, so that its CPU time counts.
         lean: Give memory back as soon as a value is not needed any more. By default it is kept for the next run, in
             pieces that double, which is faster for small values.
+        mapped: Leave the weights in a file, also of a small model, as those of a large one always are: for a session
+            that is run once or twice.
         error: What to raise; ModelError blames the input, VerificationError the result.
 
     Raises:
@@ -76,6 +79,8 @@ def make_session(
     try:
         if isinstance(model, ir.Model):
             content: str | bytes
+            if mapped:
+                return _from_file(model, options, large=True)
             size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
             if size > _IN_MEMORY_LIMIT:
                 limit = COPY_LIMIT if optimize == "all" else _CHECK_LIMIT

@@ -153,7 +153,7 @@ def verify(
     batches, before = _observe(original, ModelError, seed=seed, measure=_Measure(data, metric))
     _, after = _observe(pruned, VerificationError, batches=batches, measure=_Measure(data, metric, before.meter))
     changes = changes_of(original, pruned, batches, before.outputs, after.outputs, seed=seed)
-    sample = runtime.one_sample(original, seed=seed, instead=batches[0])
+    sample = runtime.one_sample(original, seed=seed, instead=batches[0], session=check_session(original))
     shapes = runtime.concrete_shapes(original, sample, size.counted_values(original))
     new_shapes = runtime.concrete_shapes(pruned, sample, size.counted_values(pruned))
     figures = size.figures(original, shapes), size.figures(pruned, new_shapes)

@@ -66,7 +66,7 @@ def test_only_the_outputs_asked_for() -> None:
     assert list(run(make_session(model), {"x": X})) == ["y", "r"]
 
 
-@pytest.mark.parametrize(("optimize", "limit"), [("basic", "_CHECK_LIMIT"), ("all", "_COPY_LIMIT")])
+@pytest.mark.parametrize(("optimize", "limit"), [("basic", "_CHECK_LIMIT"), ("all", "COPY_LIMIT")])
 def test_a_large_model_is_neither_packed_nor_kept_in_an_arena(
     monkeypatch: pytest.MonkeyPatch, optimize: session.Optimize, limit: str
 ) -> None:

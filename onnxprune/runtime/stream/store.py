@@ -64,8 +64,8 @@ class Store:
         return mapped
 
     def _on_disk(self, array: Array) -> Array:
-        if array.nbytes < SMALLEST or array.dtype == object:
-            return array
+        if array.nbytes < SMALLEST or array.dtype == object or isinstance(array, np.memmap):
+            return array  # one that lies there already, as a cache that leaves the network, is not written again
         path = self._next()
         array.tofile(path)
         mapped: Array = np.memmap(path, array.dtype, "r", shape=array.shape)
