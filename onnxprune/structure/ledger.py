@@ -110,13 +110,13 @@ class Ledger:
         self.prunable = prunable_parameters(structure, weights, groups)
         self._cost = cost
         self._nodes = [] if cost is None else list(counted_nodes(structure))
-        self._shapes = self._shapes_of(self._nodes)
-        self._operands = [[v for v in _values(node) if v in self._shapes] for node, _ in self._nodes]
-        self._extents = {v: self._extents_of(v, {}) for v in self._shapes}
+        self._extents = _whole_extents(structure, self._nodes)
+        self._operands = [[v for v in _values(node) if v in self._extents] for node, _ in self._nodes]
         self._costs = [self._cost_of(n, {}) for n in range(len(self._nodes))]
         # What costs nothing whole costs nothing cut: of most networks, half of the nodes.
         priced = [values if cost else [] for values, cost in zip(self._operands, self._costs, strict=True)]
         self._names = list(dict.fromkeys(v for values in priced for v in values))
+        self._shapes = {v: self._shape_of(v) for v in self._names}
         self._readers = _users([k for v in values for k in self._shrinking(v)] for values in priced)
         self._values = _users(self._shrinking(v) for v in self._names)
         self.cost = sum(self._costs)
@@ -228,22 +228,14 @@ class Ledger:
             size *= left.get(k, self._left[k])
         return size
 
-    def _shapes_of(self, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, list[tuple[int, list[int]]]]:
-        """Return, for the values at the nodes, each dimension as (what cannot shrink, numbers of what can)."""
-        shapes = {}
-        for value in dict.fromkeys(v for node, _ in nodes for v in _values(node)):
-            extents, axes = self.structure.facts.shape(value), self.structure.axes.get(value)
-            if extents is None or None in extents:
-                continue
-            numbers = [self._numbers(axis) for axis in axes] if axes is not None else [[] for _ in extents]
-            shapes[value] = [
-                (int(n or 0) // math.prod(len(self._alive[k]) for k in ks), ks)
-                for n, ks in zip(extents, numbers, strict=True)
-            ]
-        return shapes
+    def _shape_of(self, value: ir.Value) -> list[tuple[int, list[int]]]:
+        """Return each dimension of a value as (what cannot shrink, numbers of what can)."""
+        extents, axes = self._extents[value], self.structure.axes.get(value)
+        numbers = [self._numbers(axis) for axis in axes] if axes is not None else [[] for _ in extents]
+        return [(n // math.prod(len(self._alive[k]) for k in ks), ks) for n, ks in zip(extents, numbers, strict=True)]
 
     def _shrinking(self, value: ir.Value) -> list[int]:
-        return [k for _, ks in self._shapes.get(value, ()) for k in ks]
+        return [k for _, ks in self._shapes[value] for k in ks]
 
     def _extents_of(self, value: ir.Value, left: Mapping[int, int]) -> tuple[int, ...]:
         extents, now = [], self._left
@@ -291,6 +283,13 @@ def _stuck(weight: Weight, offered: Bools) -> int:
 
 def _values(node: ir.Node) -> list[ir.Value]:
     return [v for v in (*node.inputs, *node.outputs) if v is not None]
+
+
+def _whole_extents(structure: Structure, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, tuple[int, ...]]:
+    """The extents of the values at nodes, as far as they are known."""
+    values = dict.fromkeys(v for node, _ in nodes for v in _values(node))
+    shapes = ((v, structure.facts.shape(v)) for v in values)
+    return {v: tuple(int(n or 0) for n in shape) for v, shape in shapes if shape is not None and None not in shape}
 
 
 def _users(axes: Iterable[Iterable[int]]) -> dict[int, list[int]]:

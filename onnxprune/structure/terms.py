@@ -86,10 +86,8 @@ class Terms:
 
     def term(self, atoms: Sequence[int]) -> int:
         """Return the id of the term that holds ``atoms`` (the empty term is PINNED)."""
-        if not atoms:
-            return PINNED
-        if len(atoms) == 1:
-            return int(atoms[0])
+        if len(atoms) < 2:
+            return int(atoms[0]) if atoms else PINNED
         key = tuple(int(a) for a in atoms)
         known = self._products.get(key)
         if known is None:
@@ -131,8 +129,10 @@ class Terms:
         An atom that depends on one part only moves there; what is left is bound to a product of fresh atoms, so that
         what can be removed from the axis is a box in the new shape.
         """
-        grid = np.indices(shape).reshape(len(shape), -1)
         rows, atoms = self.members(ids)
+        if shape[0] == len(ids) and len(atoms):  # the first part is all there is, as of a depthwise convolution
+            return [self._collect(rows, atoms, len(ids)), *(np.full(n, PINNED, np.int64) for n in shape[1:])]
+        grid = np.indices(shape).reshape(len(shape), -1)
         homes = homes_of(grid[:, rows], atoms, shape)
         parts = [self._collect(grid[j][rows[homes == j]], atoms[homes == j], shape[j]) for j in range(len(shape))]
         left = homes < 0
