@@ -218,8 +218,11 @@ def _run(original: ir.Model, recipe: Recipe, inputs: RunInputs, clock: Clock) ->
         result = replace(result, notes=(*result.notes, NOTE.format(how=inputs.samples.made_up)))
     if recipe.parts.joint and inputs.samples is None and recipe.retrain is None:
         result = replace(result, notes=(*result.notes, NO_SAMPLES))
-    result = replace(result, source=_file_id(original))
-    return clock("deliver", lambda: _delivered(original, result, inputs, clock.progress))
+
+    def finish() -> Result:  # reads the file's hash as late as can be
+        return _delivered(original, replace(result, source=_file_id(original)), inputs, clock.progress)
+
+    return clock("deliver", finish)
 
 
 def _delivered(original: ir.Model, result: Result, inputs: RunInputs, progress: Progress | None = None) -> Result:
