@@ -45,8 +45,8 @@ TORCH_TOOLS = ("torch-pruning", "torch-kirigami")
 TITLES = {"torch-pruning": "Torch-Pruning"}
 DIGITS, MOBILENET = "digits_resnet", "mobilenet_v2"
 _SHARE = 0.5
-_LIMITS = {**dict.fromkeys((*ONNX_TOOLS, "torch-pruning"), 300), "torch-kirigami": 60}
-"""CPU seconds that a tool may take for its cut; no other took more than 54 on the networks."""
+_LIMIT = 300
+"""CPU seconds that a tool may take for its cut."""
 _MOST_SHOWN = 200  # characters of what a tool that fails says
 _TRIES = 7  # of the ratio at which half of the parameters go
 _MEMORY = 9 << 30  # bytes that a tool in PyTorch may take; more on a network of this size is a failure
@@ -204,7 +204,7 @@ def case(tool: str, path: Path, name: str, root: Path | None, weights: Path | No
     original, data = model_io.load(path), Data(name, path, root)
     inputs, calibration, said = sample_inputs(original), data.calibration(), dict[str, Any]()
     start = time.process_time()
-    resource.setrlimit(resource.RLIMIT_CPU, (int(start) + _LIMITS[tool], resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(start) + _LIMIT, resource.RLIM_INFINITY))
     if tool in TORCH_TOOLS:
         from depgraph import _torchvision_without_operators
 
@@ -237,7 +237,7 @@ def cases(paths: Mapping[str, Path], tools: tuple[str, ...], rows: dict[str, Any
             command = [sys.executable, "-W", "ignore", __file__, "case", tool, str(path), "--name", name, *more]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode == -signal.SIGXCPU:
-                row[tool] = {"runs": False, "why": f"gave up after {_LIMITS[tool]} CPU s"}
+                row[tool] = {"runs": False, "why": f"gave up after {_LIMIT} CPU s"}
             elif done.returncode:
                 row[tool] = _failure(done.stderr)
             else:
