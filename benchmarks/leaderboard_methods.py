@@ -240,7 +240,7 @@ METHODS: Mapping[str, Method] = {
     "onnxprune": Method(_ours()),
     "onnxprune, medium effort": Method(_ours(effort="medium")),
     "onnxprune, high effort": Method(_ours(effort="high")),
-    "onnxprune, synthetic inputs": Method(_ours(calibration="synthetic")),
+    "onnxprune, synthetic inputs": Method(_ours(calibration="synthetic"), drawn=False),  # one seed
     "magnitude": Method(_magnitude, drawn=False),
     "onnxsim": Method(_onnxsim, package="onnxsim"),
     "Torch-Pruning": Method(_torch_pruning, package="torch_pruning"),
