@@ -102,8 +102,9 @@ class RowSums:
 
     def _zeros(self, shape: tuple[int, ...]) -> Matrix:
         """Zeros to add to: in a file where there are many, and a store for them."""
-        wide = math.prod(shape) > _AT_ONCE and self._store is not None
-        return self._store.zeros(shape) if wide and self._store is not None else np.zeros(shape)
+        if self._store is None or math.prod(shape) <= _AT_ONCE:
+            return np.zeros(shape)
+        return self._store.zeros(shape)
 
     def add_targets(self, layer: Hashable, a: Read, z: Array) -> None:
         """Add what a layer should give for rows that were added.
