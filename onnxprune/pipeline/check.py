@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData
 from onnxprune.data.working import give_inputs
-from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
+from onnxprune.errors import DataError, ModelError, VerificationError
 from onnxprune.graph.narrowing import free_caches, widen_caches
 from onnxprune.packing import is_packed, unpack
 from onnxprune.passes import JoinTiles, Normalise
@@ -23,8 +23,9 @@ from onnxprune.pipeline.matching import recovered
 from onnxprune.pipeline.real_numbers import RealNumbers, cut_off, is_half, is_quantised, over_real_numbers, store_as
 from onnxprune.pipeline.rebuild import RecordedCut, masked_twin_of, recorded_masks, take_numbers, without_blocks
 from onnxprune.pipeline.record import Record, load_record
-from onnxprune.runtime.in_blocks import check_session, checked_by, run_each
+from onnxprune.runtime.in_blocks import checked_by, outputs_of
 from onnxprune.runtime.libraries import custom_operators
+from onnxprune.verification.candidates import working
 from onnxprune.verification.change import changes_of, sentence, worst
 from onnxprune.verification.comparable import seeded
 from onnxprune.verification.notebook import in_notebook
@@ -290,9 +291,10 @@ def _change_of_outputs(before: ir.Model, after: ir.Model, seed: int) -> float:
         VerificationError: It does not run, or its outputs do not depend on the input though those of the original do.
     """
     before, after = seeded(before), seeded(after)
-    batches = runtime.working_inputs(before, seed=seed, count=2, session=check_session(before))
-    expected, actual = _outputs(before, batches, ModelError), _outputs(after, batches, VerificationError)
-    others = [_outputs(model, [other_inputs(f) for f in batches], VerificationError) for model in (before, after)]
+    ran = working(before, seed=seed, error=ModelError)
+    batches, expected = [feeds for feeds, _ in ran], [outputs for _, outputs in ran]
+    actual = outputs_of(after, batches)
+    others = [outputs_of(model, [other_inputs(f) for f in batches]) for model in (before, after)]
     if _reacts(expected, others[0]) and not _reacts(actual, others[1]):
         raise VerificationError(
             "the outputs of the pruned model are constant: they do not depend on the input, as those of the original do"
@@ -318,10 +320,6 @@ def _proof(
         return prove(before, twin, after if real is None else real.model, seed=seed), ""
     except Differs as error:
         raise VerificationError(f"{differs} by {error.difference:.2g} of the largest output") from None
-
-
-def _outputs(model: ir.Model, batches: Sequence[runtime.Feeds], error: type[OnnxPruneError]) -> list[dict[str, Any]]:
-    return run_each(check_session(model, error=error), batches, error=error)
 
 
 def _reacts(outputs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> bool:

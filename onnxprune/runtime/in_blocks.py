@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, get_args
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune.errors import ModelError, OnnxPruneError, RecipeError
+from onnxprune.errors import ModelError, OnnxPruneError, RecipeError, VerificationError
 from onnxprune.graph.hints import Feeds
 from onnxprune.runtime.heap import trim
 from onnxprune.runtime.session import COPY_LIMIT, Optimize, expanded_size, make_session, run
@@ -75,6 +75,17 @@ def run_each(
     if isinstance(session, BlockSession):
         return session.outputs(batches, error)
     return [run(session, feeds, error=error) for feeds in batches]
+
+
+def outputs_of(
+    model: ir.Model, batches: Sequence[Feeds], *, error: type[OnnxPruneError] = VerificationError
+) -> list[dict[str, Any]]:
+    """Run a model in a session of its own, which is gone afterwards: large models are never held twice.
+
+    Raises:
+        OnnxPruneError: Of type `error`: ONNX Runtime does not accept the model, or could not run one of the inputs.
+    """
+    return run_each(check_session(model, error=error), batches, error=error)
 
 
 @dataclass(frozen=True)

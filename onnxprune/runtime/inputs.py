@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -24,8 +23,8 @@ from onnxprune.errors import DataError
 from onnxprune.graph.dims import evaluate, factors, is_expression, sizes_of
 from onnxprune.graph.hints import Feeds, hints_of
 from onnxprune.graph.inference import Extents, find_extents, known_extents
-from onnxprune.graph.input_roles import integer_role
 from onnxprune.graph.operators import operator_of
+from onnxprune.runtime.drawn import MASKS, draw, is_mask, mask_of
 from onnxprune.runtime.other_numbers import other_numbers
 from onnxprune.runtime.session import make_session, run
 
@@ -33,10 +32,12 @@ from onnxprune.runtime.session import make_session, run
 _EXTENTS = ((8, 64, 4), (16, 224, 8), (32, 32, 0), (1, 128, 0), (64, 256, 16), (128, 640, 32), (512, 512, 0))
 _LONG = ((2048, 768, 64), (4096, 1024, 0), (16000, 1024, 0), (48000, 1024, 0))  # samples of sound, points
 _BATCHES = (2, 1, 3, 4)
-_MASKS = ("ones", "zeros", "mixed")
 _MOST_NUMBERS = 1 << 25  # in made-up inputs together
 _RETRIED = 3  # sets of inputs of other extents that are tried again with other numbers
 _MOST_UNTOLD = 8  # runs that tell nothing (all NaN, empty) before the first of them is taken
+
+Ran = tuple[Feeds, dict[str, Any]]
+"""Inputs, and what a model gave for them."""
 
 
 def dynamic_dims(model: ir.Model) -> dict[str, bool]:
@@ -110,7 +111,7 @@ def random_inputs(
         raise DataError(f"the model has no dynamic dimension {listed} (it has: {known}).")
     extents = {**defaults, **(sizes or {})}
     rng = np.random.default_rng(seed)
-    return {spec.name: _draw(rng, spec, _resolve(spec, extents), masks) for spec in input_specs(model)}
+    return {spec.name: draw(rng, spec, _resolve(spec, extents), masks) for spec in input_specs(model)}
 
 
 def input_sets(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Iterator[Feeds]:
@@ -139,7 +140,7 @@ def input_sets(model: ir.Model, *, seed: int = 0, sizes: Mapping[str, int] | Non
 
 
 def _made_up(model: ir.Model, seed: int, sizes: Mapping[str, int]) -> Iterator[Feeds]:
-    masks = _MASKS if any(is_mask(spec) for spec in input_specs(model)) else _MASKS[:1]
+    masks = MASKS if any(is_mask(spec) for spec in input_specs(model)) else MASKS[:1]
     for candidate in candidate_sizes(model):
         for kind in masks:
             yield random_inputs(model, seed=seed, sizes={**candidate, **sizes}, masks=kind)
@@ -167,9 +168,28 @@ def working_inputs(
     Raises:
         DataError: No candidate runs; the message holds ONNX Runtime's words for the first.
     """
-    session = session or make_session(model)
+    ran = working_runs(model, seed=seed, count=count, session=session or make_session(model), sizes=sizes)
+    return [feeds for feeds, _ in ran]
+
+
+def working_runs(
+    model: ir.Model,
+    *,
+    seed: int = 0,
+    count: int = 1,
+    session: ort.InferenceSession,
+    sizes: Mapping[str, int] | None = None,
+) -> list[Ran]:
+    """The same as `working_inputs`, each beside what the model gave for it, which saves running it again.
+
+    Where operators draw random numbers, these outputs are not those of a new session.
+
+    Raises:
+        DataError: As `working_inputs`.
+    """
     first_failure: DataError | None = None
-    untold: list[Feeds] = []
+    untold: list[Ran] = []
+    told_nothing = 0
     refused: list[Feeds] = []
     failed: set[tuple[tuple[int, ...], ...]] = set()
     made_up = not hints_of(model).inputs and not hints_of(model).samples
@@ -184,18 +204,20 @@ def working_inputs(
             failed.add(shapes)
             refused.append(feeds)
             continue
-        if not tells_something(outputs) and made_up and _runs_and_tells(session, _positive(feeds)):
-            feeds = _positive(feeds)  # for a root or a logarithm
-        elif not tells_something(outputs):
-            untold.append(feeds)
-            if len(untold) == _MOST_UNTOLD:
-                break
-            continue
-        return [feeds, *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
-    for feeds, change in _changed(model, session, (*untold[:1], *refused[:_RETRIED])):
-        return [change(feeds), *itertools.islice(_others(model, session, seed, feeds, sizes or {}, change), count - 1)]
+        if not tells_something(outputs):
+            positive = _told(session, _positive(feeds)) if made_up else None  # for a root or a logarithm
+            if positive is None:
+                untold += [] if untold else [(feeds, outputs)]
+                told_nothing += 1
+                if told_nothing == _MOST_UNTOLD:
+                    break
+                continue
+            feeds, outputs = positive
+        return [(feeds, outputs), *itertools.islice(_others(model, session, seed, feeds, sizes or {}), count - 1)]
+    for feeds, ran, change in _changed(model, session, (*(f for f, _ in untold), *refused[:_RETRIED])):
+        return [ran, *itertools.islice(_others(model, session, seed, feeds, sizes or {}, change), count - 1)]
     if untold:
-        return [untold[0], *itertools.islice(_others(model, session, seed, untold[0], sizes or {}), count - 1)]
+        return [untold[0], *itertools.islice(_others(model, session, seed, untold[0][0], sizes or {}), count - 1)]
     if hints_of(model).inputs:
         raise DataError(f"the model does not run the inputs of --inputs ({str(first_failure).rstrip('. ')})")
     raise DataError(
@@ -206,12 +228,12 @@ def working_inputs(
 
 def _changed(
     model: ir.Model, session: ort.InferenceSession, tried: Iterable[Feeds]
-) -> Iterator[tuple[Feeds, Callable[[Feeds], Feeds]]]:
+) -> Iterator[tuple[Feeds, Ran, Callable[[Feeds], Feeds]]]:
     """Inputs that did not run or told nothing, each with a change of numbers by which it runs; none of the user's."""
     for feeds in () if hints_of(model).inputs else tried:
         for change in other_numbers(model, feeds):
-            if _runs_and_tells(session, change(feeds)):
-                yield feeds, change
+            if (ran := _told(session, change(feeds))) is not None:
+                yield feeds, ran, change
 
 
 def _positive(feeds: Feeds) -> Feeds:
@@ -219,11 +241,13 @@ def _positive(feeds: Feeds) -> Feeds:
     return {name: np.abs(array) if array.dtype.kind == "f" else array for name, array in feeds.items()}
 
 
-def _runs_and_tells(session: ort.InferenceSession, feeds: Feeds) -> bool:
+def _told(session: ort.InferenceSession, feeds: Feeds) -> Ran | None:
+    """These inputs with their outputs, where the model runs them and the outputs tell something."""
     try:
-        return tells_something(run(session, feeds))
+        outputs = run(session, feeds)
     except DataError:
-        return False
+        return None
+    return (feeds, outputs) if tells_something(outputs) else None
 
 
 def one_sample(
@@ -290,7 +314,7 @@ def _others(
     chosen: Feeds,
     told: Mapping[str, int],
     change: Callable[[Feeds], Feeds] = dict,
-) -> Iterator[Feeds]:
+) -> Iterator[Ran]:
     """Inputs of other batch sizes than the chosen ones: the user's, or the same made up anew, with the same change."""
     hints = hints_of(model)
     shapes = {name: np.shape(array) for name, array in chosen.items()}
@@ -304,10 +328,10 @@ def _others(
             candidates = map(_positive, candidates)
     for feeds in map(change, candidates):
         try:
-            run(session, feeds)
+            outputs = run(session, feeds)
         except DataError:
             continue
-        yield feeds
+        yield feeds, outputs
 
 
 def _other_batches(model: ir.Model, seed: int, chosen: Feeds, told: Mapping[str, int]) -> Iterator[Feeds]:
@@ -325,7 +349,8 @@ def _other_batches(model: ir.Model, seed: int, chosen: Feeds, told: Mapping[str,
 def kind_of_masks(model: ir.Model, feeds: Feeds) -> str:
     """Return which of the kinds of mask these inputs have: ones, zeros or mixed."""
     masks = [feeds[spec.name] for spec in input_specs(model) if is_mask(spec)]
-    return next((k for k in _MASKS if all(np.array_equal(m, _mask(m.shape, k).astype(m.dtype)) for m in masks)), "ones")
+    made = {kind: [mask_of(mask.shape, kind).astype(mask.dtype) for mask in masks] for kind in MASKS}
+    return next((kind for kind in MASKS if all(map(np.array_equal, masks, made[kind]))), "ones")
 
 
 def _resolve(spec: InputSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
@@ -345,55 +370,3 @@ def _extent(name: str, is_batch: bool, specs: Sequence[InputSpec], batch: int, e
             axis = spec.known_dims.index(name)
             return 3 if axis == (len(spec.known_dims) - 1 if channels_last else 1) else side
     return sequence
-
-
-def is_mask(spec: InputSpec) -> bool:
-    """Say whether an input is a mask, which its name tells."""
-    return "mask" in spec.name.lower()
-
-
-def _mask(shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
-    """Ones, zeros, or ones in the first half of each row."""
-    mask = np.full(shape, kind != "zeros", bool)
-    if kind == "mixed" and shape:
-        mask[..., (shape[-1] + 1) // 2 :] = False
-    return mask
-
-
-def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], masks: str) -> npt.NDArray[Any]:
-    """Numbers for one input: masks, ids within bounds, images of bytes, floats from a standard normal."""
-    masked = is_mask(spec)
-    if spec.element_type == ir.DataType.STRING:
-        return np.full(shape, "a", dtype=object)
-    dtype = spec.element_type.numpy()
-    if spec.element_type == ir.DataType.BOOL:
-        return _mask(shape, masks) if masked else rng.integers(0, 2, shape).astype(bool)
-    if spec.element_type.is_integer():
-        role = integer_role(spec.value)
-        if role.bound is None and role.constant is None and masked:
-            return _mask(shape, masks).astype(dtype)
-        return _integers(rng, spec.element_type, shape, role.bound, role.constant)
-    if np.dtype(dtype).kind == "c":
-        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-    return _mask(shape, masks).astype(dtype) if masked else rng.standard_normal(shape, np.float32).astype(dtype)
-
-
-def _integers(
-    rng: np.random.Generator, dtype: ir.DataType, shape: tuple[int, ...], bound: int | None, constant: int | None
-) -> npt.NDArray[Any]:
-    """Integers below `bound`. A constant that the graph looks for fills a scalar, and ends every row of a tensor."""
-    count = int(np.prod(shape))
-    if bound is None:
-        if dtype in (ir.DataType.UINT8, ir.DataType.INT8):
-            bound = 256 if dtype == ir.DataType.UINT8 else 128
-        else:
-            bound = 2
-            if count == 1 and constant is None:
-                return np.ones(shape, dtype.numpy())
-    array = rng.integers(0, max(bound, 1), shape).astype(dtype.numpy())
-    if constant is not None and count and constant >= 0:
-        if count == 1 or not shape:
-            array[...] = constant
-        else:
-            array[..., -1] = constant
-    return array

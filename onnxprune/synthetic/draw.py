@@ -22,7 +22,8 @@ from onnxprune.graph.dims import sizes_of
 from onnxprune.graph.following import affine_behind
 from onnxprune.graph.hints import Feeds, hints_of
 from onnxprune.graph.input_roles import integer_role
-from onnxprune.runtime.inputs import dynamic_dims, is_mask, kind_of_masks, one_sample, random_inputs
+from onnxprune.runtime.drawn import is_mask
+from onnxprune.runtime.inputs import dynamic_dims, kind_of_masks, one_sample, random_inputs
 from onnxprune.runtime.session import make_session, run
 from onnxprune.synthetic.noise import amplitudes, channel_axis, coloured, signal, slopes
 

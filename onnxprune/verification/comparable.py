@@ -34,6 +34,11 @@ def comparable(model: ir.Model) -> ir.Model:
     return _changed(seeded(model), _rounds, compute_in_floats)
 
 
+def draws(model: ir.Model) -> bool:
+    """Say whether the model draws random numbers: with seeds, each session draws the same ones, run after run."""
+    return any(map(_draws, nodes_of(model.graph)))
+
+
 def _draws(node: ir.Node) -> bool:
     return operator_of(node).random and node.op_type != "Dropout"
 

@@ -9,7 +9,7 @@ are tried; then both models are compared in front of what hides the difference, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import runtime
-from onnxprune.errors import DataError, ModelError, OnnxPruneError, VerificationError
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.graph.bounded import ROUNDING, bounded_outputs
-from onnxprune.graph.hints import hints_of
 from onnxprune.graph.operators import operator_of
 from onnxprune.runtime import Feeds
-from onnxprune.runtime.in_blocks import check_session, run_each
-from onnxprune.runtime.other_branch import other_branch
+from onnxprune.runtime.in_blocks import check_session, outputs_of, run_each
+from onnxprune.runtime.inputs import Ran
+from onnxprune.verification.candidates import candidates
 from onnxprune.verification.comparable import comparable
 
 TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
@@ -31,7 +31,7 @@ TOLERANCE = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 
 _LARGEST_LIMIT = 0.05  # where rounding alone moves a model by more than this, equality cannot be judged
 _ROUNDING_FACTOR = 16  # two orders of summation differ by several roundings of each number
-_DRAWS = 3  # of other random numbers, before other kinds of input are tried
+_CONSTANT = "is constant: the same whatever the input and whatever is zeroed"
 
 Outputs = Mapping[str, Any]
 
@@ -104,90 +104,28 @@ def prove(original: ir.Model, masked: ir.Model, pruned: ir.Model, *, seed: int =
     """
     original, masked, pruned = (comparable(model) for model in (original, masked, pruned))
     best: Proof | None = None
-    for feeds in _candidates(original, masked, seed):
-        proof = replace(_compare(original, masked, pruned, feeds), batches=tuple(feeds))
+    tried: list[list[Feeds]] = []
+    for ran in candidates(original, masked, seed):
+        proof = _compare(original, masked, pruned, ran)
         if not proof.unproved:
             return proof
         best = best or proof
+        tried.append([feeds for feeds, _ in ran])
     assert best is not None
-    return _before_the_end(original, masked, pruned, seed, best)
+    return _before_the_end(original, masked, pruned, tried, best)
 
 
-def _ensure_loads(original: ir.Model, failure: VerificationError) -> None:
-    """Blame the original, not the result, where ONNX Runtime does not load that either.
-
-    Raises:
-        ModelError: See above.
-    """
-    try:
-        runtime.working_inputs(original, session=check_session(original))
-    except ModelError as error:
-        raise ModelError(f"{str(error).rstrip('. ')}; --no-verify writes the model without any proof") from failure
-    except DataError:
-        return
-
-
-def _candidates(original: ir.Model, masked: ir.Model, seed: int) -> Iterator[list[Feeds]]:
-    """Sets of inputs that the twin runs with: the best, then the user's samples, other numbers and other kinds."""
-    try:
-        session = check_session(masked, error=VerificationError)
-        first = runtime.working_inputs(masked, seed=seed, count=2, session=session)
-    except VerificationError as failure:
-        _ensure_loads(original, failure)
-        raise
-    first += [other for other in other_branch(masked, first[0]) if _runs(session, other)][:1]
-    del session  # nearly always these are enough, and whoever compares makes sessions of his own
-    yield first
-    session = check_session(masked, error=VerificationError)
-    samples = [dict(feeds) for feeds in hints_of(masked).samples]
-    if samples := [feeds for feeds in samples if _runs(session, feeds)]:
-        yield samples
-    for draw in range(1, _DRAWS):
-        yield runtime.working_inputs(masked, seed=seed + draw, count=2, session=session)
-    for change in (_opposite, _positive, _wide):
-        changed = [{name: change(array) for name, array in feeds.items()} for feeds in first]
-        working = [feeds for feeds in changed if _runs(session, feeds)]
-        if working:
-            yield working
-
-
-def _opposite(array: Any) -> Any:
-    """Masks the other way round."""
-    if array.dtype == bool:
-        return ~array
-    return 1 - array if array.dtype.kind in "iu" and np.isin(array, (0, 1)).all() else array
-
-
-def _positive(array: Any) -> Any:
-    """Values as of images scaled to 0..1."""
-    return np.abs(array) if array.dtype.kind == "f" else array
-
-
-def _wide(array: Any) -> Any:
-    """Values as of images of bytes, for thresholds that small ones never reach."""
-    return np.abs(array) * array.dtype.type(64) if array.dtype.kind == "f" else array
-
-
-def _runs(session: Any, feeds: Feeds) -> bool:
-    try:
-        runtime.run(session, feeds)
-    except DataError:
-        return False
-    return True
-
-
-def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: list[Feeds]) -> Proof:
-    """Compare on one set of inputs.
+def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, ran: Sequence[Ran]) -> Proof:
+    """Compare on one set of inputs, of which it is known what the twin gives.
 
     Raises:
         Differs: They differ.
         VerificationError: The pruned model does not load or run.
     """
-    twin = _outputs(masked, batches)
-    whole = twin if original is masked else _outputs(original, batches)
-    others = _outputs(masked, [other_inputs(feeds) for feeds in batches], tolerant=True)
-    silent = {name: why for name in twin[0] if (why := _silence(name, twin, whole, others))}
-    actual = _outputs(pruned, batches)
+    batches, twin = [feeds for feeds, _ in ran], [outputs for _, outputs in ran]
+    whole = twin if original is masked else outputs_of(original, batches)
+    silent = _silent(masked, batches, twin, whole)
+    actual = outputs_of(pruned, batches)
     judged = judge(masked, batches, twin, actual)
     silent |= judged.unclear
     names = tuple(name for name in twin[0] if name not in silent)
@@ -195,19 +133,8 @@ def _compare(original: ir.Model, masked: ir.Model, pruned: ir.Model, batches: li
     if not difference <= limit:
         raise Differs(difference, limit)
     listed = "; ".join(f"output '{name}' {why}" for name, why in silent.items())
-    return Proof(difference, limit, "" if names else listed or "the model has no output", silent, names, len(twin[0]))
-
-
-def _outputs(model: ir.Model, batches: Sequence[Feeds], *, tolerant: bool = False) -> list[Outputs]:
-    """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
-    session = check_session(model, error=VerificationError)
-    if not tolerant:
-        return list(run_each(session, batches, error=VerificationError))
-    results: list[Outputs] = []
-    for feeds in batches:
-        with contextlib.suppress(OnnxPruneError):
-            results.append(runtime.run(session, feeds, error=VerificationError))
-    return results
+    unproved = "" if names else listed or "the model has no output"
+    return Proof(difference, limit, unproved, silent, names, len(twin[0]), tuple(batches))
 
 
 def other_inputs(feeds: Feeds) -> Feeds:
@@ -221,19 +148,34 @@ def _shaken_array(array: Any) -> Any:
     return np.flip(array).copy() if array.ndim else array
 
 
-def _silence(name: str, twin: list[Outputs], whole: list[Outputs], others: list[Outputs]) -> str:
-    """Why an output says nothing; "" where it does."""
-    values = [outputs[name] for outputs in twin]
-    if any(map(_is_list, values)):
-        return ""  # a sequence: compared part by part
-    arrays = [np.asarray(value) for value in values]
-    if why := says_nothing(arrays):
-        return why
-    if any(not _same(array, outputs[name]) for array, outputs in zip(arrays, whole, strict=True)):
-        return ""  # it reacts to the masking
-    if any(not _same(array, outputs[name]) for array, outputs in zip(arrays, others, strict=False)):
-        return ""  # what was removed had no effect here, and the output does react to the input
-    return "is constant: the same whatever the input and whatever is zeroed"
+def _silent(
+    masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs], whole: Sequence[Outputs]
+) -> dict[str, str]:
+    """Why outputs say nothing, by name; without those that say something."""
+    silent: dict[str, str] = {}
+    for name in twin[0]:
+        values = [outputs[name] for outputs in twin]
+        if any(map(_is_list, values)):
+            continue  # a sequence: compared part by part
+        if why := says_nothing(values):
+            silent[name] = why
+        elif all(_same(value, outputs[name]) for value, outputs in zip(values, whole, strict=True)):
+            silent[name] = _CONSTANT  # or what was removed had no effect here, and it does react to the input
+    still = [name for name, why in silent.items() if why == _CONSTANT]
+    for name in _reacting(masked, batches, twin, still) if still else ():
+        del silent[name]
+    return silent
+
+
+def _reacting(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs], names: Sequence[str]) -> list[str]:
+    """Which outputs are others for other inputs, of those that the twin runs."""
+    session = check_session(masked, error=VerificationError)
+    reacting: dict[str, None] = {}
+    for feeds, expected in zip(batches, twin, strict=True):
+        with contextlib.suppress(OnnxPruneError):
+            outputs = runtime.run(session, other_inputs(feeds), error=VerificationError)
+            reacting |= {name: None for name in names if not _same(expected[name], outputs[name])}
+    return list(reacting)
 
 
 def _is_list(value: Any) -> bool:
@@ -318,7 +260,7 @@ def _rounding(masked: ir.Model, batches: Sequence[Feeds], twin: Sequence[Outputs
     level of optimisation."""
     rng = np.random.default_rng(0)
     nudged = [{name: _nudged(rng, array) for name, array in feeds.items()} for feeds in batches]
-    moved = differences_to_masked(masked, twin, _outputs(masked, nudged))
+    moved = differences_to_masked(masked, twin, outputs_of(masked, nudged))
     session = check_session(masked, optimize="off", error=VerificationError)
     plain = run_each(session, batches, error=VerificationError)
     levels = differences_to_masked(masked, twin, plain)
@@ -335,20 +277,26 @@ def _nudged(rng: np.random.Generator, array: Any) -> Any:
 # -- in front of what hides a difference ------------------------------------------------------------------------------
 
 
-def _before_the_end(original: ir.Model, masked: ir.Model, pruned: ir.Model, seed: int, without: Proof) -> Proof:
+def _before_the_end(
+    original: ir.Model, masked: ir.Model, pruned: ir.Model, tried: Sequence[list[Feeds]], without: Proof
+) -> Proof:
     """Compare the values that the hiding end of the graph reads; give back `without` where these prove nothing."""
     shared = set(_values_by_name(pruned)) & set(_values_by_name(original))
-    names = [name for name in _in_front(masked) if name in shared]
-    for feeds in _candidates(original, masked, seed):
-        twin, smaller = (_outputs(_with_outputs(model, names), feeds[:1])[0] for model in (masked, pruned))
-        names = [name for name in names if np.shape(twin[name]) == np.shape(smaller[name])]  # it lost no unit
+    known = {str(value.name) for value in masked.graph.outputs}  # they proved nothing on these very inputs
+    names = [name for name in _in_front(masked) if name in shared and name not in known]
+    for batches in tried if names else ():
+        twin = outputs_of(_with_outputs(masked, names), batches)
+        (smaller,) = outputs_of(_with_outputs(pruned, names), batches[:1])
+        lost = {name for name in names if np.shape(twin[0][name]) != np.shape(smaller[name])}  # units
+        names = [name for name in names if name not in lost]
         if not names:
             return without
         before, zeroed, after = (_with_outputs(model, names) for model in (original, masked, pruned))
-        proof = _compare(before, zeroed, after, feeds)
+        ran = [(feeds, {n: v for n, v in o.items() if n not in lost}) for feeds, o in zip(batches, twin, strict=True)]
+        proof = _compare(before, zeroed, after, ran)
         inner = tuple(name for name in proof.compared if name in names)
         if inner:
-            return Proof(proof.difference, proof.limit, "", without.silent, inner, without.outputs, tuple(feeds))
+            return replace(proof, unproved="", silent=without.silent, compared=inner, outputs=without.outputs)
     return without
 
 

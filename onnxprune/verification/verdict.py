@@ -18,6 +18,7 @@ from onnxprune.graph.dims import graph_inputs
 from onnxprune.graph.hints import hints_of
 from onnxprune.runtime.in_blocks import check_session, run_each
 from onnxprune.runtime.latency import LatencyFigure, latency_figure
+from onnxprune.verification.candidates import working
 from onnxprune.verification.change import changes_of, worst
 from onnxprune.verification.comparable import seeded
 from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
@@ -237,12 +238,16 @@ def _observe(
     measure: _Measure = _Measure(),  # noqa: B008 (immutable)
 ) -> tuple[list[runtime.Feeds], _Observed]:
     """Run a model in a session of its own, which is gone afterwards: large models are never held twice."""
+    model_run, session = seeded(model), None
+    if measure.data is not None:  # a metric takes many runs, of the model as a whole
+        session = runtime.make_session(model_run, error=error)
     if batches is None:
-        batches = runtime.working_inputs(model, seed=seed, count=2, session=check_session(model, error=error))
-    if measure.data is None:
-        return batches, _Observed(run_each(check_session(seeded(model), error=error), batches, error=error))
-    session = runtime.make_session(seeded(model), error=error)  # a metric takes many runs, of the model as a whole
-    outputs = [runtime.run(session, feeds, error=error) for feeds in batches]
+        ran = working(model_run, seed=seed, error=error, session=session)
+        batches, outputs = [feeds for feeds, _ in ran], [outputs for _, outputs in ran]
+    else:
+        outputs = run_each(session or check_session(model_run, error=error), batches, error=error)
+    if session is None or measure.data is None:
+        return batches, _Observed(outputs)
     if measure.meter is not None:
         return batches, _Observed(outputs, measure.meter, measure.meter.read(model, session))
     return batches, _Observed(outputs, *start_meter(model, session, measure.data, measure.metric))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 from small_models import graph, random
 
 import onnxprune
+from onnxprune import runtime
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.pipeline.run import prune
+from onnxprune.runtime import in_blocks, inputs, session
 from onnxprune.verification.change import change_of_output
 from onnxprune.verification.comparable import comparable, seeded
 from onnxprune.verification.proof import prove
@@ -84,6 +89,57 @@ def test_random_operators_are_compared_under_one_seed() -> None:
     model = network("n = RandomNormalLike(z) y = Add(z, n)")
     assert prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3)).difference == 0
     assert seeded(model) is not model and seeded(network("y = Identity(z)")) is not None
+
+
+def test_inputs_that_were_tried_before_do_not_shift_random_numbers() -> None:
+    """Numbers without a sign come second, in a session that has drawn by then: a root gave NaN before."""
+    text = "n = RandomNormalLike(z) y = Add(z, n) least = ReduceMin <keepdims = 0> (x) root = Sqrt(least)"
+    model = network(text, "float[N,4] y, float root")
+    proof = prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3))
+    assert proof.difference == 0 and not proof.silent
+
+
+class Sessions:
+    """Counts sessions: how many were made, how many of them at most lived at once, and how many runs there were."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = self.most = self.runs = 0
+        alive = weakref.WeakSet[ort.InferenceSession]()
+        make, run = session.make_session, session.run
+
+        def spied(model: ir.Model, **settings: object) -> ort.InferenceSession:
+            new = make(model, **settings)  # type: ignore[arg-type]
+            alive.add(new)
+            self.made, self.most = self.made + 1, max(self.most, len(alive))
+            return new
+
+        def counted(*arguments: object, **settings: object) -> object:
+            self.runs += 1
+            return run(*arguments, **settings)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(in_blocks, "make_session", spied)
+        for module in (in_blocks, inputs, runtime):
+            monkeypatch.setattr(module, "run", counted)
+
+
+def test_a_proof_holds_one_session_at_a_time_and_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions, model = Sessions(monkeypatch), network("y = Identity(z)")
+    prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3))
+    assert (sessions.made, sessions.most) == (3, 1)
+    assert sessions.runs == 6  # of the twin, the original and the pruned model, each at two batch sizes
+
+
+def test_where_nothing_is_proved_one_session_is_held_and_no_inputs_are_tried_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A head that is zero, as that of a network before its training: in front of it lie values that lose a unit."""
+    sessions = Sessions(monkeypatch)
+    text = "agraph (float[N,8] x) => (float[N,4] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"
+    model = graph(text, {**WEIGHTS, "w2": np.zeros((32, 4), np.float32)})
+    proof = prove(model, zeroed(model, "w1", 3), zeroed(model, "w1", 3))
+    assert "is constant" in proof.unproved
+    sets = 1 + 2 + 2  # the best, other numbers, and those without a sign and large ones: there is no mask to turn round
+    assert (sessions.made, sessions.most, sessions.runs) == (4 * sets, 1, 8 * sets)
 
 
 def test_kernels_that_round_activations_do_not_jump() -> None:
