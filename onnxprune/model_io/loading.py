@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model_io import protobuf
+from onnxprune.model_io import held, protobuf
 from onnxprune.model_io.bodies import bodies, graphs_of
 from onnxprune.model_io.densify import make_dense, refuse_training_info
 from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
@@ -63,9 +63,8 @@ def load_any(
         return _copy(model, limits)
     if isinstance(model, onnx.ModelProto):
         protobuf.check_is_model(model, "the model")
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model)
-        return _model(proto, "the model", None, limits)
+        proto, weights = held.copied(model)
+        return _model(proto, "the model", None, limits, weights=weights)
     if isinstance(model, (str, os.PathLike)):
         return load(model, limits=limits)
     raise TypeError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
@@ -87,6 +86,7 @@ def _model(
     limits: Limits,
     state: tuple[State | None, ...] = (),
     left: Mapping[str, Extent] = MappingProxyType({}),
+    weights: Mapping[int, bytes] = MappingProxyType({}),
 ) -> ir.Model:
     parts = protobuf.parts_of(proto)
     check_text_and_attributes(proto, parts, name)
@@ -100,6 +100,7 @@ def _model(
     if path is not None and left:
         _refer_to_file(proto, name, path, left)
         data_files = {**data_files, path.name: real_path(path)}
+    held.refer(proto, name, weights)
     make_dense(parts, limits)
     check_tensors(parts, name)
     proto = inline_functions(proto, name)
@@ -111,6 +112,7 @@ def _model(
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
         raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
+    held.put_in(model, weights)
     _free_negative_dims(model)
     _check_graph(model, name)
     if path is not None:
