@@ -1,7 +1,8 @@
 """Random inputs to take the place of calibration data, in a form that gradients can improve.
 
-Signals (pictures, sound, video) get the spectrum of natural ones, other floats are independent and normal. Ids lie
-within the table that they index, masks let everything through. See `runtime.inputs` for what the graph tells of them.
+Pictures are leaves that hide each other, other signals (sound, video) noise with the spectrum of natural ones, other
+floats independent and normal. Ids lie within the table that they index, masks let everything through. See
+`runtime.inputs` for what the graph tells of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from onnxprune.graph.input_roles import integer_role
 from onnxprune.runtime.drawn import is_mask
 from onnxprune.runtime.inputs import dynamic_dims, kind_of_masks, one_sample, random_inputs
 from onnxprune.runtime.session import make_session, run
-from onnxprune.synthetic.noise import amplitudes, channel_axis, coloured, signal, slopes
+from onnxprune.synthetic.leaves import is_picture, pictures
+from onnxprune.synthetic.noise import amplitudes, channel_axis, coloured, signal, slopes, whitened
 
 Array = npt.NDArray[Any]
 TOKENS = 32  # extent of free dimensions of ids, where the model runs with it
@@ -36,9 +38,11 @@ class Field:
     """One float input of all samples, as white noise and what is made of it.
 
     Attributes:
-        white: Standard normal, [samples, channels, *places] of a signal, else in the input's shape.
+        white: [samples, channels, *places] of a signal, else in the input's shape. Standard normal, but of a picture:
+            there it is what the noise would have to be to give the picture.
         spectrum: Of a signal, from `noise.amplitudes`; None for others.
         channels: The axis of channels in the input; None where it is no signal.
+        picture: Whether it is a picture of `leaves`.
         factor, offset: What goes into the graph is factor * n + offset; they broadcast to the input's shape.
         dtype: Of the input.
     """
@@ -46,6 +50,7 @@ class Field:
     white: Array
     spectrum: Array | None
     channels: int | None
+    picture: bool
     factor: Array
     offset: Array
     dtype: np.dtype[Any]
@@ -170,11 +175,15 @@ def _field(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) ->
     factor, offset = _before_entry(spec.value, shape, len(shape) - 1 if channels is None else channels)
     assert spec.dtype is not None
     if channels is None:
-        return Field(rng.standard_normal(shape), None, None, factor, offset, spec.dtype)
+        return Field(rng.standard_normal(shape), None, None, False, factor, offset, spec.dtype)
     places = tuple(n for axis, n in enumerate(shape) if axis not in (0, channels))
-    spectrum = amplitudes(places, slopes(rng, shape[0]))
-    white = rng.standard_normal((shape[0], shape[channels], *places))
-    return Field(white, spectrum, channels, factor, offset, spec.dtype)
+    picture = is_picture(places)
+    spectrum = amplitudes(places, np.ones(shape[0]) if picture else slopes(rng, shape[0]))
+    if picture:
+        white = whitened(pictures(rng, shape[0], shape[channels], places), spectrum)
+    else:
+        white = rng.standard_normal((shape[0], shape[channels], *places))
+    return Field(white, spectrum, channels, picture, factor, offset, spec.dtype)
 
 
 def _before_entry(value: ir.Value, shape: tuple[int, ...], axis: int) -> tuple[Array, Array]:

@@ -63,6 +63,14 @@ def coloured(white: Array) -> Array:
     return np.einsum("dc,nc...->nd...", np.linalg.cholesky(correlation), white)
 
 
+def whitened(values: Array, spectrum: Array) -> Array:
+    """Return the white noise of which `coloured` and `signal` make these values: their inverse."""
+    places = tuple(range(2, values.ndim))
+    white = np.fft.irfftn(np.fft.rfftn(values, axes=places) / spectrum, s=values.shape[2:], axes=places)
+    mixture = coloured(np.eye(values.shape[1])[None])[0]
+    return np.einsum("dc,nc...->nd...", np.linalg.inv(mixture), white).astype(values.dtype)
+
+
 def signal(white: Array, spectrum: Array) -> Array:
     """Give white noise [samples, channels, *places] a spectrum from `amplitudes`."""
     places = tuple(range(2, white.ndim))

@@ -26,9 +26,9 @@ from onnxprune.synthetic.draw import Drawn, Setting, can_be_improved, draw, sett
 MOST, LEAST = 512, 64
 """Samples that are drawn: fewer of a large model."""
 
-_WORK = 1.2e12  # multiply-adds of all forward runs that the gradient steps may take
-_UPDATES = (16, 50)  # gradient steps of each sample: not worth it below, nothing gained above
-_USUAL = 32  # of a large model, whose number of samples is chosen for it
+_WORK = 1e12  # multiply-adds of all forward runs that the gradient steps may take
+_UPDATES = (8, 50)  # gradient steps of each sample: not worth it below, nothing gained above
+_USUAL = 16  # of a large model, whose number of samples is chosen for it
 
 
 NOTE = (
@@ -78,8 +78,7 @@ def made_up(
     steps = _affordable(model, setting, seed) if gradients and can_be_improved(model) else 0
     count = min(limit, MOST, max(LEAST, steps // _USUAL) if steps else MOST)
     drawn = draw(model, setting, count, seed)
-    signals = any(field.spectrum is not None for field in drawn.fields.values())
-    plain = Calibration(drawn.samples, made_up="noise with the spectrum of natural signals" if signals else "random")
+    plain = Calibration(drawn.samples, made_up=_kind(drawn))
     updates = min(_UPDATES[1], steps // max(1, drawn.samples.count))
     if updates < _UPDATES[0]:
         return plain
@@ -103,6 +102,14 @@ def _matched(
         return plain
     samples = Samples({**drawn.samples.arrays, **better}, drawn.samples.axes)
     return Calibration(samples, made_up=f"{plain.made_up}, fitted to {view.tells} in {updates} gradient steps")
+
+
+def _kind(drawn: Drawn) -> str:
+    """What was drawn, in words."""
+    fields = drawn.fields.values()
+    if any(field.picture for field in fields):
+        return "pictures of random shapes"
+    return "noise with the spectrum of natural signals" if any(f.spectrum is not None for f in fields) else "random"
 
 
 def _affordable(model: ir.Model, setting: Setting, seed: int) -> int:
