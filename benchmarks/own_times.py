@@ -7,7 +7,8 @@ The ten networks of depgraph.py, half of the parameters by whole units. Each fig
 their own, all of one network in turn, again and again: what else runs on a machine only adds to it.
 
     seconds           `onnxprune.prune` of a model in memory, without verification and latency
-    seconds before    the same by the package in another working tree, given by --tree, whose commit is noted
+    seconds before    the same by the package in another working tree, given by --tree, whose commit is noted; without
+                      one, what an earlier run found
     Torch-Pruning     its trace and its pruning at ratio 0.5; where it fails, the limit is twice loading and saving
     load and save     `onnx.load` and `onnx.save`
     peak / file       the largest memory of a run with verification, less that of a process which only imported the
@@ -128,7 +129,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             with _quiet():
                 path = export(name, "legacy", Path(folder))
-            results[name] = row(name, path, small, arguments.tree and arguments.tree.resolve(), arguments.times)
+            known = {} if arguments.tree else results.get(name, {})
+            before = {kind: known[kind] for kind in ("seconds before", "before") if kind in known}
+            new = row(name, path, small, arguments.tree and arguments.tree.resolve(), arguments.times)
+            results[name] = before | new
         results[name] |= {"commit": commit_of(HERE.parent), "times": arguments.times}
         if arguments.tree:
             results[name]["before"] = commit_of(arguments.tree)
