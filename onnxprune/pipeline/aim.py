@@ -55,8 +55,10 @@ class Aim:
             tried = trying.prune(replace(state, structure=prepare(state.model.clone())), sparsity, number)
             return self.figure(trying.clean(tried)[0] if recipe.remove_dead else tried)
 
-        gone = state.trace.gone / self.steps.prunable
-        found = nearest_ratio(measure, self.wanted[number - 1], least=gone, whole=self.figure(state), under=self.under)
+        wanted, of_cost = self.wanted[number - 1], self.steps.whole is not None
+        gone = self.steps.saved(prepare(state.model.clone())) if of_cost else state.trace.gone / self.steps.prunable
+        whole = self.figure(state)
+        found = nearest_ratio(measure, wanted, least=gone, whole=whole, under=self.under, of_cost=of_cost)
         if found.best is None:  # all that can go; whether that is enough the search before has found
             return min(found.tries, key=lambda one: one.value).sparsity
         return found.best.sparsity

@@ -53,7 +53,17 @@ from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
 from onnxprune.structure.weights import Weight, total_size
 
-__all__ = ["Plan", "Task", "allocations_of", "choose", "chooser", "cost_of", "scored_groups", "task_of"]
+__all__ = [
+    "Plan",
+    "Task",
+    "allocations_of",
+    "choose",
+    "chooser",
+    "cost_of",
+    "scored_groups",
+    "takes_of_cost",
+    "task_of",
+]
 
 
 def choose(
@@ -288,8 +298,7 @@ def _units(task: Task) -> Plan:
     context = UnitContext(
         structure, counted, groups, scored.values, inputs, cost, task.cache, evidence=evidence, effort=recipe.effort
     )
-    fine = recipe.target in ("target_macs", "target_size")
-    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most, fine)
+    budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, task.most, takes_of_cost(recipe))
     allocation, _ = allocations_of(recipe)
     assert allocation is not None
     chosen = allocation(context, budget)
@@ -325,6 +334,12 @@ def scored_groups(task: Task) -> tuple[list[Group], UnitScores]:
 def cost_of(recipe: Recipe) -> CostName:
     """Return what a removal should save, by the target that is looked for."""
     return _COSTS.get(recipe.target or "", "balanced")
+
+
+def takes_of_cost(recipe: Recipe) -> bool:
+    """Whether the sparsity that is looked for is a share of the cost, as far as units go: see `UnitBudget.of_cost`."""
+    allocation, _ = allocations_of(recipe)
+    return recipe.target in _COSTS and allocation is not None and allocation.of_cost
 
 
 @chooser(Layers)

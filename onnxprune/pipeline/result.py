@@ -334,7 +334,7 @@ class Reached:
         target: The field of the recipe.
         wanted: Its value.
         reached: The same of the result; as measured in the search, where the result was not measured.
-        sparsity: The sparsity that was asked for to get it.
+        sparsity: The sparsity that was asked for to get it; where units save a share of a cost, what came out.
         tries: All runs of the search.
     """
 

@@ -16,6 +16,7 @@ MOST = 0.999
 _CLOSE = 0.02  # a ratio this near to the wanted one, relative to it, ends the search
 _CLOSE_UNDER = 0.005  # the same of a budget that must not be exceeded
 _FINEST = 1 / 2048  # no two sparsities closer than this are tried; under a budget, than this share of what is left
+_FINEST_OF_COST = 0.005  # the same where what goes is divided anew for each, so that nothing lies between
 _INTERPOLATED = 6  # so many tries at most are guesses between two points
 _WORLDS = 4  # so many possible outcomes are thought through for each sparsity that is measured ahead
 _LEAST = 1e-9  # in the place of 0, where a logarithm is taken
@@ -51,6 +52,7 @@ def nearest_ratio(
     wanted: float,
     *,
     under: bool,
+    of_cost: bool = False,
     least: float = 0.0,
     whole: float | None = None,
     most_tries: int = 16,
@@ -63,6 +65,7 @@ def nearest_ratio(
         measure: From a sparsity to the figure, after / before.
         wanted: The figure.
         under: Keep only what is no more than ``wanted``; otherwise the nearest is kept, by its ratio to ``wanted``.
+        of_cost: Whether sparsities are shares of what the figure is of, and are used as fully as units allow.
         least: The least sparsity that makes sense.
         whole: The figure at ``least``, where it is known without a run.
         most_tries: Runs at most, but for one at `MOST`.
@@ -76,7 +79,8 @@ def nearest_ratio(
     same_side = 0
     while low.value > wanted and len(search.tries) < most_tries:
         end = MOST if high is None else high.sparsity
-        if end - low.sparsity <= (_FINEST * (1 - low.sparsity) if under else _FINEST):
+        left = 1 - low.sparsity if under or of_cost else 1.0
+        if end - low.sparsity <= left * (_FINEST_OF_COST if of_cost else _FINEST):
             break
         halve = abs(same_side) > 1 or len(search.tries) >= _INTERPOLATED
         new = search.at(_between(low, high, wanted, halve=halve))

@@ -28,7 +28,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.model_io.journal import Journal
 from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
-from onnxprune.pipeline.choose import choose
+from onnxprune.pipeline.choose import choose, cost_of, takes_of_cost
 from onnxprune.pipeline.joint import Joint
 from onnxprune.pipeline.plan import Plan
 from onnxprune.pipeline.planned import divided_once, planned_once
@@ -45,6 +45,7 @@ from onnxprune.selection.eligible import eligible_weights, protected_weights
 from onnxprune.selection.joint import Division
 from onnxprune.selection.rounding import RoundTo, conv_block
 from onnxprune.structure.bit_masks import BitMasks
+from onnxprune.structure.costs import find_cost, total_cost
 from onnxprune.structure.rewrite import Kept
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
@@ -108,10 +109,13 @@ Choosing = Callable[[str, Structure, ScoreCache | None], Plan | None]
 class Steps:
     """What every step of a run needs. Sparsities are shares of the original, however much is gone already.
 
+    They are shares of the parameters that may go; of the cost of a budget where units are divided by that.
+
     Attributes:
         recipe: The recipe.
         prunable: How many parameters of the original may go.
         total: How many parameters all its weights have.
+        whole: What all of it costs, where units are divided by a budget's cost.
         dense: The original, normalised, which recovery aims at; None where nothing is recovered.
         methods: The methods of recovery, in order.
         calibration: Samples, where some were given.
@@ -124,6 +128,7 @@ class Steps:
     recipe: Recipe
     prunable: int
     total: int
+    whole: float | None = None
     dense: ir.Model | None = None
     methods: tuple[str, ...] = ()
     calibration: Calibration | None = None
@@ -147,7 +152,9 @@ class Steps:
         """
         total = total_size(prunable_weights(structure))
         dense = structure.model.clone() if methods else None
-        return Steps(recipe, prunable_size(structure, recipe), total, dense, methods, **settings)
+        steps = Steps(recipe, prunable_size(structure, recipe), total, None, dense, methods, **settings)
+        by_cost = takes_of_cost(recipe) and not steps.competes
+        return replace(steps, whole=max(_cost(structure, recipe), 1.0) if by_cost else None)
 
     def prune(self, state: State, sparsity: float, number: int) -> State:
         """Prune a copy of the model until `sparsity` of the original is gone.
@@ -272,13 +279,21 @@ class Steps:
             return self.prunable - (self.total - total_size(prunable_weights(structure)))
         return total_size([*eligible_weights(structure, self.recipe), *protected_weights(structure, self.recipe)])
 
+    def saved(self, structure: Structure) -> float:
+        """The share of the original's cost that is saved, where units are divided by a budget's cost."""
+        return 0.0 if self.whole is None else 1 - _cost(structure, self.recipe) / self.whole
+
     def _of_part(self, part: str, structure: Structure, sparsity: float) -> Recipe:
         """The recipe of one part of the structure, with the share of the model as it is that goes in it."""
         recipe = self.recipe.model_copy(update={"structure": part})
-        left = self.left(structure)
-        if self.recipe.parts.mixed and part in (self.recipe.parts.texts[0], UNITS):
+        units, left = part in (self.recipe.parts.texts[0], UNITS), self.left(structure)
+        if self.recipe.parts.mixed and units:
             recipe = recipe.model_copy(update={"round_to": self._rounding_of_units(structure)})
-            goal = self._share_of_units(sparsity) * self.prunable - (self.prunable - left)
+            sparsity = self._share_of_units(sparsity)
+        if self.whole is not None and units:
+            share = max(0.0, 1 - (1 - sparsity) / (1 - self.saved(structure)))
+        elif self.recipe.parts.mixed and units:
+            goal = sparsity * self.prunable - (self.prunable - left)
             share = min(1.0, max(0.0, goal) / prunable_size(structure, recipe))
         else:
             share = max(0.0, 1 - self.prunable * (1 - sparsity) / left)
@@ -343,6 +358,11 @@ class Steps:
             VerificationError: They differ.
         """
         return prove(before, masked, after, seed=self.recipe.seed)
+
+
+def _cost(structure: Structure, recipe: Recipe) -> float:
+    """What a model costs, in what the recipe's target is of."""
+    return total_cost(find_cost(cost_of(recipe), structure), structure)
 
 
 def _masks_now(model: ir.Model, masks: Mapping[str, Bools]) -> Mapping[str, Bools]:

@@ -3,7 +3,8 @@
 A search (search.py) tries sparsities; every try is a run of the recipe, measured as the result will be. Budgets are
 tried in one step, without training, recovery and verification, which change neither shapes nor the number of zeros;
 later steps find sparsities of their own (aim.py). For a drop, all steps, training and recovery belong to the try.
-Units go in the order of importance per cost (selection/by_cost.py), so that the sparsity is the one thing left to find.
+Units go in the order of importance per cost (selection/by_cost.py), so that one number is left to find: the sparsity,
+or for a budget the share of its cost that units save, which is near what is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
+from onnxprune.pipeline.choose import takes_of_cost
 from onnxprune.pipeline.deliver import ensure_wanted, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
@@ -78,6 +80,9 @@ def _within(search: _Search, wanted: float, at: float | None, again: int) -> tup
         if again == 0 or value > _NEAR * wanted:
             raise VerificationError(_exceeded(search.target, wanted, value, result))
         return _within(search.below(value / wanted), wanted, at, again - 1)  # other numbers pack a little worse
+    if takes_of_cost(search.recipe):
+        tries = tuple(replace(t, sparsity=search.gone.get(t.sparsity, t.sparsity)) for t in outcome.tries)
+        return result, Reached(search.target, wanted, value, result.sparsity, tries)
     sparsity = result.steps[-1]["wanted"] if result.steps and search.recipe.iterations > 1 else best.sparsity
     return result, Reached(search.target, wanted, value, sparsity, outcome.tries)
 
@@ -94,7 +99,8 @@ class _Search:
         silent: The same without progress, for other processes.
         figure: What is measured of each try.
         tell: Called with the name of each try.
-        figures: What was measured, by the parameters gone: two sparsities may come to the same units.
+        figures: What was measured, by the parameters gone and all shapes: two sparsities may come to the same units.
+        gone: The sparsity that came out, by that asked for.
         results: Of tries that are whole runs, by sparsity.
         obstacles: Why nothing could be packed, where it should be.
     """
@@ -106,7 +112,8 @@ class _Search:
     silent: Run
     figure: Figure
     tell: Callable[[str], None] | None
-    figures: dict[int, float] = field(default_factory=dict)
+    figures: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    gone: dict[float, float] = field(default_factory=dict)
     results: dict[float, Result] = field(default_factory=dict)
     obstacles: set[str] = field(default_factory=set)
 
@@ -139,7 +146,8 @@ class _Search:
             return highest_within(self.measure_each, self.wanted, least=least, ahead=count_jobs())
         changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
         whole = None if changed else 1.0
-        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=is_limit(self.target))
+        under, of_cost = is_limit(self.target), takes_of_cost(recipe) and not recipe.parts.joint
+        return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under, of_cost=of_cost)
 
     def measure_each(self, sparsities: Sequence[float]) -> list[float | None]:
         """Several tries, side by side where that is asked for; None for one but the first that failed."""
@@ -160,21 +168,24 @@ class _Search:
     def measure(self, sparsity: float) -> float:
         """One try."""
         if self.tell is not None:
-            self.tell(f"{flag_name(Recipe, self.target)}: sparsity {sparsity:.4f}")
+            what = "share saved" if takes_of_cost(self.recipe) else "sparsity"
+            self.tell(f"{flag_name(Recipe, self.target)}: {what} {sparsity:.4f}")
         update: dict[str, Any] = {"sparsity": sparsity, "require": ()}
         if not self.trained:
             update["retrain"] = None
         if self.target != "max_drop":
             update |= {"recover": ("no",), "iterations": 1, "initial_sparsity": 0.0}  # other numbers, but as many
         result = self.run(self.recipe.model_copy(update=update), whole=self.trained)
+        self.gone[sparsity] = result.sparsity
         if self.trained:
             self.results[sparsity] = result
             return self.figure(result)
         if result.delivery is not None and result.delivery.packing is not None:
             self.obstacles.update({result.delivery.packing.obstacle} - {""})
-        if result.gone not in self.figures:
-            self.figures[result.gone] = self.figure(result)
-        return self.figures[result.gone]
+        key = (result.gone, *(str(v.shape) for v in result.model.graph.initializers.values()))
+        if key not in self.figures:
+            self.figures[key] = self.figure(result)
+        return self.figures[key]
 
     def result(self, sparsity: float) -> Result:
         """The result at the sparsity that was found, within the limits of the recipe."""

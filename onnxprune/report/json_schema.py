@@ -51,7 +51,9 @@ class PruneOutput(BaseModel):
     dead_units: int = Field(description="units that went beside what was asked for")
     notes: list[str] = Field(description="what the user should know, as sentences")
     steps: list[dict[str, Any]] = Field(
-        [], description="each step of pruning: sparsity wanted and reached, what recovery did, what a scan found"
+        [],
+        description="each step of pruning: share wanted (of the cost where a budget is divided among units, else of "
+        "the parameters), sparsity reached, what recovery did, what a scan found",
     )
     untouched: dict[str, str] = Field(
         {}, description="weights or groups of units that the pattern or the criterion does not fit, with the reason"

@@ -73,10 +73,12 @@ class UnitAllocation:
     Attributes:
         select: The function.
         needs: Whether it needs calibration inputs.
+        of_cost: Whether it can take a share of the cost in place of one of the parameters: `UnitBudget.of_cost`.
     """
 
     select: SelectUnits
     needs: Needs = "nothing"
+    of_cost: bool = False
 
     def __call__(self, context: UnitContext, budget: UnitBudget) -> UnitSelection:
         return self.select(context, budget)
@@ -100,17 +102,19 @@ UNIT_ALLOCATIONS: Registry[UnitAllocation] = Registry(
 )
 
 
-def unit_allocation(name: str, *, needs: Needs = "nothing") -> Callable[[SelectUnits], SelectUnits]:
+def unit_allocation(
+    name: str, *, needs: Needs = "nothing", of_cost: bool = False
+) -> Callable[[SelectUnits], SelectUnits]:
     """Register an allocation of units."""
 
     def register(function: SelectUnits) -> SelectUnits:
-        UNIT_ALLOCATIONS.add(name, UnitAllocation(function, needs), function)
+        UNIT_ALLOCATIONS.add(name, UnitAllocation(function, needs, of_cost), function)
         return function
 
     return register
 
 
-@unit_allocation("cost")
+@unit_allocation("cost", of_cost=True)
 def by_cost(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """By importance lost per cost saved: of parameters and multiply-adds together, or of what a target asks for.
 
@@ -169,7 +173,7 @@ def by_sensitivity(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     return context.cheapest(budget, price)
 
 
-@unit_allocation("measured", needs="calibration")
+@unit_allocation("measured", needs="calibration", of_cost=True)
 def by_effect(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     """By the change of the outputs when a group is cut alone and its consumers make up for it, per cost saved.
 

@@ -34,15 +34,15 @@ class UnitBudget:
         floor: No axis falls below so many indices.
         most: The share that the last step of a schedule brings what is gone to. The steps before may reach it: a cut
             from 64 channels to 48 is more than a small step, and the group would never be cut.
-        fine: Whether the last step may end between two round counts, where it would go beyond the target: for
-            figures that must not be exceeded, a round count of the last group matters less than what it wastes.
+        of_cost: Whether the share is one of the cost, which has to be saved, with as little beyond it as can be: the
+            last group may end between two round counts, since these matter less than what they waste.
     """
 
     sparsity: float
     round_to: RoundTo = "auto"
     floor: int = 1
     most: float = 0.0
-    fine: bool = False
+    of_cost: bool = False
 
     @property
     def limit(self) -> float:

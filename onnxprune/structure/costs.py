@@ -103,10 +103,14 @@ def find_cost(name: CostName, structure: Structure) -> Cost:
         return partial(latency, figures=figures_in_use())
     if name != "balanced":
         return _COSTS[name]
-    shapes, nodes = structure.known_shapes, list(counted_nodes(structure))
-    totals = [sum(times * cost(node, shapes) for node, times in nodes) for cost in (parameters, macs)]
-    size, work = (max(total, 1.0) for total in totals)
+    size, work = (max(total_cost(cost, structure), 1.0) for cost in (parameters, macs))
     return lambda node, shapes: parameters(node, shapes) / size + macs(node, shapes) / work
+
+
+def total_cost(cost: Cost, structure: Structure) -> float:
+    """Return what a whole model costs."""
+    shapes = structure.known_shapes
+    return sum(times * cost(node, shapes) for node, times in counted_nodes(structure))
 
 
 _COSTS: Mapping[str, Cost] = {"parameters": parameters, "macs": macs}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_models import conv_net, graph, random, two_layers
+from small_models import conv_net, graph, random, residual_net, two_layers
 
 import onnxprune
 from onnxprune import model_io, runtime
@@ -52,6 +52,24 @@ def test_multiply_adds_stay_within_the_budget() -> None:
     assert found.record().figures["target"]["wanted"] == 0.5
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("wanted", [0.95, 0.9, 0.7, 0.5])
+def test_a_budget_is_used_where_a_large_step_is_in_the_way(wanted: float, iterations: int) -> None:
+    """A cut of the sum saves a quarter of the work at once; channels inside the blocks make up for what it leaves."""
+    found = prune(residual_net(), target_macs=wanted, iterations=iterations, **UNITS)
+    assert found.verdict is not None and found.verdict.before.macs and found.verdict.after.macs is not None
+    assert wanted - 0.06 < found.verdict.after.macs / found.verdict.before.macs <= wanted
+    assert found.verdict.removed_vs_masked is not None and found.verdict.removed_vs_masked < 1e-5
+
+
+@pytest.mark.parametrize("wanted", [0.7, 0.5])
+def test_measured_effects_divide_a_budget_that_a_large_step_jumps_over(wanted: float) -> None:
+    images = np.load(MODELS / "digits_train.npz")["image"][:128]
+    found = prune(TRAINED[1], target_macs=wanted, calibration={"image": images}, recover="no", **UNITS)
+    assert found.target is not None and wanted - 0.02 < found.target.reached <= wanted
+    assert found.target.sparsity == pytest.approx(found.sparsity)
+
+
 @pytest.mark.parametrize(
     ("path", "settings"),
     [(TRAINED[1], {"iterations": 3}), (TRAINED[0], {"iterations": 2, "schedule": "cubic", "structure": "joint"})],
@@ -63,7 +81,7 @@ def test_steps_with_data_end_at_the_budget(path: Path, settings: dict[str, Any])
     assert found.verdict is not None and found.verdict.before.macs and found.verdict.after.macs is not None
     assert 0.38 < found.verdict.after.macs / found.verdict.before.macs <= 0.4
     assert len(found.steps) == settings["iterations"]
-    assert found.target is not None and found.target.sparsity == found.steps[-1]["wanted"]
+    assert found.target is not None and found.target.sparsity == pytest.approx(found.steps[-1]["sparsity"])
 
 
 def test_a_size_holds_after_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +122,7 @@ def test_units_go_by_what_they_save_in_the_target() -> None:
         weights | {"w5": random(5, 64)},
     )
     by_macs = prune(model, target_macs=0.6, **UNITS).kept
-    assert len(by_macs["w1"][0]) < 64 and "w4" not in by_macs
+    assert len(by_macs["w1"][0]) < len(by_macs["w4"][1]), "what is left of the budget may go anywhere"
 
 
 def test_the_file_stays_within_its_share_of_bytes() -> None:

@@ -59,7 +59,12 @@ _MOMENTS = "streamed_channel_moments"
     [
         (two_layers(64), {"structure": "channels", "criterion": "activation"}, evidence, _MOMENTS),
         (two_layers(64), {"structure": "channels", "allocation": "sensitivity"}, unit_allocation, "scan_units"),
-        (conv_net(64), {"structure": "channels", "criterion": "wanda", "iterations": 2}, evidence, _MOMENTS),
+        (
+            conv_net(64),
+            {"structure": "channels", "criterion": "wanda", "iterations": 2, "round_to": 8},
+            evidence,
+            _MOMENTS,
+        ),
         (two_layers(64), {"allocation": "sensitivity", "pack": "auto"}, allocation, "scan"),
     ],
     ids=["scores of units", "a scan of units", "two steps", "a scan of weights"],

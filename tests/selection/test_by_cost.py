@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_models import conv_net, graph, random
+from small_models import conv_net, graph, random, residual_net
 
 from onnxprune import runtime
 from onnxprune.graph import size
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.scoring import find_criterion, prunable_weights, unit_scores
-from onnxprune.selection.by_cost import select_by_cost
+from onnxprune.selection.by_cost import Loss, select_by_cost
+from onnxprune.selection.rounding import RoundTo
 from onnxprune.selection.units import UnitBudget, UnitSelection
 from onnxprune.structure.costs import CostName, find_cost, latency
 from onnxprune.structure.figures import BUILT_IN
+from onnxprune.structure.groups import Group
 from onnxprune.structure.ledger import Ledger
 from onnxprune.structure.structure import Structure
 
@@ -36,13 +43,28 @@ def uneven(c: int = 32) -> ir.Model:
 
 
 def choose(
-    structure: Structure, sparsity: float, cost: CostName, scores: np.ndarray | None = None, *, fine: bool = False
-) -> UnitSelection:
+    structure: Structure, sparsity: float, cost: CostName, scores: np.ndarray | None = None,
+    losses: Mapping[Group, Loss] | None = None, **budget: Any,
+) -> UnitSelection:  # fmt: skip
     weights, groups = prunable_weights(structure), structure.groups
     if scores is None:
         scores = unit_scores(structure, weights, groups, find_criterion("magnitude"), 0)
-    budget = UnitBudget(sparsity, fine=fine)
-    return select_by_cost(structure, weights, groups, scores, budget, find_cost(cost, structure))
+    of_all = UnitBudget(sparsity, **budget)
+    return select_by_cost(structure, weights, groups, scores, of_all, find_cost(cost, structure), losses)
+
+
+def cost_left(structure: Structure, counts: Mapping[Group, int], cost: CostName) -> float:
+    """The share of the cost that is left with so many units of each group."""
+    groups = structure.groups
+    ledger = Ledger(structure, prunable_weights(structure), groups, 1, find_cost(cost, structure))
+    whole = ledger.cost
+    for group in groups:
+        ledger.remove(group.atoms[counts[group] :], limit=float("inf"))
+    return ledger.cost / whole
+
+
+def counts_of(structure: Structure, chosen: UnitSelection) -> dict[Group, int]:
+    return {group: int((~chosen.removed[group.atoms]).sum()) for group in structure.groups}
 
 
 def kept(structure: Structure, chosen: UnitSelection) -> dict[str, int]:
@@ -58,15 +80,67 @@ def test_the_sparsity_is_met_in_steps_that_stay_round(cost: CostName, sparsity: 
     assert all(n % 16 == 0 or n in (4, 8, 12) for n in kept(structure, chosen).values())
 
 
-@pytest.mark.parametrize("sparsity", [0.2, 0.3, 0.45, 0.6, 0.75])
-def test_a_figure_that_must_not_be_exceeded_ends_in_a_finer_step(sparsity: float) -> None:
-    """The last group ends at a multiple of 4, as near above the share as it can be; all others stay round."""
+@pytest.mark.parametrize("cost", ["macs", "parameters", "latency"])
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.45, 0.6, 0.75])
+def test_a_share_of_the_cost_is_saved_in_full_and_little_more(share: float, cost: CostName) -> None:
+    """The last group ends at a multiple of 4, all others stay round."""
     structure = prepare(uneven(64))
-    coarse, fine = (choose(structure, sparsity, "macs", fine=fine) for fine in (False, True))
-    assert sparsity <= fine.sparsity <= sparsity + 0.03
-    assert abs(fine.sparsity - sparsity) <= abs(coarse.sparsity - sparsity)
-    counts = kept(structure, fine).values()
-    assert all(n % 4 == 0 for n in counts) and sum(n % 16 != 0 and n > 12 for n in counts) <= 1
+    counts = counts_of(structure, choose(structure, share, cost, of_cost=True))
+    assert 1 - share - (0.1 if cost == "latency" else 0.03) < cost_left(structure, counts, cost) <= 1 - share
+    assert all(n % 4 == 0 for n in counts.values()) and sum(n % 16 != 0 and n > 12 for n in counts.values()) <= 1
+
+
+@pytest.mark.parametrize("round_to", [8, 16, "none"])
+def test_a_rounding_that_was_asked_for_holds_at_the_end_of_a_budget(round_to: RoundTo) -> None:
+    structure = prepare(uneven(64))
+    counts = counts_of(structure, choose(structure, 0.5, "macs", of_cost=True, round_to=round_to, floor=9))
+    left = cost_left(structure, counts, "macs")
+    assert all(n % (1 if round_to == "none" else round_to) == 0 and n >= 9 for n in counts.values())
+    assert (0.49 if round_to == "none" else 0.4) < left <= 0.5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.22, 0.35, 0.5])
+def test_where_a_step_goes_too_far_what_loses_least_is_taken(share: float) -> None:
+    """As if all combinations were tried: smaller steps for a large one, or the large one without some small ones."""
+    structure = prepare(residual_net())
+    groups = structure.groups
+    enough = [counts for counts in _combinations(groups) if cost_left(structure, counts, "macs") <= 1 - share]
+    for seed in range(50):
+        times, powers = np.random.default_rng(seed).uniform([[0.3], [1.0]], [[3.0], [2.0]], (2, len(groups)))
+        losses = {group: partial(_loss, len(group), *each) for group, *each in zip(groups, times, powers, strict=True)}
+        counts = counts_of(structure, choose(structure, share, "macs", losses=losses, of_cost=True))
+        assert cost_left(structure, counts, "macs") <= 1 - share
+        lost, *others = (sum(losses[group](len(group), n) for group, n in c.items()) for c in (counts, *enough))
+        assert lost <= 1.001 * min(others), seed
+
+
+def _loss(total: int, times: float, power: float, now: int, then: int) -> float:
+    """Rising ever faster with what goes."""
+    return times * total * ((1 - then / total) ** power - (1 - now / total) ** power)
+
+
+def _combinations(groups: Sequence[Group]) -> Iterator[dict[Group, int]]:
+    """All counts of which at most one is not round."""
+    for counts in product(*(range(4, len(group) + 1, 4) for group in groups)):
+        if sum(n > 16 and n % 16 != 0 for n in counts) <= 1:
+            yield dict(zip(groups, counts, strict=True))
+
+
+def test_a_step_before_the_last_may_take_a_cut_that_saves_too_much_for_it() -> None:
+    """The next step has use for it; as the last step, others would take its place."""
+    structure = prepare(residual_net())
+    wide = next(group for group in structure.groups if len(group) == 16)
+    prices = {group: 4.0 if group is wide else 1.5 for group in structure.groups}
+    losses = {group: partial(lambda now, then, price: price * (now - then), price=n) for group, n in prices.items()}
+    chosen = (choose(structure, 0.1, "macs", losses=losses, of_cost=True, most=most) for most in (0.5, 0.1))
+    first, last = (counts_of(structure, each) for each in chosen)
+    assert first[wide] == 12 and last[wide] == 16
+
+
+def test_what_cannot_be_saved_is_all_that_can_go() -> None:
+    structure = prepare(uneven(64))
+    counts = counts_of(structure, choose(structure, 0.9999, "macs", of_cost=True))
+    assert set(counts.values()) == {4}
 
 
 @pytest.mark.parametrize("cost", ["macs", "latency"])
