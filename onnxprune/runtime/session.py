@@ -30,6 +30,7 @@ _LEVELS = {
 _IN_MEMORY_LIMIT = 32 << 20  # larger models go through a temporary file with external data, which ORT maps
 COPY_LIMIT = 512 << 20  # larger ones, with 16-bit floats counted as float32, are never copied into memory,
 _CHECK_LIMIT = 128 << 20  # nor are larger ones than this where outputs count, and not how fast they come
+_SMALL = 1 << 20  # bytes of a weight, whose copy in another type does not matter
 _ERRORS_ONLY = 3
 # Element types that numpy lacks: (what ONNX Runtime calls them, numpy type of the same bits, ml_dtypes type).
 _EXTENDED: dict[str, tuple[type, type]] = {
@@ -84,7 +85,8 @@ def make_session(
             size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
             if size > _IN_MEMORY_LIMIT:
                 limit = COPY_LIMIT if optimize == "all" else _CHECK_LIMIT
-                return _from_file(model, options, large=size + _bytes_of_halves(model) > limit)
+                large = size + _bytes_of_halves(model) > limit
+                return _from_file(model, options, large=large, casts=not _computes_as_stored(model))
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -128,16 +130,22 @@ def one_sentence(failure: Exception) -> str:
     return text.strip().rstrip(". ")
 
 
-def _from_file(model: ir.Model, options: ort.SessionOptions, *, large: bool) -> ort.InferenceSession:
+def _from_file(
+    model: ir.Model, options: ort.SessionOptions, *, large: bool, casts: bool = True
+) -> ort.InferenceSession:
     """A session whose weights lie in a file, which the operating system reads where they are used.
 
     Weights of a large model stay there. ONNX Runtime calculates with 16-bit floats in float32 on the CPU: in the order
-    of priorities it casts each weight right before its layer, and without an arena it frees it behind the layer.
+    of priorities it casts each weight right before its layer, and without an arena it frees it behind the layer. Where
+    nothing is cast the arena stays: the C library seldom uses pieces again that were asked for at aligned places.
     """
     if large:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        _give_back(options)
+        if casts:
+            _give_back(options)
+        else:
+            options.enable_mem_pattern = False
     with model_io.scratch_file(model) as path:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -156,6 +164,13 @@ def _bytes_of_halves(model: ir.Model) -> int:
     """How many bytes of a model are 16-bit floats."""
     tensors = (value.const_value for value in model_io.all_initializers(model))
     return sum(t.nbytes for t in tensors if t is not None and t.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16))
+
+
+def _computes_as_stored(model: ir.Model) -> bool:
+    """Whether no large weight is cast or dequantised before it is used."""
+    tensors = (value.const_value for value in model_io.all_initializers(model))
+    floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    return all(t is None or t.dtype in floats or t.nbytes < _SMALL for t in tensors)
 
 
 def _is_extended(session: ort.InferenceSession) -> bool:

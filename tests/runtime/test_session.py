@@ -7,9 +7,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from model_io_models import mlp, stored, stored_external
 from onnx import TensorProto, helper
+from small_models import halved, two_layers
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError, VerificationError
@@ -72,6 +74,7 @@ def test_a_large_model_is_neither_packed_nor_kept_in_an_arena(
 ) -> None:
     """16-bit floats count as float32, which ONNX Runtime makes of them. Where time is measured, only beyond memory."""
     monkeypatch.setattr(session, "_IN_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(session, "_SMALL", 0)
     model = model_io.load_any(mlp())
     size = model_io.serialized_size(model)
     monkeypatch.setattr(session, limit, size)
@@ -87,3 +90,22 @@ def test_a_large_model_is_neither_packed_nor_kept_in_an_arena(
     assert options[0].execution_order == session.ort.ExecutionOrder.PRIORITY_BASED  # type: ignore[attr-defined]
     assert not options[0].enable_cpu_mem_arena  # type: ignore[attr-defined]
     assert options[0].get_session_config_entry("session.disable_prepacking") == "1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("half", "kept"), [(False, True), (True, False)])
+def test_a_large_session_keeps_its_arena_where_no_weight_is_cast(
+    half: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cast weights are given back behind their layer; other values are used again, which the C library seldom does."""
+    found = list[bool]()
+    make = ort.InferenceSession
+
+    def spy(model: str, options: ort.SessionOptions, **settings: object) -> ort.InferenceSession:
+        found.append(options.enable_cpu_mem_arena)
+        return make(model, options, **settings)
+
+    monkeypatch.setattr(ort, "InferenceSession", spy)
+    for limit in ("_IN_MEMORY_LIMIT", "_CHECK_LIMIT", "_SMALL"):
+        monkeypatch.setattr(session, limit, 0)
+    make_session(halved(two_layers()) if half else two_layers())
+    assert found == [kept]
