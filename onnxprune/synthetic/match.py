@@ -41,6 +41,7 @@ Array = npt.NDArray[Any]
 
 CHUNK = 128  # samples that are matched together
 _RATE = 0.05  # of Adam, on noise of variance 1
+_STEPS, _GENTLE_STEPS = 50, 16
 _PATH = 0.16  # rate times steps of a picture that classes alone change
 _MOVED = 32  # pictures are moved by at most this part of a side, so that nothing hangs on single pixels
 _CLASS_WEIGHT = 0.3  # beside the statistics
@@ -69,12 +70,19 @@ class View:
         norms: The BatchNormalizations of the main graph.
         classes: The outputs that are of classes, each with whether these are probabilities.
         chunk: So many samples are matched together.
+        gentle: Whether the inputs are pictures of which only classes tell, which are changed as little as will do.
     """
 
     module: OnnxModule
     norms: Sequence[Norm]
     classes: Mapping[int, bool]
     chunk: int
+    gentle: bool
+
+    @property
+    def enough(self) -> int:
+        """So many gradient steps bring all that can be gained."""
+        return _GENTLE_STEPS if self.gentle else _STEPS
 
     @property
     def tells(self) -> str:
@@ -104,7 +112,8 @@ def view_of(model: ir.Model, drawn: Drawn) -> View:
     module = to_torch(view)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return View(module, norms, classes, _chunk(module, model, drawn))
+    gentle = not norms and all(field.picture for field in drawn.fields.values())
+    return View(module, norms, classes, _chunk(module, model, drawn), gentle)
 
 
 def match(view: View, drawn: Drawn, updates: int, seed: int, tell: Callable[[str], None]) -> dict[str, Array]:
@@ -131,8 +140,8 @@ def match(view: View, drawn: Drawn, updates: int, seed: int, tell: Callable[[str
         noise = {n: from_numpy((gain * f.white[chunk]).astype(np.float32)) for n, f in drawn.fields.items()}
         feeds, painters = drawn.samples.take(chunk), {n: Painter.of(f, chunk) for n, f in drawn.fields.items()}
         labels = dict.fromkeys(view.classes)
-        rates = {n: _PATH / updates if f.picture and not view.norms else _RATE for n, f in drawn.fields.items()}
-        optimizer = torch.optim.Adam([{"params": [noise[n].requires_grad_()], "lr": rates[n]} for n in noise])
+        rate = _PATH / updates if view.gentle else _RATE
+        optimizer = torch.optim.Adam([tensor.requires_grad_() for tensor in noise.values()], rate)
         for _ in range(updates):
             inputs = {n: painters[n](noise[n]) if n in noise else from_numpy(a) for n, a in feeds.items()}
             inputs |= {n: _moved(inputs[n], field, rng) for n, field in drawn.fields.items() if field.picture}

@@ -27,8 +27,7 @@ MOST, LEAST = 512, 64
 """Samples that are drawn: fewer of a large model."""
 
 _WORK = 1e12  # multiply-adds of all forward runs that the gradient steps may take
-_UPDATES = (8, 50)  # gradient steps of each sample: not worth it below, nothing gained above
-_USUAL = 16  # of a large model, whose number of samples is chosen for it
+_LEAST_STEPS, _USUAL_STEPS = 8, 50  # of each sample: not worth it with less; what a large model's samples are to get
 
 
 NOTE = (
@@ -76,11 +75,11 @@ def made_up(
     Normalise()(model)
     setting = setting_of(model, seed)
     steps = _affordable(model, setting, seed) if gradients and can_be_improved(model) else 0
-    count = min(limit, MOST, max(LEAST, steps // _USUAL) if steps else MOST)
+    count = min(limit, MOST, max(LEAST, steps // _USUAL_STEPS) if steps else MOST)
     drawn = draw(model, setting, count, seed)
     plain = Calibration(drawn.samples, made_up=_kind(drawn))
-    updates = min(_UPDATES[1], steps // max(1, drawn.samples.count))
-    if updates < _UPDATES[0]:
+    updates = steps // max(1, drawn.samples.count)
+    if updates < _LEAST_STEPS:
         return plain
     if importlib.util.find_spec("torch") is None:
         return replace(plain, made_up=f"{plain.made_up}; with PyTorch they would be better")
@@ -97,6 +96,7 @@ def _matched(
         view = view_of(model, drawn)
         if not view.tells:
             return plain
+        updates = min(updates, view.enough)
         better = match(view, drawn, updates, seed, tell)
     except ModelError:  # the bridge does not know one of its operators, or no gradient comes through
         return plain
