@@ -216,12 +216,13 @@ def test_figures_of_the_readme_are_those_measured() -> None:
 
 
 def cut_and_running(rows: dict[str, Any], tool: str) -> str:
-    """Of how many models a tool cut something that runs, and on how many it fails or what it wrote does not run."""
+    """Of how many models a tool cut something that runs; on how many it fails, or is not done in its time."""
     entries = [row[tool] for row in rows.values() if tool in row]
     cut = sum(entry["runs"] and entry["parameters"] < 0.99 for entry in entries)
     broken = sum(not entry["runs"] and not re.search("NothingToPrune|^gave up", entry["why"]) for entry in entries)
+    late = sum(not entry["runs"] and entry["why"].startswith("gave up") for entry in entries)
     of = "" if len(entries) == len(rows) else f" of {len(entries)} measured"
-    return f"{cut}{of}" + (f"; fails on {broken}" if broken else "")
+    return f"{cut}{of}" + (f"; fails on {broken}" if broken else "") + (f"; over 300 CPU s on {late}" if late else "")
 
 
 def test_figures_of_the_decoder_are_those_measured() -> None:
