@@ -42,7 +42,6 @@ class Field:
             there it is what the noise would have to be to give the picture.
         spectrum: Of a signal, from `noise.amplitudes`; None for others.
         channels: The axis of channels in the input; None where it is no signal.
-        picture: Whether it is a picture of `leaves`.
         factor, offset: What goes into the graph is factor * n + offset; they broadcast to the input's shape.
         dtype: Of the input.
     """
@@ -50,10 +49,14 @@ class Field:
     white: Array
     spectrum: Array | None
     channels: int | None
-    picture: bool
     factor: Array
     offset: Array
     dtype: np.dtype[Any]
+
+    @property
+    def picture(self) -> bool:
+        """Whether it is one of `leaves`."""
+        return self.channels is not None and is_picture(self.white.shape[2:])
 
     def values(self) -> Array:
         """The input that the noise makes."""
@@ -175,7 +178,7 @@ def _field(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) ->
     factor, offset = _before_entry(spec.value, shape, len(shape) - 1 if channels is None else channels)
     assert spec.dtype is not None
     if channels is None:
-        return Field(rng.standard_normal(shape), None, None, False, factor, offset, spec.dtype)
+        return Field(rng.standard_normal(shape), None, None, factor, offset, spec.dtype)
     places = tuple(n for axis, n in enumerate(shape) if axis not in (0, channels))
     picture = is_picture(places)
     spectrum = amplitudes(places, np.ones(shape[0]) if picture else slopes(rng, shape[0]))
@@ -183,7 +186,7 @@ def _field(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) ->
         white = whitened(pictures(rng, shape[0], shape[channels], places), spectrum)
     else:
         white = rng.standard_normal((shape[0], shape[channels], *places))
-    return Field(white, spectrum, channels, picture, factor, offset, spec.dtype)
+    return Field(white, spectrum, channels, factor, offset, spec.dtype)
 
 
 def _before_entry(value: ir.Value, shape: tuple[int, ...], axis: int) -> tuple[Array, Array]:

@@ -41,7 +41,7 @@ Array = npt.NDArray[Any]
 
 CHUNK = 128  # samples that are matched together
 _RATE = 0.05  # of Adam, on noise of variance 1
-_STEPS, _GENTLE_STEPS = 50, 16
+GENTLE_STEPS = 16  # bring pictures that classes alone change all that can be gained
 _PATH = 0.16  # rate times steps of a picture that classes alone change
 _MOVED = 32  # pictures are moved by at most this part of a side, so that nothing hangs on single pixels
 _CLASS_WEIGHT = 0.3  # beside the statistics
@@ -78,11 +78,6 @@ class View:
     classes: Mapping[int, bool]
     chunk: int
     gentle: bool
-
-    @property
-    def enough(self) -> int:
-        """So many gradient steps bring all that can be gained."""
-        return _GENTLE_STEPS if self.gentle else _STEPS
 
     @property
     def tells(self) -> str:

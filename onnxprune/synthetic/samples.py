@@ -27,7 +27,7 @@ MOST, LEAST = 512, 64
 """Samples that are drawn: fewer of a large model."""
 
 _WORK = 1e12  # multiply-adds of all forward runs that the gradient steps may take
-_LEAST_STEPS, _USUAL_STEPS = 8, 50  # of each sample: not worth it with less; what a large model's samples are to get
+_STEPS = (8, 50)  # of each sample: not worth it below, nothing gained above; large models have fewer samples for it
 
 
 NOTE = (
@@ -75,11 +75,11 @@ def made_up(
     Normalise()(model)
     setting = setting_of(model, seed)
     steps = _affordable(model, setting, seed) if gradients and can_be_improved(model) else 0
-    count = min(limit, MOST, max(LEAST, steps // _USUAL_STEPS) if steps else MOST)
+    count = min(limit, MOST, max(LEAST, steps // _STEPS[1]) if steps else MOST)
     drawn = draw(model, setting, count, seed)
     plain = Calibration(drawn.samples, made_up=_kind(drawn))
-    updates = steps // max(1, drawn.samples.count)
-    if updates < _LEAST_STEPS:
+    updates = min(_STEPS[1], steps // max(1, drawn.samples.count))
+    if updates < _STEPS[0]:
         return plain
     if importlib.util.find_spec("torch") is None:
         return replace(plain, made_up=f"{plain.made_up}; with PyTorch they would be better")
@@ -90,13 +90,13 @@ def _matched(
     model: ir.Model, drawn: Drawn, plain: Calibration, updates: int, seed: int, tell: Callable[[str], None]
 ) -> Calibration:
     """The drawn inputs, fitted to what the model tells of its training data."""
-    from onnxprune.synthetic.match import match, view_of
+    from onnxprune.synthetic.match import GENTLE_STEPS, match, view_of
 
     try:
         view = view_of(model, drawn)
         if not view.tells:
             return plain
-        updates = min(updates, view.enough)
+        updates = min(updates, GENTLE_STEPS) if view.gentle else updates
         better = match(view, drawn, updates, seed, tell)
     except ModelError:  # the bridge does not know one of its operators, or no gradient comes through
         return plain
