@@ -3,6 +3,7 @@
     python benchmarks/leaderboard.py --data-root DATA --work build/recovery_mnist
     python benchmarks/leaderboard.py --data-root DATA --mobilenet mobilenet_v2_imagenet.onnx --minilm minilm_l6.onnx
     python benchmarks/leaderboard.py --model net.onnx --calibration some.npz --eval-data labelled.npz
+    python benchmarks/leaderboard.py --methods "onnxprune, high effort" --draws 0 --costs "0.7 of the work" ...
     python benchmarks/leaderboard.py --page
 
 Networks are those of `units.py` and `single_weights.py` with their calibration samples and scores, the LeNets of
@@ -127,11 +128,14 @@ def key_of(entry: Mapping[str, Any]) -> Key:
     return entry["network"], entry["method"], entry["cost"], entry["draw"]
 
 
-def missing(label: str, methods: Sequence[str], draws: Sequence[int], done: set[Key]) -> list[tuple[str, Cost, int]]:
-    """What is not measured yet; a method that looks at no data is run once."""
+def missing(
+    label: str, methods: Sequence[str], draws: Sequence[int], done: set[Key], costs: Sequence[str] = ()
+) -> list[tuple[str, Cost, int]]:
+    """What is not measured yet, of some costs or of all; a method that looks at no data is run once."""
     return [
         (name, cost, draw)
         for cost in COSTS
+        if not costs or cost.name in costs
         for name in methods
         for draw in (draws if METHODS[name].drawn else draws[:1])
         if (label, name, cost.name, draw) not in done
@@ -177,8 +181,9 @@ def entries_of(
     draws: Sequence[int],
     done: Sequence[Mapping[str, Any]],
     only: Sequence[str] = (),
+    costs: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield what is missing of the results of some networks, or only of those that are named."""
+    """Yield what is missing of the results of some networks, or only of the networks and costs that are named."""
     known = {key_of(entry) for entry in done}
     for label, path in network.paths.items():
         if only and label not in only:
@@ -186,7 +191,7 @@ def entries_of(
         if (label, "dense", "", 0) not in known:
             score = round(network.score(model_io.load_any(path)), 4)
             yield {"network": label, "method": "dense", "cost": "", "draw": 0, "score": score}
-        for name, cost, draw in missing(label, methods, draws, known):
+        for name, cost, draw in missing(label, methods, draws, known, costs):
             yield measured(network, label, name, cost, draw)
 
 
@@ -219,6 +224,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(BY_DEFAULT))
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2], help="of the calibration data")
     parser.add_argument("--only", nargs="+", default=[], help="only these networks, by the names in the table")
+    parser.add_argument("--costs", nargs="+", choices=[c.name for c in COSTS], default=[], help="only these costs")
     parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     root, work = arguments.data_root, arguments.work
@@ -231,10 +237,9 @@ def main() -> None:
         "minilm": arguments.minilm and (lambda: Sentences(root, arguments.minilm)),
     }
     entries = read()
+    chosen = arguments.methods, arguments.draws, list(entries), arguments.only, arguments.costs
     for make in networks.values() if not arguments.page else ():
-        for entry in (
-            entries_of(make(), arguments.methods, arguments.draws, list(entries), arguments.only) if make else ()
-        ):
+        for entry in entries_of(make(), *chosen) if make else ():
             entries.append(entry)
             write(entries)
             print(entry, flush=True)

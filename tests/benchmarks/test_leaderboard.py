@@ -41,6 +41,8 @@ def test_what_is_there_is_not_measured_again() -> None:
     entry = {"network": "net", "method": name, "cost": cost.name, "draw": draw}
     left = missing("net", ["onnxprune", "magnitude"], [0, 1, 2], {key_of(entry)})
     assert everything[0] not in left and len(left) == len(everything) - 1
+    some = missing("net", ["onnxprune"], [0], set(), [COSTS[1].name])
+    assert some == [("onnxprune", COSTS[1], 0)]
 
 
 def test_a_ratio_is_found_that_just_leaves_the_work_asked_for() -> None:
