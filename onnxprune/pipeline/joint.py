@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune
-from onnxprune.pipeline.choose import Task, cost_of, scored_groups, task_of
+from onnxprune.pipeline.choose import Task, cost_of, scored_groups, takes_of_cost, task_of
 from onnxprune.pipeline.plan import Plan
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
@@ -81,9 +81,9 @@ class Joint:
         offers = self._offers(structure)
         if not (offers.groups or offers.tiles or offers.blocks):
             raise NothingToPrune("there is nothing to prune: no units, tiles or residual blocks were found")
-        budget = UnitBudget(self.recipe.sparsity, self.recipe.round_to, self.recipe.floor, most)
-        cost = find_cost(cost_of(self.recipe), structure)
-        return divide(structure, counted(structure, self.recipe), offers, budget, cost)
+        recipe = self.recipe
+        budget = UnitBudget(recipe.sparsity, recipe.round_to, recipe.floor, most, takes_of_cost(recipe))
+        return divide(structure, counted(structure, recipe), offers, budget, find_cost(cost_of(recipe), structure))
 
     def _offers(self, structure: Structure) -> Offers:
         units = self.task(structure, "channels")
@@ -152,7 +152,7 @@ class Joint:
                 ledger.remove(order[: len(group) - left], limit=np.inf)
         if not ledger.removed.any():
             return None
-        plan = self._plan(structure, ledger.gone)
+        plan = self._plan(structure, int(ledger.gone))
         untouched = {f"{group.name} ({group.kind})": reason for group, reason in scored.unscored.items()}
         return replace(plan, removed=ledger.removed, untouched=untouched)
 

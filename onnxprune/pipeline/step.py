@@ -153,8 +153,7 @@ class Steps:
         total = total_size(prunable_weights(structure))
         dense = structure.model.clone() if methods else None
         steps = Steps(recipe, prunable_size(structure, recipe), total, None, dense, methods, **settings)
-        by_cost = takes_of_cost(recipe) and not steps.competes
-        return replace(steps, whole=max(_cost(structure, recipe), 1.0) if by_cost else None)
+        return replace(steps, whole=max(_cost(structure, recipe), 1.0) if takes_of_cost(recipe) else None)
 
     def prune(self, state: State, sparsity: float, number: int) -> State:
         """Prune a copy of the model until `sparsity` of the original is gone.
@@ -227,9 +226,7 @@ class Steps:
             nonlocal division
             joint = Joint(self.recipe, calibration, cache or ScoreCache(), self.progress)
             if division is None:
-                left = self.left(structure)
-                shares = sparsity, self._most(sparsity, number)
-                now, most = (max(0.0, 1 - self.prunable * (1 - s) / left) for s in shares)
+                now, most = (self._of_rest(structure, s) for s in (sparsity, self._most(sparsity, number)))
                 of_step = replace(joint, recipe=self.recipe.model_copy(update={"sparsity": now}))
                 key = f"step {number}: division"
                 division = divided_once(self.journal, key, structure, lambda: of_step.divided(structure, most))
@@ -290,14 +287,18 @@ class Steps:
         if self.recipe.parts.mixed and units:
             recipe = recipe.model_copy(update={"round_to": self._rounding_of_units(structure)})
             sparsity = self._share_of_units(sparsity)
-        if self.whole is not None and units:
-            share = max(0.0, 1 - (1 - sparsity) / (1 - self.saved(structure)))
-        elif self.recipe.parts.mixed and units:
+        if self.recipe.parts.mixed and units and self.whole is None:
             goal = sparsity * self.prunable - (self.prunable - left)
             share = min(1.0, max(0.0, goal) / prunable_size(structure, recipe))
         else:
-            share = max(0.0, 1 - self.prunable * (1 - sparsity) / left)
+            share = self._of_rest(structure, sparsity, of_cost=units)
         return recipe.model_copy(update={"sparsity": share})
+
+    def _of_rest(self, structure: Structure, sparsity: float, *, of_cost: bool = True) -> float:
+        """The share of the model as it is that goes where a share of the original should be gone."""
+        if self.whole is not None and of_cost:
+            return max(0.0, 1 - (1 - sparsity) / (1 - self.saved(structure)))
+        return max(0.0, 1 - self.prunable * (1 - sparsity) / self.left(structure))
 
     def _share_of_units(self, sparsity: float) -> float:
         """Of a mix: the share of the original that goes with whole units. N:M takes its share of what they leave."""

@@ -146,7 +146,7 @@ class _Search:
             return highest_within(self.measure_each, self.wanted, least=least, ahead=count_jobs())
         changed = recipe.quantize != "no" or (self.target == "target_size" and recipe.pack != "no") or least > 0
         whole = None if changed else 1.0
-        under, of_cost = is_limit(self.target), takes_of_cost(recipe) and not recipe.parts.joint
+        under, of_cost = is_limit(self.target), takes_of_cost(recipe)
         return nearest_ratio(self.measure, self.wanted, least=least, whole=whole, under=under, of_cost=of_cost)
 
     def measure_each(self, sparsities: Sequence[float]) -> list[float | None]:

@@ -11,9 +11,10 @@ loss per time; here all granularities are on offer at once.
 
 from __future__ import annotations
 
-import heapq
+import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,10 +25,11 @@ from onnxprune.graph.size import Shapes
 from onnxprune.scoring.units import Scores
 from onnxprune.selection.by_cost import Loss, UnitOffer
 from onnxprune.selection.units import UnitBudget
+from onnxprune.selection.walk import Walk, spend
 from onnxprune.structure.blocks import ResidualBlock
 from onnxprune.structure.costs import Cost
 from onnxprune.structure.groups import Group
-from onnxprune.structure.ledger import Ledger
+from onnxprune.structure.ledger import Change, Ledger
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.weights import Weight, total_size
 
@@ -103,55 +105,56 @@ class Division:
 
 
 def divide(structure: Structure, weights: Sequence[Weight], offers: Offers, budget: UnitBudget, cost: Cost) -> Division:
-    """Take what loses least for what it saves, until the sparsity is met.
+    """Take what loses least for what it saves, until the budget is met: see `spend`.
 
     Args:
         structure: The analysis of the model.
-        weights: The weights that count in the sparsity.
+        weights: The weights that count where a share of the parameters goes.
         offers: All that may go.
-        budget: How much goes, as a share of these weights, and in which steps of units.
+        budget: How much goes, and in which steps of units.
         cost: What is to be saved.
     """
-    walk = _Walk(structure, weights, offers, budget, cost)
-    steps: list[_Step] = [
-        *(_Units(walk, *keyed, offers, budget) for keyed in zip(offers.groups, group_keys(offers.groups), strict=True)),
-        *(_Tiles(walk, tiles) for tiles in offers.tiles),
-        *(_Block(walk, block, effect) for block, effect in offers.blocks),
-    ]
-    total = total_size(weights)
-    target, limit = budget.sparsity * total, budget.limit * total
-    heap = [(0.0, i) for i in range(len(steps))]  # prices are found when an offer is first looked at
-    while heap and walk.gone < target:
-        _, i = heapq.heappop(heap)
-        offer = steps[i].price(limit - walk.gone)
-        if offer is None:
-            continue
-        price, take = offer
-        if heap and price > heap[0][0]:  # dearer than when it was last looked at: others may come first
-            heapq.heappush(heap, (price, i))
-            continue
-        take()
-        heapq.heappush(heap, (price, i))
-    return walk.division(steps)
+    steps: list[_Units | _Tiles | _Block] = []
+
+    def start() -> Walk:
+        left = _Left(structure, weights, offers, budget, cost)
+        units = zip(offers.groups, group_keys(offers.groups), strict=True)
+        steps[:] = [
+            *(_Units(left, group, key, offers, budget) for group, key in units),
+            *(_Tiles(left, tiles) for tiles in offers.tiles),
+            *(_Block(left, block, effect) for block, effect in offers.blocks),
+        ]
+        return Walk(left, list(steps))
+
+    return _division(steps, spend(start, budget, again=True).places)
 
 
-Take = Callable[[], None]
+def _division(steps: Sequence[_Units | _Tiles | _Block], places: Sequence[int]) -> Division:
+    """What went where each of some steps is at its place."""
+    units, tiles, blocks = dict[GroupKey, int](), dict[str, float](), set[str]()
+    gone = set[ir.Value]()
+    for step, place in zip(steps, places, strict=True):
+        if isinstance(step, _Block) and not place:
+            blocks.add(step.block.name)
+            gone |= step.block.weights.keys()
+    for step, place in zip(steps, places, strict=True):
+        if isinstance(step, _Units) and place < step.whole:
+            units[step.key] = place
+        elif isinstance(step, _Tiles) and place < step.whole:
+            share = float(step.offer.shares[step.whole - place])
+            tiles |= {weight.name: share for weight in step.offer.weights if weight.value not in gone}
+    return Division(frozenset(blocks), units, tiles)
 
 
-class _Step:
-    """Something that goes step by step."""
+class _Left:
+    """What is left of the model, and what was lost.
 
-    def price(self, room: float) -> tuple[float, Take] | None:
-        """Return the loss per saved cost of the next step, and what does it; None where there is none.
-
-        Args:
-            room: So many parameters may still go.
-        """
-        raise NotImplementedError
-
-
-class _Walk:
-    """What is left of the model, and what was lost."""
+    Attributes:
+        ledger: Counts parameters and costs.
+        prunable: The parameters of all weights that count.
+        limit: So many of them may go.
+        factors: What share of its cost a node still has.
+    """
 
     def __init__(
         self, structure: Structure, weights: Sequence[Weight], offers: Offers, budget: UnitBudget, cost: Cost
@@ -164,148 +167,165 @@ class _Walk:
             return factor * cost(node, shapes) if factor else 0.0
 
         self.ledger = Ledger(structure, weights, offers.groups, budget.floor, cost_now)
-        self.weights = weights
-        self._number = {weight.value: i for i, weight in enumerate(weights)}
-        self._density = np.ones(len(weights))
-        self._total = total_size(weights)
-        self.gone = 0.0
+        self.prunable = total_size(weights)
+        self.limit = math.inf if budget.of_cost else budget.limit * self.prunable
 
-    def number(self, value: ir.Value) -> int | None:
-        """The place of a weight among those that count."""
-        return self._number.get(value)
+    @property
+    def gone(self) -> float:
+        """The parameters that went."""
+        return self.ledger.gone
 
-    def left(self, value: ir.Value) -> float:
-        """How many parameters of a weight are left."""
-        number = self._number.get(value)
-        return 0.0 if number is None else float(self.ledger.sizes[number] * self._density[number])
+    @property
+    def cost(self) -> float:
+        """What the model costs now."""
+        return self.ledger.cost
 
-    def density(self, value: ir.Value) -> float:
-        """The share of a weight as it is that is not zero."""
-        number = self._number.get(value)
-        return 0.0 if number is None else float(self._density[number])
+    def there(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """Those of some nodes that went with no block."""
+        return [node for node in nodes if self.factors.get(node, 1.0)]
 
-    def changed(self, densities: Mapping[ir.Value, float], factors: Mapping[ir.Node, float]) -> None:
-        """Note that of weights other shares are left, and that nodes cost other shares of what they did."""
-        for value, density in densities.items():
-            if value in self._number:
-                self._density[self._number[value]] = density
-        self.factors.update(factors)
-        self.ledger.recount(factors.keys())
-        self.count()
+    def change(self, nodes: Collection[ir.Node], factor: float, densities: Mapping[ir.Value, float]) -> None:
+        """Note what share of their cost nodes still have, and what share of weights is left."""
+        self.factors |= dict.fromkeys(nodes, factor)
+        self.ledger.recount(nodes, densities)
 
-    def count(self) -> None:
-        """Count anew what is gone."""
-        self.gone = self._total - float(np.dot(self.ledger.sizes, self._density))
-
-    def lost(self, values: frozenset[ir.Value], loss: float) -> None:
-        """Note what was lost at weights."""
-        self.paid.append((values, loss))
-
-    def division(self, steps: Sequence[_Step]) -> Division:
-        """What went."""
-        units, tiles, blocks = dict[GroupKey, int](), dict[str, float](), set[str]()
-        gone = set[ir.Value]()
-        for step in steps:
-            if isinstance(step, _Block) and step.gone:
-                blocks.add(step.block.name)
-                gone |= step.block.weights.keys()
-        for step in steps:
-            if isinstance(step, _Units) and step.offer.left < len(step.group):
-                units[step.key] = step.offer.left
-            elif isinstance(step, _Tiles) and step.level:
-                share = float(step.offer.shares[step.level])
-                tiles |= {weight.name: share for weight in step.offer.weights if weight.value not in gone}
-        return Division(frozenset(blocks), units, tiles)
+    def lost_in(self, values: Set[ir.Value]) -> float:
+        """What was lost at some weights and no others."""
+        return sum(loss for where, loss in self.paid if where <= values)
 
 
-class _Units(_Step):
+class _Units(UnitOffer):
     """The units of one group."""
 
-    def __init__(self, walk: _Walk, group: Group, key: GroupKey, offers: Offers, budget: UnitBudget) -> None:
-        self.walk, self.group, self.key = walk, group, key
-        self.offer = UnitOffer(walk.ledger, group, offers.scores, budget, offers.losses.get(group))
-        weights = walk.ledger.structure.weights
+    def __init__(self, left: _Left, group: Group, key: GroupKey, offers: Offers, budget: UnitBudget) -> None:
+        super().__init__(left.ledger, group, offers.scores, budget, offers.losses.get(group))
+        self.left, self.whole, self.key = left, len(group), key
+        weights = left.ledger.structure.weights
         self.values = frozenset(site.value for site in group.sites if site.value in weights)
 
-    def price(self, room: float) -> tuple[float, Take] | None:
-        found = self.offer.price()
-        if found is None or found[1].gone - self.walk.ledger.gone > room:
-            return None
-        price, change = found
-        saved = self.walk.ledger.cost - change.cost
-
-        def take() -> None:
-            self.offer.take(change)
-            self.walk.count()
-            self.walk.lost(self.values, price * saved)
-
-        return price, take
+    def take(self, change: Change) -> None:
+        self.left.paid.append((self.values, self.lost(change)))
+        super().take(change)
 
 
-class _Tiles(_Step):
+@dataclass(frozen=True)
+class _Cut:
+    """A step: the place after it, what is lost with it, and what would be then."""
+
+    place: int
+    loss: float
+    gone: float
+    cost: float
+
+
+class _Cuts(ABC):
+    """Something that goes in steps that are few, so that all of them are looked at.
+
+    Attributes:
+        left: What is left of the model.
+        whole: The place that it begins at.
+        place: The place that it is at.
+    """
+
+    def __init__(self, left: _Left, whole: int) -> None:
+        self.left, self.whole, self.place = left, whole, whole
+
+    @abstractmethod
+    def cuts(self) -> Iterable[_Cut]:
+        """The steps that save something, the smallest first."""
+
+    @abstractmethod
+    def take(self, cut: _Cut) -> None:
+        """Do a step."""
+
+    def price(self) -> tuple[float, _Cut] | None:
+        fitting = [cut for cut in self.cuts() if cut.gone <= self.left.limit]
+        prices = [cut.loss / (self.left.cost - cut.cost) for cut in fitting]
+        return min(zip(prices, fitting, strict=True), key=lambda found: found[0], default=None)
+
+    def enough(self, cost: float) -> _Cut | None:
+        return next((cut for cut in self.cuts() if cut.cost <= cost), None)
+
+    def to(self, place: int) -> _Cut | None:
+        return next((cut for cut in self.cuts() if cut.place == place), None)
+
+    def after(self, cut: _Cut) -> int:
+        return cut.place
+
+    def lost(self, cut: _Cut) -> float:
+        return cut.loss
+
+    @property
+    def least_loss(self) -> float:
+        return next((cut.loss for cut in self.cuts()), math.inf)
+
+    @property
+    def share_gone(self) -> float:
+        return 1 - self.place / self.whole
+
+
+class _Tiles(_Cuts):
     """Layers that are written in tiles."""
 
-    def __init__(self, walk: _Walk, offer: TileOffer) -> None:
-        self.walk, self.offer, self.level = walk, offer, 0
+    def __init__(self, left: _Left, offer: TileOffer) -> None:
+        super().__init__(left, len(offer.shares) - 1)
+        self.offer = offer
         self.nodes = {weight.node for weight in offer.weights}
         self.values = frozenset(weight.value for weight in offer.weights)
+        self.size = total_size(offer.weights)
 
-    def price(self, room: float) -> tuple[float, Take] | None:
-        offer, now = self.offer, self.level
-        whole = self.walk.ledger.cost_of(self.nodes) / offer.factors[now]
-        saved = whole * (offer.factors[now] - offer.factors[now + 1 :])
-        going = (offer.shares[now + 1 :] - offer.shares[now]) / (1 - offer.shares[now])
-        fits = (saved > 0) & (going * sum(map(self.walk.left, self.values)) <= room)
-        if not fits.any():
-            return None
-        lost = self._lost()
-        if not np.isfinite(lost[now]):
-            return None
-        losses = lost[now + 1 :] - lost[now]
-        prices = np.where(fits, losses / np.maximum(saved, 1e-300), np.inf)
-        best = int(np.argmin(prices))
+    @property
+    def share(self) -> float:
+        """The share of the layers, as units left them, that is zero."""
+        return float(self.offer.shares[self.whole - self.place])
 
-        def take() -> None:
-            self.level = now + 1 + best
-            density, factor = 1 - float(offer.shares[self.level]), float(offer.factors[self.level])
-            staying = [v for v in self.values if self.walk.density(v)]
-            self.walk.changed(dict.fromkeys(staying, density), {n: factor for n in self.nodes if self._is_there(n)})
-            self.walk.lost(self.values, float(losses[best]))
+    def cuts(self) -> Iterable[_Cut]:
+        offer, now, ledger = self.offer, self.whole - self.place, self.left.ledger
+        cost, size = ledger.cost_of(self.nodes), ledger.size_of(self.values)
+        if not self.place or not cost:
+            return []
+        saved = cost * (1 - offer.factors / offer.factors[now])
+        gone = size * (1 - (1 - offer.shares) / (1 - offer.shares[now]))
+        lost = self._lost(size)
+        return [
+            _Cut(self.whole - i, float(lost[i] - lost[now]), self.left.gone + gone[i], self.left.cost - saved[i])
+            for i in range(now + 1, len(offer.shares))
+            if saved[i] > 0 and np.isfinite(lost[i])
+        ]
 
-        return float(prices[best]), take
+    def take(self, cut: _Cut) -> None:
+        self.place = cut.place
+        self.left.paid.append((self.values, cut.loss))
+        there = self.left.there(self.nodes)
+        densities = {weight.value: 1 - self.share for weight in self.offer.weights if weight.node in there}
+        self.left.change(there, float(self.offer.factors[self.whole - self.place]), densities)
 
-    def _lost(self) -> Numbers:
+    def _lost(self, size: float) -> Numbers:
         """What each share loses of the layers as they are: what went with units before counts as zero, too.
 
         Half of what is left of a layer that lost half of its inputs is a quarter of the layer, not another half.
         """
-        numbers = [i for i in map(self.walk.number, self.values) if i is not None]
-        whole = sum(self.walk.weights[i].size for i in numbers)
-        left = sum(self.walk.ledger.sizes[i] for i in numbers) / max(whole, 1)
+        left = size / (1 - self.share) / self.size
         gone = 1 - left * (1 - self.offer.shares)
         return np.interp(gone, self.offer.shares, self.offer.effects, right=np.inf)
 
-    def _is_there(self, node: ir.Node) -> bool:
-        return self.walk.factors.get(node, 1.0) > 0
 
-
-class _Block(_Step):
+class _Block(_Cuts):
     """A whole residual block."""
 
-    def __init__(self, walk: _Walk, block: ResidualBlock, effect: float) -> None:
-        self.walk, self.block, self.effect, self.gone = walk, block, effect, False
+    def __init__(self, left: _Left, block: ResidualBlock, effect: float) -> None:
+        super().__init__(left, 1)
+        self.block, self.effect = block, effect
 
-    def price(self, room: float) -> tuple[float, Take] | None:
-        walk, block = self.walk, self.block
-        saved = 0.0 if self.gone else walk.ledger.cost_of(block.nodes)
-        if saved <= 0 or sum(map(walk.left, block.weights)) > room:
-            return None
-        paid = sum(loss for values, loss in walk.paid if values <= block.weights.keys())
-        loss = max(self.effect - paid, _LEAST_LOSS * self.effect)
+    def cuts(self) -> Iterable[_Cut]:
+        block, left = self.block, self.left
+        saved = left.ledger.cost_of(block.nodes) if self.place else 0.0
+        if saved <= 0 or not math.isfinite(self.effect):
+            return []
+        loss = max(self.effect - left.lost_in(block.weights.keys()), _LEAST_LOSS * self.effect)
+        return [_Cut(0, loss, left.gone + left.ledger.size_of(block.weights.keys()), left.cost - saved)]
 
-        def take() -> None:
-            self.gone = True
-            walk.changed(dict.fromkeys(block.weights, 0.0), dict.fromkeys(block.nodes, 0.0))
-            walk.lost(frozenset(block.weights), loss)
-
-        return loss / saved, take
+    def take(self, cut: _Cut) -> None:
+        self.place = 0
+        self.left.paid.append((frozenset(self.block.weights), cut.loss))
+        self.left.change(self.block.nodes, 0.0, dict.fromkeys(self.block.weights, 0.0))

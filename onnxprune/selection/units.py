@@ -94,7 +94,7 @@ def select_units(
         atoms = queue[i].take()
         if ledger.remove(atoms, limit=limit) and queue[i].more():
             heapq.heappush(heap, (queue[i].priority(), i))
-    return UnitSelection(ledger.removed, ledger.prunable, ledger.gone)
+    return UnitSelection(ledger.removed, ledger.prunable, int(ledger.gone))
 
 
 class _Queue:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -30,14 +31,14 @@ class Change:
     """
 
     atoms: Ids
-    gone: int
+    gone: float
     cost: float
-    _freed: int
+    _freed: float
     _saved: float
     _at: int
     _dead: Mapping[int, Ids]
     _left: Mapping[int, int]
-    _sizes: Mapping[int, int]
+    _sizes: Mapping[int, float]
     _extents: Mapping[ir.Value, tuple[int, ...]]
     _costs: Mapping[int, float]
 
@@ -91,7 +92,7 @@ class Ledger:
     ) -> None:  # fmt: skip
         self.structure = structure
         self.removed: Bools = np.zeros(structure.terms.count, bool)
-        self.gone = 0
+        self.gone: float = 0
         self._floor, self._floors = floor, list[int]()
         self._least = {structure.terms.find(ids).tobytes(): n for ids, n in structure.least}
         self._alive: list[Bools] = []
@@ -105,6 +106,8 @@ class Ledger:
                 self._register(ids, offered, pieces)
         self._places = _Places.joined(pieces)
         self._weights = [self._axes_of(w) for w in weights]
+        self._weight_values = [w.value for w in weights]
+        self._density: list[float] = [1] * len(weights)
         self._users = _users(axes_ for axes_, _ in self._weights)
         self._sizes = [self._size(w, {}) for w in range(len(self._weights))]
         self.prunable = prunable_parameters(structure, weights, groups)
@@ -173,22 +176,39 @@ class Ledger:
         self.gone, self.cost = change.gone, change.cost
         self.removed[change.atoms] = True
 
-    def recount(self, nodes: Collection[ir.Node]) -> None:
-        """Ask for the costs of nodes again, where more than their extents decides what they cost."""
-        for n, (node, _) in enumerate(self._nodes):
-            if node in nodes:
-                self._costs[n] = self._cost_of(n, {})
-                self._touched[-1][n] = self._commits = self._commits + 1
+    def recount(self, nodes: Collection[ir.Node], densities: Mapping[ir.Value, float]) -> None:
+        """Count anew where more than extents decides what a node costs and how many parameters of a weight are left.
+
+        Args:
+            nodes: Their costs are asked for again.
+            densities: By weight, the share of its parameters that is not gone from what its extents leave.
+        """
+        self._commits += 1
+        for w, value in enumerate(self._weight_values):
+            if value in densities:
+                self._density[w] = densities[value]
+                size = self._size(w, {})
+                self.gone += self._sizes[w] - size
+                self._sizes[w], self._touched[1][w] = size, self._commits
+        for n in self._numbers_of(nodes):
+            self._costs[n] = self._cost_of(n, {})
+            self._touched[2][n] = self._commits
         self.cost = sum(self._costs)
 
     def cost_of(self, nodes: Collection[ir.Node]) -> float:
         """Return what some nodes cost now."""
-        return sum(cost for (node, _), cost in zip(self._nodes, self._costs, strict=True) if node in nodes)
+        return sum(self._costs[n] for n in self._numbers_of(nodes))
 
-    @property
-    def sizes(self) -> list[int]:
-        """How many parameters each of the weights has now."""
-        return list(self._sizes)
+    def size_of(self, values: Collection[ir.Value]) -> float:
+        """Return how many parameters some weights have now."""
+        return sum(size for value, size in zip(self._weight_values, self._sizes, strict=True) if value in values)
+
+    def _numbers_of(self, nodes: Collection[ir.Node]) -> list[int]:
+        return [n for node in nodes if (n := self._number_of.get(node)) is not None]
+
+    @cached_property
+    def _number_of(self) -> dict[ir.Node, int]:
+        return {node: n for n, (node, _) in enumerate(self._nodes)}
 
     def _register(self, ids: Ids, offered: Bools, pieces: list[tuple[Ids, Ids]]) -> None:
         """Note an axis of which something can go, once, however many values have it."""
@@ -222,11 +242,11 @@ class Ledger:
             rest *= 1 if numbers else n
         return axes, rest
 
-    def _size(self, w: int, left: Mapping[int, int]) -> int:
+    def _size(self, w: int, left: Mapping[int, int]) -> float:
         axes, size = self._weights[w]
         for k in axes:
             size *= left.get(k, self._left[k])
-        return size
+        return size * self._density[w]
 
     def _shape_of(self, value: ir.Value) -> list[tuple[int, list[int]]]:
         """Return each dimension of a value as (what cannot shrink, numbers of what can)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnxprune.pipeline.check import verify as check
 from onnxprune.pipeline.compete import NO_SAMPLES
 from onnxprune.recipe.recipe import make_recipe
 
+MODELS = Path(__file__).resolve().parents[2] / "models"
 WIDE = 128
 RNG = np.random.default_rng(0)
 
@@ -84,6 +86,18 @@ def test_the_choice_is_held_against_each_structure_alone_at_the_same_target() ->
         assert f"({structure})" in note or f"{structure} did not get there" in note
     assert f"{result.recipe.structure} was kept" in note
     assert result.target is not None and result.target.reached <= 0.8
+
+
+@pytest.mark.parametrize("wanted", [0.6, 0.4])
+def test_where_units_lose_least_the_joint_choice_is_that_of_units_alone(wanted: float) -> None:
+    """Tiles are on offer too, and a share of the parameters would take them: they hold more of these than of work."""
+    images = np.load(MODELS / "digits_train.npz")["image"][:512]
+    result = onnxprune.prune(
+        MODELS / "digits_mlp.onnx", structure="joint", target_macs=wanted, calibration={"image": images}, latency=False
+    )
+    (note,) = (note for note in result.notes if note.startswith("--structure joint"))
+    changes = {structure: change for change, structure in re.findall(r"([\d.e-]+) \((\w+)\)", note)}
+    assert changes["joint"] == changes["channels"], note
 
 
 def test_int8_competes_with_the_same_in_float() -> None:
