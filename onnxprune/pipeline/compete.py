@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.pipeline.result import Result
-from onnxprune.recipe.granularity import JOINT, JOINT_PARTS
+from onnxprune.recipe.granularity import JOINT, JOINT_PARTS, UNITS
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.session import make_session, run
 from onnxprune.runtime.stream.effects import Reference
@@ -72,19 +72,26 @@ def compete(
         return min(changes, key=lambda way: changes[way])
 
     ways = [_Way(structure, recipe.quantize) for structure in (JOINT[0], *JOINT_PARTS)]
+    units, units_alone = _Way(UNITS, recipe.quantize), False  # both divide by the same effects: the same would come out
     for way in ways:
+        if way == units and units_alone:
+            continue
         if tell is not None:
             tell(f"joint: {way}")
         try:
-            changes[way] = judge.change(reached(plain.model_copy(update=asdict(way)), fitted))
+            result = reached(plain.model_copy(update=asdict(way)), fitted)
+            changes[way] = judge.change(result)
         except OnnxPruneError as error:
             failed[str(way)] = str(error)
+        else:
+            units_alone = units_alone or (way is ways[0] and not result.blocks and not result.masks)
         if way is ways[-1] and way.quantize != "no" and changes:
             ways.append(replace(best(), quantize="no"))
     if not changes:
         raise VerificationError(next(iter(failed.values())))
     listed = ", ".join(f"{change:.3g} ({way})" for way, change in changes.items())
     out = "".join(f"; {name} did not get there: {why}" for name, why in failed.items())
+    out += f"; {units} would be the same as joint, of which nothing else went" if units_alone else ""
     note = (
         f"--structure joint: at the same target the outputs of {judge.count} inputs that were held back change by "
         f"{listed}; {best()} was kept{out}"
