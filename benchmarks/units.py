@@ -79,8 +79,11 @@ class Pictures:
         return 100 * right / len(others)
 
     def _pictures(self, chosen: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        read = [np.asarray(Image.open(self._folder / f"{i:03d}.jpg").convert("RGB")) for i in chosen.tolist()]
+        read = [np.asarray(self._read(self._folder / f"{i:03d}.jpg")) for i in chosen.tolist()]
         return (np.stack(read).transpose(0, 3, 1, 2).astype(np.float32) / 255 - _MEAN) / _DEVIATION
+
+    def _read(self, path: Path) -> Image.Image:
+        return Image.open(path).convert("RGB")
 
 
 class Digits:

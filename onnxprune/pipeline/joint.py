@@ -29,7 +29,7 @@ from onnxprune.selection import UnitBudget
 from onnxprune.selection.eligible import eligible_blocks, eligible_weights, protected_weights
 from onnxprune.selection.joint import Division, Offers, TileOffer, divide, group_keys
 from onnxprune.selection.joint_effects import TileMeasure, block_effects
-from onnxprune.selection.measured import effect_samples, measure_effects
+from onnxprune.selection.measured import Measured, effect_samples, measure_effects
 from onnxprune.selection.tiles import tile_masks
 from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.costs import find_cost
@@ -87,7 +87,7 @@ class Joint:
 
     def _offers(self, structure: Structure) -> Offers:
         units = self.task(structure, "channels")
-        groups, scores, losses = list[Group](), np.zeros(structure.terms.count), {}
+        groups, scores, measured = list[Group](), np.zeros(structure.terms.count), Measured(())
         evidence = Evidence.of(structure, self.calibration, self.recipe.seed, self.tell)
         if units is not None:
             evidence = units.criterion.evidence or evidence
@@ -98,16 +98,18 @@ class Joint:
             else:
                 scores = scored.values
                 parts = (structure, groups, scores, evidence, self.recipe.effort)
-                curves = self.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
-                losses = {group: curve.loss for group, curve in zip(groups, curves, strict=True)}
+                measured = self.cache.recall("effects", lambda: measure_effects(*parts))
         samples = effect_samples(structure, len(groups), evidence, self.recipe.effort)
         known = eligible_blocks(structure, counted(structure, self.recipe), self.of_part("blocks"))
-        effects = self.cache.recall("block effects", lambda: block_effects(structure, known, samples))
+        power = measured.power
+        effects = self.cache.recall("block effects", lambda: block_effects(structure, known, samples, power))
         blocks = list(zip(known, effects, strict=True))
-        tiles = self._tiles(structure, evidence, lambda: Effects(structure.model, samples))
-        return Offers(groups, scores, losses, tiles, blocks)
+        tiles = self._tiles(structure, evidence, lambda: Effects(structure.model, samples), power)
+        return Offers(groups, scores, measured.losses(groups), tiles, blocks)
 
-    def _tiles(self, structure: Structure, evidence: Evidence, effects: Callable[[], Effects]) -> list[TileOffer]:
+    def _tiles(
+        self, structure: Structure, evidence: Evidence, effects: Callable[[], Effects], power: float
+    ) -> list[TileOffer]:
         task = self.task(structure, "tiles")
         if task is None:
             return []
@@ -119,7 +121,7 @@ class Joint:
             lambda: [
                 ([w.name for w in offer.weights], offer)
                 for offer in TileMeasure(
-                    structure, task.criterion, evidence, effects(), cost_of(self.recipe), task.recipe
+                    structure, task.criterion, evidence, effects(), power, cost_of(self.recipe), task.recipe
                 ).offers(list(weights.values()))
             ],
         )

@@ -39,14 +39,14 @@ SHARES = (0.5, 0.7, 0.85)
 _BETWEEN = 3  # shares that are on offer between two that are measured
 
 
-def block_effects(structure: Structure, blocks: Sequence[ResidualBlock], samples: Batches) -> list[float]:
-    """Return what the outputs change by without each block."""
+def block_effects(structure: Structure, blocks: Sequence[ResidualBlock], samples: Batches, power: float) -> list[float]:
+    """Return what the outputs change by without each block, to the power at which effects add up."""
     session = make_session(structure.model)
     dense = Reference.of([run(session, feeds) for feeds in samples.feeds], samples.feeds[0])
     effects = []
     for block in blocks:
         without = make_session(without_block(structure.model, block))
-        effects.append(dense.effect([run(without, feeds) for feeds in samples.feeds]))
+        effects.append(dense.effect([run(without, feeds) for feeds in samples.feeds]) ** power)
     return [effect if np.isfinite(effect) else np.inf for effect in effects]
 
 
@@ -59,6 +59,7 @@ class TileMeasure:
         criterion: What of a layer matters.
         evidence: Gram matrices of the model's layers.
         effects: The model on some samples.
+        power: That at which effects add up.
         cost: What is to be saved.
         recipe: How inputs are rounded, and the seed.
     """
@@ -67,6 +68,7 @@ class TileMeasure:
     criterion: Criterion
     evidence: Evidence
     effects: Effects
+    power: float
     cost: CostName
     recipe: Recipe
 
@@ -89,7 +91,7 @@ class TileMeasure:
             changed: dict[str, Array] = {}
             for weight in weights:
                 changed |= self._made_up(weight, masks[weight.value])
-            effect = self.effects.of(changed)
+            effect = self.effects.of(changed) ** self.power
             if not np.isfinite(effect):
                 break
             shares.append(gone)

@@ -1,7 +1,7 @@
 """How far a model's outputs move when some units of one group go and its consumers make up for them.
 
-    curves = measure_effects(look, budget)          one `Curve` a group
-    loss = curves[group].loss(kept_now, kept_then)
+    measured = measure_effects(structure, groups, scores, evidence)
+    loss = measured.losses(groups)[group](kept_now, kept_then)
 
 Each group is cut alone, to a few levels. Its consumers are fitted to their dense outputs with the units that are left,
 
@@ -9,9 +9,10 @@ Each group is cut alone, to a few levels. Its consumers are fitted to their dens
 
 (He et al. 2017, Channel Pruning, eq. 4, from the Gram matrices of the dense network), and the rest of the network is
 run on a few samples: the KL divergence of class outputs, the distance of a detector's boxes and scores, the relative
-squared error of others, to a power at which effects of several groups add up (`Reference.effect`). Between levels a
-curve is straight. For the choice it is replaced by its lower convex hull, so that taking the least effect per cost
-saved, step by step, is optimal at every step's end.
+squared error of others (`Reference.effect`). Then all groups are cut together. Effects e_i are added to the power p at
+which they come to the effect E of that, sum e_i^p = E^p: errors may add up, or each be the worse for the others.
+Between levels a curve is straight. For the choice it is replaced by its lower convex hull, so that taking the least
+effect per cost saved, step by step, is optimal at every step's end.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from onnxprune.runtime.stream.effects import Effects
 from onnxprune.runtime.stream.gather import Batches
 from onnxprune.scoring.evidence import DAMPING, Evidence
 from onnxprune.scoring.units import Scores
+from onnxprune.selection.by_cost import Loss
 from onnxprune.structure.axes import Dynamic
 from onnxprune.structure.groups import Group
 from onnxprune.structure.masking import zeroed_units
@@ -45,6 +47,9 @@ RUNS: Mapping[Effort, int] = {"low": 1000, "medium": 1000, "high": 4000}
 """By effort: so many runs of one sample through the network are spent on all groups; deep ones get fewer samples."""
 
 _LEAST_SAMPLES = 8
+_TOGETHER = (0.875, 0.75)  # shares of all groups that are left where they are cut together: deeper, scores saturate
+_POWERS = (0.5, 1.5)  # the least and the greatest
+_HALVINGS = 20  # of these, until the power is found
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ class Curve:
 
     Attributes:
         counts: Units left, falling, the first all of them.
-        effects: Made convex over the units that go; 0 at the first.
+        effects: 0 at the first; for the choice made convex over the units that go.
     """
 
     counts: npt.NDArray[np.int64]
@@ -68,9 +73,26 @@ class Curve:
         return self.at(then) - self.at(now)
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What groups lose.
+
+    Attributes:
+        curves: Of each group, in their order, effects to the power.
+        power: At which effects add up.
+    """
+
+    curves: Sequence[Curve]
+    power: float = 1.0
+
+    def losses(self, groups: Sequence[Group]) -> dict[Group, Loss]:
+        """What each group loses on the way from one count to a smaller one: see `Curve.loss`."""
+        return {group: curve.loss for group, curve in zip(groups, self.curves, strict=True)}
+
+
 def measure_effects(
     structure: Structure, groups: Sequence[Group], scores: Scores, evidence: Evidence, effort: Effort = "low"
-) -> dict[Group, Curve]:
+) -> Measured:
     """Measure the curve of every group; the units of the lowest scores go first.
 
     Args:
@@ -83,7 +105,39 @@ def measure_effects(
     levels = LEVELS if _affordable(len(groups), effort) >= _LEAST_SAMPLES else LEVELS[::2]
     model = evidence.structure.model  # of a merged decoder the branch that the samples take, by the same names
     effects = Effects(model, effect_samples(structure, len(groups), evidence, effort))
-    return {group: _curve(structure, group, scores, evidence, effects, levels) for group in groups}
+    look = _Look(structure, scores, evidence, effects)
+    alone = [look.alone(group, levels) for group in groups]
+    together = [look.of(groups, share) for share in _TOGETHER] if len(groups) > 1 else []
+    counts = [[_kept(group, share) for group in groups] for share in _TOGETHER]
+    apart = [[curve.at(n) for curve, n in zip(alone, row, strict=True)] for row in counts]
+    power = power_of(apart, together)
+    return Measured([convex(curve.counts, curve.effects**power) for curve in alone], power)
+
+
+def power_of(apart: Sequence[Sequence[float]], together: Sequence[float]) -> float:
+    """Return the power p at which effects add up: that of (sum e^p)^(1/p) = E, between .5 and 1.5.
+
+    Args:
+        apart: The effects e of some cuts, each made alone; a row for each time that all were made together.
+        together: Their effects E where they were made together. Of several the mean of the logarithms counts.
+
+    >>> power_of([[1.0, 1.0]], [2.0]), power_of([[1.0, 1.0]], [2.0**1.25])
+    (1.0, 0.8)
+    """
+    rows = [(np.array([e for e in row if e > 0]), E) for row, E in zip(apart, together, strict=False)]
+    rows = [(row, E) for row, E in rows if len(row) > 1 and 0 < E < np.inf and np.isfinite(row).all()]
+    if not rows:
+        return 1.0
+
+    def excess(power: float) -> float:  # falls with the power
+        sums = [np.log(((row / row.max()) ** power).sum()) / power + np.log(row.max() / E) for row, E in rows]
+        return float(sum(sums))
+
+    low, high = _POWERS
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return round(low, 2)
 
 
 def effect_samples(structure: Structure, count: int, evidence: Evidence, effort: Effort) -> Batches:
@@ -97,28 +151,48 @@ def _affordable(count: int, effort: Effort) -> float:
     return RUNS[effort] / max(1.0, count * len(LEVELS) / 2)
 
 
-def _curve(
-    structure: Structure, group: Group, scores: Scores, evidence: Evidence, effects: Effects, levels: Sequence[float]
-) -> Curve:
-    atoms = group.atoms[np.argsort(scores[group.atoms], kind="stable")]
-    total = len(atoms)
-    kept = sorted({max(1, round(level * total)) for level in levels} - {total}, reverse=True)
-    consumers = [
-        c for c in (consumer_of(structure, group, name, evidence) for name in evidence.layers) if c is not None
-    ]
-    counts, measured = [total], [0.0]
-    for count in kept:
-        removed = np.zeros(structure.terms.count, bool)
-        removed[atoms[: total - count]] = True
-        changed = {str(v.name): array for v, array in zeroed_units(structure, removed)}
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What cuts do to the outputs of a model, consumers having made up for them."""
+
+    structure: Structure
+    scores: Scores
+    evidence: Evidence
+    effects: Effects
+
+    def alone(self, group: Group, levels: Sequence[float]) -> Curve:
+        """The effects of cutting one group, never falling."""
+        total = len(group)
+        consumers = consumers_of(self.structure, [group], self.evidence)
+        counts, measured = [total], [0.0]
+        for count in sorted({_kept(group, level) for level in levels} - {total}, reverse=True):
+            counts.append(count)
+            measured.append(self._effect([(group, count)], consumers))
+        if total == 1 or counts[-1] > 1:
+            counts.append(0 if total == 1 else 1)
+            measured.append(max(measured) * 2 + 1e-9)
+        return Curve(np.array(counts), np.maximum.accumulate(measured))
+
+    def of(self, groups: Sequence[Group], share: float) -> float:
+        """The effect of cutting all groups to a share of their units."""
+        cuts = [(group, _kept(group, share)) for group in groups]
+        return self._effect(cuts, consumers_of(self.structure, groups, self.evidence))
+
+    def _effect(self, cuts: Sequence[tuple[Group, int]], consumers: Sequence[ConsumerOf]) -> float:
+        """The effect of leaving so many units of each of some groups."""
+        removed = np.zeros(self.structure.terms.count, bool)
+        for group, count in cuts:
+            atoms = group.atoms[np.argsort(self.scores[group.atoms], kind="stable")]
+            removed[atoms[: len(group) - count]] = True
+        changed: dict[str, Array] = {}
         for consumer in consumers:
-            changed |= consumer.compensated(removed, evidence)
-        counts.append(count)
-        measured.append(effects.of(changed))
-    if total == 1 or counts[-1] > 1:
-        counts.append(0 if total == 1 else 1)
-        measured.append(max(measured) * 2 + 1e-9)
-    return convex(np.array(counts), np.maximum.accumulate(measured))
+            changed |= consumer.compensated(removed, self.evidence)
+        changed |= {str(v.name): array for v, array in zeroed_units(self.structure, removed, changed)}
+        return self.effects.of(changed)
+
+
+def _kept(group: Group, share: float) -> int:
+    return max(1, round(share * len(group)))
 
 
 def convex(counts: npt.NDArray[np.int64], effects: npt.NDArray[np.float64]) -> Curve:
@@ -179,15 +253,18 @@ def refit(matrix: Array, moments: Moments, left: npt.NDArray[np.int64], *, with_
     return fitted, change
 
 
-def consumer_of(structure: Structure, group: Group, name: str, evidence: Evidence) -> ConsumerOf | None:
-    """Return a layer as a consumer of a group; None where it reads none of its units."""
-    layer = evidence.layers[name]
-    site = next((s for s in group.sites if s.value.name == name and s.axis == layer.input_axis), None)
-    if layer.groups != 1 or site is None:
-        return None
-    axis = structure.axes[site.value][site.axis]
-    if isinstance(axis, Dynamic):
-        return None
-    rows, atoms = structure.members(axis)
-    inside = np.isin(atoms, group.atoms)
-    return ConsumerOf(layer, rows[inside], atoms[inside])
+def consumers_of(structure: Structure, groups: Sequence[Group], evidence: Evidence) -> list[ConsumerOf]:
+    """Return the layers that read units of some groups."""
+    read = {(site.value.name, site.axis): site for group in groups for site in group.sites}
+    mine = np.concatenate([group.atoms for group in groups])
+    found = []
+    for name, layer in evidence.layers.items():
+        site = read.get((name, layer.input_axis))
+        if layer.groups != 1 or site is None:
+            continue
+        axis = structure.axes[site.value][site.axis]
+        if not isinstance(axis, Dynamic):
+            rows, atoms = structure.members(axis)
+            inside = np.isin(atoms, mine)
+            found.append(ConsumerOf(layer, rows[inside], atoms[inside]))
+    return found

@@ -185,7 +185,6 @@ def by_effect(context: UnitContext, budget: UnitBudget) -> UnitSelection:
     if context.inputs is None or context.evidence is None:
         raise DataError("the allocation 'measured' runs the model on calibration data, and there are none.")
     parts = (context.structure, context.groups, context.scores, context.evidence, context.effort)
-    curves = context.cache.recall("effects", lambda: list(measure_effects(*parts).values()))
-    losses = {group: curve.loss for group, curve in zip(context.groups, curves, strict=True)}
+    losses = context.cache.recall("effects", lambda: measure_effects(*parts)).losses(context.groups)
     cost = find_cost(context.cost, context.structure)
     return select_by_cost(context.structure, context.weights, context.groups, context.scores, budget, cost, losses)

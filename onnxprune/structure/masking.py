@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,25 @@ def zero_units(structure: Structure, removed: Bools) -> None:
         edit_constant(structure.model, value, partial(_zeroed, fill=structure.fills.get(value), axes=axes))
 
 
-def zeroed_units(structure: Structure, removed: Bools) -> list[tuple[ir.Value, Array]]:
-    """Return what `zero_units` would write into each constant, and leave the model as it is."""
+def zeroed_units(
+    structure: Structure, removed: Bools, others: Mapping[str, Array] = MappingProxyType({})
+) -> list[tuple[ir.Value, Array]]:
+    """Return what `zero_units` would write into each constant, and leave the model as it is.
+
+    Args:
+        structure: The analysis of the model.
+        removed: Flags by atom id, shape (number of ids,).
+        others: By name, what some constants hold in place of what they hold in the model.
+    """
     return [
-        (value, _zeroed(constant_content(value), structure.fills.get(value), axes))
+        (value, _zeroed(_held(value, others), structure.fills.get(value), axes))
         for value, axes in _maskable_sites(structure, structure.keep(removed))
     ]
+
+
+def _held(value: ir.Value, others: Mapping[str, Array]) -> Array:
+    other = others.get(str(value.name))
+    return constant_content(value) if other is None else other
 
 
 def masked_values(structure: Structure, removed: Bools) -> list[ir.Value]:

@@ -13,7 +13,7 @@ from onnxprune.model_io import load_any
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime.statistics import Moments
 from onnxprune.scoring.evidence import Evidence
-from onnxprune.selection.measured import convex, effect_samples, refit
+from onnxprune.selection.measured import convex, effect_samples, power_of, refit
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -45,6 +45,21 @@ def test_a_curve_is_made_convex() -> None:
     curve = convex(np.array([4, 3, 2, 1]), np.array([0.0, 4.0, 3.0, 9.0]))
     assert curve.counts.tolist() == [4, 2, 1] and curve.effects.tolist() == [0, 3, 9]
     assert curve.at(3) == 1.5 and curve.loss(3, 1) == 7.5
+
+
+def test_effects_are_added_to_the_power_at_which_they_come_to_what_cuts_do_together() -> None:
+    """3 and 4 come to 7 as they are, to more where each is the worse for the other, to less where they overlap."""
+    assert power_of([[3.0, 4.0]], [7.0]) == pytest.approx(1, abs=0.01)
+    for power in (0.6, 0.8, 1.3):
+        together = [(3**power + 4**power) ** (1 / power), (1 + 2**power) ** (1 / power)]
+        assert power_of([[3.0, 4.0], [1.0, 2.0]], together) == pytest.approx(power, abs=0.01)
+    assert power_of([[3.0, 4.0]], [1000.0]) == pytest.approx(0.5, abs=0.01)
+    assert power_of([[3.0, 4.0]], [1.0]) == pytest.approx(1.5, abs=0.01)
+
+
+def test_effects_that_tell_nothing_are_added_as_they_are() -> None:
+    for apart, together in (([[3.0]], [5.0]), ([[0.0, 0.0]], [0.0]), ([], []), ([[1.0, np.inf]], [2.0])):
+        assert power_of(apart, together) == 1
 
 
 def test_with_calibration_data_units_go_by_their_measured_effect() -> None:

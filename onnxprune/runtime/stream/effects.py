@@ -5,7 +5,7 @@ effects.of({"conv1.weight": array})          how far the outputs move
 
 reference = Reference.of(dense, feed)        the same of outputs that were made elsewhere
 reference.divergence(outputs)
-reference.effect(outputs)                    the same, as it is added over cuts
+reference.effect(outputs)                    the same at `TEMPERATURE`, as the effects of cuts are compared
 """
 
 from __future__ import annotations
@@ -34,13 +34,6 @@ TEMPERATURE = 3.0
 """Of scores of classes where few samples must tell: what a sample is not counts more than at 1 (Hinton et al. 2015).
 
 At 1 few samples make up all of the distance.
-"""
-
-POWER = 0.7
-"""Effects that are added are this power of divergences: errors of cuts made together partly point the same way.
-
-Were they independent their squares would add (a power of 1); did they all point the same way their lengths would
-(.5). Fits draw all of them towards the mean, so the truth lies between. benchmarks/effect_power.py compares powers.
 """
 
 
@@ -124,8 +117,8 @@ class Reference:
         return cls(dense, None if head is None or head.final else head)
 
     def effect(self, changed: Sequence[Values]) -> float:
-        """What a cut does to the outputs, to be added to what others do: divergence at `TEMPERATURE` to the `POWER`."""
-        return float(max(self.divergence(changed, TEMPERATURE), 0.0) ** POWER)
+        """What a cut does to the outputs, to be compared with what others do: the divergence at `TEMPERATURE`."""
+        return float(max(self.divergence(changed, TEMPERATURE), 0.0))
 
     def divergence(self, changed: Sequence[Values], temperature: float = 1.0) -> float:
         """How far outputs are from the dense ones, added up.
