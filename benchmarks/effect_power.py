@@ -71,29 +71,37 @@ def entries_of(network: Network, draws: Sequence[int], done: Sequence[Mapping[st
             if key in known:
                 continue
             _, share, power, draw = key
-            measured.power_of = _MEASURED if power == "measured" else fixed(float(power))
+            used: list[float] = []
+            measured.power_of = noted(power, used)
             result = prune(
                 path, calibration=network.calibration(model, draw), latency=False, structure="channels",
                 target_macs=share,
             )  # fmt: skip
-            yield dict(zip(keys, key, strict=True)) | {"score": round(network.score(result.model), 4)}
+            score = round(network.score(result.model), 4)
+            yield dict(zip(keys, key, strict=True)) | {"used": used[0], "score": score}
 
 
-def fixed(power: float) -> Callable[..., float]:
-    """What stands in for `power_of`."""
-    return lambda apart, together: power
+def noted(power: str | float, used: list[float]) -> Callable[..., float]:
+    """What stands in for `power_of`: it returns this power, or measures one, and notes it."""
+
+    def call(apart: Sequence[Sequence[float]], together: Sequence[float]) -> float:
+        used.append(_MEASURED(apart, together) if power == "measured" else float(power))
+        return used[-1]
+
+    return call
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
     """Means over draws: a row for each network and share."""
-    lines = ["| network | left of the work | " + " | ".join(map(str, POWERS)) + " |"]
-    lines.append("|---" * (2 + len(POWERS)) + "|")
+    lines = ["| network | left of the work | power measured | " + " | ".join(map(str, POWERS)) + " |"]
+    lines.append("|---" * (3 + len(POWERS)) + "|")
     for label, share in dict.fromkeys((e["network"], e["share"]) for e in entries):
-        cells = []
-        for power in POWERS:
-            found = [e["score"] for e in entries if (e["network"], e["share"], e["power"]) == (label, share, power)]
-            cells.append(f"{np.mean(found):.3g}" if found else "")
-        lines.append(f"| {label} | {share:g} | " + " | ".join(cells) + " |")
+        mine = [e for e in entries if (e["network"], e["share"]) == (label, share)]
+        found = [e["used"] for e in mine if e["power"] == "measured"]
+        scores = [[e["score"] for e in mine if e["power"] == power] for power in POWERS]
+        cells = [f"{np.mean(of):.3g}" if of else "" for of in scores]
+        spread = f"{min(found):.2g} to {max(found):.2g}" if found else ""
+        lines.append(f"| {label} | {share:g} | {spread} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
