@@ -44,7 +44,7 @@ class Small(Pictures):
     def __init__(self, root: Path, path: Path) -> None:
         """Take the folder with imagenet_1000/ and the model's file."""
         super().__init__(root, path)
-        self.paths, self._said = {path.stem: path}, np.zeros(0)
+        self.paths = {path.stem: path}
         self._said = self._classes(model_io.load_any(path))
 
     def score(self, model: ir.Model) -> float:
@@ -78,7 +78,7 @@ def entries_of(network: Network, draws: Sequence[int], done: Sequence[Mapping[st
                 target_macs=share,
             )  # fmt: skip
             score = round(network.score(result.model), 4)
-            yield dict(zip(keys, key, strict=True)) | {"used": used[0], "score": score}
+            yield dict(zip(keys, key, strict=True)) | {"used": used[0] if used else 1.0, "score": score}
 
 
 def noted(power: str | float, used: list[float]) -> Callable[..., float]:

@@ -107,10 +107,7 @@ def measure_effects(
     effects = Effects(model, effect_samples(structure, len(groups), evidence, effort))
     look = _Look(structure, scores, evidence, effects)
     alone = [look.alone(group, levels) for group in groups]
-    together = [look.of(groups, share) for share in _TOGETHER] if len(groups) > 1 else []
-    counts = [[_kept(group, share) for group in groups] for share in _TOGETHER]
-    apart = [[curve.at(n) for curve, n in zip(alone, row, strict=True)] for row in counts]
-    power = power_of(apart, together)
+    power = look.power(groups, alone)
     return Measured([convex(curve.counts, curve.effects**power) for curve in alone], power)
 
 
@@ -124,7 +121,7 @@ def power_of(apart: Sequence[Sequence[float]], together: Sequence[float]) -> flo
     >>> power_of([[1.0, 1.0]], [2.0]), power_of([[1.0, 1.0]], [2.0**1.25])
     (1.0, 0.8)
     """
-    rows = [(np.array([e for e in row if e > 0]), E) for row, E in zip(apart, together, strict=False)]
+    rows = [(np.array([e for e in row if e > 0]), E) for row, E in zip(apart, together, strict=True)]
     rows = [(row, E) for row, E in rows if len(row) > 1 and 0 < E < np.inf and np.isfinite(row).all()]
     if not rows:
         return 1.0
@@ -173,10 +170,14 @@ class _Look:
             measured.append(max(measured) * 2 + 1e-9)
         return Curve(np.array(counts), np.maximum.accumulate(measured))
 
-    def of(self, groups: Sequence[Group], share: float) -> float:
-        """The effect of cutting all groups to a share of their units."""
-        cuts = [(group, _kept(group, share)) for group in groups]
-        return self._effect(cuts, consumers_of(self.structure, groups, self.evidence))
+    def power(self, groups: Sequence[Group], alone: Sequence[Curve]) -> float:
+        """The power at which the effects of groups, each cut alone, come to what they do together."""
+        if len(groups) < 2:
+            return 1.0
+        consumers = consumers_of(self.structure, groups, self.evidence)
+        cuts = [[(group, _kept(group, share)) for group in groups] for share in _TOGETHER]
+        apart = [[curve.at(count) for curve, (_, count) in zip(alone, row, strict=True)] for row in cuts]
+        return power_of(apart, [self._effect(row, consumers) for row in cuts])
 
     def _effect(self, cuts: Sequence[tuple[Group, int]], consumers: Sequence[ConsumerOf]) -> float:
         """The effect of leaving so many units of each of some groups."""
