@@ -66,35 +66,37 @@ def compete(
     fitted, judged = _divided(original, samples)
     judge = _Judge.of(original, judged)
     plain = recipe.model_copy(update={"require": (), "effort": "low"})
-    changes, failed = dict[_Way, float](), dict[str, str]()
+    changes, failed, said = dict[_Way, float](), dict[str, str](), list[str]()
 
-    def best() -> _Way:
-        return min(changes, key=lambda way: changes[way])
-
-    ways = [_Way(structure, recipe.quantize) for structure in (JOINT[0], *JOINT_PARTS)]
-    units, units_alone = _Way(UNITS, recipe.quantize), False  # both divide by the same effects: the same would come out
-    for way in ways:
-        if way == units and units_alone:
-            continue
+    def enter(way: _Way) -> None:
         if tell is not None:
             tell(f"joint: {way}")
         try:
             result = reached(plain.model_copy(update=asdict(way)), fitted)
-            changes[way] = judge.change(result)
+            change = judge.change(result)
         except OnnxPruneError as error:
             failed[str(way)] = str(error)
-        else:
-            units_alone = units_alone or (way is ways[0] and not result.blocks and not result.masks)
-        if way is ways[-1] and way.quantize != "no" and changes:
-            ways.append(replace(best(), quantize="no"))
+            return
+        if way.structure == JOINT[0] and not result.blocks and not result.masks:
+            way = replace(way, structure=UNITS)
+            said.append(f"the joint choice takes nothing but units, so it is that of {way}")
+        changes[way] = change
+
+    def best() -> _Way:
+        return min(changes, key=lambda way: changes[way])
+
+    for structure in (JOINT[0], *JOINT_PARTS):
+        if (way := _Way(structure, recipe.quantize)) not in changes:
+            enter(way)
+    if recipe.quantize != "no" and changes:
+        enter(replace(best(), quantize="no"))
     if not changes:
         raise VerificationError(next(iter(failed.values())))
     listed = ", ".join(f"{change:.3g} ({way})" for way, change in changes.items())
-    out = "".join(f"; {name} did not get there: {why}" for name, why in failed.items())
-    out += f"; {units} would be the same as joint, of which nothing else went" if units_alone else ""
+    said += [f"{name} did not get there: {why}" for name, why in failed.items()]
     note = (
         f"--structure joint: at the same target the outputs of {judge.count} inputs that were held back change by "
-        f"{listed}; {best()} was kept{out}"
+        f"{'; '.join([listed, f'{best()} was kept', *said])}"
     )
     return Winner(recipe.model_copy(update=asdict(best())), note)
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from onnxprune.graph.hints import Feeds
 from onnxprune.runtime.comparison import Agreement, OutputDifference, compare, compare_outputs, relative_difference
 from onnxprune.runtime.inputs import candidate_sizes, dynamic_dims, one_sample, random_inputs, working_inputs
-from onnxprune.runtime.latency import Latency, alternate
+from onnxprune.runtime.latency import MEASURED_FOR, Latency, alternate
 from onnxprune.runtime.probe import concrete_shapes, known_facts, probe_shapes
 from onnxprune.runtime.session import make_session, run
 
 __all__ = [
+    "MEASURED_FOR",
     "Agreement",
     "Feeds",
     "Latency",

@@ -1,6 +1,7 @@
 """Which of two models is faster, and by how much: alternating runs, thread CPU time, the median of many rounds.
 
-Measured noise of this method is 1 to 3 %, where wall clock gives 2 to 19 % on a shared machine. Both sessions must
+Measured noise of 15 rounds is 1 to 3 %, where wall clock gives 2 to 19 % on a shared machine; of 61 about .3 %, half of
+what the fastest of as many rounds has. Both sessions must
 have been made with threads=1: only then does the calling thread do all of the work.
 """
 
@@ -17,7 +18,11 @@ import onnxruntime as ort
 
 from onnxprune.structure.machine import processor
 
+MEASURED_FOR = 2.0
+"""CPU seconds for a latency that something is decided by: with more noise a search ends at another model each time."""
+
 _SHORTEST_SAMPLE = 0.005  # seconds; faster models are run several times per sample
+_MOST_ROUNDS = 61
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,7 @@ def alternate(
     *,
     feeds_b: Mapping[str, npt.NDArray[Any]] | None = None,
     rounds: int = 15,
+    seconds: float = 0.0,
     warmup: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
@@ -92,6 +98,7 @@ def alternate(
         feeds: Inputs of both.
         feeds_b: Inputs of `b`, where they differ.
         rounds: Samples of each; each round takes one of both, in alternating order.
+        seconds: As many more rounds, 61 in all, as end in so many CPU seconds.
         warmup: Runs of each beforehand, which are not counted.
         progress: Called with (rounds done, rounds) after each round.
 
@@ -99,7 +106,7 @@ def alternate(
         ValueError: Fewer than one round.
     """
     runs = _runner(a, feeds), _runner(b, feeds if feeds_b is None else feeds_b)
-    return alternate_runs(*runs, rounds=rounds, warmup=warmup, progress=progress)
+    return alternate_runs(*runs, rounds=rounds, seconds=seconds, warmup=warmup, progress=progress)
 
 
 def alternate_runs(
@@ -107,6 +114,7 @@ def alternate_runs(
     b: Callable[[], object],
     *,
     rounds: int = 15,
+    seconds: float = 0.0,
     warmup: int = 3,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.thread_time,
@@ -116,7 +124,7 @@ def alternate_runs(
     Args:
         a: Runs the reference.
         b: Runs the model compared with it.
-        rounds, warmup, progress: See `alternate`.
+        rounds, seconds, warmup, progress: See `alternate`.
         clock: Tells seconds; by default of CPU of the calling thread.
 
     Raises:
@@ -130,13 +138,15 @@ def alternate_runs(
             once()
     repeats = [_repeats(once, clock) for once in runs]
     samples: tuple[list[float], list[float]] = ([], [])
-    for done in range(rounds):
+    done, started = 0, clock()
+    while done < rounds or (done < _MOST_ROUNDS and clock() - started < seconds):
         for which in (0, 1) if done % 2 == 0 else (1, 0):
             samples[which].append(_sample(runs[which], repeats[which], clock))
+        done += 1
         if progress is not None:
-            progress(done + 1, rounds)
+            progress(done, max(done, rounds))
     a_, b_ = samples
-    return Latency(statistics.median(a_), statistics.median(b_), rounds, min(a_), min(b_))
+    return Latency(statistics.median(a_), statistics.median(b_), done, min(a_), min(b_))
 
 
 def _runner(session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.runtime import alternate, make_session
+from onnxprune.runtime.latency import alternate_runs
 
 
 def product(width: int, layers: int) -> onnx.ModelProto:
@@ -36,3 +37,18 @@ def test_inputs_may_differ_and_rounds_may_not_be_zero() -> None:
     assert alternate(a, b, feeds, feeds_b={"x": np.ones((64, 128), np.float32)}, rounds=3).ratio > 1.5
     with pytest.raises(ValueError, match="rounds"):
         alternate(a, a, feeds, rounds=0)
+
+
+def test_more_rounds_are_taken_while_there_is_time_for_them() -> None:
+    """By a clock of the test's own: each run takes .1 s."""
+    now = [0.0]
+
+    def run() -> None:
+        now[0] += 0.1
+
+    def rounds(seconds: float) -> int:
+        return alternate_runs(run, run, rounds=3, seconds=seconds, warmup=1, clock=lambda: now[0]).rounds
+
+    assert rounds(0.0) == rounds(0.5) == 3
+    assert rounds(1.5) == 8
+    assert rounds(1e6) == 61
