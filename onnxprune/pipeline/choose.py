@@ -15,8 +15,7 @@ A chooser decides on the model as it is at one step: the criterion sees the stat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,44 +25,32 @@ from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune, OnnxPruneError, RecipeError
 from onnxprune.graph.narrowing import free_caches
 from onnxprune.pipeline.plan import Plan
-from onnxprune.pipeline.prunable import prunable_size, why_nothing
-from onnxprune.recipe.defaults import settled
+from onnxprune.pipeline.prunable import why_nothing
+from onnxprune.pipeline.task import Task, allocations_of, cost_of, takes_of_cost, task_of
 from onnxprune.recipe.granularity import NM, Block, Depth, Layers, Shape, Tiles, Units, Weights
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.scoring import Criterion, find_criterion, prunable_weights
-from onnxprune.scoring.cache import ScoreCache, cached
+from onnxprune.scoring.cache import ScoreCache
 from onnxprune.scoring.depth import score_blocks
-from onnxprune.scoring.evidence import Evidence
 from onnxprune.scoring.threshold import threshold_masks
 from onnxprune.scoring.units import UnitScores, score_units
 from onnxprune.selection import UnitBudget, select_weights
-from onnxprune.selection.allocation import ALLOCATIONS, Allocation, AllocationContext, allocation_of, masks_of_shares
+from onnxprune.selection.allocation import masks_of_shares
 from onnxprune.selection.depth import select_blocks, select_layers
 from onnxprune.selection.eligible import eligible_blocks, eligible_groups, eligible_weights, misfits, protected_weights
 from onnxprune.selection.patterns import PatternMasks, pattern_masks
 from onnxprune.selection.sensitivity import Sensitivity
 from onnxprune.selection.tiles import tile_masks
-from onnxprune.selection.unit_allocation import UNIT_ALLOCATIONS, UnitAllocation, UnitContext
+from onnxprune.selection.unit_allocation import UnitContext
 from onnxprune.selection.weights import relative_to_layers
 from onnxprune.structure.bit_masks import BitMasks
 from onnxprune.structure.blocks import layers_of
-from onnxprune.structure.costs import CostName
 from onnxprune.structure.groups import Group
 from onnxprune.structure.structure import Structure
 from onnxprune.structure.terms import Bools
-from onnxprune.structure.weights import Weight, total_size
+from onnxprune.structure.weights import Weight
 
-__all__ = [
-    "Plan",
-    "Task",
-    "allocations_of",
-    "choose",
-    "chooser",
-    "cost_of",
-    "scored_groups",
-    "takes_of_cost",
-    "task_of",
-]
+__all__ = ["Plan", "Task", "choose", "chooser", "scored_groups"]
 
 
 def choose(
@@ -88,107 +75,8 @@ def choose(
     task = task_of(structure, recipe, calibration, cache=cache, progress=progress)
     task = replace(task, most=most)
     if recipe.parts.zeros is not None:
-        task = _scored(replace(task, criterion=_of_survivors(task.criterion)) if again else task)
+        task = (replace(task, criterion=_of_survivors(task.criterion)) if again else task).without_unscored()
     return _chooser_of(recipe.parts.shape)(task)
-
-
-def task_of(
-    structure: Structure, recipe: Recipe, calibration: Calibration | None, *, cache: ScoreCache | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Task:  # fmt: skip
-    """Return what a chooser decides on; arguments and errors as those of `choose`."""
-    auto = recipe.criterion == "auto"
-    recipe = settled(recipe, calibrated=calibration is not None)
-    weights = eligible_weights(structure, recipe)
-    if not weights:
-        raise NothingToPrune(why_nothing(structure, recipe))
-    cache = cache or ScoreCache()
-    criterion = _criterion(structure, recipe, calibration, cache, progress)
-    return Task(structure, recipe, calibration, weights, criterion, cache, auto=auto)
-
-
-def allocations_of(recipe: Recipe) -> tuple[UnitAllocation | None, Allocation | None]:
-    """Return the allocation of whole units and that of single weights, each None where the structure has no use for it.
-
-    Raises:
-        RecipeError: It is not for this structure, or does not exist.
-    """
-    parts, name = recipe.parts, recipe.allocation
-    of_units = of_weights = None
-    if parts.units:
-        if name in ALLOCATIONS and name not in UNIT_ALLOCATIONS:
-            raise RecipeError(f"--allocation: {name} is for single weights, not for whole units")
-        of_units = UNIT_ALLOCATIONS.find("cost" if name == "auto" else name)
-    if parts.zeros is not None and parts.zeros.ranks:
-        if name in UNIT_ALLOCATIONS and name not in ALLOCATIONS:
-            raise RecipeError(
-                f"--allocation: {name} is for whole units, not for the weights of {parts.text}: leave it out"
-            )
-        of_weights = allocation_of(name, find_criterion(settled(recipe, calibrated=False).criterion))
-    return of_units, of_weights
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What a chooser decides on.
-
-    Attributes:
-        structure, recipe, calibration, cache: See `choose`.
-        weights: The weights that may go.
-        criterion: The criterion, with the statistics of this model.
-        unscored: Weights that the criterion cannot score, with the reason; they stay.
-        most: The share that the last step of the schedule brings what is gone to.
-        auto: Whether nobody asked for this criterion.
-    """
-
-    structure: Structure
-    recipe: Recipe
-    calibration: Calibration | None
-    weights: list[Weight]
-    criterion: Criterion
-    cache: ScoreCache
-    unscored: Mapping[str, str] = field(default_factory=dict)
-    most: float = 0.0
-    auto: bool = False
-
-    @property
-    def share(self) -> float:
-        """The share of `weights` that becomes zero.
-
-        Small first and last layers stay, but count in the sparsity: the other layers make up for them. Weights that
-        the criterion cannot score are left out of both.
-        """
-        counted = total_size([*self.weights, *protected_weights(self.structure, self.recipe)])
-        return min(1.0, self.recipe.sparsity * counted / total_size(self.weights))
-
-    @property
-    def prunable(self) -> int:
-        """The parameters that count."""
-        return prunable_size(self.structure, self.recipe)
-
-    @property
-    def allocation(self) -> Allocation:
-        """The allocation of single weights."""
-        _, allocation = allocations_of(self.recipe)
-        assert allocation is not None
-        return allocation
-
-    def context(self) -> AllocationContext:
-        """Return what an allocation of single weights knows beside the weights."""
-        inputs = None if self.calibration is None else self.calibration.inputs
-        return AllocationContext(self.criterion, inputs, self.recipe.seed, self.cache)
-
-    def plan(
-        self,
-        masks: Mapping[ir.Value, Bools],
-        sensitivity: Sensitivity | None = None,
-        misfits: Mapping[str, str] = MappingProxyType({}),
-    ) -> Plan:
-        """The plan that these masks make."""
-        gone = sum(m.size - int(np.count_nonzero(m)) for m in masks.values())
-        bits = masks if isinstance(masks, BitMasks) else BitMasks(masks.items())
-        none = np.zeros(self.structure.terms.count, bool)
-        return Plan(self.structure, none, bits, self.prunable, gone, {**self.unscored, **misfits}, sensitivity)
 
 
 Chooser = Callable[[Task], Plan]
@@ -281,11 +169,6 @@ def _of_pattern(task: Task, pattern: PatternMasks, table: Sensitivity | None = N
     return task.plan(pattern.masks, table, {**small, **pattern.dense})
 
 
-_COSTS: Mapping[str, CostName] = {
-    "target_latency": "latency", "target_macs": "macs", "target_size": "parameters",
-}  # fmt: skip
-
-
 @chooser(Units)
 def _units(task: Task) -> Plan:
     """Whole units."""
@@ -331,17 +214,6 @@ def scored_groups(task: Task) -> tuple[list[Group], UnitScores]:
     return able, scored
 
 
-def cost_of(recipe: Recipe) -> CostName:
-    """Return what a removal should save, by the target that is looked for."""
-    return _COSTS.get(recipe.target or "", "balanced")
-
-
-def takes_of_cost(recipe: Recipe) -> bool:
-    """Whether the sparsity that is looked for is a share of the cost, as far as units go: see `UnitBudget.of_cost`."""
-    allocation, _ = allocations_of(recipe)
-    return recipe.target in _COSTS and allocation is not None and allocation.of_cost
-
-
 @chooser(Layers)
 @chooser(Depth)
 def _depth(task: Task) -> Plan:
@@ -358,7 +230,7 @@ def _depth(task: Task) -> Plan:
         if recipe.interface != "narrow" and free_caches(structure.model.clone()):
             why = "attentions write their caches to outputs; with --resize-io layers go with their caches"
         raise NothingToPrune(f"there is nothing to prune in layers: {why}")
-    task = task if task.criterion.weights is None else _scored(task)
+    task = task if task.criterion.weights is None else task.without_unscored()
     scores = score_blocks(structure, blocks, task.weights, task.criterion, recipe.seed)
     weights = eligible_weights(structure, recipe)
     if isinstance(recipe.parts.removed, Layers):
@@ -367,36 +239,6 @@ def _depth(task: Task) -> Plan:
         chosen, gone = select_blocks(blocks, scores, weights, recipe.sparsity, task.most)
     none = np.zeros(structure.terms.count, bool)
     return Plan(structure, none, BitMasks(()), task.prunable, gone, task.unscored, blocks=tuple(chosen))
-
-
-def _criterion(
-    structure: Structure, recipe: Recipe, calibration: Calibration | None, cache: ScoreCache,
-    progress: Callable[[str], None] | None,
-) -> Criterion:  # fmt: skip
-    """The criterion with the statistics of this model that it may use.
-
-    Raises:
-        DataError: It needs data or labels that are not there.
-    """
-    samples = Calibration({}) if calibration is None else calibration
-    criterion = find_criterion(recipe.criterion).on(Evidence.of(structure, samples, recipe.seed, progress))
-    _, allocation = allocations_of(recipe)
-    again = recipe.target is not None or (allocation is not None and allocation.asks)
-    return cached(criterion, cache, weights_too=again)
-
-
-def _scored(task: Task) -> Task:
-    """The task without the weights that the criterion cannot score.
-
-    Raises:
-        RecipeError: It can score none.
-    """
-    unscored = {w.name: reason for w in task.weights if (reason := task.criterion.obstacle(w))}
-    scored = [w for w in task.weights if w.name not in unscored]
-    if not scored:
-        name, reason = next(iter(unscored.items()))
-        raise RecipeError(f"--criterion {task.criterion.name} can score no weight, as '{name}': {reason}")
-    return replace(task, weights=scored, unscored=unscored)
 
 
 def _of_survivors(criterion: Criterion) -> Criterion:

@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from onnxprune.data.calibration import Calibration
 from onnxprune.errors import NothingToPrune
-from onnxprune.pipeline.choose import Task, cost_of, scored_groups, takes_of_cost, task_of
+from onnxprune.pipeline.choose import scored_groups
 from onnxprune.pipeline.plan import Plan
+from onnxprune.pipeline.task import Task, cost_of, takes_of_cost, task_of
 from onnxprune.recipe.granularity import Tiles
 from onnxprune.recipe.recipe import Recipe
 from onnxprune.runtime.stream.effects import Effects

@@ -15,8 +15,8 @@ from onnxprune.data.metrics import METRICS
 from onnxprune.data.readers import AnyData
 from onnxprune.data.text import check_text
 from onnxprune.errors import RecipeError
-from onnxprune.pipeline.choose import allocations_of
 from onnxprune.pipeline.run_inputs import RunInputs
+from onnxprune.pipeline.task import allocations_of
 from onnxprune.recipe.defaults import settled
 from onnxprune.recipe.fields import is_synthetic
 from onnxprune.recipe.granularity import NM, Weights

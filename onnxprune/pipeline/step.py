@@ -28,12 +28,13 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.model_io.journal import Journal
 from onnxprune.passes import MaskUnits
 from onnxprune.pipeline.apply import Applied, apply_plan, remove_dead
-from onnxprune.pipeline.choose import choose, cost_of, takes_of_cost
+from onnxprune.pipeline.choose import choose
 from onnxprune.pipeline.joint import Joint
 from onnxprune.pipeline.plan import Plan
 from onnxprune.pipeline.planned import divided_once, planned_once
 from onnxprune.pipeline.prepare import masked_twin, prepare, without_contributions
 from onnxprune.pipeline.prunable import prunable_size
+from onnxprune.pipeline.task import cost_of, takes_of_cost
 from onnxprune.pipeline.trace import STARVED, Trace
 from onnxprune.recipe.granularity import UNITS, Weights
 from onnxprune.recipe.recipe import Recipe

@@ -19,10 +19,10 @@ from onnxprune import model_io, runtime
 from onnxprune.data.readers import AnyData, open_data
 from onnxprune.errors import DataError, OnnxPruneError, VerificationError
 from onnxprune.graph import size
-from onnxprune.pipeline.choose import takes_of_cost
 from onnxprune.pipeline.deliver import ensure_wanted, written_bytes
 from onnxprune.pipeline.result import Reached, Result, measured_figures
 from onnxprune.pipeline.search import Outcome, Try, highest_within, nearest_ratio
+from onnxprune.pipeline.task import takes_of_cost
 from onnxprune.pipeline.trace import by_reason, first_of
 from onnxprune.recipe.flag import flag_name
 from onnxprune.recipe.recipe import Recipe
