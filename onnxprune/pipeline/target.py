@@ -243,11 +243,9 @@ def is_limit(target: str) -> bool:
 
 def _latency(original: ir.Model, recipe: Recipe, eval_data: AnyData | None, metric: str | None) -> Figure:
     feeds = runtime.one_sample(original, seed=recipe.seed, instead=_some_inputs(original, recipe, eval_data))
-    session = runtime.make_session(original, optimize="all", threads=1)
 
     def latency(result: Result) -> float:
-        pruned = runtime.make_session(result.model, optimize="all", threads=1, error=VerificationError)
-        return runtime.alternate(session, pruned, feeds, seconds=runtime.MEASURED_FOR).ratio
+        return runtime.measure_models(original, result.model, feeds, settled=True, error=VerificationError).ratio
 
     return latency
 

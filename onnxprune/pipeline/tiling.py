@@ -63,10 +63,7 @@ def in_tiles(original: ir.Model, result: Result, again: Again, *, latency: bool)
 
 def _ratio(plain: ir.Model, tiled: ir.Model, feeds: runtime.Feeds) -> float:
     """The time of the model in tiles over that of the masked one."""
-    before, after = (
-        runtime.make_session(m, optimize="all", threads=1, error=VerificationError) for m in (plain, tiled)
-    )
-    return runtime.alternate(before, after, feeds, seconds=runtime.MEASURED_FOR).ratio
+    return runtime.measure_models(plain, tiled, feeds, settled=True, error=VerificationError).ratio
 
 
 def _tiles(model: ir.Model, masks: Mapping[str, Bools]) -> dict[str, list[Tile]]:

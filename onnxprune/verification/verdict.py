@@ -24,7 +24,6 @@ from onnxprune.verification.comparable import seeded
 from onnxprune.verification.evaluate import MeasuredMetric, Meter, measured_metric, start_meter
 from onnxprune.verification.notebook import in_notebook
 
-_ROUNDS = 15
 _LARGE = 512 << 20  # bytes
 
 
@@ -207,8 +206,7 @@ def measure_latency(
         feeds: Inputs of both, or of the first.
         other: Inputs of the second, where it takes others.
     """
-    sessions = [runtime.make_session(m, optimize="all", threads=1) for m in (a, b)]
-    return latency_figure(runtime.alternate(sessions[0], sessions[1], dict(feeds), feeds_b=other, rounds=_ROUNDS))
+    return latency_figure(runtime.measure_models(a, b, feeds, feeds_b=other))
 
 
 @dataclass(frozen=True)

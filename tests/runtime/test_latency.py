@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.runtime import alternate, make_session
-from onnxprune.runtime.latency import alternate_runs
+from onnxprune.errors import VerificationError
+from onnxprune.runtime import alternate, latency, make_session, measure_models
+from onnxprune.runtime.latency import Latency, alternate_runs
 
 
 def product(width: int, layers: int) -> onnx.ModelProto:
@@ -52,3 +54,19 @@ def test_more_rounds_are_taken_while_there_is_time_for_them() -> None:
     assert rounds(0.0) == rounds(0.5) == 3
     assert rounds(1.5) == 8
     assert rounds(1e6) == 61
+
+
+def test_of_three_pairs_of_sessions_the_middle_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Latency(1.0, b, 7, 1.0, b) for b in (0.9, 0.5, 0.6)])
+    monkeypatch.setattr(latency, "alternate", lambda *_, **__: next(found))
+    model = ir.from_proto(product(8, 1))
+    assert measure_models(model, model, {}).ratio == 0.6
+
+
+def test_a_model_that_does_not_load_is_the_error_of_who_asks() -> None:
+    good, bad = ir.from_proto(product(8, 1)), ir.from_proto(product(8, 1))
+    bad.graph.node(0).op_type = "NoSuchOperator"
+    feeds = {"x": np.ones((64, 8), np.float32)}
+    assert measure_models(good, good, feeds).ratio == pytest.approx(1, abs=0.5)
+    with pytest.raises(VerificationError):
+        measure_models(good, bad, feeds, error=VerificationError)
