@@ -4,7 +4,7 @@
 
 Every group of units is cut to a random count, all groups of a cut around the same level. The ratio of latency, after /
 before, is estimated from the shapes alone and then measured in ONNX Runtime: CPU time of one thread, both models in
-turn, the fastest of the rounds. Estimates:
+turn, the middle one of three pairs of sessions. Estimates:
 
     multiply-adds   their ratio
     built in        the figures of structure/figures.py
@@ -26,9 +26,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 from exported import exported
-from target_latency import NETWORKS, ratio
+from target_latency import NETWORKS
 
-from onnxprune import model_io
+from onnxprune import model_io, runtime
 from onnxprune.passes import RemoveUnits, Tidy
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime.tune import tune
@@ -57,7 +57,7 @@ def nearest_count(structure: Structure, group: Group, wanted: float) -> int:
     return min(counts, key=lambda count: abs(count - wanted))
 
 
-def row(path: Path, estimates: Mapping[str, Cost], cuts: int, rounds: int) -> dict[str, Any]:
+def row(path: Path, estimates: Mapping[str, Cost], cuts: int) -> dict[str, Any]:
     """Mean errors of the estimates over cuts of one network, and each cut."""
     original, rng = model_io.load(path), np.random.default_rng(0)
     each: list[dict[str, float]] = []
@@ -72,14 +72,14 @@ def row(path: Path, estimates: Mapping[str, Cost], cuts: int, rounds: int) -> di
             figures[name] = ledger.cost / whole
         RemoveUnits(structure, ledger.removed)(structure.model)
         Tidy()(structure.model)
-        each.append({**figures, "measured": measured(original, structure.model, rounds)})
+        each.append({**figures, "measured": measured(original, structure.model)})
     errors = {name: float(np.mean([abs(cut[name] / cut["measured"] - 1) for cut in each])) for name in estimates}
     return {"mean relative error": errors, "cuts": each}
 
 
-def measured(original: ir.Model, model: ir.Model, rounds: int) -> float:
-    """The ratio of the fastest rounds."""
-    return ratio(original, model, rounds).least_ratio
+def measured(original: ir.Model, model: ir.Model) -> float:
+    """The ratio of latency."""
+    return runtime.measure_models(original, model, runtime.working_inputs(original)[0], settled=True).ratio
 
 
 def main() -> None:
@@ -87,13 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cuts", type=int, default=12)
     arguments = parser.parse_args()
     started = time.process_time()
     figures = tune()
     results: dict[str, Any] = {
-        "processor": processor(), "onnxruntime": onnxruntime.__version__, "rounds": arguments.rounds,
+        "processor": processor(), "onnxruntime": onnxruntime.__version__,
         "CPU seconds of tune": round(time.process_time() - started, 1),
         "figures": {"kinds": dict(figures.kinds), "block": figures.block, "step": figures.step},
     }  # fmt: skip
@@ -101,7 +100,7 @@ def main() -> None:
         "multiply-adds": costs.macs, "built in": costs.latency, "tuned": partial(costs.latency, figures=figures)
     }  # fmt: skip
     for name in arguments.networks:
-        results[name] = row(exported(name), estimates, arguments.cuts, arguments.rounds)
+        results[name] = row(exported(name), estimates, arguments.cuts)
         print(name, json.dumps(results[name]["mean relative error"]), flush=True)
         if arguments.output:
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -2,8 +2,8 @@
 
 MobileNetV2 is measured on 666 ImageNet pictures (top-1 in percent) and calibrated on the 334 others, MiniLM on the STS
 test set (Spearman's rank correlation) and calibrated on 512 sentences; no labels are used. Latency is after / before
-of one picture, or of 128 tokens, on one thread: the fastest of alternating runs, measured again after the search. CPU
-seconds are those of the whole run: the competition makes all four candidates.
+of one picture, or of 128 tokens, on one thread, measured again after the search. CPU seconds are those of the whole
+run: the competition makes all candidates.
 
     python benchmarks/joint.py --data-root DATA --mobilenet mobilenet_v2_imagenet.onnx --minilm minilm_l6.onnx
 
@@ -24,10 +24,9 @@ from units import Pictures
 from onnxprune import model_io
 from onnxprune.errors import OnnxPruneError
 from onnxprune.pipeline.run import prune
-from onnxprune.runtime import alternate, make_session
+from onnxprune.runtime import measure_models
 
 RESULTS = Path(__file__).parent / "results" / "joint.json"
-ROUNDS = 31
 STRUCTURES = ("channels", "tiles", "blocks", "joint")
 TARGETS = {"mobilenet-v2": (0.7,), "minilm": (0.7,)}
 
@@ -48,11 +47,9 @@ def measured(network: Pictures | Sentences, label: str, structure: str, target: 
         return entry | {"failed": str(error)}
     seconds = round(time.process_time() - started, 1)
     feeds = {name: rows[:1] for name, rows in calibration.items()}
-    sessions = [make_session(model, optimize="all", threads=1) for model in (original, result.model)]
-    latency = alternate(sessions[0], sessions[1], feeds, rounds=ROUNDS)
+    latency = measure_models(original, result.model, feeds, settled=True)
     return entry | {
-        "latency": round(latency.least_ratio, 3),
-        "median": round(latency.ratio, 3),
+        "latency": round(latency.ratio, 3),
         "score": round(network.score(result.model), 4),
         "sparsity": round(result.sparsity, 4),
         "kept": result.recipe.structure,
