@@ -13,7 +13,7 @@ from onnxprune.model_io import load_any
 from onnxprune.pipeline.prepare import prepare
 from onnxprune.runtime.statistics import Moments
 from onnxprune.scoring.evidence import Evidence
-from onnxprune.selection.measured import convex, effect_samples, power_of, refit
+from onnxprune.selection.measured import Curve, convex, deeper, effect_samples, power_of, refit
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -45,6 +45,16 @@ def test_a_curve_is_made_convex() -> None:
     curve = convex(np.array([4, 3, 2, 1]), np.array([0.0, 4.0, 3.0, 9.0]))
     assert curve.counts.tolist() == [4, 2, 1] and curve.effects.tolist() == [0, 3, 9]
     assert curve.at(3) == 1.5 and curve.loss(3, 1) == 7.5
+
+
+def test_below_the_last_level_a_curve_goes_on_as_a_power_of_the_count() -> None:
+    """From 16 to 8 units the effect grows by 4 = 2^2, so it does with each half: by 2 at least, by 2^2.5 at most."""
+    counts = np.array([32, 16, 8])
+    assert deeper(Curve(counts, np.array([0.0, 0.1, 0.4]))) == ([4, 2, 1], pytest.approx([1.6, 6.4, 25.6]))
+    assert deeper(Curve(counts, np.array([0.0, 0.4, 0.4])))[1] == pytest.approx([0.8, 1.6, 3.2])
+    assert deeper(Curve(counts, np.array([0.0, 0.0, 0.4])))[1][0] == pytest.approx(0.4 * 2**2.5)
+    assert deeper(Curve(np.array([2, 1]), np.array([0.0, 0.4]))) == ([], [])
+    assert deeper(Curve(np.array([1]), np.array([0.0])))[0] == [0]
 
 
 def test_effects_are_added_to_the_power_at_which_they_come_to_what_cuts_do_together() -> None:
