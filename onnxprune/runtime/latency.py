@@ -98,7 +98,7 @@ def measure_models(
         b: The model compared with it.
         feeds: Inputs of both.
         feeds_b: Inputs of `b`, where they differ.
-        settled: Measure for two CPU seconds at least, so that searches that compare with it end at the same model.
+        settled: Take more rounds, for two CPU seconds or 61 of each pair, so that searches end at the same model.
         error: What is raised where `b` does not load.
 
     Raises:
