@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_dtypes
@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from onnxprune import model_io
 from onnxprune.errors import DataError, ModelError, OnnxPruneError
-from onnxprune.runtime import libraries
+from onnxprune.runtime import libraries, overflow
 
 Optimize = Literal["off", "basic", "all"]
 AnyModel = ir.Model | onnx.ModelProto | str | os.PathLike | bytes
@@ -56,7 +56,8 @@ def make_session(
     Args:
         model: A model in memory, a path, or serialised bytes.
         optimize: ONNX Runtime's graph optimisations. Only "off" and "basic" are exact: above that it rewrites int8
-            DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency.
+            DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency. Products
+            of integers may overflow in it, in the others they do not; see `overflow`.
         threads: Threads inside an operator. With 1 all work is done on the calling thread, so that its CPU time counts.
         lean: Give memory back as soon as a value is not needed any more. By default it is kept for the next run, in
             pieces that double, which is faster for small values.
@@ -77,19 +78,20 @@ def make_session(
         _give_back(options)
     if isinstance(model, onnx.ModelProto):
         model = model_io.load_any(model)
+    left_out = overflow.make_exact(options, model) if optimize != "all" and isinstance(model, ir.Model) else ()
     try:
         if isinstance(model, ir.Model):
             content: str | bytes
             if mapped:
-                return _from_file(model, options, large=True)
+                return _from_file(model, options, left_out, large=True)
             size, content = model_io.to_bytes_within(model, _IN_MEMORY_LIMIT)
             if size > _IN_MEMORY_LIMIT:
                 limit = COPY_LIMIT if optimize == "all" else _CHECK_LIMIT
                 large = size + _bytes_of_halves(model) > limit
-                return _from_file(model, options, large=large, casts=not _computes_as_stored(model))
+                return _from_file(model, options, left_out, large=large, casts=not _computes_as_stored(model))
         else:
             content = model if isinstance(model, bytes) else os.fspath(model)
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return _session(content, options, left_out)
     except OnnxPruneError:
         raise
     except Exception as failure:
@@ -131,7 +133,7 @@ def one_sentence(failure: Exception) -> str:
 
 
 def _from_file(
-    model: ir.Model, options: ort.SessionOptions, *, large: bool, casts: bool = True
+    model: ir.Model, options: ort.SessionOptions, left_out: Sequence[str], *, large: bool, casts: bool = True
 ) -> ort.InferenceSession:
     """A session whose weights lie in a file, which the operating system reads where they are used.
 
@@ -147,7 +149,11 @@ def _from_file(
         else:
             options.enable_mem_pattern = False
     with model_io.scratch_file(model) as path:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _session(str(path), options, left_out)
+
+
+def _session(content: str | bytes, options: ort.SessionOptions, left_out: Sequence[str]) -> ort.InferenceSession:
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*left_out])
 
 
 def _give_back(options: ort.SessionOptions) -> None:

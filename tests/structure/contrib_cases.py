@@ -235,7 +235,9 @@ def _quantised_contractions() -> None:
         weight = {**_quantised("w", 8, 6 // groups, 3, 3, dtype=np.int8, rows=8), "w_zero": np.zeros(8, np.int8)}
         inputs = {**_quantised("x", 2, 6, 5, 5), **weight, **_result(), "b": _rng.integers(-99, 99, 8).astype(np.int32)}
         _case(f"{groups} groups", "QLinearConv", inputs, ["y"], group=groups)
-        _case(f"{groups} groups", f"{_MICROSOFT}::QLinearConv", inputs, ["y"], group=groups)
+        # ONNX Runtime does not write this one with unsigned weights: see `runtime.overflow`. So they have seven bits.
+        halved = {**inputs, "w": inputs["w"] // 2}
+        _case(f"{groups} groups", f"{_MICROSOFT}::QLinearConv", halved, ["y"], group=groups)
     conv = {"x": _bytes(2, 6, 5, 5), "w": _bytes(8, 3, 3, 3), "x_zero": _bytes(), "w_zero": _bytes()}
     _case("groups", "ConvInteger", conv, ["y"], group=2)
     rows = {
