@@ -9,6 +9,7 @@ other numbers than its masked twin. Weights as unsigned bytes are exact everywhe
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -38,25 +39,48 @@ def make_exact(options: ort.SessionOptions, model: ir.Model) -> tuple[str, ...]:
         left_out = make_exact(options, model)
         session = onnxruntime.InferenceSession(content, options, disabled_optimizers=left_out)
     """
-    if not multiplies_signed_bytes(model) or not processor_overflows():
+    if not needs_unsigned_weights(model) or not processor_overflows():
         return ()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.x64quantprecision", "1")
     return _LEFT_OUT
 
 
-def multiplies_signed_bytes(model: ir.Model) -> bool:
-    """Whether a node multiplies matrices of integers, one of them a constant of signed bytes."""
-    return any(_is_signed_product(node) for node in nodes_of(model.graph))
+def needs_unsigned_weights(model: ir.Model) -> bool:
+    """Whether nodes multiply unsigned bytes by constants of signed ones, and no node signed bytes by such constants.
+
+    ONNX Runtime would write unsigned weights for the latter as well, for which it has no kernel.
+    """
+    data = [_data_of_product(node) for node in nodes_of(model.graph)]
+    return "unsigned" in data and "signed" not in data
 
 
-def _is_signed_product(node: ir.Node) -> bool:
+def _data_of_product(node: ir.Node) -> Literal["unsigned", "signed", ""]:
+    """What a node multiplies by a constant of signed bytes; nothing where it does no such thing."""
     operator = operator_of(node)
     if not operator.quantised or not operator.contracts:
-        return False
-    values = (node.inputs[i] for i in operator.quantised if i < len(node.inputs))
-    tensors = (ir.convenience.get_const_tensor(value) for value in values if value is not None)
-    return any(tensor is not None and tensor.dtype == ir.DataType.INT8 for tensor in tensors)
+        return ""
+    constant, data = False, False
+    for i, (_, zero_point) in operator.quantised.items():
+        value = _input(node, i)
+        if value is None:
+            continue
+        point = None if zero_point is None else _input(node, zero_point)
+        signed = ir.DataType.INT8 in (_type(value), None if point is None else _type(point))
+        if ir.convenience.get_const_tensor(value) is not None:
+            constant |= signed
+        else:
+            data |= signed
+    return "" if not constant else "signed" if data else "unsigned"
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _type(value: ir.Value) -> ir.DataType | None:
+    tensor = ir.convenience.get_const_tensor(value)
+    return value.dtype if tensor is None else tensor.dtype
 
 
 @functools.cache

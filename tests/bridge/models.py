@@ -16,6 +16,7 @@ import torch
 
 from onnxprune.bridge import OnnxModule, to_torch
 from onnxprune.bridge.dtypes import from_numpy, to_numpy
+from onnxprune.runtime.overflow import make_exact
 from onnxprune.training.widen import widen
 
 SHARED = Path(os.environ.get("ONNXPRUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
@@ -49,7 +50,9 @@ def runtime(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    left_out = [*make_exact(options, ir.from_proto(proto))]
+    content, providers = proto.SerializeToString(), ["CPUExecutionProvider"]
+    session = ort.InferenceSession(content, options, providers=providers, disabled_optimizers=left_out)
     return list(session.run(None, dict(feeds)))
 
 

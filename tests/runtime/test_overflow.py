@@ -15,10 +15,10 @@ from onnxprune.runtime.session import make_session, run
 _HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 
 
-def product(weights: str = "int8") -> ir.Model:
+def product(weights: str = "int8", data: str = "uint8") -> ir.Model:
     """[2, 64] x [64, 4] with weights of 127 and -1."""
     numbers = ", ".join("127" if i % 5 else ("-1" if weights == "int8" else "1") for i in range(64 * 4))
-    graph = f"g (uint8[2, 64] x) => (int32[2, 4] y) <{weights}[64, 4] w = {{{numbers}}}> {{ y = MatMulInteger(x, w) }}"
+    graph = f"g ({data}[2, 64] x) => (int32[2, 4] y) <{weights}[64, 4] w = {{{numbers}}}> {{ y = MatMulInteger(x, w) }}"
     return model_io.load_any(parser.parse_model(_HEAD + graph))
 
 
@@ -35,7 +35,7 @@ def test_only_such_products_change_a_session(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(overflow, "processor_overflows", lambda: True)
     plain = model_io.load_any(parser.parse_model(_HEAD + "g (float[N] x) => (float[N] y) { y = Relu(x) }"))
     assert overflow.make_exact(ort.SessionOptions(), product()) != ()
-    for model in (plain, product("uint8")):
+    for model in (plain, product("uint8"), product(data="int8")):
         options = ort.SessionOptions()
         level = options.graph_optimization_level
         assert overflow.make_exact(options, model) == ()
