@@ -259,9 +259,9 @@ def _extended(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, 
 
 def states(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value, tuple[int, ...], ir.Node]]:
     """Yield states among the inputs, their next state, the axes that have the same extent in both, and the node."""
-    inputs = {behind_link(value): value for value in graph_inputs(model)}
-    for node in model.graph:
-        for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
-            past = node.inputs[place] if place < len(node.inputs) else None
-            if past is not None and past in inputs and inputs[past].shape is not None and output < len(node.outputs):
-                yield inputs[past], node.outputs[output], axes, node
+    for value in graph_inputs(model):
+        past = behind_link(value)
+        for node, index in past.uses() if value.shape is not None else ():
+            for place, output, axes in _STATES.get((node.domain, node.op_type), ()):
+                if place == index and node.graph is model.graph and output < len(node.outputs):
+                    yield value, node.outputs[output], axes, node

@@ -46,6 +46,11 @@ def _element_type(dtype: np.dtype[np.generic]) -> int:
         return 0
 
 
+def _equal(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> bool:
+    """Whether two short arrays hold the same bytes."""
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
 @dataclass
 class Probe:
     """What is known at one setting of the dynamic dimensions.
@@ -97,7 +102,9 @@ class Facts:
         if value is None:
             return None
         a, b = self.first.data.get(value), self.second.data.get(value)
-        return a if a is not None and b is not None and a.shape == b.shape and bool(np.array_equal(a, b)) else None
+        if a is None or a is b:  # a constant is one array at both
+            return a
+        return a if b is not None and a.shape == b.shape and bool(np.array_equal(a, b)) else None
 
     def dtype(self, value: ir.Value) -> int:
         """Return the onnx element type, 0 where it is not known."""
@@ -138,7 +145,7 @@ def infer_at(model: ir.Model, first: Sizes, second: Sizes, asked: Asked | None =
     """Infer all shapes of a model at two given settings of its dynamic dimensions; `asked` is what is known of it."""
     asked = asked or Asked(model)
     a = probe_at(model, first, asked)
-    return Facts(a, a if first == second else probe_at(model, second, asked))
+    return Facts(a, a if first == second else _Walk(model, second, asked, a).run())
 
 
 def probe_at(model: ir.Model, sizes: Sizes, asked: Asked | None = None) -> Probe:
@@ -147,12 +154,13 @@ def probe_at(model: ir.Model, sizes: Sizes, asked: Asked | None = None) -> Probe
 
 
 class _Walk:
-    """One forward walk with concrete numbers."""
+    """One forward walk with concrete numbers; what is the same as at another setting is taken from there."""
 
-    def __init__(self, model: ir.Model, sizes: Sizes, asked: Asked) -> None:
+    def __init__(self, model: ir.Model, sizes: Sizes, asked: Asked, other: Probe | None = None) -> None:
         self.model = model
         self.probe = Probe(sizes)
         self.asked = asked
+        self.other = other.data if other is not None else {}
         self._walks = {"If": self._if, "Loop": self._loop, "Scan": self._scan}
 
     def run(self) -> Probe:
@@ -220,6 +228,9 @@ class _Walk:
         if not inputs or bodies(node):
             return False
         arrays = [None if v is None else data[v] for v in inputs]
+        same = self.other.get(out)
+        if same is not None and all(v is None or self.other.get(v) is data[v] for v in inputs):
+            return self._known(out, same)
         result = self.asked.computed(node, arrays, self._output_size)
         return result is not None and self._known(out, result)
 
@@ -240,7 +251,8 @@ class _Walk:
             return False
         self._set(value, array.shape, dtype)
         if array.size <= _DATA_LIMIT:
-            self.probe.data[value] = array
+            same = self.other.get(value)
+            self.probe.data[value] = array if same is None or not _equal(same, array) else same
         return True
 
     def _infer(self, node: ir.Node) -> None:

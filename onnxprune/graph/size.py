@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune import model_io
 from onnxprune.graph.caches import is_link, is_link_matrix
 from onnxprune.graph.layers import channel_axis
+from onnxprune.graph.multiply_adds import no_products
 from onnxprune.graph.operators import key, operator_named, operator_of
 from onnxprune.graph.packed import Packed, layout_of
 from onnxprune.graph.tensors import read, spread
@@ -178,12 +179,13 @@ def counted_values(model: ir.Model) -> set[ir.Value]:
 
 def macs_of(node: ir.Node, shapes: Shapes) -> int | None:
     """Multiply-adds of one node without its subgraphs; None where its operator has no formula or a shape is missing."""
-    if is_link(node):
+    multiply_adds = operator_of(node).multiply_adds
+    if multiply_adds is no_products or is_link(node):
         return 0
     inputs = [_shape(value, shapes) if value is not None else None for value in node.inputs]
     outputs = [_shape(value, shapes) for value in node.outputs]
     try:
-        return operator_of(node).multiply_adds(node, inputs, outputs)
+        return multiply_adds(node, inputs, outputs)
     except (TypeError, IndexError):  # a shape that the formula needs is None or left out
         return None
 

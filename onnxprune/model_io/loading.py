@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model_io import held, protobuf
+from onnxprune.model_io import held, protobuf, small_constants
 from onnxprune.model_io.bodies import bodies, graphs_of
 from onnxprune.model_io.densify import make_dense, refuse_training_info
 from onnxprune.model_io.external import check_external_data, embed_outside_initializers, find_data
@@ -106,12 +106,14 @@ def _model(
     proto = inline_functions(proto, name)
     proto = upgrade_opset(proto, limits.oldest_opset, name)
     _refuse_versions(proto.ir_version, protobuf.default_opset(proto), name)
+    lifted = small_constants.lift(proto)
     try:
         with _quiet_reader():
             model = ir.from_proto(proto)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(". ")
         raise ModelError(f"'{name}' is not a valid ONNX graph: {reason}.") from error
+    small_constants.read(model, proto, lifted)
     held.put_in(model, weights)
     _free_negative_dims(model)
     _check_graph(model, name)

@@ -8,7 +8,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator
 
-_OBJECTS = 100_000  # that are made before Python looks for garbage
+_OBJECTS = 500_000  # that are made before Python looks for garbage
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def _suited(weights: Sequence[Weight], recipe: Recipe) -> list[Weight]:
 
 def _chosen(structure: Structure, recipe: Recipe) -> list[Weight]:
     """The weights that name patterns and the treatment of first and last layers leave."""
-    weights = [w for w in prunable_weights(structure) if not (recipe.parts.zeros and w.is_packed)]
+    zeros = recipe.parts.zeros
+    weights = [w for w in prunable_weights(structure) if not (zeros and w.is_packed)]
     for flag, patterns in (("--exclude", recipe.exclude), ("--only", recipe.only)):
         for pattern in patterns:
             if not any(_matches(w, [pattern]) for w in weights):

@@ -131,20 +131,23 @@ def _require_all_outputs(view: View) -> None:
 
 def _no_axis_empties(findings: Findings) -> None:
     """Pin atoms that are present at every index of an axis."""
-    seen: set[int] = set()
+    seen, terms = set[int](), findings.terms
     for value, axes in findings.axes.items():
         for ids in (i for axis in axes for i in parts(axis)):
             if id(ids) in seen or not len(ids):
                 continue
             seen.add(id(ids))
-            roots = findings.terms.find(ids)
-            if len(ids) > 1 and not np.count_nonzero(findings.terms.bound[roots]):
-                everywhere = roots[:1] if roots[0] == roots[-1] and (roots == roots[0]).all() else roots[:0]
+            first, last = terms.root(int(ids[0])), terms.root(int(ids[-1]))
+            if first != last and not terms.bound[first] and not terms.bound[last]:
+                continue  # of most axes, the ends tell already
+            roots = terms.find(ids)
+            if len(ids) > 1 and not np.count_nonzero(terms.bound[roots]):
+                everywhere = roots[:1] if first == last and (roots == first).all() else roots[:0]
             else:
-                _, atoms = findings.terms.members(ids)
+                _, atoms = terms.members(ids)
                 if len(atoms) < len(ids):
                     continue
                 used_atoms, counts = np.unique(atoms, return_counts=True)
                 everywhere = used_atoms[counts == len(ids)]
             if len(everywhere):
-                findings.terms.pin(everywhere, f"it is all of an axis of {value.name}")
+                terms.pin(everywhere, f"it is all of an axis of {value.name}")

@@ -112,15 +112,16 @@ class Ledger:
         self._sizes = [self._size(w, {}) for w in range(len(self._weights))]
         self.prunable = prunable_parameters(structure, weights, groups)
         self._cost = cost
-        self._nodes = [] if cost is None else list(counted_nodes(structure))
-        self._extents = _whole_extents(structure, self._nodes)
-        self._operands = [[v for v in _values(node) if v in self._extents] for node, _ in self._nodes]
-        self._costs = [self._cost_of(n, {}) for n in range(len(self._nodes))]
-        # What costs nothing whole costs nothing cut: of most networks, half of the nodes.
-        priced = [values if cost else [] for values, cost in zip(self._operands, self._costs, strict=True)]
-        self._names = list(dict.fromkeys(v for values in priced for v in values))
+        whole = structure.known_shapes
+        every = [] if cost is None else [(node, n, n * cost(node, whole)) for node, n in counted_nodes(structure)]
+        priced = [entry for entry in every if entry[2]]  # what costs nothing whole costs nothing cut
+        self._nodes = [(node, times) for node, times, _ in priced]
+        self._costs = [cost_ for _, _, cost_ in priced]
+        self._operands = [[v for v in _values(node) if v in whole] for node, _ in self._nodes]
+        self._names = list(dict.fromkeys(v for values in self._operands for v in values))
+        self._extents = {v: whole[v] for v in self._names}
         self._shapes = {v: self._shape_of(v) for v in self._names}
-        self._readers = _users([k for v in values for k in self._shrinking(v)] for values in priced)
+        self._readers = _users([k for v in values for k in self._shrinking(v)] for values in self._operands)
         self._values = _users(self._shrinking(v) for v in self._names)
         self.cost = sum(self._costs)
         # When each axis, weight and node was touched last: a change that meets none of them anew is still true.
@@ -303,13 +304,6 @@ def _stuck(weight: Weight, offered: Bools) -> int:
 
 def _values(node: ir.Node) -> list[ir.Value]:
     return [v for v in (*node.inputs, *node.outputs) if v is not None]
-
-
-def _whole_extents(structure: Structure, nodes: Iterable[tuple[ir.Node, int]]) -> dict[ir.Value, tuple[int, ...]]:
-    """The extents of the values at nodes, as far as they are known."""
-    values = dict.fromkeys(v for node, _ in nodes for v in _values(node))
-    shapes = ((v, structure.facts.shape(v)) for v in values)
-    return {v: tuple(int(n or 0) for n in shape) for v, shape in shapes if shape is not None and None not in shape}
 
 
 def _users(axes: Iterable[Iterable[int]]) -> dict[int, list[int]]:

@@ -81,7 +81,7 @@ class Terms:
                 new[: len(old)] = old
                 setattr(self, name, new)
         ids = np.arange(start, self.count, dtype=np.int64)
-        self.parent[ids] = ids
+        self.parent[start : self.count] = ids
         return ids
 
     def term(self, atoms: Sequence[int]) -> int:
@@ -153,8 +153,8 @@ class Terms:
         """Return ``n`` ids of one new pinned atom, shape (n,). Raises as `fresh`."""
         _check_extent(n)
         atom = self.fresh(1)
-        self.pin(atom, reason)
-        return np.full(n, atom[0], np.int64)
+        self.pinned[atom[0]] = self.reason_id(reason)
+        return atom if n == 1 else np.full(n, atom[0], np.int64)
 
     # -- reading ids --------------------------------------------------------------------------------------------
 
@@ -253,6 +253,8 @@ class Terms:
 
     def unify(self, a: Ids, b: Ids) -> None:
         """Make the terms of two axes equal, index by index. Shapes (n,) and (n,)."""
+        if a is b:
+            return
         ra, rb = self.find(a), self.find(b)
         differ = ra != rb
         if not np.count_nonzero(differ):
@@ -276,7 +278,7 @@ class Terms:
     def tag(self, ids: Ids, bit: int) -> None:
         """Set a tag bit on every atom of the axis, pinned or not."""
         roots = self.find(ids)
-        if self.bound[roots].any():
+        if np.count_nonzero(self.bound[roots]):
             roots = np.concatenate([roots, self.members(ids)[1]])
         self.tags[roots] |= bit
 
@@ -305,18 +307,18 @@ class Terms:
 
     def _can_link(self, children: Ids, roots: Ids) -> bool:
         """Say whether all children are different atoms that the roots have no part of."""
-        if self.bound[children].any() or len(distinct(children)) < len(children):
+        if np.count_nonzero(self.bound[children]) or len(distinct(children)) < len(children):
             return False
-        if not self.bound[roots].any():
+        if not np.count_nonzero(self.bound[roots]):
             apart = children.max() < roots.min() or roots.max() < children.min()
             return bool(apart) or not np.isin(children, roots).any()
-        return not self.pinned[children].any() and not np.isin(children, self.members(roots)[1]).any()
+        return not np.count_nonzero(self.pinned[children]) and not np.isin(children, self.members(roots)[1]).any()
 
     def _link(self, children: Ids, roots: Ids) -> None:
         """Hang atoms (all different) under other ids, carrying pins and tags along."""
         self._members.clear()
         self.parent[children] = roots
-        if self.bound[roots].any():
+        if np.count_nonzero(self.bound[roots]):
             rows, atoms = self.members(roots)
             children, roots = children[rows], atoms
         for flags, onto in ((self.pinned, np.maximum), (self.mixed, np.maximum), (self.tags, np.bitwise_or)):

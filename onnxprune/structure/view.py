@@ -21,10 +21,10 @@ from onnxprune.structure.terms import Ids, Terms
 
 # Narrow integers are taken for quantised: "zero" means their zero point. Besides the rules that know zero points, only
 # operators that move values may say so of them.
-_NARROW = {
+_NARROW = set(map(int, (
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4,
     ir.DataType.INT2, ir.DataType.UINT2,
-}  # fmt: skip
+)))  # fmt: skip
 
 
 class RuleMismatch(Exception):
@@ -184,7 +184,7 @@ class View:
         return flags if self._zero_points or not self._narrow(value) else [False] * len(flags)
 
     def _narrow(self, value: ir.Value) -> bool:
-        return ir.DataType(self.facts.dtype(value)) in _NARROW
+        return int(self.facts.dtype(value)) in _NARROW
 
     def ids(self, value: ir.Value, i: int) -> Ids:
         """Return the ids of a static axis.
@@ -251,8 +251,8 @@ class View:
                 self.pin(axis, f"the shape of its output {out.name} is not known")
             return
         checked: list[Axis] = []
-        for i, axis in enumerate(axes):
-            extent = dims[i][0] if self.facts.static(out, i) else None
+        for i, (axis, (first, second)) in enumerate(zip(axes, dims, strict=True)):
+            extent = first if first == second else None
             if isinstance(axis, Dynamic) if extent is None else not isinstance(axis, Dynamic) and len(axis) == extent:
                 checked.append(axis)
                 if isinstance(axis, Dynamic) and axis.static:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Weight:
     @property
     def size(self) -> int:
         """The number of parameters."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def numbers(self) -> npt.NDArray[np.float32]:
         """Return the weights as float32; quantised ones as their distance from the zero point."""

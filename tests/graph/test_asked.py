@@ -10,7 +10,7 @@ from small_models import graph, random
 
 from onnxprune.graph import evaluate, inference
 from onnxprune.graph.asked import Asked
-from onnxprune.graph.shapes import infer_at
+from onnxprune.graph.shapes import infer_at, probe_at
 from onnxprune.passes import Normalise
 
 
@@ -141,3 +141,29 @@ def test_nodes_that_are_written_alike_are_one_and_signs_tell_apart(other: float)
     protos = [asked._proto(node) for node in (first, twin, third)]
     assert protos[0] == protos[1] and protos[0][0] is protos[1][0]
     assert protos[2][1] != protos[0][1] and repr(protos[2][0].attribute[0].f) == repr(float(other))
+
+
+def test_what_the_second_setting_takes_over_is_what_it_would_find_alone() -> None:
+    """Also where a shape is another at the second setting, but not the entries that are read of it."""
+    model = graph(
+        """g (float[N, 8, 4] x) => (float[R, 4] y, int64[T] t) {
+            s = Shape(x)
+            rows = Gather <axis = 0> (s, first)
+            width = Gather <axis = 0> (s, last)
+            most = Mul(width, two)
+            target = Concat <axis = 0> (most, minus)
+            y = Reshape(x, minus_and_four)
+            t = Concat <axis = 0> (rows, target)
+        }""",
+        {"first": np.array([0]), "last": np.array([2]), "two": np.array([2]), "minus": np.array([-1]),
+         "minus_and_four": np.array([-1, 4])},
+    )  # fmt: skip
+    facts = infer_at(model, {"N": 2}, {"N": 3})
+    alone = probe_at(model, {"N": 3})
+    assert (facts.second.shapes, facts.second.dtypes) == (alone.shapes, alone.dtypes)
+    assert facts.second.data.keys() == alone.data.keys()
+    for value, array in alone.data.items():
+        np.testing.assert_array_equal(facts.second.data[value], array)
+    by_name = {str(v.name): v for node in model.graph for v in node.outputs}
+    assert facts.data(by_name["target"]) is facts.first.data[by_name["target"]]
+    assert facts.data(by_name["t"]) is None

@@ -54,8 +54,9 @@ def test_constants_of_nodes_are_read_through_the_links_too(tmp_path: Path) -> No
     proto.graph.node.insert(0, node)
     del proto.graph.initializer[0]
     blob.write_bytes(proto.SerializeToString())
-    loaded = model_io.load(path).graph.node(0).attributes["value"].as_tensor().numpy()
-    np.testing.assert_array_equal(loaded, numpy_helper.to_array(mlp().graph.initializer[0]))
+    loaded = model_io.load(path).graph.initializers["w1"].const_value
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.numpy(), numpy_helper.to_array(mlp().graph.initializer[0]))
 
 
 @pytest.mark.parametrize(

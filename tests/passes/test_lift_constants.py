@@ -22,7 +22,7 @@ _CONSTANTS = {
 
 
 def lifted(text: str, lift: ir.passes.InPlacePass) -> tuple[bytes, bool]:
-    model = model_io.load_any(parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}'))
+    model = ir.from_proto(parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}'))
     modified = lift(model).modified
     return model_io.to_bytes(model), modified
 

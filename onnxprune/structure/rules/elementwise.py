@@ -46,14 +46,15 @@ def aligned(
 ) -> tuple[list[Axis], list[bool]]:
     """Unify broadcast operands against an output; return the axes of the result and their zero flags."""
     shape = view.shape(out) if rank is None else view.shape(out)[:rank]
+    operands = [(value, view.shape(value)) for value in values] if shape else []
     axes: list[Axis] = []
     zero: list[bool] = []
     for i, extent in enumerate(shape):
         partners: list[Axis] = []
         flags: list[bool] = []
-        for value in values:
-            j = i - (len(shape) - view.rank(value))
-            if j < 0 or (view.shape(value)[j] == 1 and extent != 1):
+        for value, own in operands:
+            j = i - len(shape) + len(own)
+            if j < 0 or (own[j] == 1 and extent != 1):
                 flags.append(_is_zero_constant(view, value))
             else:
                 partners.append(view.axis(value, j))
