@@ -30,6 +30,7 @@ from onnxprune.graph.operators import operator_of
 from onnxprune.graph.shapes import Facts
 from onnxprune.graph.tensors import is_constant
 from onnxprune.model_io.bodies import graphs_of, nodes_of, subgraphs_of
+from onnxprune.model_io.small_constants import FIRST_WITH_FREE_CONSTANTS
 from onnxprune.passes.fold_weights import FoldWeights
 from onnxprune.passes.lift_constants import LiftConstants
 from onnxprune.passes.picked_indices import picked_indices
@@ -82,8 +83,6 @@ class Normalise(ir.passes.InPlacePass):
 
 # -- bodies ---------------------------------------------------------------------------------------------------------
 
-_FIRST_WITH_FREE_CONSTANTS = 4  # before this IR version, every constant is an input of the outermost graph
-
 
 def one_name_each(model: ir.Model) -> bool:
     """Give constants of sibling bodies that share a name names of their own, and old models none in bodies at all."""
@@ -98,7 +97,7 @@ def one_name_each(model: ir.Model) -> bool:
                 value.metadata_props[WRITTEN_AS] = name
                 modified = True
             seen.add(str(value.name))
-            if model.ir_version < _FIRST_WITH_FREE_CONSTANTS:
+            if model.ir_version < FIRST_WITH_FREE_CONSTANTS:
                 del body.initializers[str(value.name)]
                 model.graph.register_initializer(value)
                 modified = True

@@ -18,6 +18,7 @@ from onnxprune.bridge.module import ModelLike, OnnxModule, load_ir
 from onnxprune.bridge.nodes import describe
 from onnxprune.errors import ModelError
 from onnxprune.runtime import libraries
+from onnxprune.runtime.overflow import make_exact
 
 
 class Interpreter(fx.Interpreter):
@@ -97,7 +98,9 @@ def runtime_outputs(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> list[n
     options = libraries.session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    left_out = [*make_exact(options, model)]
+    content, providers = ir.to_proto(model).SerializeToString(), ["CPUExecutionProvider"]
+    session = ort.InferenceSession(content, options, providers=providers, disabled_optimizers=left_out)
     return list(session.run(None, dict(inputs)))
 
 

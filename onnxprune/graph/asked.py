@@ -79,7 +79,7 @@ class Asked:
     def computed(self, node: ir.Node, arrays: list[Array | None], cost: Callable[[ir.Node], int]) -> Array | None:
         """Return the output of a node at these inputs; `cost` bounds the elements of it, see `evaluate_node`."""
         proto, written = self._proto(node)
-        question = (written, *(None if array is None else _content(array) for array in arrays))
+        question = (written, *(None if array is None else content_key(array) for array in arrays))
         if question not in self._computed:
             self._computed[question] = evaluate_node(node, arrays, self._versions.get("", 1), cost(node), proto)
         return self._computed[question]
@@ -92,7 +92,7 @@ class Asked:
             told: What is known of each input, None where one is left out.
         """
         proto, written = self._proto(node)
-        question = (written, *map(_comparable, told))
+        question = (written, *map(_told_key, told))
         if question not in self._answers:
             self._answers[question] = self._answer(node, proto, told)
         return self._answers[question]
@@ -169,14 +169,15 @@ def is_integral(dtype: ir.DataType) -> bool:
     return dtype.is_integer() or dtype == ir.DataType.BOOL
 
 
-def _comparable(told: Told | None) -> tuple[object, ...] | None:
+def _told_key(told: Told | None) -> tuple[object, ...] | None:
     if told is None:
         return None
     dtype, shape, content = told
-    return dtype, shape, None if content is None else _content(content)
+    return dtype, shape, None if content is None else content_key(content)
 
 
-def _content(array: Array) -> tuple[object, ...]:
+def content_key(array: Array) -> tuple[object, ...]:
+    """Return what two arrays of the same content have in common: type, shape and bytes, of texts the texts."""
     texts = array.dtype.kind == "O"  # of which the bytes are addresses
     return array.dtype, array.shape, tuple(array.reshape(-1).tolist()) if texts else array.tobytes()
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph import contrib_shapes, reshapes
-from onnxprune.graph.asked import Asked, Told
+from onnxprune.graph.asked import Asked, Told, content_key
 from onnxprune.graph.branches import shapes_without_past
 from onnxprune.graph.dims import Sizes, dim_name, graph_inputs
 from onnxprune.graph.operators import operator_of
@@ -44,11 +44,6 @@ def _element_type(dtype: np.dtype[np.generic]) -> int:
         return int(ir.DataType.from_numpy(dtype))
     except (TypeError, ValueError):
         return 0
-
-
-def _equal(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> bool:
-    """Whether two short arrays hold the same bytes."""
-    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 @dataclass
@@ -252,7 +247,8 @@ class _Walk:
         self._set(value, array.shape, dtype)
         if array.size <= _DATA_LIMIT:
             same = self.other.get(value)
-            self.probe.data[value] = array if same is None or not _equal(same, array) else same
+            alike = same is array or (same is not None and content_key(same) == content_key(array))
+            self.probe.data[value] = same if same is not None and alike else array
         return True
 
     def _infer(self, node: ir.Node) -> None:

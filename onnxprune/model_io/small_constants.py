@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 
 _MOST = 1 << 14  # bytes; a larger tensor would lie in memory twice, so `passes.LiftConstants` lifts it later
-_FREE_CONSTANTS = 4  # before this IR version, every initializer is an input of the graph
+
+FIRST_WITH_FREE_CONSTANTS = 4
+"""Before this IR version, every constant is an input of the outermost graph."""
 
 
 def lift(proto: onnx.ModelProto) -> list[str]:
@@ -24,7 +26,7 @@ def lift(proto: onnx.ModelProto) -> list[str]:
         The names of what was lifted.
     """
     graph, lifted, stay = proto.graph, list[str](), list[onnx.NodeProto]()
-    if proto.ir_version < _FREE_CONSTANTS:
+    if proto.ir_version < FIRST_WITH_FREE_CONSTANTS:
         return lifted
     taken = {entry.name for entries in (graph.input, graph.output, graph.initializer) for entry in entries}
     for node in graph.node:

@@ -66,7 +66,7 @@ def _data_of_product(node: ir.Node) -> Literal["unsigned", "signed", ""]:
         if value is None:
             continue
         point = None if zero_point is None else _input(node, zero_point)
-        signed = ir.DataType.INT8 in (_type(value), None if point is None else _type(point))
+        signed = ir.DataType.INT8 in (_type(value), _type(point))
         if ir.convenience.get_const_tensor(value) is not None:
             constant |= signed
         else:
@@ -78,7 +78,9 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _type(value: ir.Value) -> ir.DataType | None:
+def _type(value: ir.Value | None) -> ir.DataType | None:
+    if value is None:
+        return None
     tensor = ir.convenience.get_const_tensor(value)
     return value.dtype if tensor is None else tensor.dtype
 

@@ -49,6 +49,7 @@ def make_session(
     threads: int = 1,
     lean: bool = False,
     mapped: bool = False,
+    exact: bool = True,
     error: type[OnnxPruneError] = ModelError,
 ) -> ort.InferenceSession:
     """Create a session on the CPU.
@@ -56,13 +57,14 @@ def make_session(
     Args:
         model: A model in memory, a path, or serialised bytes.
         optimize: ONNX Runtime's graph optimisations. Only "off" and "basic" are exact: above that it rewrites int8
-            DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency. Products
-            of integers may overflow in it, in the others they do not; see `overflow`.
+            DequantizeLinear + MatMul and is off by 1e-2. "all" is what a deployment runs: use it for latency.
         threads: Threads inside an operator. With 1 all work is done on the calling thread, so that its CPU time counts.
         lean: Give memory back as soon as a value is not needed any more. By default it is kept for the next run, in
             pieces that double, which is faster for small values.
         mapped: Leave the weights in a file, also of a small model, as those of a large one always are: for a session
             that is run once or twice.
+        exact: Let no product of integers overflow in a model in memory, where `optimize` is not "all"; see `overflow`.
+            Two forms of a model with the same numbers in the same places overflow alike: they are compared without.
         error: What to raise; ModelError blames the input, VerificationError the result.
 
     Raises:
@@ -78,7 +80,8 @@ def make_session(
         _give_back(options)
     if isinstance(model, onnx.ModelProto):
         model = model_io.load_any(model)
-    left_out = overflow.make_exact(options, model) if optimize != "all" and isinstance(model, ir.Model) else ()
+    exact = exact and optimize != "all"
+    left_out = overflow.make_exact(options, model) if exact and isinstance(model, ir.Model) else ()
     try:
         if isinstance(model, ir.Model):
             content: str | bytes

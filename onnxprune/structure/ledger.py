@@ -113,10 +113,10 @@ class Ledger:
         self.prunable = prunable_parameters(structure, weights, groups)
         self._cost = cost
         whole = structure.known_shapes
-        every = [] if cost is None else [(node, n, n * cost(node, whole)) for node, n in counted_nodes(structure)]
-        priced = [entry for entry in every if entry[2]]  # what costs nothing whole costs nothing cut
+        nodes = [] if cost is None else [(node, n, n * cost(node, whole)) for node, n in counted_nodes(structure)]
+        priced = [entry for entry in nodes if entry[2]]  # what costs nothing whole costs nothing cut
         self._nodes = [(node, times) for node, times, _ in priced]
-        self._costs = [cost_ for _, _, cost_ in priced]
+        self._costs = [total for _, _, total in priced]
         self._operands = [[v for v in _values(node) if v in whole] for node, _ in self._nodes]
         self._names = list(dict.fromkeys(v for values in self._operands for v in values))
         self._extents = {v: whole[v] for v in self._names}

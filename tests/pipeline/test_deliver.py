@@ -89,6 +89,13 @@ def test_another_model_is_not_taken_for_a_packed_one() -> None:
         compare_forms(a, b, batch, 0.0)
 
 
+def test_forms_of_products_that_overflow_on_some_processors_overflow_alike() -> None:
+    """As a message, which nothing makes exact, and as a model."""
+    weights = np.where(np.arange(64 * 4).reshape(64, 4) % 5, 127, -1).astype(np.int8)
+    plain = graph("g (uint8[N,64] x) => (int32[N,4] y) { y = MatMulInteger(x, w) }", {"w": weights})
+    compare_forms(plain, ir.to_proto(plain), [{"x": np.full((2, 64), 255, np.uint8)}], 0.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
